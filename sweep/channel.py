@@ -1,0 +1,89 @@
+"""How specifications, stops, reports and outcomes travel: through the room.
+
+Invariants: writes the controller's files only; every write is safe to repeat; a report is shown once to each
+`RoomChannel`, and all of them again to a new one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sweep.ports import AttemptSight, WorkerSight
+from trainer.contract import ContractError, FailureKind, Outcome, OutcomeKind, Report, StopCause, TrialSpec, decode, encode
+from trainer.room import Room, Tail, read_json, read_text, write_atomic
+
+
+class RoomChannel:
+    """A `Channel` (see `ports`) over a directory that controller and workers share."""
+
+    def __init__(self, room: Room) -> None:
+        self._room = room
+        self._tails: dict[tuple[int, int], Tail] = {}
+        self._workers: dict[tuple[int, int], str] = {}
+
+    def assign(self, spec: TrialSpec) -> None:
+        attempt = self._room.attempt(spec.trial, spec.attempt)
+        if not attempt.spec.exists():
+            write_atomic(attempt.spec, encode(spec))
+        self._room.worker(spec.worker).assign(spec.trial, spec.attempt)
+
+    def stop(self, trial: int, attempt: int, cause: StopCause, reason: str) -> None:
+        path = self._room.attempt(trial, attempt).stop
+        if not path.exists():
+            write_atomic(path, f"{cause}\n{reason}")
+
+    def drain(self, worker: str) -> None:
+        write_atomic(self._room.worker(worker).drain, "")
+
+    def observe(
+        self, trials: Sequence[int], workers: Sequence[str]
+    ) -> tuple[dict[int, list[AttemptSight]], dict[str, WorkerSight]]:
+        # a worker's outcome is read before its reports, so that an outcome never outruns the reports behind it
+        inboxes = {name: set(self._room.worker(name).assignments()) for name in workers}
+        attempts = {trial: [self._attempt(trial, n, inboxes) for n in self._room.attempts(trial)] for trial in trials}
+        return attempts, {name: self._worker(name, len(inboxes[name])) for name in workers}
+
+    def _attempt(self, trial: int, number: int, inboxes: dict[str, set[tuple[int, int]]]) -> AttemptSight:
+        files = self._room.attempt(trial, number)
+        worker = self._worker_of(trial, number)
+        outcome = _outcome(read_text(files.outcome))
+        tail = self._tails.setdefault((trial, number), Tail(files.reports))
+        stop = read_text(files.stop)
+        cause, _, reason = (stop or "").partition("\n")
+        inbox = inboxes.get(worker)
+        return AttemptSight(
+            number=number,
+            worker=worker,
+            delivered=inbox is None or (trial, number) in inbox,
+            stop=StopCause(cause) if cause else None,
+            stop_reason=reason,
+            outcome=outcome,
+            reports=tuple(report for line in tail.lines() if (report := _report(line)) is not None),
+        )
+
+    def _worker_of(self, trial: int, number: int) -> str:
+        key = (trial, number)
+        if key not in self._workers:
+            spec = read_json(self._room.attempt(trial, number).spec) or {}
+            self._workers[key] = str(spec.get("worker", ""))
+        return self._workers[key]
+
+    def _worker(self, name: str, assigned: int) -> WorkerSight:
+        files = self._room.worker(name)
+        return WorkerSight(name, read_text(files.beat), assigned, files.drain.exists())
+
+
+def _outcome(text: str | None) -> Outcome | None:
+    if text is None:
+        return None
+    try:
+        return decode(Outcome, text)
+    except ContractError as error:
+        return Outcome(OutcomeKind.FAILED, f"its outcome cannot be read: {error}", failure=FailureKind.ERROR)
+
+
+def _report(line: str) -> Report | None:
+    try:
+        return decode(Report, line)
+    except ContractError:
+        return None  # a line that a full disk tore in the middle; its milestone is repeated by the next attempt

@@ -1,0 +1,1 @@
+"""Queues: each module makes one kind of place reachable, and none imports another."""

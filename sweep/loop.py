@@ -1,0 +1,206 @@
+"""Observe, decide, act: the controller of one sweep.
+
+Invariants: exactly one controller holds a room's lock. It keeps nothing that it cannot observe again, except
+since when it has seen something, so that its death at any moment costs nothing but time. Every effect is carried
+out by one call of a port, and each of those is safe to repeat.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from sweep.decide import decide
+from sweep.errors import RetryLater
+from sweep.model import (
+    Ask,
+    Assign,
+    AttemptFacts,
+    Cancel,
+    Drain,
+    Effect,
+    Finish,
+    JobState,
+    Limits,
+    Mode,
+    StartWorkers,
+    Stop,
+    Tell,
+    TrialFacts,
+    Verdict,
+    View,
+    WorkerFacts,
+)
+from sweep.ports import AttemptSight, Channel, Clock, Dispatcher, Study, WorkerSight, WorkerSpec
+from trainer.contract import Report, StopCause, TrialSpec
+
+# Builds the specification of an attempt from trial, attempt and worker.
+SpecFactory = Callable[[int, int, str], TrialSpec]
+
+
+class Listener(Protocol):
+    """Told what the controller sees and does; must not act on the sweep."""
+
+    def reported(self, trial: int, report: Report) -> None:
+        """A trial reached a milestone."""
+
+    def done(self, effect: Effect) -> None:
+        """An effect was carried out."""
+
+    def waited(self, view: View) -> None:
+        """Nothing was left to do for the moment."""
+
+    def trouble(self, message: str) -> None:
+        """Something did not work and will be tried again."""
+
+
+@dataclass
+class Ports:
+    """The world as the controller reaches it."""
+
+    study: Study
+    channel: Channel
+    dispatcher: Dispatcher
+    clock: Clock
+
+
+@dataclass
+class Controller:
+    """The controller of one sweep.
+
+    Args:
+        mode: what the person wants now; asked before each decision.
+        spec: builds specifications.
+        created: when the sweep began, on the controller's clock.
+    """
+
+    ports: Ports
+    limits: Limits
+    spec: SpecFactory
+    listener: Listener
+    mode: Callable[[], Mode]
+    created: float
+    poll_seconds: float = 0.1
+    _since: dict[tuple[str, object], tuple[object, float]] = field(default_factory=dict)
+    _tokens: dict[int, int] = field(default_factory=dict)
+    _first_name: int | None = None
+    _last_name: int = 0
+
+    def run(self) -> Finish:
+        """Go on until there is nothing left to do, or the person wants it to end."""
+        while True:
+            try:
+                effects = self.step()
+            except RetryLater as error:
+                self.listener.trouble(str(error))
+                effects = ()
+            if effects and isinstance(effects[-1], Finish):
+                return effects[-1]
+            if all(isinstance(effect, Cancel) for effect in effects):  # nothing to do but wait
+                self.ports.clock.sleep(self.poll_seconds)
+
+    def step(self) -> tuple[Effect, ...]:
+        """One round; returns the effects that were carried out.
+
+        Raises:
+            RetryLater: a port cannot answer now; the next round observes anew.
+        """
+        view = self.observe()
+        effects = decide(view, self.limits, self.ports.clock.now())
+        for effect in effects:
+            self._act(effect)
+            self.listener.done(effect)
+        if not effects:
+            self.listener.waited(view)
+        return effects
+
+    def observe(self) -> View:
+        """All facts of this moment; takes new reports to the study on the way."""
+        study = self.ports.study
+        # jobs first: an attempt whose job is gone by now has written all that it ever will
+        jobs = self.ports.dispatcher.poll()
+        self._last_name = max([self._last_name, *(int(name[1:]) for name in jobs)])
+        self._first_name = self._last_name if self._first_name is None else self._first_name
+        watched = [name for name, (_, state) in jobs.items() if state is not JobState.GONE or self._is_ours(name)]
+        attempts, workers = self.ports.channel.observe(study.facts().open, watched)
+        trials = tuple(self._trial(number, sights) for number, sights in attempts.items())
+        facts = tuple(self._worker(sight, *jobs[name]) for name, sight in workers.items())
+        return View(
+            study=study.facts(),
+            trials=trials,
+            workers=facts,
+            mode=self.mode(),
+            tokens=study.facts().tokens + sum(self._tokens.values()),
+            seconds=self.ports.clock.now() - self.created,
+            start_failures=self._start_failures(facts),
+        )
+
+    def _act(self, effect: Effect) -> None:
+        ports = self.ports
+        match effect:
+            case StartWorkers(places):
+                names = [f"w{self._last_name + 1 + index:04d}" for index in range(len(places))]
+                ports.dispatcher.start([WorkerSpec(n, place) for n, place in zip(names, places, strict=True)])
+            case Ask():
+                ports.study.ask()
+            case Assign(trial, attempt, worker):
+                ports.channel.assign(self.spec(trial, attempt, worker))
+            case Stop(trial, attempt, cause, reason):
+                ports.channel.stop(trial, attempt, cause, reason)
+            case Cancel(worker):
+                ports.dispatcher.cancel([worker])
+            case Tell(trial):
+                ports.study.tell(effect, self._tokens.pop(trial, 0))
+            case Drain(worker):
+                ports.channel.drain(worker)
+            case Finish():
+                pass
+
+    def _trial(self, number: int, sights: list[AttemptSight]) -> TrialFacts:
+        verdict: Verdict | None = None
+        for sight in sights:
+            for report in sight.reports:
+                self._tokens[number] = max(report.tokens, self._tokens.get(number, 0))
+                self.listener.reported(number, report)
+            if sight.stop is StopCause.PRUNED:  # an earlier controller's verdict, which stands
+                verdict = verdict or Verdict(0, float("nan"), sight.stop_reason)
+            elif verdict is None:
+                verdict = self.ports.study.record(number, sight.reports)
+        return TrialFacts(number, tuple(self._attempt(number, sight) for sight in sights), verdict)
+
+    def _attempt(self, trial: int, sight: AttemptSight) -> AttemptFacts:
+        stop_since = self._seen(("stop", (trial, sight.number)), sight.stop) if sight.stop else None
+        return AttemptFacts(sight.number, sight.worker, sight.delivered, sight.stop, stop_since, sight.outcome)
+
+    def _worker(self, sight: WorkerSight, place: int, job: JobState) -> WorkerFacts:
+        return WorkerFacts(
+            name=sight.name,
+            place=place,
+            job=job,
+            ready=sight.beat is not None,
+            started=self._seen(("job", sight.name), job),
+            beat=self._seen(("beat", sight.name), sight.beat),
+            assigned=sight.assigned,
+            draining=sight.draining,
+        )
+
+    def _seen(self, what: tuple[str, object], value: object) -> float:
+        """Since when this has had this value, on our clock."""
+        if what not in self._since or self._since[what][0] != value:
+            self._since[what] = (value, self.ports.clock.now())
+        return self._since[what][1]
+
+    def _is_ours(self, name: str) -> bool:
+        """One of the last workers that this controller started."""
+        recent = self._last_name - self.limits.max_start_failures - self.limits.workers
+        return int(name[1:]) > max(self._first_name or 0, recent)
+
+    def _start_failures(self, workers: tuple[WorkerFacts, ...]) -> int:
+        """How many of the last workers in a row ended without ever being ready, those that we let go left out."""
+        failures = 0
+        for worker in sorted(workers, key=lambda w: w.name, reverse=True):
+            if worker.ready:
+                break
+            failures += worker.job is JobState.GONE and not worker.draining
+        return failures

@@ -1,0 +1,300 @@
+"""The frozen values that the controller reasons about: facts, limits and effects.
+
+Invariants: no behaviour beyond derived properties; times are seconds on the controller's own clock.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from trainer.contract import Outcome, Report, StopCause
+
+
+class JobState(StrEnum):
+    """What a queue says of a worker's job."""
+
+    PENDING = "pending"
+    RUNNING = "running"
+    GONE = "gone"
+
+
+class Ending(StrEnum):
+    """How a trial is told to the study; Optuna's own words."""
+
+    COMPLETE = "COMPLETE"
+    PRUNED = "PRUNED"
+    FAIL = "FAIL"
+
+
+class Mode(StrEnum):
+    """What the person wants of the controller."""
+
+    RUN = "run"
+    DETACH = "detach"  # ask no more, let running trials go on without us
+    STOP = "stop"  # stop running trials with a checkpoint, to go on later
+    CANCEL = "cancel"  # stop running trials for good
+
+
+class Finished(StrEnum):
+    """Why a controller's run ended."""
+
+    DONE = "done"
+    DETACHED = "detached"
+    STOPPED = "stopped"
+    CANCELLED = "cancelled"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """A pruner's decision to stop a trial, with what it was based on."""
+
+    milestone: int
+    value: float
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptFacts:
+    """One attempt, as the room shows it.
+
+    Args:
+        delivered: its worker has it in the inbox.
+        stop_since: when the controller first saw the stop, None without one.
+    """
+
+    number: int
+    worker: str
+    delivered: bool = True
+    stop: StopCause | None = None
+    stop_since: float | None = None
+    outcome: Outcome | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TrialFacts:
+    """A trial that the study has not been told yet."""
+
+    number: int
+    attempts: tuple[AttemptFacts, ...] = ()
+    verdict: Verdict | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerFacts:
+    """A worker that has been started and is not known to be gone, or whose attempts are still open.
+
+    Args:
+        place: its position among the queue's workers (a GPU or a core).
+        ready: its beat was seen.
+        started, beat: when the controller first saw it, and when its beat last changed.
+        assigned: attempts ever put into its inbox.
+    """
+
+    name: str
+    place: int
+    job: JobState
+    ready: bool = False
+    started: float = 0.0
+    beat: float = 0.0
+    assigned: int = 0
+    draining: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class StudyFacts:
+    """What the study knows of this sweep's own trials, imported ones left out.
+
+    Args:
+        open: numbers asked and not told, ascending.
+        tokens: label tokens of the ended trials.
+        exhausted: the sampler has nothing left to propose.
+    """
+
+    open: tuple[int, ...] = ()
+    complete: int = 0
+    pruned: int = 0
+    failed: int = 0
+    cancelled: int = 0
+    best: float | None = None
+    best_trial: int | None = None
+    tokens: int = 0
+    exhausted: bool = False
+
+    @property
+    def ended(self) -> int:
+        return self.complete + self.pruned + self.failed + self.cancelled
+
+    @property
+    def asked(self) -> int:
+        return self.ended + len(self.open)
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """All facts of one moment.
+
+    Args:
+        tokens: label tokens trained by all trials so far.
+        seconds: since the sweep was created.
+        start_failures: workers in a row that ended without ever being ready.
+    """
+
+    study: StudyFacts
+    trials: tuple[TrialFacts, ...]
+    workers: tuple[WorkerFacts, ...]
+    mode: Mode = Mode.RUN
+    tokens: int = 0
+    seconds: float = 0.0
+    start_failures: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What the configuration allows. None: no limit."""
+
+    trials: int | None = None
+    tokens: int | None = None
+    seconds: float | None = None
+    target: float | None = None
+    workers: int = 1
+    slots: int = 1
+    trials_per_worker: int | None = None
+    max_attempts: int = 3
+    max_failure_share: float = 0.5
+    min_ended_for_share: int = 4
+    max_start_failures: int = 3
+    stop_grace: float = 60.0
+    silence: float = 120.0
+    start_grace: float = 600.0
+
+
+@dataclass(frozen=True, slots=True)
+class StartWorkers:
+    """Start a worker at each of these places."""
+
+    places: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """Ask the study for one more trial."""
+
+
+@dataclass(frozen=True, slots=True)
+class Assign:
+    """Write the attempt's specification where it is missing, then put it into the worker's inbox."""
+
+    trial: int
+    attempt: int
+    worker: str
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """Ask a running attempt to stop."""
+
+    trial: int
+    attempt: int
+    cause: StopCause
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    """Have the queue end a worker's job."""
+
+    worker: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Tell:
+    """Tell the study how a trial ended."""
+
+    trial: int
+    ending: Ending
+    reason: str
+    cancelled: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Drain:
+    """Let a worker end after what it has."""
+
+    worker: str
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """The controller's run is over."""
+
+    how: Finished
+    reason: str
+
+
+Effect = StartWorkers | Ask | Assign | Stop | Cancel | Tell | Drain | Finish
+
+
+@dataclass(frozen=True, slots=True)
+class TrialRow:
+    """A trial as a person sees it, told or not.
+
+    Args:
+        state: running, waiting, complete, pruned, failed or cancelled.
+        value: the objective of a complete trial, else its last reported one.
+        reports: one per milestone, ascending, over all attempts.
+    """
+
+    number: int
+    state: str
+    params: Mapping[str, Any]
+    value: float | None = None
+    reason: str = ""
+    attempts: int = 0
+    worker: str = ""
+    reports: tuple[Report, ...] = ()
+    adapter: str | None = None
+
+    @property
+    def last(self) -> Report | None:
+        return self.reports[-1] if self.reports else None
+
+    @property
+    def tokens(self) -> int:
+        return self.reports[-1].tokens if self.reports else 0
+
+
+@dataclass(frozen=True, slots=True)
+class SweepState:
+    """A whole sweep as a person sees it.
+
+    Args:
+        trial_tokens: label tokens of a trial that runs to its end, as probed; 0 where unknown.
+        controller: a controller is running it now.
+    """
+
+    name: str
+    metric: str
+    rows: tuple[TrialRow, ...]
+    workers: tuple[WorkerFacts, ...] = ()
+    limits: Limits = field(default_factory=Limits)
+    seconds: float = 0.0
+    trial_tokens: int = 0
+    controller: bool = False
+
+    @property
+    def best(self) -> TrialRow | None:
+        done = [row for row in self.rows if row.state == "complete" and row.value is not None]
+        return min(done, key=lambda row: row.value if row.value is not None else math.inf, default=None)
+
+    @property
+    def tokens(self) -> int:
+        return sum(row.tokens for row in self.rows)
+
+    def count(self, state: str) -> int:
+        return sum(1 for row in self.rows if row.state == state)

@@ -1,0 +1,112 @@
+"""The four protocols between the controller and the world.
+
+Invariants: few methods each, none that another could be made of; every implementation passes the contract suite of its protocol in
+`tests/contracts/`; every method that acts is safe to repeat.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from sweep.model import JobState, StudyFacts, Tell, Verdict
+from trainer.contract import Outcome, Report, StopCause, TrialSpec
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSpec:
+    """A worker to be started: its name in the room and its place among the queue's workers."""
+
+    name: str
+    place: int
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptSight:
+    """An attempt as the channel shows it; `reports` are those not shown before."""
+
+    number: int
+    worker: str
+    delivered: bool
+    stop: StopCause | None
+    stop_reason: str
+    outcome: Outcome | None
+    reports: tuple[Report, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSight:
+    """A worker as the channel shows it; a beat is only ever compared with an earlier one."""
+
+    name: str
+    beat: str | None
+    assigned: int
+    draining: bool
+
+
+class Dispatcher(Protocol):
+    """Starts and ends workers on a queue."""
+
+    def start(self, workers: Sequence[WorkerSpec]) -> None:
+        """Start these workers, or adopt those found under their names.
+
+        Raises:
+            GiveUp: the queue refuses; RetryLater: it cannot answer now.
+        """
+
+    def poll(self) -> Mapping[str, tuple[int, JobState]]:
+        """Place and state of every worker ever started in this room, with one query of the queue."""
+
+    def cancel(self, workers: Sequence[str]) -> None:
+        """End these workers' jobs; nothing where they are gone."""
+
+    def preview(self, worker: WorkerSpec) -> str:
+        """What would be handed to the queue, for a person."""
+
+
+class Channel(Protocol):
+    """Carries specifications and stops to workers, reports and outcomes back."""
+
+    def assign(self, spec: TrialSpec) -> None:
+        """Hand an attempt to the worker that it names."""
+
+    def stop(self, trial: int, attempt: int, cause: StopCause, reason: str) -> None:
+        """Ask an attempt to stop; the first cause stands."""
+
+    def drain(self, worker: str) -> None:
+        """Tell a worker to end after what it has."""
+
+    def observe(
+        self, trials: Sequence[int], workers: Sequence[str]
+    ) -> tuple[dict[int, list[AttemptSight]], dict[str, WorkerSight]]:
+        """All attempts of these trials, and these workers."""
+
+
+class Study(Protocol):
+    """Proposes trials, judges their reports, and remembers how they ended."""
+
+    def ask(self) -> int:
+        """The number of a new trial."""
+
+    def params(self, number: int) -> Mapping[str, Any]:
+        """A trial's hyperparameters by torchtune key."""
+
+    def record(self, number: int, reports: Sequence[Report]) -> Verdict | None:
+        """Take a trial's new reports in, in order; a verdict where it shall stop. Later reports are then ignored."""
+
+    def tell(self, told: Tell, tokens: int) -> None:
+        """Say how a trial ended and how many label tokens it trained; nothing where it was told before."""
+
+    def facts(self) -> StudyFacts:
+        """Counts, open trials and the best value."""
+
+
+class Clock(Protocol):
+    """Time for the controller: real, or simulated."""
+
+    def now(self) -> float:
+        """Seconds; only differences mean anything."""
+
+    def sleep(self, seconds: float) -> None:
+        """Let time pass."""

@@ -1,0 +1,140 @@
+"""A sweep as a person sees it, read from its room and its study.
+
+Invariants: reads only; what has ended is read once. Works beside a running controller and without one.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, TypeVar
+
+from sweep.model import JobState, SweepState, TrialRow, WorkerFacts
+from sweep.session import controller_runs, load_settings, reading_storage
+from sweep.settings import Settings
+from trainer.contract import ContractError, Outcome, Report, Step, decode
+from trainer.room import Room, Tail, held, read_json, read_text
+
+if TYPE_CHECKING:
+    from optuna.trial import FrozenTrial
+
+T = TypeVar("T")
+ENDED = {"COMPLETE": "complete", "PRUNED": "pruned"}
+
+
+@dataclass(slots=True)
+class SweepReader:
+    """Reads a sweep again and again.
+
+    Args:
+        trials: this sweep's own trials in the study.
+    """
+
+    room: Room
+    settings: Settings
+    trials: Callable[[], list[FrozenTrial]]
+    _ended: dict[int, TrialRow] = field(default_factory=dict)
+    _tails: dict[tuple[int, int], Tail] = field(default_factory=dict)
+    _reports: dict[int, dict[int, Report]] = field(default_factory=dict)
+
+    def state(self) -> SweepState:
+        workers = self._workers()
+        alive = {worker.name for worker in workers}
+        rows = tuple(self._row(trial, alive) for trial in self.trials())
+        return SweepState(
+            name=self.settings.name,
+            metric=self.settings.metric,
+            rows=rows,
+            workers=workers,
+            limits=self.settings.limits(self.settings.queue.workers or len(workers)),
+            seconds=time.time() - self.settings.created,
+            trial_tokens=self.settings.trial_tokens,
+            controller=controller_runs(self.room),
+        )
+
+    def _row(self, trial: FrozenTrial, alive: set[str]) -> TrialRow:
+        from sweep.study import CANCELLED, REASON, decode_params
+
+        if trial.number in self._ended:
+            return self._ended[trial.number]
+        attempts = self.room.attempts(trial.number)
+        files = self.room.attempt(trial.number, attempts[-1]) if attempts else None
+        spec = (read_json(files.spec) or {}) if files else {}
+        outcome = read_outcome(self.room, trial.number)
+        state = ENDED.get(trial.state.name, "cancelled" if CANCELLED in trial.user_attrs else "failed")
+        if not trial.state.is_finished():
+            running = outcome is None and spec.get("worker") in alive
+            state = "running" if running else "waiting"
+        reports = self._read_reports(trial.number, attempts)
+        last = getattr(reports[-1], self.settings.metric) if reports else None
+        row = TrialRow(
+            number=trial.number,
+            state=state,
+            params=decode_params(self.settings.space, trial),
+            value=trial.value if trial.state.name == "COMPLETE" else last,
+            reason=str(trial.user_attrs.get(REASON, "")),
+            attempts=len(attempts),
+            worker=str(spec.get("worker", "")),
+            reports=reports,
+            adapter=str(files.adapter) if files and files.adapter.is_dir() else None,
+        )
+        if trial.state.is_finished():
+            self._ended[trial.number] = row
+        return row
+
+    def _read_reports(self, trial: int, attempts: list[int]) -> tuple[Report, ...]:
+        merged = self._reports.setdefault(trial, {})
+        for number in attempts:
+            tail = self._tails.setdefault((trial, number), Tail(self.room.attempt(trial, number).reports))
+            merged.update({report.milestone: report for report in _decoded(Report, tail.lines())})
+        return tuple(merged[milestone] for milestone in sorted(merged))
+
+    def _workers(self) -> tuple[WorkerFacts, ...]:
+        found = []
+        for name in self.room.workers():
+            files = self.room.worker(name)
+            if held(files.lock):
+                place = int((read_json(files.job) or {}).get("place", 0))
+                ready = files.beat.exists()
+                found.append(WorkerFacts(name, place, JobState.RUNNING, ready, draining=files.drain.exists()))
+        return tuple(found)
+
+
+def open_reader(room: Room) -> SweepReader:
+    """A reader of a room, beside whoever runs it."""
+    from sweep.study import load_study, own_trials
+
+    settings = load_settings(room)
+    study = load_study(reading_storage(room, settings), settings.name)
+    return SweepReader(room, settings, lambda: own_trials(study))
+
+
+def read_outcome(room: Room, trial: int) -> Outcome | None:
+    """The outcome of a trial's last attempt, None where it has none yet."""
+    attempts = room.attempts(trial)
+    text = read_text(room.attempt(trial, attempts[-1]).outcome) if attempts else None
+    try:
+        return decode(Outcome, text) if text is not None else None
+    except ContractError:
+        return None
+
+
+def read_steps(room: Room, trial: int) -> list[Step]:
+    """The optimizer steps of a trial over all its attempts; where two attempts did the same one, the later's."""
+    merged: dict[int, Step] = {}
+    for number in room.attempts(trial):
+        lines = Tail(room.attempt(trial, number).steps).lines()
+        merged.update({step.step: step for step in _decoded(Step, lines)})
+    return [merged[step] for step in sorted(merged)]
+
+
+def _decoded(kind: type[T], lines: list[str]) -> list[T]:
+    found = []
+    for line in lines:
+        try:
+            found.append(decode(kind, line))
+        except ContractError:
+            continue
+    return found
+

@@ -1,0 +1,182 @@
+"""Runs a controller in front of a person: live view or line log, Ctrl-C, and the word at the end.
+
+Invariants: the room's lock is held for as long as the controller acts. A first Ctrl-C detaches, a second stops
+the trials with a checkpoint; neither loses anything.
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from sweep.errors import GiveUp, RetryLater
+from sweep.model import Assign, Cancel, Effect, Finish, Finished, Mode, Stop, StartWorkers, Tell, View
+from sweep.session import controller_lock, load_settings, make_controller, open_study
+from sweep.view import console, duration, live_view, number, params_text
+from trainer.contract import Report
+from trainer.room import Room, hold, read_text
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.live import Live
+
+    from sweep.results import SweepReader
+    from sweep.study import OptunaStudy
+
+REFRESH_SECONDS = 0.5
+
+
+@dataclass(slots=True)
+class Wish:
+    """What the person wants: from Ctrl-C, or from the verb `stop` of another process through the room."""
+
+    room: Room
+    mode: Mode = Mode.RUN
+
+    def __call__(self) -> Mode:
+        text = read_text(control_path(self.room))
+        asked = Mode(text.strip()) if text and text.strip() in list(Mode) else Mode.RUN
+        order = list(Mode)
+        return max(self.mode, asked, key=order.index)
+
+    def interrupt(self, number: int, frame: FrameType | None) -> None:
+        self.mode = Mode.DETACH if self.mode is Mode.RUN else Mode.STOP
+
+
+@dataclass
+class Log:
+    """Turns what the controller does into lines: to standard output, or into the live view."""
+
+    study: OptunaStudy
+    metric: str
+    echo: Console | None
+    began: float = field(default_factory=time.time)
+    lines: deque[str] = field(default_factory=lambda: deque(maxlen=200))
+    view: LiveView | None = None
+
+    def reported(self, trial: int, report: Report) -> None:
+        value = getattr(report, self.metric)
+        if not self.view:
+            text = f"trial {trial} milestone {report.milestone}: {self.metric} {number(value)} loss {number(report.loss)} "
+            self._say(text + f"grad_norm {number(report.grad_norm, 3)}")
+
+    def done(self, effect: Effect) -> None:
+        match effect:
+            case StartWorkers(places):
+                self._say(f"starting {len(places)} worker{'s' if len(places) > 1 else ''}")
+            case Assign(trial, attempt, worker):
+                again = f" again (attempt {attempt})" if attempt > 1 else ""
+                self._say(f"trial {trial} starts{again} on {worker}: {params_text(self.study.params(trial))}")
+            case Stop(trial, _, cause, reason):
+                self._say(f"trial {trial} shall stop ({cause}): {reason}")
+            case Tell(trial, ending, reason):
+                self._say(f"trial {trial} {ending.value}{self._value(trial)}{': ' if reason else ''}{reason}")
+            case Cancel(worker, reason):
+                self._say(f"worker {worker} is ended: {reason}")
+        if self.view:
+            self.view.refresh(self)
+
+    def waited(self, view: View) -> None:
+        if self.view:
+            self.view.refresh(self)
+
+    def trouble(self, message: str) -> None:
+        self._say(f"trouble, trying again: {message}")
+
+    def _value(self, trial: int) -> str:
+        facts = self.study.facts()
+        return f" {self.metric} {number(facts.best)} (best so far)" if facts.best_trial == trial else ""
+
+    def _say(self, text: str) -> None:
+        line = f"[{duration(time.time() - self.began)}] {text}"
+        self.lines.append(line)
+        if self.echo is not None:
+            self.echo.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+@dataclass
+class LiveView:
+    """Redraws the live view, twice a second at most."""
+
+    live: Live
+    reader: SweepReader
+    _drawn: float = 0.0
+
+    def refresh(self, log: Log) -> None:
+        now = time.monotonic()
+        if now - self._drawn >= REFRESH_SECONDS:
+            self._drawn = now
+            self.live.update(live_view(self.reader.state(), list(log.lines), self.live.console.height), refresh=True)
+
+
+def control_path(room: Room) -> Path:
+    """Where another process writes what it wants of the controller: a word of `Mode`."""
+    return room.root / "control"
+
+
+def drive(room: Room, wish: Wish) -> Finish:
+    """Run the controller of a room until it ends.
+
+    Raises:
+        RetryLater: another controller runs this sweep. GiveUp: the disk is full.
+    """
+    settings = load_settings(room)
+    with hold(controller_lock(room), "controller") as mine:
+        if not mine:
+            raise RetryLater(
+                f"another controller runs {settings.name} already; look at it with `sweep watch {settings.name}`, "
+                f"or end it with `sweep stop {settings.name}`"
+            )
+        control_path(room).unlink(missing_ok=True)
+        study = open_study(room, settings)
+        out = console()
+        log = Log(study, settings.metric, echo=None if out.is_terminal else out)
+        controller = make_controller(room, settings, study, log, wish)
+        try:
+            with _signals(wish), _live(out, log, room, study):
+                finish = controller.run()
+        except OSError as error:
+            raise GiveUp(f"the controller cannot write to {room.root}: {error}; mend that, then `sweep resume`") from error
+        control_path(room).unlink(missing_ok=True)
+        return finish
+
+
+@contextmanager
+def _signals(wish: Wish) -> Iterator[None]:
+    old = {number: signal.signal(number, wish.interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _live(out: Console, log: Log, room: Room, study: OptunaStudy) -> Iterator[None]:
+    if not out.is_terminal:
+        yield
+        return
+    from rich.live import Live
+
+    from sweep.results import SweepReader
+
+    reader = SweepReader(room, load_settings(room), study.frozen)
+    with Live(console=out, auto_refresh=False, transient=True) as live:
+        log.view = LiveView(live, reader)
+        yield
+
+
+EXIT_CODES = {
+    Finished.DONE: 0,
+    Finished.DETACHED: 130,
+    Finished.STOPPED: 130,
+    Finished.CANCELLED: 130,
+    Finished.FAILED: 1,
+}

@@ -1,0 +1,270 @@
+"""The sections of a sweep's configuration as typed values, frozen into `sweep.json`.
+
+Invariants: a value that exists is valid in itself; what depends on other sections is checked in `config.freeze`.
+The frozen form is plain JSON, so that a sweep can be resumed without the files that it was composed from.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from omegaconf import OmegaConf
+from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+
+from sweep.errors import ConfigError, unknown_key
+from sweep.grammar import parse_space
+from sweep.model import Limits
+from sweep.space import Space
+from trainer.contract import Guard
+
+SCHEMA_VERSION = 1
+METRICS = ("val_loss", "loss")
+T = TypeVar("T")
+
+
+@dataclass
+class Recipe:
+    """Where the torchtune configuration comes from.
+
+    Args:
+        config: a path, a name of `conf/recipe`, or a name that `tune ls` prints.
+        overrides: torchtune keys to change; `+key` adds one that the configuration lacks.
+        components: further prefixes that `_component_` may name.
+    """
+
+    config: str
+    overrides: dict[str, Any] = field(default_factory=dict)
+    components: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Search:
+    """The budget, and what is allowed to go wrong. null: no limit."""
+
+    trials: int | None = 24
+    tokens: int | None = None
+    seconds: float | None = None
+    target: float | None = None
+    seed: int = 0
+    max_attempts: int = 3
+    max_failure_share: float = 0.5
+
+
+@dataclass
+class Objective:
+    """What is minimised, and how often it is looked at.
+
+    Args:
+        metric: val_loss, loss (training loss, mean over a milestone), or auto: val_loss where there is `dataset_val`.
+        milestones: reports of a trial that runs to its end.
+        milestone_tokens: label tokens between reports; null: measured from the data.
+    """
+
+    metric: str = "auto"
+    milestones: int = 12
+    milestone_tokens: int | None = None
+
+
+@dataclass
+class Trial:
+    """How each trial is run.
+
+    Args:
+        checkpoint_every: milestones between checkpoints; 0: none, so that a lost trial starts anew.
+        loss_ratio, grad_norm_ratio: the divergence guard, see `trainer.contract.Guard`.
+    """
+
+    checkpoint_every: int = 1
+    loss_ratio: float = 2.0
+    grad_norm_ratio: float = 1000.0
+
+
+@dataclass
+class Queue:
+    """Where jobs run.
+
+    Args:
+        kind: local.
+        workers: how many at once; null: one per GPU, or one per core where the recipe trains on the CPU.
+        slots: trials side by side in one worker.
+        trials_per_worker: trials after which a worker ends; null: no limit.
+        threads: OMP_NUM_THREADS of a worker; null: the cores shared out evenly.
+        env: further environment variables of a worker; no secrets, they are frozen into the room.
+        idle_seconds: how long a worker waits for an assignment before it ends by itself.
+        silence_seconds: how long a beat may be missing before the worker's job is cancelled.
+        start_seconds: how long a worker may take until it is ready.
+        stop_grace_seconds: how long a trial may take to obey a stop before its worker's job is cancelled.
+        poll_seconds: pause between two looks at the room.
+    """
+
+    kind: str = "local"
+    workers: int | None = None
+    slots: int = 1
+    trials_per_worker: int | None = None
+    threads: int | None = None
+    env: dict[str, str] = field(default_factory=dict)
+    idle_seconds: float = 900.0
+    silence_seconds: float = 120.0
+    start_seconds: float = 600.0
+    stop_grace_seconds: float = 60.0
+    poll_seconds: float = 0.1
+
+
+@dataclass
+class WarmStart:
+    """What the study knows before its first own trial.
+
+    Args:
+        enqueue: configurations to try first, by key of the space.
+        import_from: names or rooms of earlier sweeps with the same space and objective.
+    """
+
+    enqueue: list[dict[str, Any]] = field(default_factory=list)
+    import_from: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A whole sweep, validated.
+
+    Args:
+        torchtune: the torchtune configuration after `recipe.overrides`, interpolations unresolved.
+        changes: dotted keys that `recipe.overrides` changed, with their values.
+        derive: torchtune keys tied to others, as interpolations.
+        trial_tokens: label tokens of one trial that runs to its end, 0 where not measured.
+        storage: an Optuna storage URL; null: a journal file in the room.
+    """
+
+    name: str
+    recipe: Recipe
+    torchtune: dict[str, Any]
+    changes: dict[str, Any]
+    space_raw: dict[str, Any]
+    derive: dict[str, str]
+    sampler: dict[str, Any]
+    pruner: dict[str, Any]
+    queue: Queue
+    objective: Objective
+    search: Search
+    trial: Trial
+    warm_start: WarmStart
+    storage: str | None = None
+    trial_tokens: int = 0
+    created: float = 0.0
+
+    @property
+    def space(self) -> Space:
+        return parse_space(self.space_raw)
+
+    @property
+    def metric(self) -> str:
+        """The reported number that is minimised."""
+        if self.objective.metric != "auto":
+            return self.objective.metric
+        return "val_loss" if self.torchtune.get("dataset_val") else "loss"
+
+    @property
+    def milestone_tokens(self) -> int:
+        """Label tokens between two reports."""
+        return self.objective.milestone_tokens or max(1, self.trial_tokens // self.objective.milestones)
+
+    @property
+    def guard(self) -> Guard:
+        return Guard(self.trial.loss_ratio, self.trial.grad_norm_ratio)
+
+    def limits(self, workers: int) -> Limits:
+        """What the controller may do; `workers` is what `queue.workers` came to on this machine."""
+        search, queue = self.search, self.queue
+        return Limits(
+            trials=search.trials,
+            tokens=search.tokens,
+            seconds=search.seconds,
+            target=search.target,
+            workers=workers,
+            slots=queue.slots,
+            trials_per_worker=queue.trials_per_worker,
+            max_attempts=search.max_attempts,
+            max_failure_share=search.max_failure_share,
+            stop_grace=queue.stop_grace_seconds,
+            silence=queue.silence_seconds,
+            start_grace=queue.start_seconds,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        return {"v": SCHEMA_VERSION, **dataclasses.asdict(self)}
+
+
+SECTIONS: dict[str, type] = {
+    "recipe": Recipe,
+    "queue": Queue,
+    "objective": Objective,
+    "search": Search,
+    "trial": Trial,
+    "warm_start": WarmStart,
+}
+
+
+def settings_from_json(raw: Mapping[str, Any], where: str) -> Settings:
+    """The settings that `to_json` wrote.
+
+    Raises:
+        ConfigError: another schema version, or a file that is no sweep's.
+    """
+    if raw.get("v") != SCHEMA_VERSION:
+        raise ConfigError(f"{where} has schema version {raw.get('v')}; this program reads {SCHEMA_VERSION}")
+    values = {k: v for k, v in raw.items() if k != "v"}
+    for name, kind in SECTIONS.items():
+        values[name] = read_section(kind, values[name], name)
+    return Settings(**values)
+
+
+def read_section(kind: type[T], raw: Mapping[str, Any], where: str) -> T:
+    """A section from plain values, type-checked by OmegaConf, range-checked here.
+
+    Raises:
+        ConfigError: an unknown key, a value of another type, or one out of range.
+    """
+    try:
+        section = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(kind), dict(raw)))
+    except ConfigKeyError as error:
+        names = [f.name for f in dataclasses.fields(kind)]  # type: ignore[arg-type]
+        raise unknown_key(where, str(error.full_key or error.key), names) from error
+    except OmegaConfBaseException as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"{where}.{error.full_key or error.key}: {reason}") from error
+    for (name, key), (allowed, text) in _RANGES.items():
+        value = getattr(section, key, None) if name == where else None
+        if value is not None and not allowed(value):
+            raise ConfigError(f"{where}.{key}={value} is not allowed; it must be {text}")
+    return section  # type: ignore[return-value]
+
+
+_POSITIVE = (lambda value: value > 0, "above 0")
+_AT_LEAST_ONE = (lambda value: value >= 1, "at least 1")
+_RANGES: dict[tuple[str, str], tuple[Any, str]] = {
+    ("search", "trials"): _AT_LEAST_ONE,
+    ("search", "tokens"): _AT_LEAST_ONE,
+    ("search", "seconds"): _POSITIVE,
+    ("search", "max_attempts"): _AT_LEAST_ONE,
+    ("search", "max_failure_share"): (lambda value: 0 <= value <= 1, "between 0 and 1"),
+    ("objective", "milestones"): _AT_LEAST_ONE,
+    ("objective", "milestone_tokens"): _AT_LEAST_ONE,
+    ("objective", "metric"): (lambda value: value in ("auto", *METRICS), "auto, val_loss or loss"),
+    ("trial", "checkpoint_every"): (lambda value: value >= 0, "0 or more"),
+    ("trial", "loss_ratio"): (lambda value: value > 1, "above 1 (.inf switches it off)"),
+    ("trial", "grad_norm_ratio"): (lambda value: value > 1, "above 1 (.inf switches it off)"),
+    ("queue", "kind"): (lambda value: value in QUEUES, "local"),
+    ("queue", "workers"): _AT_LEAST_ONE,
+    ("queue", "slots"): (lambda value: value == 1, "1: several trials on one base come with the packed trainer"),
+    ("queue", "trials_per_worker"): _AT_LEAST_ONE,
+    ("queue", "threads"): _AT_LEAST_ONE,
+    ("queue", "idle_seconds"): _POSITIVE,
+    ("queue", "silence_seconds"): _POSITIVE,
+    ("queue", "start_seconds"): _POSITIVE,
+    ("queue", "stop_grace_seconds"): _POSITIVE,
+    ("queue", "poll_seconds"): _POSITIVE,
+}
+QUEUES = ("local",)

@@ -1,0 +1,177 @@
+"""The search space: which torchtune keys vary, over what, and when.
+
+Invariants: values are validated on construction, so that a `Space` is always usable; no sampling here, no Hydra,
+no Optuna. A parameter's conditions name parameters that stand before it in `ordered`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from graphlib import CycleError, TopologicalSorter
+from typing import Any
+
+from sweep.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One of some values; lists and mappings are allowed."""
+
+    values: tuple[Any, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.values) < 2:
+            raise ConfigError(f"choice({', '.join(map(label, self.values))}) has fewer than two values")
+        labels = [label(value) for value in self.values]
+        for text in labels:
+            if labels.count(text) > 1:
+                raise ConfigError(f"choice(…) holds {text} twice; remove one")
+
+    def __str__(self) -> str:
+        return f"choice({', '.join(map(label, self.values))})"
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """Numbers from low to high, both included.
+
+    Args:
+        step: the distance between allowed numbers; None for any.
+        integer: whole numbers only.
+    """
+
+    low: float
+    high: float
+    log: bool = False
+    step: float | None = None
+    integer: bool = False
+
+    def __post_init__(self) -> None:
+        text = str(self)
+        if not (math.isfinite(self.low) and math.isfinite(self.high)):
+            raise ConfigError(f"{text} needs finite ends")
+        if self.low >= self.high:
+            raise ConfigError(f"{text} is empty; its low end must lie below its high end")
+        if self.log and self.low <= 0:
+            raise ConfigError(f"{text} has a logarithmic scale, so its low end must be above 0")
+        if self.log and self.step not in (None, 1):
+            raise ConfigError(f"{text} cannot have both a logarithmic scale and a step")
+        if self.step is not None and self.step <= 0:
+            raise ConfigError(f"{text} needs a step above 0")
+
+    def __str__(self) -> str:
+        step = f", step={self.step:g}" if self.step is not None else ""
+        ends = f"{self.low:g}, {self.high:g}{step}"
+        body = f"int(interval({ends}))" if self.integer else f"interval({ends})"
+        return f"tag(log, {body})" if self.log else body
+
+
+Domain = Choice | Interval
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """A torchtune key that varies.
+
+    Args:
+        when: keys of other parameters with the values under which this one exists; all must hold.
+        adds: the key is new to the torchtune configuration (written `+key`).
+    """
+
+    key: str
+    domain: Domain
+    when: tuple[tuple[str, tuple[Any, ...]], ...] = ()
+    adds: bool = False
+
+    def exists(self, params: Mapping[str, Any]) -> bool:
+        return all(key in params and params[key] in values for key, values in self.when)
+
+
+@dataclass(frozen=True, slots=True)
+class Space:
+    """Parameters in an order in which each condition can be checked when its turn comes."""
+
+    parameters: tuple[Parameter, ...]
+
+    def __post_init__(self) -> None:
+        if not self.parameters:
+            raise ConfigError("space is empty: name at least one torchtune key, e.g. optimizer.lr: interval(1e-5, 1e-3)")
+        keys = {parameter.key: parameter for parameter in self.parameters}
+        for parameter in self.parameters:
+            for other, values in parameter.when:
+                _check_condition(parameter, other, values, keys)
+        graph = {p.key: [other for other, _ in p.when] for p in self.parameters}
+        try:
+            order = list(TopologicalSorter(graph).static_order())
+        except CycleError as error:
+            raise ConfigError(f"space: these parameters wait for each other: {' -> '.join(error.args[1])}") from error
+        if any(list(graph).index(other) > list(graph).index(key) for key, others in graph.items() for other in others):
+            object.__setattr__(self, "parameters", tuple(keys[key] for key in order))
+
+    def __iter__(self) -> Iterator[Parameter]:
+        return iter(self.parameters)
+
+    def __len__(self) -> int:
+        return len(self.parameters)
+
+    def __getitem__(self, key: str) -> Parameter:
+        return next(parameter for parameter in self.parameters if parameter.key == key)
+
+    def __contains__(self, key: object) -> bool:
+        return any(parameter.key == key for parameter in self.parameters)
+
+    def check(self, params: Mapping[str, Any], where: str) -> None:
+        """Refuse values that this space could not have proposed.
+
+        Raises:
+            ConfigError: an unknown key, a value outside its domain, or a missing one.
+        """
+        for key, value in params.items():
+            if key not in self:
+                known = ", ".join(p.key for p in self.parameters)
+                raise ConfigError(f"{where}: {key} is not in the space; its keys are {known}")
+            if not contains(self[key].domain, value):
+                raise ConfigError(f"{where}: {key}={value} lies outside {self[key].domain}")
+
+    def describe(self) -> dict[str, str]:
+        """Key to a text that tells this space from another, conditions included."""
+        return {
+            p.key: f"{p.domain}" + "".join(f" when {k} in {[label(v) for v in vs]}" for k, vs in p.when)
+            for p in self.parameters
+        }
+
+
+def contains(domain: Domain, value: Any) -> bool:
+    """Whether a domain could have proposed a value."""
+    match domain:
+        case Choice(values):
+            return label(value) in [label(v) for v in values]
+        case Interval(low, high, _, step, integer):
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                return False
+            on_grid = step is None or math.isclose((value - low) / step, round((value - low) / step), abs_tol=1e-9)
+            return low <= value <= high and on_grid and (not integer or float(value).is_integer())
+
+
+def label(value: Any) -> str:
+    """A text that identifies a choice: strings as they are, everything else as JSON."""
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _check_condition(
+    parameter: Parameter, other: str, values: tuple[Any, ...], keys: Mapping[str, Parameter]
+) -> None:
+    if other not in keys:
+        raise ConfigError(
+            f"space.{parameter.key}: its condition names {other}, which does not vary; conditions may name "
+            f"{', '.join(sorted(set(keys) - {parameter.key}))}"
+        )
+    for value in values:
+        if not contains(keys[other].domain, value):
+            raise ConfigError(
+                f"space.{parameter.key}: its condition {other}={label(value)} can never hold; "
+                f"{other} is {keys[other].domain}"
+            )

@@ -1,0 +1,282 @@
+"""What each verb of the command line does, in terms of the other modules.
+
+Invariant: one function a verb, named like it; it takes the parsed arguments and returns the exit code.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import time
+from argparse import Namespace
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sweep import session
+from sweep.errors import ConfigError
+from sweep.model import Finish, Finished, Mode
+from trainer.room import Room, write_atomic
+
+if TYPE_CHECKING:
+    from sweep.config import Composed
+
+START_SECONDS = 30.0
+
+
+def run(args: Namespace) -> int:
+    composed = _compose(args.overrides, args.config_dir)
+    room = _room_of(composed)
+    return _go(room, args.detach)
+
+
+def resume(args: Namespace) -> int:
+    if args.name and "=" in args.name:  # `sweep resume search.trials=48` means the newest sweep
+        args.overrides, args.name = [args.name, *args.overrides], None
+    room = session.find_room(args.name)
+    if args.overrides:
+        session.change_settings(room, args.overrides)
+    return _go(room, args.detach)
+
+
+def plan(args: Namespace) -> int:
+    from sweep.plan import make_plan, plan_view
+    from sweep.view import console
+
+    composed = _compose(args.overrides, args.config_dir)
+    made = make_plan(composed.settings, args.n, args.measure)
+    if args.json:
+        print(json.dumps(made.to_json()))
+    else:
+        console().print(plan_view(made))
+    return 0
+
+
+def doctor(args: Namespace) -> int:
+    from sweep.doctor import checks, checks_table
+    from sweep.view import console
+
+    found = checks(args.overrides, args.config_dir)
+    if args.json:
+        print(json.dumps([dataclasses.asdict(check) for check in found]))
+    else:
+        console().print(checks_table(found))
+    return 0 if all(check.ok for check in found) else 1
+
+
+def status(args: Namespace) -> int:
+    from sweep.results import open_reader
+    from sweep.view import console, counts_text, trials_table, workers_table
+
+    room = session.find_room(args.name)
+    state = open_reader(room).state()
+    if args.json:
+        print(json.dumps(_state_json(state)))
+        return 0
+    out = console()
+    out.print(f"[bold]{state.name}[/] in {room.root} – {'controller running' if state.controller else 'no controller'}")
+    out.print(counts_text(state))
+    out.print(trials_table(state, state.rows))
+    if state.workers:
+        logs = {worker.name: str(room.worker(worker.name).log) for worker in state.workers}
+        out.print(workers_table(state, logs))
+    for row in state.rows:
+        if row.state == "failed":
+            out.print(f"trial {row.number} failed: {row.reason}", markup=False, soft_wrap=True)
+    return 0
+
+
+def watch(args: Namespace) -> int:
+    from rich.live import Live
+
+    from sweep.results import open_reader
+    from sweep.view import console, live_view
+
+    reader = open_reader(session.find_room(args.name))
+    out = console()
+    with Live(console=out, auto_refresh=False, transient=out.is_terminal) as live:
+        while True:
+            state = reader.state()
+            live.update(live_view(state, [], out.height), refresh=True)
+            if not state.controller and not state.workers:
+                break
+            time.sleep(1.0)
+    return status(Namespace(name=args.name, json=False))
+
+
+def logs(args: Namespace) -> int:
+    room = session.find_room(args.name)
+    names = room.workers()
+    if args.trial is not None:
+        attempts = room.attempts(args.trial)
+        if not attempts:
+            raise ConfigError(f"--trial={args.trial}: this sweep has no such trial; it has {room.trials()}")
+        names = [session.worker_of(room, args.trial, number) for number in attempts]
+    for name in names:
+        path = room.worker(name).log
+        print(f"==> {path} <==")
+        lines = path.read_text(errors="replace").splitlines() if path.exists() else []
+        print("\n".join(lines[-args.n :]))
+    return 0
+
+
+def stop(args: Namespace) -> int:
+    from sweep.run import Wish, control_path, drive
+
+    room = session.find_room(args.name)
+    mode = Mode.CANCEL if args.cancel else Mode.DETACH if args.detach else Mode.STOP
+    if session.controller_runs(room):
+        write_atomic(control_path(room), mode.value)
+        while session.controller_runs(room):
+            time.sleep(0.1)
+        print(f"stopped: {room.root.name}")
+        return 0
+    finish = drive(room, Wish(room, mode))  # nobody is there to obey: do it ourselves
+    print(f"{finish.how}: {finish.reason}")
+    return 0
+
+
+def best(args: Namespace) -> int:
+    from sweep.export import tune_run_line, write_export
+    from sweep.results import open_reader
+    from sweep.view import console, trials_table
+
+    room = session.find_room(args.name)
+    reader = open_reader(room)
+    state = reader.state()
+    row = state.best
+    if row is None:
+        raise ConfigError(f"{state.name} has no complete trial yet; see `sweep status {state.name}`")
+    path = write_export(room, reader.settings, row, None)
+    if args.json:
+        found = {"trial": row.number, "value": row.value, "params": dict(row.params)}
+        print(json.dumps({**found, "yaml": str(path), "adapter": row.adapter, "tune_run": tune_run_line(path)}))
+        return 0
+    out = console()
+    out.print(trials_table(state, [row]))
+    out.print(f"adapter  {row.adapter}\nyaml     {path}\ntrain it again with\n  {tune_run_line(path)}", soft_wrap=True)
+    return 0
+
+
+def export(args: Namespace) -> int:
+    from sweep.export import tune_run_line, verify, verify_text, write_export
+    from sweep.results import open_reader
+
+    room = session.find_room(args.name)
+    reader = open_reader(room)
+    state = reader.state()
+    row = state.best
+    if args.trial is not None:
+        row = next((r for r in state.rows if r.number == args.trial), None)
+    if row is None:
+        wanted = "no complete trial" if args.trial is None else f"no trial {args.trial}"
+        raise ConfigError(f"{state.name} has {wanted}; see `sweep status {state.name}`")
+    path = write_export(room, reader.settings, row, args.output)
+    if path is not None:
+        print(f"{path}\ntrain it with\n  {tune_run_line(path)}")
+    if not args.verify:
+        return 0
+    compared = verify(room, reader.settings, row)
+    print(verify_text(compared))
+    return 0 if compared.ok else 1
+
+
+def report(args: Namespace) -> int:
+    from sweep.report import write_report
+
+    room = session.find_room(args.name)
+    path = write_report(room, args.output or room.root / "report.html")
+    print(path)
+    return 0
+
+
+def _compose(overrides: Sequence[str], config_dir: Path | None) -> Composed:
+    from omegaconf import OmegaConf
+
+    from sweep.config import compose_config, freeze
+
+    cfg = compose_config(overrides, config_dir)
+    name = cfg.get("name") or session.free_name(_stem(overrides, str(OmegaConf.select(cfg, "recipe.config"))))
+    return freeze(cfg, str(name), config_dir)
+
+
+def _stem(overrides: Sequence[str], recipe: str) -> str:
+    for word in overrides:
+        key, _, value = word.partition("=")
+        if key.lstrip("+") in ("experiment", "recipe") and value not in ("null", "torchtune"):
+            return value.replace("/", "-")
+    return "embedded" if "embedded" in recipe else Path(recipe).stem
+
+
+def _room_of(composed: Composed) -> Room:
+    """The room of a composition: the one that exists where it is the very same sweep, else a new one."""
+    from sweep.probe import probe_data
+    from sweep.recipe import resolve
+
+    settings = composed.settings
+    existing = session.rooms_dir() / settings.name
+    if (existing / "sweep.json").exists() and session.same_sweep(Room(existing.resolve()), settings):
+        return Room(existing.resolve())
+    session.worker_count(settings)  # refuses a device that is not there, before anything is written
+    tokens = 0
+    if settings.objective.milestone_tokens is None:
+        print("counting the data …", file=sys.stderr, flush=True)
+        tokens = probe_data(resolve(settings.torchtune, {}, {}), settings.recipe.components).trial_tokens
+    return session.create_room(composed, tokens)
+
+
+def _go(room: Room, detach: bool) -> int:
+    from sweep.run import EXIT_CODES, Wish, drive
+
+    if detach:
+        return _detach(room)
+    finish = drive(room, Wish(room))
+    _conclude(room, finish)
+    return EXIT_CODES[finish.how]
+
+
+def _detach(room: Room) -> int:
+    log = room.root / "controller.log"
+    with log.open("ab") as output:
+        subprocess.Popen(
+            [sys.executable, "-m", "sweep.cli", "resume", str(room.root)],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            env={key: value for key, value in os.environ.items() if key != "WANDB_SERVICE"},
+        )
+    deadline = time.monotonic() + START_SECONDS
+    while not session.controller_runs(room) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    name = room.root.name
+    print(f"{name} runs in the background; `sweep watch {name}`, `sweep stop {name}`; its log is {log}")
+    return 0
+
+
+def _conclude(room: Room, finish: Finish) -> None:
+    from sweep.export import tune_run_line, write_export
+    from sweep.results import open_reader
+    from sweep.view import console, counts_text, trials_table
+
+    reader = open_reader(room)
+    state = reader.state()
+    out = console()
+    out.print(trials_table(state, state.rows, limit=24))
+    out.print(counts_text(state))
+    out.print(f"{finish.how}: {finish.reason}", markup=False, soft_wrap=True)
+    if state.best is not None:
+        path = write_export(room, reader.settings, state.best, None)
+        out.print(f"best trial  {state.best.number}\nadapter     {state.best.adapter}\nyaml        {path}", soft_wrap=True)
+        out.print(f"train it again with\n  {tune_run_line(path)}", markup=False, soft_wrap=True)
+    if finish.how is not Finished.DONE:
+        out.print(f"go on with\n  sweep resume {state.name}", markup=False)
+
+
+def _state_json(state: Any) -> dict[str, Any]:
+    raw = dataclasses.asdict(state)
+    raw["best"] = state.best.number if state.best else None
+    return json.loads(json.dumps(raw, default=str))  # type: ignore[no-any-return]

@@ -1,0 +1,41 @@
+"""`python -m trainer --room ROOM --worker NAME`: serve a room. `python -m trainer probe`: count a configuration's data.
+
+Invariant: torch is imported only after the command line has been read and the process is known to be wanted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m trainer", description=__doc__)
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    serve = verbs.add_parser("serve", help="take trials from a room")
+    serve.add_argument("--room", type=Path, required=True)
+    serve.add_argument("--worker", required=True)
+    serve.add_argument("--trials", type=int, default=0, help="end after this many; 0: no limit")
+    serve.add_argument("--idle-seconds", type=float, default=900.0)
+    serve.add_argument("--lock-held", action="store_true", help="the starter handed the worker's lock down")
+    probe = verbs.add_parser("probe", help="read a torchtune configuration as JSON, print what it would train on")
+    probe.add_argument("--speed", action="store_true", help="also train a few micro-batches to measure the speed")
+    args = parser.parse_args()
+
+    # torchtune's tokenizer caches files by path, so that a changed tokenizer would go unnoticed
+    os.environ.setdefault("TIKTOKEN_CACHE_DIR", "")
+    if args.verb == "probe":
+        from trainer.probe import main as run_probe
+
+        return run_probe(sys.stdin.read(), args.speed)
+    from trainer.room import Room
+    from trainer.worker import Worker, run_worker
+
+    room = Room(args.room)
+    return run_worker(room, Worker(room, args.worker, args.trials, args.idle_seconds), args.lock_held)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,218 @@
+"""One attempt of a trial, from its specification to its outcome.
+
+Invariants: every way an attempt can end becomes exactly one `Outcome`; whatever it raises stays here. What it
+writes lies in its own directory. It goes on from the newest checkpoint of an earlier attempt that can be read.
+"""
+
+from __future__ import annotations
+
+import errno
+import math
+import shutil
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from trainer import checkpoint
+from trainer.base import Cache
+from trainer.components import ComponentError, check_components, components, current_path
+from trainer.contract import FailureKind, Outcome, OutcomeKind, Report, StopCause, TrialSpec
+from trainer.progress import DivergenceGuard, Milestones
+from trainer.recipe import LoraRecipe
+from trainer.reporter import Reporter
+from trainer.room import AttemptDir, Room
+
+# How a stop reaches an attempt: its cause and a sentence, or None to go on.
+StopSignal = Callable[[], tuple[StopCause, str] | None]
+
+
+@dataclass(slots=True)
+class Attempt:
+    """An attempt that a worker runs; `run` may be called once."""
+
+    room: Room
+    spec: TrialSpec
+    cache: Cache
+    reporter: Reporter
+    should_stop: StopSignal
+    _notes: list[str] = field(default_factory=list)
+    _resumed_from: int | None = None
+    _recipe: LoraRecipe | None = None
+    _milestones: Milestones = field(init=False)
+    _guard: DivergenceGuard = field(init=False)
+    _began: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._milestones = Milestones(self.spec.milestone_tokens)
+        self._guard = DivergenceGuard(self.spec.guard)
+        self._began = time.perf_counter()
+
+    @property
+    def dir(self) -> AttemptDir:
+        return self.room.attempt(self.spec.trial, self.spec.attempt)
+
+    def run(self) -> Outcome:
+        """Train the trial to its end, a stop, a divergence or a failure."""
+        scratch = self.dir.path / "scratch"
+        try:
+            if torch.cuda.is_available():
+                torch.cuda.reset_peak_memory_stats()
+            check_components(self.spec.config, self.spec.components)
+            self._recipe = LoraRecipe(_current(self.spec), self.cache, scratch)
+            self._resume(self._recipe)
+            return self._train(self._recipe)
+        except Exception as error:
+            if isinstance(error, torch.OutOfMemoryError):
+                self.cache.clear()
+            print(f"trial {self.spec.trial} attempt {self.spec.attempt} failed:\n{traceback.format_exc()}", flush=True)
+            return self._outcome(OutcomeKind.FAILED, describe(error), failure=classify(error))
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+            self._recipe = None
+
+    def _train(self, recipe: LoraRecipe) -> Outcome:
+        lap = time.perf_counter(), recipe.tokens
+        for batch in recipe.train():
+            if batch.step is not None:
+                self.reporter.step(batch.step)
+                if diverged := self._guard.after_step(batch.step):
+                    return self._outcome(OutcomeKind.DIVERGED, diverged)
+            if self._milestones.add(batch):
+                number, norm = self._milestones.take(batch.tokens)
+                rate = (batch.tokens - lap[1]) / max(time.perf_counter() - lap[0], 1e-9)
+                report = self._report(recipe, number, norm, rate)
+                diverged = self._guard.at_milestone(report.loss, report.val_loss)
+                if math.isfinite(report.loss) and math.isfinite(report.val_loss or 0.0):
+                    self.reporter.report(report)
+                if diverged:
+                    return self._outcome(OutcomeKind.DIVERGED, diverged)
+                if report.final:
+                    break
+                if self.spec.checkpoint_every and number % self.spec.checkpoint_every == 0:
+                    self._save(recipe)  # after the report: a crash in between repeats the report, and loses none
+                lap = time.perf_counter(), batch.tokens
+            if stop := self.should_stop():
+                return self._stopped(recipe, *stop)
+        return self._completed(recipe)
+
+    def _report(self, recipe: LoraRecipe, number: int, norm: float, rate: float) -> Report:
+        on_gpu = recipe.device.type == "cuda"
+        return Report(
+            milestone=number,
+            step=recipe.step,
+            tokens=recipe.tokens,
+            epoch=(recipe.position - 1) * recipe.epochs // recipe.total,
+            loss=recipe.mean_loss(),
+            grad_norm=norm,
+            lr=recipe.learning_rate,
+            tokens_per_second=rate,
+            val_loss=recipe.evaluate(),
+            seconds=time.perf_counter() - self._began,
+            memory_gib=torch.cuda.max_memory_allocated() / 2**30 if on_gpu else 0.0,
+            final=recipe.position == recipe.total,
+        )
+
+    def _completed(self, recipe: LoraRecipe) -> Outcome:
+        if not recipe.save_adapter(self.dir.adapter):
+            self._notes.append("torchtune has no PEFT form for this model: the adapter is in its own format")
+        if self.spec.checkpoint_every:
+            self._save(recipe)
+        return self._outcome(OutcomeKind.COMPLETED, adapter=self.dir.adapter.name)
+
+    def _stopped(self, recipe: LoraRecipe, cause: StopCause, reason: str) -> Outcome:
+        if cause.resumable and self.spec.checkpoint_every:
+            self._save(recipe)
+        return self._outcome(OutcomeKind.STOPPED, reason, cause=cause)
+
+    def _save(self, recipe: LoraRecipe) -> None:
+        state = {"recipe": recipe.state(), "milestones": self._milestones.state(), "guard": self._guard.state()}
+        checkpoint.save(self.dir.checkpoint, state)
+
+    def _resume(self, recipe: LoraRecipe) -> None:
+        for number in reversed([n for n in self.room.attempts(self.spec.trial) if n < self.spec.attempt]):
+            path = self.room.attempt(self.spec.trial, number).checkpoint
+            if not path.exists():
+                continue
+            try:
+                state = checkpoint.load(path)
+                recipe.load_state(state["recipe"])
+            except checkpoint.CheckpointError as error:
+                self._notes.append(f"attempt {number}'s checkpoint is unreadable and was passed over: {error}")
+                continue
+            self._milestones.restore(state["milestones"])
+            self._guard.restore(state["guard"])
+            self._resumed_from = number
+            return
+
+    def _outcome(
+        self,
+        kind: OutcomeKind,
+        reason: str = "",
+        *,
+        cause: StopCause | None = None,
+        failure: FailureKind | None = None,
+        adapter: str | None = None,
+    ) -> Outcome:
+        recipe = self._recipe
+        keeps = kind in (OutcomeKind.COMPLETED, OutcomeKind.FAILED) or (cause is not None and cause.resumable)
+        if not keeps:
+            self.dir.checkpoint.unlink(missing_ok=True)  # nothing goes on from here, and adapters are megabytes
+        return Outcome(
+            kind=kind,
+            reason="; ".join(filter(None, [reason, *self._notes])),
+            cause=cause,
+            failure=failure,
+            step=recipe.step if recipe else 0,
+            tokens=recipe.tokens if recipe else 0,
+            seconds=time.perf_counter() - self._began,
+            resumed_from=self._resumed_from,
+            adapter=adapter,
+            checkpoint=self.dir.checkpoint.name if self.dir.checkpoint.exists() else None,
+            steps_per_epoch=recipe.steps_per_epoch if recipe else 0,
+            leftover_batches=recipe.leftover_batches if recipe else 0,
+        )
+
+
+def classify(error: BaseException) -> FailureKind:
+    """What a person has to look at."""
+    chain = _chain(error)
+    if any(isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EDQUOT) for e in chain) or any(
+        "No space left" in str(e) for e in chain
+    ):
+        return FailureKind.NO_SPACE
+    if any(isinstance(e, torch.OutOfMemoryError | MemoryError) for e in chain):
+        return FailureKind.OUT_OF_MEMORY
+    if any(isinstance(e, FileNotFoundError) for e in chain):
+        return FailureKind.MISSING_FILE
+    if isinstance(error, ComponentError | ValueError | TypeError | KeyError):
+        return FailureKind.BAD_CONFIG
+    return FailureKind.ERROR
+
+
+def describe(error: BaseException) -> str:
+    """One line for a person: the innermost cause, without the stack."""
+    text = " ".join(str(error).split()) or "no message"
+    return f"{type(error).__name__}: {text[:500]}"
+
+
+def _chain(error: BaseException | None) -> list[BaseException]:
+    found: list[BaseException] = []
+    while error is not None and error not in found:
+        found.append(error)
+        error = error.__cause__ or error.__context__
+    return found
+
+
+def _current(spec: TrialSpec) -> DictConfig:
+    cfg = OmegaConf.create(dict(spec.config))
+    for key, path in components(spec.config):
+        if current_path(path) != path:
+            OmegaConf.update(cfg, key, current_path(path))
+    return cfg
+
+

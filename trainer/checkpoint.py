@@ -1,0 +1,75 @@
+"""The whole state of a trial in the middle of its training, in one file that loads with `weights_only=True`.
+
+Invariants: nothing but tensors, numbers, strings, lists and dicts is stored, so that loading runs no code; the
+file appears whole or not at all. What makes a resume bit-exact: adapter, optimizer, schedule, gradients of an
+unfinished accumulation, data position, and every random generator that training draws from.
+"""
+
+from __future__ import annotations
+
+import io
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from trainer.room import write_atomic
+
+VERSION = 1
+PARTS = ("recipe", "milestones", "guard")
+
+
+class CheckpointError(Exception):
+    """The file is torn, of another version, or does not fit the trial."""
+
+
+def save(path: Path, state: dict[str, Any]) -> None:
+    """Write a trial's state.
+
+    Raises:
+        OSError: the disk is full; an earlier checkpoint at the same path stays.
+    """
+    buffer = io.BytesIO()
+    torch.save({"version": VERSION, **state}, buffer)
+    write_atomic(path, buffer.getvalue())
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Read a trial's state onto the CPU.
+
+    Raises:
+        CheckpointError: the file cannot be read as a checkpoint of this version.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a torn file raises almost anything: RuntimeError, EOFError, UnpicklingError, OSError
+        raise CheckpointError(f"{path} cannot be read: {type(error).__name__}") from error
+    if not isinstance(state, dict) or state.get("version") != VERSION or any(part not in state for part in PARTS):
+        raise CheckpointError(f"{path} is no checkpoint of version {VERSION}")
+    return state
+
+
+def random_state() -> dict[str, Any]:
+    """The state of every generator that torchtune seeds, as tensors and numbers."""
+    _, python_words, python_gauss = random.getstate()
+    name, words, position, has_gauss, gauss = np.random.get_state()  # noqa: NPY002 - torchtune seeds this one
+    assert name == "MT19937"
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "python": [list(python_words), python_gauss],
+        "numpy": [torch.from_numpy(np.asarray(words).astype(np.int64)), int(position), int(has_gauss), float(gauss)],
+    }
+
+
+def set_random_state(state: dict[str, Any]) -> None:
+    """Put back what `random_state` returned; CUDA states only where as many devices are visible."""
+    torch.set_rng_state(state["torch"])
+    if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(state["cuda"])
+    words, gauss = state["python"]
+    random.setstate((3, tuple(words), gauss))
+    numpy_words, position, has_gauss, numpy_gauss = state["numpy"]
+    np.random.set_state(("MT19937", numpy_words.numpy().astype(np.uint32), position, has_gauss, numpy_gauss))

@@ -1,0 +1,212 @@
+"""What a controller and its workers say to each other, as versioned JSON.
+
+Invariants: standard library only; every value is frozen; a number that JSON lacks (NaN, infinities) travels as
+a string; a reader refuses a schema version that it does not know and ignores keys that it does not know.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, TypeVar
+
+SCHEMA_VERSION = 1
+
+T = TypeVar("T")
+
+
+class ContractError(Exception):
+    """A message is torn, of another schema version, or lacks a field."""
+
+
+class OutcomeKind(StrEnum):
+    """How an attempt ended."""
+
+    COMPLETED = "completed"
+    STOPPED = "stopped"
+    DIVERGED = "diverged"
+    FAILED = "failed"
+
+
+class StopCause(StrEnum):
+    """Why a running attempt was asked to stop. The last two keep the trial open: it goes on from its checkpoint."""
+
+    PRUNED = "pruned"
+    CANCELLED = "cancelled"
+    INTERRUPTED = "interrupted"
+    PREEMPTED = "preempted"
+
+    @property
+    def resumable(self) -> bool:
+        return self in (StopCause.INTERRUPTED, StopCause.PREEMPTED)
+
+
+class FailureKind(StrEnum):
+    """What a person has to look at after a failed attempt."""
+
+    BAD_CONFIG = "bad_config"
+    MISSING_FILE = "missing_file"
+    NO_SPACE = "no_space"
+    OUT_OF_MEMORY = "out_of_memory"
+    ERROR = "error"
+
+
+@dataclass(frozen=True, slots=True)
+class Guard:
+    """When a trial counts as diverged, apart from any pruner. A ratio of `inf` switches its rule off.
+
+    Args:
+        loss_ratio: mean loss since the last milestone over the loss of the first step.
+        grad_norm_ratio: grad_norm of a step over the median of the first steps.
+    """
+
+    loss_ratio: float = 2.0
+    grad_norm_ratio: float = 1000.0
+
+
+@dataclass(frozen=True, slots=True)
+class TrialSpec:
+    """One attempt of a trial, as the controller asks for it.
+
+    Args:
+        config: the resolved torchtune configuration, plain JSON values only.
+        milestone_tokens: label tokens between two reports.
+        checkpoint_every: milestones between two checkpoints; 0 writes none.
+        components: prefixes beyond the built-in ones that `_component_` may name.
+    """
+
+    sweep: str
+    trial: int
+    attempt: int
+    worker: str
+    config: Mapping[str, Any]
+    milestone_tokens: int
+    checkpoint_every: int = 1
+    guard: Guard = field(default_factory=Guard)
+    components: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One optimizer step. `loss` is nats per label token over the whole step; `lr` is the rate that it used."""
+
+    step: int
+    tokens: int
+    loss: float
+    grad_norm: float
+    lr: float
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """A trial at a token milestone.
+
+    Args:
+        milestone: 1-based; equal milestones of a sweep's trials lie at equal label tokens seen.
+        loss, grad_norm: means since the last milestone; grad_norm is NaN where no optimizer step fell in it.
+        seconds: training time of this attempt, validation included.
+        memory_gib: peak of the CUDA allocator, 0 on CPU.
+        final: the trial has seen all its data.
+    """
+
+    milestone: int
+    step: int
+    tokens: int
+    epoch: int
+    loss: float
+    grad_norm: float
+    lr: float
+    tokens_per_second: float
+    seconds: float
+    memory_gib: float = 0.0
+    val_loss: float | None = None
+    final: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How an attempt ended, written once by its worker.
+
+    Args:
+        reason: one sentence for a person.
+        cause: which stop it obeyed, for `stopped`.
+        failure: what to look at, for `failed`.
+        adapter, checkpoint: paths relative to the attempt's directory.
+        steps_per_epoch: what the data and the configuration gave.
+        leftover_batches: micro-batches of an epoch that fill no optimizer step; ours are skipped, torchtune's leak.
+    """
+
+    kind: OutcomeKind
+    reason: str = ""
+    cause: StopCause | None = None
+    failure: FailureKind | None = None
+    step: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    resumed_from: int | None = None
+    adapter: str | None = None
+    checkpoint: str | None = None
+    steps_per_epoch: int = 0
+    leftover_batches: int = 0
+
+
+def encode(message: Any) -> str:
+    """One line of JSON for a message of this module."""
+    return json.dumps({"v": SCHEMA_VERSION, **_plain(dataclasses.asdict(message))}, allow_nan=False)
+
+
+def decode(kind: type[T], text: str) -> T:
+    """The message that `encode` wrote.
+
+    Raises:
+        ContractError: the text is no JSON object, has another schema version, or lacks a field.
+    """
+    try:
+        raw = json.loads(text)
+        version = raw.pop("v")
+    except (ValueError, AttributeError, KeyError, TypeError) as error:
+        raise ContractError(f"no {kind.__name__}: {text[:80]!r}") from error
+    if version != SCHEMA_VERSION:
+        raise ContractError(f"{kind.__name__} has schema version {version}; this program reads {SCHEMA_VERSION}")
+    return from_plain(kind, raw)
+
+
+def from_plain(kind: type[T], raw: Mapping[str, Any]) -> T:
+    """A message from plain JSON values; unknown keys are ignored.
+
+    Raises:
+        ContractError: a field is absent or has a value that its enum lacks.
+    """
+    readers = _READERS.get(kind, {})
+    names = {f.name for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    try:
+        return kind(**{k: _read(readers.get(k), v) for k, v in raw.items() if k in names})
+    except (TypeError, ValueError) as error:
+        raise ContractError(f"no {kind.__name__}: {error}") from error
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return repr(value)
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value
+
+
+def _read(reader: Any, value: Any) -> Any:
+    return value if reader is None or value is None else reader(value)
+
+
+_READERS: dict[type, dict[str, Any]] = {
+    Guard: {"loss_ratio": float, "grad_norm_ratio": float},
+    TrialSpec: {"guard": lambda raw: from_plain(Guard, raw), "components": tuple},
+    Step: {"loss": float, "grad_norm": float, "lr": float},
+    Report: {name: float for name in ("loss", "grad_norm", "lr", "tokens_per_second", "val_loss")},
+    Outcome: {"kind": OutcomeKind, "cause": StopCause, "failure": FailureKind},
+}

@@ -1,0 +1,92 @@
+"""What a torchtune configuration would train on: rows, label tokens and, if asked, how fast.
+
+Invariant: writes nothing that stays, and trains at most a handful of micro-batches.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+
+from trainer.attempt import describe
+from trainer.base import Cache, build_dataset
+from trainer.components import check_components
+from trainer.recipe import LoraRecipe
+
+SAMPLE_ROWS = 512
+SPEED_BATCHES = 6
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """What was found.
+
+    Args:
+        rows: of the training data; validation_rows of `dataset_val`.
+        trial_rows: rows that one trial of this configuration sees, repeats over epochs included.
+        trial_tokens: label tokens of those, from the mean over a sample of at most 512 rows.
+        tokens_per_second: label tokens a second of training, 0 where it was not measured.
+    """
+
+    rows: int
+    validation_rows: int
+    trial_rows: int
+    trial_tokens: int
+    tokens_per_second: float = 0.0
+
+
+def probe(cfg: DictConfig, speed: bool) -> Probe:
+    """Look at a resolved configuration.
+
+    Raises:
+        ValueError, FileNotFoundError and what torchtune raises: the configuration cannot train.
+    """
+    cache = Cache()
+    dataset = build_dataset(cfg.dataset, cfg, cache, "dataset")
+    rows = len(dataset)
+    stride = max(1, rows // SAMPLE_ROWS)
+    sample = [dataset[index]["labels"] for index in range(0, rows, stride)]
+    tokens_per_row = sum(sum(1 for label in labels if int(label) != -100) for labels in sample) / max(1, len(sample))
+    batch, accumulation = int(cfg.batch_size), int(cfg.gradient_accumulation_steps)
+    steps = rows // batch // accumulation
+    if cfg.get("max_steps_per_epoch") is not None:
+        steps = min(steps, int(cfg.max_steps_per_epoch))
+    trial_rows = steps * accumulation * batch * int(cfg.epochs)
+    if trial_rows < 1:
+        raise ValueError(
+            f"this configuration trains zero steps: {rows} rows make no step of batch_size={batch} and "
+            f"gradient_accumulation_steps={accumulation}; lower one of them or add data"
+        )
+    validation = cfg.get("dataset_val")
+    validation_rows = 0 if validation is None else len(build_dataset(validation, cfg, cache, "dataset_val"))
+    rate = _speed(cfg, cache) if speed else 0.0
+    return Probe(rows, validation_rows, trial_rows, round(trial_rows * tokens_per_row), rate)
+
+
+def main(text: str, speed: bool) -> int:
+    """Print a `Probe` as JSON, or `{"error": sentence}` with exit code 2."""
+    try:
+        config = json.loads(text)
+        check_components(config["config"], config.get("components", ()))
+        print(json.dumps(asdict(probe(OmegaConf.create(config["config"]), speed))))
+    except Exception as error:
+        print(json.dumps({"error": describe(error)}))
+        return 2
+    return 0
+
+
+def _speed(cfg: DictConfig, cache: Cache) -> float:
+    with tempfile.TemporaryDirectory() as scratch:
+        recipe = LoraRecipe(cfg, cache, Path(scratch))
+        began, before = time.perf_counter(), 0
+        for batch in recipe.train():
+            if batch.position == 1:  # the first pays for warm-up
+                began, before = time.perf_counter(), batch.tokens
+            if batch.position >= min(SPEED_BATCHES, recipe.total):
+                return (batch.tokens - before) / max(time.perf_counter() - began, 1e-9)
+    return 0.0

@@ -1,0 +1,283 @@
+"""The LoRA loop, from torchtune's own components, with the numbers of `tune run lora_finetune_single_device`.
+
+Invariants: for the same resolved configuration the loss and grad_norm of every optimizer step are torchtune's;
+what torchtune draws at random is drawn here in the same order, and validation draws nothing. No step starts that
+the epoch cannot finish, so no micro-batch leaks into the next epoch. The loop knows no reporter, no file of a
+room and no reason to stop: it yields after every micro-batch, where its state can be saved, and goes on when asked.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+from torchdata.stateful_dataloader import StatefulDataLoader
+from torchdata.stateful_dataloader.sampler import StatefulDistributedSampler
+from torchtune import config, training, utils
+from torchtune.modules.peft import get_adapter_state_dict, get_lora_module_names
+
+from trainer.base import Cache, build_collate, build_dataset, build_model, build_tokenizer
+from trainer.checkpoint import random_state, set_random_state
+from trainer.contract import Step
+from trainer.progress import MicroBatch
+
+for _noisy in ("torchtune", "torchtune.utils._logging", "torchao"):
+    logging.getLogger(_noisy).setLevel(logging.ERROR)
+
+
+class LoraRecipe:
+    """One trial in training.
+
+    Args:
+        cfg: a resolved torchtune configuration of a LoRA single-device recipe.
+        cache: what the worker keeps between trials.
+        scratch: a directory for files that torchtune insists on writing.
+
+    Raises:
+        ValueError: fp16, or a configuration that would train zero steps.
+        FileNotFoundError: base, tokenizer or data are not where the configuration says.
+    """
+
+    def __init__(self, cfg: DictConfig, cache: Cache, scratch: Path) -> None:
+        self.cfg, self._cache, self._scratch = cfg, cache, scratch
+        self.device: torch.device = utils.get_device(device=cfg.device)
+        if str(cfg.dtype) == "fp16":
+            raise ValueError("dtype=fp16 is not supported by torchtune's LoRA recipe; use bf16 or fp32")
+        dtype = training.get_dtype(cfg.dtype, device=self.device)
+        training.set_seed(seed=cfg.seed, debug_mode=cfg.get("cudnn_deterministic_mode", None))
+        self.model: nn.Module = build_model(cfg, cache, self.device, dtype, str(scratch))
+        self._offload = training.get_act_offloading_ctx_manager(
+            self.model, cfg.get("enable_activation_offloading", False)
+        )
+        self._trainable = [p for p in self.model.parameters() if p.requires_grad]
+        self._optimizer = config.instantiate(cfg.optimizer, self.model.parameters())
+        self._loss_fn = config.instantiate(cfg.loss)
+        if cfg.get("compile"):
+            self._loss_fn = training.compile_loss(self._loss_fn)
+        if type(self._loss_fn).__name__ == "CEWithChunkedOutputLoss":
+            self.model.set_num_output_chunks(self._loss_fn.num_output_chunks)
+
+        self.accumulation = int(cfg.gradient_accumulation_steps)
+        self.epochs = int(cfg.epochs)
+        self._loader = self._setup_data()
+        limit = cfg.get("max_steps_per_epoch")
+        possible = len(self._loader) // self.accumulation
+        self.steps_per_epoch = possible if limit is None else min(int(limit), possible)
+        if self.steps_per_epoch * self.epochs < 1:
+            raise ValueError(
+                f"this configuration trains zero steps: {len(self._loader)} batches of batch_size={cfg.batch_size} "
+                f"make no step of gradient_accumulation_steps={self.accumulation}; lower one of them or add data"
+            )
+        batches_per_epoch = self.steps_per_epoch * self.accumulation
+        self.leftover_batches = len(self._loader) - batches_per_epoch if possible == self.steps_per_epoch else 0
+        self.total = batches_per_epoch * self.epochs
+        self._scheduler = self._setup_scheduler(last_epoch=-1)
+
+        self.position = 0
+        self.step = 0
+        self.tokens = 0
+        self._step_loss = torch.zeros((), device=self.device)
+        self._step_tokens = 0
+        self._lap_loss = torch.zeros((), device=self.device)
+        self._lap_tokens = 0
+        self._random: dict[str, Any] | None = None
+
+    def train(self) -> Iterator[MicroBatch]:
+        """Train from where the trial stands to its end, yielding after every micro-batch."""
+        batches_per_epoch = self.steps_per_epoch * self.accumulation
+        while self.position < self.total:
+            epoch, skipped = divmod(self.position, batches_per_epoch)
+            self._loader.sampler.set_epoch(epoch)
+            if skipped:
+                self._loader.load_state_dict(self._loader_state)
+            for batch in self._loader:
+                if self._random is not None:  # opening the loader drew from the generators: restore them only now
+                    set_random_state(self._random)
+                    self._random = None
+                yield self._micro_batch(batch, epoch)
+                if self.position == (epoch + 1) * batches_per_epoch:
+                    break
+
+    @property
+    def learning_rate(self) -> float:
+        """The rate that the next step will use."""
+        return float(self._optimizer.param_groups[0]["lr"])
+
+    def mean_loss(self) -> float:
+        """Mean nats per label token since this was last asked; NaN where nothing was trained."""
+        mean = float(self._lap_loss) / self._lap_tokens if self._lap_tokens else float("nan")
+        self._lap_loss, self._lap_tokens = torch.zeros((), device=self.device), 0
+        return mean
+
+    @torch.no_grad()
+    def evaluate(self) -> float | None:
+        """Mean nats per label token over `dataset_val`, None where the configuration has none. Draws nothing random."""
+        dataset = self.cfg.get("dataset_val")
+        if dataset is None:
+            return None
+        total = torch.zeros((), dtype=torch.float64)
+        tokens = 0
+        self.model.eval()
+        for batch in self._validation_batches(dataset):
+            on_device = {key: value.to(self.device) for key, value in batch.items()}
+            count = int((batch["labels"] != self._loss_fn.ignore_index).sum())
+            total += self._loss(on_device).double().cpu() * count
+            tokens += count
+        self.model.train()
+        return float(total) / tokens if tokens else None
+
+    def state(self) -> dict[str, Any]:
+        """Everything that a bit-exact resume needs; tensors and plain values only."""
+        gradients = [None if p.grad is None else p.grad.detach().cpu() for p in self._trainable]
+        return {
+            "adapter": {k: v.detach().cpu() for k, v in get_adapter_state_dict(self.model.state_dict()).items()},
+            "optimizer": self._optimizer.state_dict(),
+            "scheduler": {k: v for k, v in self._scheduler.state_dict().items() if k != "lr_lambdas"},
+            "gradients": gradients if self.position % self.accumulation else None,
+            "position": self.position,
+            "accumulation": self.accumulation,
+            "loader": self._loader.state_dict(),
+            "step": self.step,
+            "tokens": self.tokens,
+            "step_loss": [self._step_loss.cpu(), self._step_tokens],
+            "lap_loss": [self._lap_loss.cpu(), self._lap_tokens],
+            "random": random_state(),
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go on from a saved state. More epochs than it was saved with are allowed: a finished trial is extended.
+
+        Raises:
+            ValueError: the state belongs to a trial with other shapes or another accumulation.
+        """
+        if state["accumulation"] != self.accumulation or state["position"] > self.total:
+            raise ValueError(
+                f"the checkpoint stands at micro-batch {state['position']} with accumulation {state['accumulation']}; "
+                f"this trial has {self.total} micro-batches with accumulation {self.accumulation}"
+            )
+        _, unexpected = self.model.load_state_dict(state["adapter"], strict=False)
+        if unexpected:
+            raise ValueError(f"the checkpoint holds other adapters: {unexpected[:3]}")
+        self._optimizer.load_state_dict(state["optimizer"])
+        self._scheduler.load_state_dict(state["scheduler"])
+        if state["gradients"] is not None:
+            for parameter, gradient in zip(self._trainable, state["gradients"], strict=True):
+                parameter.grad = None if gradient is None else gradient.to(parameter.device)
+        self.position, self.step, self.tokens = state["position"], state["step"], state["tokens"]
+        (step_loss, self._step_tokens), (lap_loss, self._lap_tokens) = state["step_loss"], state["lap_loss"]
+        self._step_loss, self._lap_loss = step_loss.to(self.device), lap_loss.to(self.device)
+        self._loader_state, self._random = state["loader"], state["random"]
+
+    def save_adapter(self, to: Path) -> bool:
+        """Write the adapter in PEFT format, as torchtune's checkpointer makes it.
+
+        Returns:
+            False where torchtune has no PEFT form for this model; the directory then holds its own `.pt` form.
+        """
+        model = self.cfg.model
+        names = get_lora_module_names(
+            list(model.lora_attn_modules), model.apply_lora_to_mlp, model.get("apply_lora_to_output", False)
+        )
+        adapter_config: dict[str, Any] = {
+            "r": model.lora_rank,
+            "lora_alpha": model.lora_alpha,
+            "target_modules": names,
+            "peft_type": "LORA",
+            "task_type": "CAUSAL_LM",
+        }
+        adapter = get_adapter_state_dict(self.model.state_dict())
+        if any("magnitude" in name for name in adapter):
+            adapter_config["use_dora"] = True
+        checkpointer = config.instantiate(OmegaConf.merge(self.cfg.checkpointer, {"output_dir": str(self._scratch)}))
+        if getattr(checkpointer, "repo_id", "") is None:
+            checkpointer.repo_id = str(Path(self.cfg.checkpointer.checkpoint_dir).resolve())
+        state = {training.ADAPTER_KEY: adapter, training.ADAPTER_CONFIG: adapter_config}
+        checkpointer.save_checkpoint(state, epoch=0, intermediate_checkpoint=False, adapter_only=True)
+        return _collect_adapter(self._scratch, to)
+
+    def _setup_data(self) -> StatefulDataLoader:
+        dataset = build_dataset(self.cfg.dataset, self.cfg, self._cache, "dataset")
+        tokenizer = build_tokenizer(self.cfg, self._cache)
+        sampler = StatefulDistributedSampler(dataset, num_replicas=1, rank=0, shuffle=self.cfg.shuffle, seed=0)
+        collate = build_collate(self.cfg, self.cfg.dataset, dataset, self._loss_fn.ignore_index, tokenizer)
+        return StatefulDataLoader(
+            dataset=dataset, batch_size=self.cfg.batch_size, sampler=sampler, collate_fn=collate, drop_last=True
+        )
+
+    def _setup_scheduler(self, last_epoch: int) -> Any:
+        steps = self.epochs * self.steps_per_epoch
+        return config.instantiate(
+            self.cfg.lr_scheduler, self._optimizer, num_training_steps=steps, last_epoch=last_epoch
+        )
+
+    def _micro_batch(self, batch: dict[str, torch.Tensor], epoch: int) -> MicroBatch:
+        count = int((batch["labels"] != self._loss_fn.ignore_index).sum())  # counted on the CPU: no device sync
+        utils.batch_to_device(batch, self.device)
+        weighted = self._loss(batch) * count
+        weighted.backward()
+        self._step_loss = self._step_loss + weighted.detach()
+        self._lap_loss = self._lap_loss + weighted.detach()
+        self._step_tokens += count
+        self._lap_tokens += count
+        self.tokens += count
+        self.position += 1
+        step = self._optimizer_step() if self.position % self.accumulation == 0 else None
+        return MicroBatch(self.position, self.total, epoch, self.tokens, step)
+
+    def _optimizer_step(self) -> Step:
+        tokens = torch.tensor(self._step_tokens)
+        training.scale_grads(self.model, 1 / tokens)
+        clip = self.cfg.get("clip_grad_norm")
+        norm = nn.utils.get_total_norm([p.grad for p in self._trainable if p.grad is not None])
+        if clip is not None:
+            nn.utils.clip_grads_with_norm_(self._trainable, float(clip), norm)
+        lr = self.learning_rate
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        self._scheduler.step()
+        self.step += 1
+        loss = float(self._step_loss / self._step_tokens)
+        self._step_loss, self._step_tokens = torch.zeros((), device=self.device), 0
+        return Step(self.step, self.tokens, loss, float(norm), lr)
+
+    def _loss(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        ignored = self._loss_fn.ignore_index
+        inputs = {key: value for key, value in batch.items() if key != "labels"}
+        # shape [b, s]: the label of a position is the token that follows it
+        labels = nn.functional.pad(batch["labels"][:, 1:], (0, 1), value=ignored)
+        with self._offload:
+            logits = self.model(**inputs)
+        if not isinstance(logits, list):
+            labels, logits = labels.reshape(-1), logits.reshape(-1, logits.size(-1))
+        loss: torch.Tensor = self._loss_fn(logits, labels)
+        return loss
+
+    def _validation_batches(self, dataset: Any) -> list[dict[str, torch.Tensor]]:
+        cfg = self.cfg
+        size = int(cfg.get("batch_size_val") or cfg.batch_size)
+
+        def make() -> list[dict[str, torch.Tensor]]:
+            data = build_dataset(dataset, cfg, self._cache, "dataset_val")
+            tokenizer = build_tokenizer(cfg, self._cache)
+            collate = build_collate(cfg, dataset, data, self._loss_fn.ignore_index, tokenizer)
+            rows = [data[index] for index in range(len(data))]
+            return [collate(rows[start : start + size]) for start in range(0, len(rows), size)]
+
+        return self._cache.get("validation", [cfg.tokenizer, dataset, size, cfg.get("collate_fn")], make)
+
+
+def _collect_adapter(scratch: Path, to: Path) -> bool:
+    """Move the adapter's files out of torchtune's output and drop the rest, its copies of the base's files included."""
+    to.mkdir(parents=True, exist_ok=True)
+    source = scratch / "epoch_0"
+    peft = (source / "adapter_model.safetensors").exists() and (source / "adapter_config.json").exists()
+    for name in ("adapter_model.safetensors", "adapter_config.json") if peft else ("adapter_model.pt",):
+        shutil.move(source / name, to / name)
+    shutil.rmtree(source)
+    return peft

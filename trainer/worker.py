@@ -1,0 +1,181 @@
+"""A worker process: it takes trials from its inbox, one after another, and keeps the base between them.
+
+Invariants: it writes only below its own directory and those of its attempts. It takes an assignment whose
+attempt has no outcome, once. SIGTERM and SIGINT become a stop with a checkpoint, whose outcome says `preempted`.
+The beat starts when the worker can train, and ends with the process.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import FrameType
+
+from trainer.attempt import Attempt
+from trainer.base import Cache
+from trainer.contract import ContractError, FailureKind, Outcome, OutcomeKind, StopCause, TrialSpec, decode, encode
+from trainer.reporter import RoomReporter
+from trainer.room import AttemptDir, Room, WorkerDir, hold, read_text, write_atomic
+
+POLL_SECONDS = 0.02
+STOP_POLL_SECONDS = 0.1
+BEAT_SECONDS = 1.0
+
+
+@dataclass(slots=True)
+class Worker:
+    """A worker of a room.
+
+    Args:
+        trials: how many attempts to take before it ends; 0 for no limit.
+        idle_seconds: how long to wait for an assignment before it ends by itself.
+    """
+
+    room: Room
+    name: str
+    trials: int = 0
+    idle_seconds: float = 900.0
+    _cache: Cache = field(default_factory=Cache)
+    _told_to_end: bool = False
+    _taken: set[tuple[int, int]] = field(default_factory=set)
+
+    @property
+    def dir(self) -> WorkerDir:
+        return self.room.worker(self.name)
+
+    def run(self) -> None:
+        """Train what the inbox asks for until drained, told to end, idle for too long, or at its number of trials."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._on_signal)
+        with _beating(self.dir):
+            idle_since = time.monotonic()
+            while not self._told_to_end:
+                if (task := self._next()) is not None:
+                    self._attempt(*task)
+                    if self.trials and len(self._taken) >= self.trials:
+                        return
+                    idle_since = time.monotonic()
+                elif self.dir.drain.exists() or time.monotonic() - idle_since > self.idle_seconds:
+                    return
+                else:
+                    time.sleep(POLL_SECONDS)
+
+    def _next(self) -> tuple[int, int] | None:
+        for task in self.dir.assignments():
+            if task not in self._taken:
+                self._taken.add(task)
+                if not self.room.attempt(*task).outcome.exists():
+                    return task
+        return None
+
+    def _attempt(self, trial: int, number: int) -> None:
+        attempt = self.room.attempt(trial, number)
+        try:
+            spec = decode(TrialSpec, read_text(attempt.spec) or "")
+        except ContractError as error:
+            _end(attempt, Outcome(OutcomeKind.FAILED, str(error), failure=FailureKind.BAD_CONFIG))
+            return
+        print(f"trial {trial} attempt {number} starts", flush=True)
+        reporter = RoomReporter(attempt)
+        try:
+            outcome = Attempt(self.room, spec, self._cache, reporter, self._stop_signal(attempt)).run()
+        finally:
+            reporter.close()
+        print(f"trial {trial} attempt {number} {outcome.kind}: {outcome.reason or 'done'}", flush=True)
+        _end(attempt, outcome)
+
+    def _stop_signal(self, attempt: AttemptDir) -> StopPoll:
+        return StopPoll(self, attempt)
+
+    @property
+    def told_to_end(self) -> bool:
+        return self._told_to_end
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self._told_to_end = True
+
+
+@dataclass(slots=True)
+class StopPoll:
+    """Looks for a stop at most ten times a second, so that a shared file system is not asked at every micro-batch."""
+
+    worker: Worker
+    attempt: AttemptDir
+    _looked: float = float("-inf")
+
+    def __call__(self) -> tuple[StopCause, str] | None:
+        if self.worker.told_to_end:
+            return StopCause.PREEMPTED, "the worker was told to end"
+        now = time.monotonic()
+        if now - self._looked < STOP_POLL_SECONDS:
+            return None
+        self._looked = now
+        text = read_text(self.attempt.stop)
+        if text is None:
+            return None
+        cause, _, reason = text.partition("\n")
+        return StopCause(cause), reason
+
+
+def run_worker(room: Room, worker: Worker, lock_held: bool) -> int:
+    """Run a worker under its name's lock, so that two processes never serve one name.
+
+    Args:
+        lock_held: the process that started this one holds the lock and has handed it down.
+
+    Returns:
+        The exit code: 0, or 1 where another process serves this name.
+    """
+    lock = room.worker(worker.name).lock
+    if lock_held:
+        lock.write_text(f"{os.getpid()}\n")
+        worker.run()
+        return 0
+    with hold(lock, str(os.getpid())) as mine:
+        if not mine:
+            print(f"worker {worker.name} is already running", flush=True)
+            return 1
+        worker.run()
+    return 0
+
+
+def _end(attempt: AttemptDir, outcome: Outcome) -> None:
+    """Write the outcome, waiting for space where the disk is full: without it the trial would count as lost."""
+    for _ in range(60):
+        try:
+            write_atomic(attempt.outcome, encode(outcome))
+            return
+        except OSError as error:
+            print(f"outcome not written yet: {error}", flush=True)
+            time.sleep(1.0)
+    raise SystemExit(f"no outcome could be written to {attempt.outcome}; the controller will see a lost worker")
+
+
+@contextmanager
+def _beating(worker: WorkerDir) -> Iterator[None]:
+    """Count in the beat file for as long as the block runs."""
+    done = threading.Event()
+
+    def beat() -> None:
+        count = 0
+        while True:
+            count += 1
+            try:
+                write_atomic(worker.beat, str(count))
+            except OSError:
+                pass  # a full disk is the attempt's to report; the next beat tries again
+            if done.wait(BEAT_SECONDS):
+                return
+
+    thread = threading.Thread(target=beat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
