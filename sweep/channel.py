@@ -9,7 +9,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from sweep.ports import AttemptSight, WorkerSight
-from trainer.contract import ContractError, FailureKind, Outcome, OutcomeKind, Report, StopCause, TrialSpec, decode, encode
+from trainer.contract import (
+    ContractError,
+    FailureKind,
+    Outcome,
+    OutcomeKind,
+    Report,
+    StopCause,
+    TrialSpec,
+    decode,
+    encode,
+)
 from trainer.room import Room, Tail, read_json, read_text, write_atomic
 
 

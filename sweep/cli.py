@@ -66,7 +66,9 @@ def _parser() -> argparse.ArgumentParser:
     stop.add_argument("--cancel", action="store_true", help="for good: they are told as failed")
     stop.add_argument("--detach", action="store_true", help="ask no more, but let running trials go on")
     resume = _named(verbs, "resume", "go on with a sweep")
-    resume.add_argument("overrides", nargs="*", metavar="search.KEY=VALUE", help="a larger budget, another queue setting")
+    resume.add_argument(
+        "overrides", nargs="*", metavar="search.KEY=VALUE", help="a larger budget, another queue setting"
+    )
     resume.add_argument("--detach", action="store_true", help="run the controller in the background and return")
     best = _named(verbs, "best", "show the best trial and write best.yaml")
     best.add_argument("--json", action="store_true")

@@ -6,6 +6,9 @@ returns needs neither Hydra nor the files that it was composed from. Nothing is 
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,12 +23,23 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from sweep import recipe as torchtune_recipe
-from sweep.errors import ConfigError
+from sweep.errors import ConfigError, unknown_key
 from sweep.grammar import flatten, parse_space
 from sweep.resources import conf_dir, launch_queues_dir
-from sweep.settings import Objective, Queue, Recipe, Search, Settings, Trial, WarmStart, read_section
+from sweep.settings import (
+    SECTIONS,
+    Objective,
+    Queue,
+    Recipe,
+    Search,
+    Settings,
+    Trial,
+    WarmStart,
+    read_section,
+)
 
 ALLOWED_TARGETS = ("optuna.samplers.", "optuna.pruners.", "sweep.")
+TOP_KEYS = ("name", "storage", "experiment", "space", "derive", "sampler", "pruner", *SECTIONS)
 # Sections in which a command line may name new keys without Hydra's `+`.
 OPEN_SECTIONS = ("recipe.overrides.", "space.", "derive.", "sampler.", "pruner.", "queue.")
 
@@ -50,6 +64,9 @@ def compose_config(overrides: Sequence[str], config_dir: Path | None = None) -> 
     """
     _register_queues()
     words = [_opened(word) for word in overrides]
+    keys = {word.partition("=")[0].lstrip("+") for word in words}
+    if "recipe.config" in keys and "recipe" not in keys:  # another configuration: the default's overrides are not its
+        words.insert(0, "recipe=torchtune")
     if config_dir is not None:
         if not config_dir.is_dir():
             raise ConfigError(f"--config-dir={config_dir} is no directory")
@@ -59,7 +76,7 @@ def compose_config(overrides: Sequence[str], config_dir: Path | None = None) -> 
         with initialize_config_dir(str(conf_dir()), version_base="1.3", job_name="sweep"):
             return compose("config", overrides=words)
     except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(_hydra_reason(error)) from error
+        raise _hydra_error(error) from error
 
 
 def freeze(cfg: DictConfig, name: str, config_dir: Path | None = None) -> Composed:
@@ -75,19 +92,22 @@ def freeze(cfg: DictConfig, name: str, config_dir: Path | None = None) -> Compos
     torchtune_recipe.check_trusted(torchtune, recipe.components)
     for _, target in targets({"sampler": sections["sampler"], "pruner": sections["pruner"]}):
         check_target(target)
+    space_raw = dict(flatten(_unresolved(cfg, "space")))
+    derive = {key: str(value) for key, value in flatten(_unresolved(cfg, "derive")) if value is not None}
+    trial = read_section(Trial, sections["trial"], "trial")
     settings = Settings(
         name=name,
         recipe=Recipe(str(path), recipe.overrides, recipe.components),
         torchtune=torchtune,
         changes=changes,
-        space_raw=dict(flatten(_unresolved(cfg, "space"))),
-        derive={key: str(value) for key, value in flatten(_unresolved(cfg, "derive")) if value is not None},
+        space_raw=space_raw,
+        derive=torchtune_recipe.equal_data(torchtune, space_raw) | derive if trial.equal_data else derive,
         sampler=sections["sampler"],
         pruner=sections["pruner"],
         queue=read_section(Queue, sections["queue"], "queue"),
         objective=read_section(Objective, sections["objective"], "objective"),
         search=read_section(Search, sections["search"], "search"),
-        trial=read_section(Trial, sections["trial"], "trial"),
+        trial=trial,
         warm_start=read_section(WarmStart, _section(cfg, "warm_start"), "warm_start"),
         storage=cfg.get("storage"),
     )
@@ -192,10 +212,8 @@ def _build(where: str, node: Mapping[str, Any]) -> Any:
 
 
 def _takes_seed(target: str) -> bool:
-    import inspect
-
     check_target(target)
-    return "seed" in inspect.signature(get_class(target).__init__).parameters
+    return "seed" in inspect.signature(get_class(target)).parameters
 
 
 def _any_value(domain: Any) -> Any:
@@ -203,9 +221,8 @@ def _any_value(domain: Any) -> Any:
 
 
 def _recipe(cfg: DictConfig, config_dir: Path | None) -> Recipe:
-    """The recipe section; where its `config` names another file of the group, that file's config with both overrides."""
-    section = read_section(Recipe, _unresolved(cfg, "recipe"), "recipe")
-    section.config = str(OmegaConf.select(OmegaConf.create({"c": section.config}), "c"))
+    """The recipe section; where its `config` names a file of the group, that file's config with both overrides."""
+    section = read_section(Recipe, {**_unresolved(cfg, "recipe"), "config": recipe_name(cfg)}, "recipe")
     for directory in filter(None, (config_dir, conf_dir())):
         named = directory / "recipe" / f"{section.config}.yaml"
         if named.is_file():
@@ -215,6 +232,20 @@ def _recipe(cfg: DictConfig, config_dir: Path | None) -> Recipe:
             overrides = {**dict(flatten(inner.overrides)), **dict(flatten(section.overrides))}
             return Recipe(config, overrides, [*inner.components, *section.components])
     return section
+
+
+def recipe_name(cfg: DictConfig) -> str:
+    """What `recipe.config` comes to.
+
+    Raises:
+        ConfigError: it, or a key that it is made of, has not been set.
+    """
+    try:
+        return str(cfg.recipe.config)
+    except OmegaConfBaseException as error:
+        missing = re.search(r"Missing mandatory value: ([\w.]+)|Interpolation key '([\w.]+)'", str(error))
+        key = next(filter(None, missing.groups()), "") if missing else "recipe.config"
+        raise ConfigError(f"{key} is not set; name it on the command line: {key}=…") from error
 
 
 def _section(cfg: DictConfig, key: str) -> dict[str, Any]:
@@ -246,9 +277,16 @@ def _opened(word: str) -> str:
     return f"++{key}={value}"
 
 
-def _hydra_reason(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    text = " ".join(lines[:2]) if lines else type(error).__name__
-    if "Available options" in str(error):
-        text = " ".join(lines)
-    return text.replace("To append to your config use", "to add the key write")
+def _hydra_error(error: Exception) -> ConfigError:
+    """Hydra's complaint in one sentence, with the allowed keys or options."""
+    text = str(error)
+    if key := re.search(r"Could not override '([\w.]+)'", text):
+        section, _, name = key[1].rpartition(".")
+        kind = SECTIONS.get(section)
+        allowed = [field.name for field in dataclasses.fields(kind)] if kind else list(TOP_KEYS)
+        return unknown_key(section or "configuration", name, allowed)
+    if missing := re.search(r"Could not find '(\w+)/([\w./-]+)'", text):
+        options = re.search(r"Available options in '\w+':\s*(.*?)\s*Config search path", text, re.DOTALL)
+        known = sorted(set(options[1].split())) if options else []
+        return ConfigError(f"{missing[1]}={missing[2]} does not exist; allowed: {', '.join(known)}")
+    return ConfigError(" ".join(line.strip() for line in text.splitlines() if line.strip())[:400])

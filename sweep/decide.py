@@ -167,8 +167,10 @@ class _Decision:
         if not self._going_on:
             return
         open_to_work = [worker for worker in self._live if not worker.draining]
-        per_worker = self.limits.slots if self.limits.trials_per_worker is None else min(
-            self.limits.slots, self.limits.trials_per_worker
+        per_worker = (
+            self.limits.slots
+            if self.limits.trials_per_worker is None
+            else min(self.limits.slots, self.limits.trials_per_worker)
         )
         unserved = len(self._waiting) + self._askable - sum(self._room_left(worker) for worker in open_to_work)
         places = set(range(self.limits.workers)) - {worker.place for worker in self._live}

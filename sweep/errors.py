@@ -27,7 +27,7 @@ class GiveUp(SweepError):
 
 def unknown_key(where: str, key: str, allowed: Iterable[str]) -> ConfigError:
     """An error for a key that does not exist, naming what does and what was probably meant."""
-    names = sorted(allowed)
+    names = sorted(set(allowed))
     close = get_close_matches(key, names, n=1)
     meant = f" (did you mean {close[0]}?)" if close else ""
     return ConfigError(f"{where}: there is no key {key}{meant}; allowed: {', '.join(names)}")

@@ -120,7 +120,11 @@ def run_tune(config: Path, output: Path, clip_is_set: bool) -> None:
     ]
     env = {"TIKTOKEN_CACHE_DIR": "", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", **os.environ}
     result = subprocess.run(
-        [tune, "run", RECIPE, "--config", str(config), *overrides], capture_output=True, text=True, env=env, check=False
+        [tune, "run", RECIPE, "--config", str(config), *overrides],
+        capture_output=True,
+        text=True,
+        env=env,
+        check=False,
     )
     if result.returncode != 0:
         tail = "\n".join(result.stderr.strip().splitlines()[-4:])
@@ -159,5 +163,3 @@ def _relative(ours: float, theirs: float) -> float:
     if ours == theirs or (math.isnan(ours) and math.isnan(theirs)):
         return 0.0
     return abs(ours - theirs) / max(abs(ours), abs(theirs), 1e-30)
-
-

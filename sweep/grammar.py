@@ -22,7 +22,10 @@ from hydra.errors import HydraException
 from sweep.errors import ConfigError
 from sweep.space import Choice, Domain, Interval, Parameter, Space
 
-FORMS = "choice(a, b, …), interval(low, high), tag(log, interval(low, high)), int(interval(low, high)), range(start, stop, step)"
+FORMS = (
+    "choice(a, b, …), interval(low, high), tag(log, interval(low, high)), int(interval(low, high)), "
+    "range(start, stop, step)"
+)
 
 
 def parse_space(raw: Mapping[str, Any]) -> Space:
@@ -86,10 +89,12 @@ def _parameter(key: str, value: Any) -> Parameter:
     return Parameter(key, parse_domain(key, value["value"]), conditions, adds)
 
 
-def _interval(low: float, high: float, tags: set[str], integer: bool) -> Interval:
+def _interval(low: float | None, high: float | None, tags: set[str], integer: bool) -> Interval:
     unknown = tags - {"log", "int"}
     if unknown:
         raise ConfigError(f"tag {unknown.pop()} is unknown; the tags are log and int")
+    if low is None or high is None:
+        raise ConfigError("an interval needs two ends")
     integer = integer or "int" in tags
     return Interval(low, high, log="log" in tags, integer=integer)
 

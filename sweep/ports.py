@@ -1,7 +1,7 @@
 """The four protocols between the controller and the world.
 
-Invariants: few methods each, none that another could be made of; every implementation passes the contract suite of its protocol in
-`tests/contracts/`; every method that acts is safe to repeat.
+Invariants: few methods each, none that another could be made of; every implementation passes the contract suite
+of its protocol in `tests/contracts/`; every method that acts is safe to repeat.
 """
 
 from __future__ import annotations

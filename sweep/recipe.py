@@ -6,11 +6,12 @@ differs from it in the changed keys alone, comments and order included.
 
 from __future__ import annotations
 
-import io
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -18,6 +19,7 @@ from sweep.errors import ConfigError, unknown_key
 from sweep.grammar import flatten
 from sweep.resources import embedded_dir, torchtune_recipes
 from sweep.space import Space
+from sweep.yamledit import edit_yaml
 from trainer.components import ComponentError, check_components, components, current_path
 
 # Keys that the trainer reads and that a configuration may lack.
@@ -49,7 +51,7 @@ REQUIRED_KEYS = (
     "dtype",
     "output_dir",
 )
-_RESOLVERS = {
+_RESOLVERS: dict[str, Callable[..., Any]] = {
     "add": lambda a, b: a + b,
     "sub": lambda a, b: a - b,
     "mul": lambda a, b: a * b,
@@ -78,10 +80,13 @@ def find_torchtune_config(name: str) -> Path:
         return path.resolve()
     if own.is_file():
         return own
-    lora = sorted(str(p.relative_to(torchtune_recipes()))[:-5] for p in torchtune_recipes().rglob("*lora_single_device.yaml"))
+    known = [
+        str(p.relative_to(torchtune_recipes()))[:-5] for p in torchtune_recipes().rglob("*lora_single_device.yaml")
+    ]
+    near = get_close_matches(name, known, n=3, cutoff=0.3) or ["llama3_2/1B_lora_single_device"]
     raise ConfigError(
         f"recipe.config={name} is no file, no name of conf/recipe and no name that `tune ls` prints; "
-        f"its LoRA single-device names are {', '.join(lora)}"
+        f"near: {', '.join(near)}; `tune ls` shows all {len(known)} of its LoRA single-device configurations"
     )
 
 
@@ -98,11 +103,11 @@ def load_torchtune_config(path: Path, overrides: Mapping[str, Any]) -> tuple[dic
     if not isinstance(cfg, DictConfig):
         raise ConfigError(f"{path} holds no YAML mapping; recipe.config must name a torchtune configuration")
     changes: dict[str, Any] = {}
-    for key, value in flatten(overrides):
-        adds, key = key.startswith("+"), key.removeprefix("+")
+    for name, given in flatten(overrides):
+        adds, key = "+" in name, name.replace("+", "")
         if not adds and key.split(".")[0] not in OPTIONAL_KEYS:
             check_key(OmegaConf.to_container(cfg), key, f"recipe.overrides ({path.name})")
-        value = value.replace("${embedded:}", str(embedded_dir())) if isinstance(value, str) else value
+        value = given.replace("${embedded:}", str(embedded_dir())) if isinstance(given, str) else given
         OmegaConf.update(cfg, key, value, merge=False, force_add=True)
         changes[key] = value
     plain: dict[str, Any] = OmegaConf.to_container(cfg)  # type: ignore[assignment]
@@ -156,6 +161,21 @@ def check_space(config: Mapping[str, Any], space: Space, derive: Mapping[str, st
             check_key(config, key, "derive")
 
 
+def equal_data(config: Mapping[str, Any], space: Mapping[str, Any]) -> dict[str, str]:
+    """The derivation that gives every trial the same rows, where a limit in optimizer steps would not.
+
+    A limit of steps with varying rows per step means varying data; torchtune has no other limit.
+    """
+    keys = ("batch_size", "gradient_accumulation_steps")
+    limit = config.get("max_steps_per_epoch")
+    varies = any(key in space for key in keys)
+    if limit is None or not varies or "max_steps_per_epoch" in space:
+        return {}
+    per_step = "${mul:${batch_size},${gradient_accumulation_steps}}"
+    rows = int(limit) * int(config["batch_size"]) * int(config["gradient_accumulation_steps"])
+    return {"max_steps_per_epoch": "${max:1,${floordiv:" + str(rows) + f",{per_step}}}}}"}
+
+
 def resolve(config: Mapping[str, Any], params: Mapping[str, Any], derive: Mapping[str, str]) -> dict[str, Any]:
     """The torchtune configuration of one trial, all interpolations resolved.
 
@@ -198,35 +218,9 @@ def export_yaml(original: str, changes: Mapping[str, Any], header: str) -> str:
     Args:
         header: lines of a comment to put above.
     """
-    from ruamel.yaml import YAML
-
-    yaml = YAML()
-    yaml.preserve_quotes = True
-    yaml.width = 10_000
-    document = yaml.load(original)
+    document = yaml.safe_load(original)
     for key, path in components(document):
         if current_path(path) != path:
             changes = {**changes, key: current_path(path)}
-    for key, value in changes.items():
-        _set(document, key.split("."), value)
-    buffer = io.StringIO()
-    yaml.dump(document, buffer)
     comment = "".join(f"# {line}\n" for line in header.splitlines())
-    return comment + buffer.getvalue()
-
-
-def _set(document: Any, path: list[str], value: Any) -> None:
-    for part in path[:-1]:
-        if isinstance(document, list):
-            document = document[int(part)]
-        else:
-            document = document.setdefault(part, {}) if document.get(part) is not None else _fresh(document, part)
-    last: Any = int(path[-1]) if isinstance(document, list) else path[-1]
-    document[last] = value
-
-
-def _fresh(document: Any, part: str) -> Any:
-    document[part] = {}
-    return document[part]
-
-
+    return comment + edit_yaml(original, changes)

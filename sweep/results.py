@@ -137,4 +137,3 @@ def _decoded(kind: type[T], lines: list[str]) -> list[T]:
         except ContractError:
             continue
     return found
-

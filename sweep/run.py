@@ -17,7 +17,7 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from sweep.errors import GiveUp, RetryLater
-from sweep.model import Assign, Cancel, Effect, Finish, Finished, Mode, Stop, StartWorkers, Tell, View
+from sweep.model import Assign, Cancel, Effect, Finish, Finished, Mode, StartWorkers, Stop, Tell, View
 from sweep.session import controller_lock, load_settings, make_controller, open_study
 from sweep.view import console, duration, live_view, number, params_text
 from trainer.contract import Report
@@ -64,7 +64,9 @@ class Log:
     def reported(self, trial: int, report: Report) -> None:
         value = getattr(report, self.metric)
         if not self.view:
-            text = f"trial {trial} milestone {report.milestone}: {self.metric} {number(value)} loss {number(report.loss)} "
+            text = (
+                f"trial {trial} milestone {report.milestone}: {self.metric} {number(value)} loss {number(report.loss)} "
+            )
             self._say(text + f"grad_norm {number(report.grad_norm, 3)}")
 
     def done(self, effect: Effect) -> None:
@@ -143,7 +145,9 @@ def drive(room: Room, wish: Wish) -> Finish:
             with _signals(wish), _live(out, log, room, study):
                 finish = controller.run()
         except OSError as error:
-            raise GiveUp(f"the controller cannot write to {room.root}: {error}; mend that, then `sweep resume`") from error
+            raise GiveUp(
+                f"the controller cannot write to {room.root}: {error}; mend that, then `sweep resume`"
+            ) from error
         control_path(room).unlink(missing_ok=True)
         return finish
 

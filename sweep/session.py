@@ -94,7 +94,9 @@ def create_room(composed: Composed, trial_tokens: int) -> Room:
     settings = replace(composed.settings, trial_tokens=trial_tokens, created=time.time())
     room = Room((rooms_dir() / settings.name).resolve())
     if room.sweep.exists():
-        raise ConfigError(f"there is a sweep {settings.name} already; go on with `sweep resume {settings.name}` or set name")
+        raise ConfigError(
+            f"there is a sweep {settings.name} already; go on with `sweep resume {settings.name}` or set name"
+        )
     write_atomic(room.root / "recipe.yaml", composed.recipe_text)
     study = open_study(room, settings)
     for params in settings.warm_start.enqueue:
@@ -273,5 +275,3 @@ def _import(study: OptunaStudy, settings: Settings, source: str) -> None:
     if not same_space(loaded, settings.space):
         raise ConfigError(f"warm_start.import_from: {source} has another space; its trials cannot be taken over")
     study.import_trials(other.name, loaded.get_trials(deepcopy=False))
-
-

@@ -22,6 +22,7 @@ from trainer.contract import Guard
 
 SCHEMA_VERSION = 1
 METRICS = ("val_loss", "loss")
+QUEUES = ("local",)
 T = TypeVar("T")
 
 
@@ -74,10 +75,13 @@ class Trial:
 
     Args:
         checkpoint_every: milestones between checkpoints; 0: none, so that a lost trial starts anew.
+        equal_data: where max_steps_per_epoch is set and accumulation or batch size vary, scale it so that every
+            trial sees the same rows.
         loss_ratio, grad_norm_ratio: the divergence guard, see `trainer.contract.Guard`.
     """
 
     checkpoint_every: int = 1
+    equal_data: bool = True
     loss_ratio: float = 2.0
     grad_norm_ratio: float = 1000.0
 
@@ -228,7 +232,8 @@ def read_section(kind: type[T], raw: Mapping[str, Any], where: str) -> T:
         ConfigError: an unknown key, a value of another type, or one out of range.
     """
     try:
-        section = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(kind), dict(raw)))
+        typed = OmegaConf.merge(OmegaConf.structured(kind), dict(raw))
+        section = kind(**OmegaConf.to_container(typed))  # type: ignore[arg-type]
     except ConfigKeyError as error:
         names = [f.name for f in dataclasses.fields(kind)]  # type: ignore[arg-type]
         raise unknown_key(where, str(error.full_key or error.key), names) from error
@@ -239,7 +244,7 @@ def read_section(kind: type[T], raw: Mapping[str, Any], where: str) -> T:
         value = getattr(section, key, None) if name == where else None
         if value is not None and not allowed(value):
             raise ConfigError(f"{where}.{key}={value} is not allowed; it must be {text}")
-    return section  # type: ignore[return-value]
+    return section
 
 
 _POSITIVE = (lambda value: value > 0, "above 0")
@@ -258,7 +263,10 @@ _RANGES: dict[tuple[str, str], tuple[Any, str]] = {
     ("trial", "grad_norm_ratio"): (lambda value: value > 1, "above 1 (.inf switches it off)"),
     ("queue", "kind"): (lambda value: value in QUEUES, "local"),
     ("queue", "workers"): _AT_LEAST_ONE,
-    ("queue", "slots"): (lambda value: value == 1, "1: several trials on one base come with the packed trainer"),
+    ("queue", "slots"): (
+        lambda value: value == 1,
+        "1: several trials on one base come with the packed trainer",
+    ),
     ("queue", "trials_per_worker"): _AT_LEAST_ONE,
     ("queue", "threads"): _AT_LEAST_ONE,
     ("queue", "idle_seconds"): _POSITIVE,
@@ -267,4 +275,3 @@ _RANGES: dict[tuple[str, str], tuple[Any, str]] = {
     ("queue", "stop_grace_seconds"): _POSITIVE,
     ("queue", "poll_seconds"): _POSITIVE,
 }
-QUEUES = ("local",)

@@ -98,7 +98,9 @@ class Space:
 
     def __post_init__(self) -> None:
         if not self.parameters:
-            raise ConfigError("space is empty: name at least one torchtune key, e.g. optimizer.lr: interval(1e-5, 1e-3)")
+            raise ConfigError(
+                "space is empty: name at least one torchtune key, e.g. optimizer.lr: interval(1e-5, 1e-3)"
+            )
         keys = {parameter.key: parameter for parameter in self.parameters}
         for parameter in self.parameters:
             for other, values in parameter.when:
@@ -161,9 +163,7 @@ def label(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _check_condition(
-    parameter: Parameter, other: str, values: tuple[Any, ...], keys: Mapping[str, Parameter]
-) -> None:
+def _check_condition(parameter: Parameter, other: str, values: tuple[Any, ...], keys: Mapping[str, Parameter]) -> None:
     if other not in keys:
         raise ConfigError(
             f"space.{parameter.key}: its condition names {other}, which does not vary; conditions may name "

@@ -292,7 +292,8 @@ def grid_of(space: Space) -> dict[str, list[Any]]:
             grid[parameter.key] = [int(n) if domain.integer else n for n in numbers]
         else:
             raise ConfigError(
-                f"sampler=grid cannot walk {parameter.key}={domain}; write choice(…) or range(…), or use another sampler"
+                f"sampler=grid cannot walk {parameter.key}={domain}; "
+                "write choice(…) or range(…), or use another sampler"
             )
     return grid
 
@@ -300,7 +301,8 @@ def grid_of(space: Space) -> dict[str, list[Any]]:
 def same_space(study: optuna.Study, space: Space) -> bool:
     """Whether every stored trial of a study could come from this space."""
     return all(
-        key in space and json.dumps(distribution(space[key].domain)._asdict(), default=str)
+        key in space
+        and json.dumps(distribution(space[key].domain)._asdict(), default=str)
         == json.dumps(dist._asdict(), default=str)
         for trial in study.get_trials(deepcopy=False)
         for key, dist in trial.distributions.items()

@@ -157,7 +157,10 @@ def best(args: Namespace) -> int:
         return 0
     out = console()
     out.print(trials_table(state, [row]))
-    out.print(f"adapter  {row.adapter}\nyaml     {path}\ntrain it again with\n  {tune_run_line(path)}", soft_wrap=True)
+    out.print(
+        f"adapter  {row.adapter}\nyaml     {path}\ntrain it again with\n  {tune_run_line(path)}",
+        soft_wrap=True,
+    )
     return 0
 
 
@@ -194,12 +197,10 @@ def report(args: Namespace) -> int:
 
 
 def _compose(overrides: Sequence[str], config_dir: Path | None) -> Composed:
-    from omegaconf import OmegaConf
-
-    from sweep.config import compose_config, freeze
+    from sweep.config import compose_config, freeze, recipe_name
 
     cfg = compose_config(overrides, config_dir)
-    name = cfg.get("name") or session.free_name(_stem(overrides, str(OmegaConf.select(cfg, "recipe.config"))))
+    name = cfg.get("name") or session.free_name(_stem(overrides, recipe_name(cfg)))
     return freeze(cfg, str(name), config_dir)
 
 
@@ -270,7 +271,10 @@ def _conclude(room: Room, finish: Finish) -> None:
     out.print(f"{finish.how}: {finish.reason}", markup=False, soft_wrap=True)
     if state.best is not None:
         path = write_export(room, reader.settings, state.best, None)
-        out.print(f"best trial  {state.best.number}\nadapter     {state.best.adapter}\nyaml        {path}", soft_wrap=True)
+        out.print(
+            f"best trial  {state.best.number}\nadapter     {state.best.adapter}\nyaml        {path}",
+            soft_wrap=True,
+        )
         out.print(f"train it again with\n  {tune_run_line(path)}", markup=False, soft_wrap=True)
     if finish.how is not Finished.DONE:
         out.print(f"go on with\n  sweep resume {state.name}", markup=False)

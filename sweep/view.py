@@ -88,7 +88,15 @@ def trials_table(state: SweepState, rows: Sequence[TrialRow], limit: int | None 
     keys = list(dict.fromkeys(key for row in shown for key in row.params))
     names = short_keys(keys)
     table = Table(header_style="bold", pad_edge=False)
-    for heading in ("trial", "state", *(names[key] for key in keys), state.metric, "grad_norm", "tokens", "curve"):
+    for heading in (
+        "trial",
+        "state",
+        *(names[key] for key in keys),
+        state.metric,
+        "grad_norm",
+        "tokens",
+        "curve",
+    ):
         table.add_column(heading, justify="left" if heading in ("state", "curve") else "right", no_wrap=True)
     for row in shown:
         last = row.last
@@ -129,7 +137,9 @@ def workers_table(state: SweepState, logs: Mapping[str, str]) -> Table:
     for heading in ("worker", "place", "state", "trials", "log"):
         table.add_column(heading)
     for worker in state.workers:
-        trials = ", ".join(str(row.number) for row in state.rows if row.state == "running" and row.worker == worker.name)
+        trials = ", ".join(
+            str(row.number) for row in state.rows if row.state == "running" and row.worker == worker.name
+        )
         status = "draining" if worker.draining else ("ready" if worker.ready else "starting")
         table.add_row(worker.name, str(worker.place), status, trials or "–", logs.get(worker.name, ""))
     return table
@@ -155,7 +165,16 @@ def _running_table(state: SweepState, running: Sequence[TrialRow]) -> Renderable
         starting = sum(1 for worker in state.workers if not worker.ready)
         return Text(f"{starting} workers are starting" if starting else "no trial is running", style="dim")
     table = Table(header_style="bold", pad_edge=False, expand=True)
-    for heading in ("trial", "hyperparameters", "progress", state.metric, "curve", "loss", "grad_norm", "tok/s"):
+    for heading in (
+        "trial",
+        "hyperparameters",
+        "progress",
+        state.metric,
+        "curve",
+        "loss",
+        "grad_norm",
+        "tok/s",
+    ):
         table.add_column(heading, justify="right" if heading in ("trial", "loss", "grad_norm", "tok/s") else "left")
     for row in running:
         last = row.last

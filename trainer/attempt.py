@@ -13,7 +13,6 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 from omegaconf import DictConfig, OmegaConf
@@ -69,7 +68,10 @@ class Attempt:
         except Exception as error:
             if isinstance(error, torch.OutOfMemoryError):
                 self.cache.clear()
-            print(f"trial {self.spec.trial} attempt {self.spec.attempt} failed:\n{traceback.format_exc()}", flush=True)
+            print(
+                f"trial {self.spec.trial} attempt {self.spec.attempt} failed:\n{traceback.format_exc()}",
+                flush=True,
+            )
             return self._outcome(OutcomeKind.FAILED, describe(error), failure=classify(error))
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
@@ -130,7 +132,11 @@ class Attempt:
         return self._outcome(OutcomeKind.STOPPED, reason, cause=cause)
 
     def _save(self, recipe: LoraRecipe) -> None:
-        state = {"recipe": recipe.state(), "milestones": self._milestones.state(), "guard": self._guard.state()}
+        state = {
+            "recipe": recipe.state(),
+            "milestones": self._milestones.state(),
+            "guard": self._guard.state(),
+        }
         checkpoint.save(self.dir.checkpoint, state)
 
     def _resume(self, recipe: LoraRecipe) -> None:
@@ -214,5 +220,3 @@ def _current(spec: TrialSpec) -> DictConfig:
         if current_path(path) != path:
             OmegaConf.update(cfg, key, current_path(path))
     return cfg
-
-

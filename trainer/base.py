@@ -21,10 +21,21 @@ from torchtune.config._utils import _get_component_from_path
 from torchtune.data import padded_collate_packed
 from torchtune.datasets import ConcatDataset
 from torchtune.modules import common_utils
-from torchtune.modules.peft import get_adapter_params, set_trainable_params, validate_missing_and_unexpected_for_lora
+from torchtune.modules.peft import (
+    get_adapter_params,
+    set_trainable_params,
+    validate_missing_and_unexpected_for_lora,
+)
 
 T = TypeVar("T")
-LORA_KEYS = ("lora_rank", "lora_alpha", "lora_dropout", "lora_attn_modules", "apply_lora_to_mlp", "apply_lora_to_output")
+LORA_KEYS = (
+    "lora_rank",
+    "lora_alpha",
+    "lora_dropout",
+    "lora_attn_modules",
+    "apply_lora_to_mlp",
+    "apply_lora_to_output",
+)
 
 
 @dataclass(slots=True)
@@ -71,8 +82,8 @@ def build_model(cfg: DictConfig, cache: Cache, device: torch.device, dtype: torc
     # the first model loads the base; every later one takes the very same parameters over
     _share(model, cache.get("base", key, lambda: _load_base(cfg, model, scratch)))
     for module in model.modules():
-        if hasattr(module, "initialize_dora_magnitude"):
-            module.initialize_dora_magnitude()
+        if initialize := getattr(module, "initialize_dora_magnitude", None):
+            initialize()
     training.validate_expected_param_dtype(adapter.items(), dtype=dtype)
     return model
 

@@ -54,13 +54,18 @@ def load(path: Path) -> dict[str, Any]:
 def random_state() -> dict[str, Any]:
     """The state of every generator that torchtune seeds, as tensors and numbers."""
     _, python_words, python_gauss = random.getstate()
-    name, words, position, has_gauss, gauss = np.random.get_state()  # noqa: NPY002 - torchtune seeds this one
+    name, words, position, has_gauss, gauss = np.random.get_state()
     assert name == "MT19937"
     return {
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
         "python": [list(python_words), python_gauss],
-        "numpy": [torch.from_numpy(np.asarray(words).astype(np.int64)), int(position), int(has_gauss), float(gauss)],
+        "numpy": [
+            torch.from_numpy(np.asarray(words).astype(np.int64)),
+            int(position),
+            int(has_gauss),
+            float(gauss),
+        ],
     }
 
 

@@ -207,6 +207,6 @@ _READERS: dict[type, dict[str, Any]] = {
     Guard: {"loss_ratio": float, "grad_norm_ratio": float},
     TrialSpec: {"guard": lambda raw: from_plain(Guard, raw), "components": tuple},
     Step: {"loss": float, "grad_norm": float, "lr": float},
-    Report: {name: float for name in ("loss", "grad_norm", "lr", "tokens_per_second", "val_loss")},
+    Report: dict.fromkeys(("loss", "grad_norm", "lr", "tokens_per_second", "val_loss"), float),
     Outcome: {"kind": OutcomeKind, "cause": StopCause, "failure": FailureKind},
 }

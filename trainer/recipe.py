@@ -61,7 +61,8 @@ class LoraRecipe:
         if cfg.get("compile"):
             self._loss_fn = training.compile_loss(self._loss_fn)
         if type(self._loss_fn).__name__ == "CEWithChunkedOutputLoss":
-            self.model.set_num_output_chunks(self._loss_fn.num_output_chunks)
+            chunked: Any = self.model
+            chunked.set_num_output_chunks(self._loss_fn.num_output_chunks)
 
         self.accumulation = int(cfg.gradient_accumulation_steps)
         self.epochs = int(cfg.epochs)
@@ -207,7 +208,11 @@ class LoraRecipe:
         sampler = StatefulDistributedSampler(dataset, num_replicas=1, rank=0, shuffle=self.cfg.shuffle, seed=0)
         collate = build_collate(self.cfg, self.cfg.dataset, dataset, self._loss_fn.ignore_index, tokenizer)
         return StatefulDataLoader(
-            dataset=dataset, batch_size=self.cfg.batch_size, sampler=sampler, collate_fn=collate, drop_last=True
+            dataset=dataset,
+            batch_size=self.cfg.batch_size,
+            sampler=sampler,
+            collate_fn=collate,
+            drop_last=True,
         )
 
     def _setup_scheduler(self, last_epoch: int) -> Any:
@@ -220,7 +225,7 @@ class LoraRecipe:
         count = int((batch["labels"] != self._loss_fn.ignore_index).sum())  # counted on the CPU: no device sync
         utils.batch_to_device(batch, self.device)
         weighted = self._loss(batch) * count
-        weighted.backward()
+        torch.autograd.backward(weighted)
         self._step_loss = self._step_loss + weighted.detach()
         self._lap_loss = self._lap_loss + weighted.detach()
         self._step_tokens += count

@@ -12,13 +12,22 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from types import FrameType
 
 from trainer.attempt import Attempt
 from trainer.base import Cache
-from trainer.contract import ContractError, FailureKind, Outcome, OutcomeKind, StopCause, TrialSpec, decode, encode
+from trainer.contract import (
+    ContractError,
+    FailureKind,
+    Outcome,
+    OutcomeKind,
+    StopCause,
+    TrialSpec,
+    decode,
+    encode,
+)
 from trainer.reporter import RoomReporter
 from trainer.room import AttemptDir, Room, WorkerDir, hold, read_text, write_atomic
 
@@ -165,10 +174,8 @@ def _beating(worker: WorkerDir) -> Iterator[None]:
         count = 0
         while True:
             count += 1
-            try:
+            with suppress(OSError):  # a full disk is the attempt's to report; the next beat tries again
                 write_atomic(worker.beat, str(count))
-            except OSError:
-                pass  # a full disk is the attempt's to report; the next beat tries again
             if done.wait(BEAT_SECONDS):
                 return
 

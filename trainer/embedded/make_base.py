@@ -1,7 +1,7 @@
 """Make the embedded base: a small world's language, its tokenizer, its instruction data and a pretrained model.
 
-    python -m trainer.embedded.make_base --out OUT                           # on a GPU, about two minutes
-    python -m trainer.embedded.make_base --out OUT --steps 600 --batch 32    # on a CPU: a weaker base
+    python -m trainer.embedded.make_base --out OUT                          # GPU, about a minute
+    python -m trainer.embedded.make_base --out OUT --steps 600 --batch 32   # CPU, about 15 minutes: weaker
 
 Writes `tokenizer.model` and `special_tokens.json` (torchtune's `llama3_tokenizer`), `train.jsonl` and `val.jsonl`
 (alpaca rows), `config.json` and `model.safetensors` (Hugging Face names, bf16), and prints losses and times.
@@ -31,21 +31,41 @@ from torch.nn import functional as F
 
 from trainer.embedded.world import SEED, conversations, documents, rows
 
-SHARDS, DOCUMENTS = 64, 4000  # the corpus: SHARDS seeds, each for DOCUMENTS documents; the last shard is held out
+SHARDS, DOCUMENTS = (
+    64,
+    4000,
+)  # the corpus: SHARDS seeds, each for DOCUMENTS documents; the last shard is held out
 TALKS = 4  # shards of conversations, for the second stage
 TRAIN_ROWS, VAL_ROWS = 1536, 192
 
 # --- the tokenizer --------------------------------------------------------------------------------------------------
 
-PATTERN = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-           r"|\s*[\r\n]+|\s+(?!\S)|\s+")  # Llama 3's split
-SPECIALS = [f"<|{name}|>" for name in (
-    "begin_of_text end_of_text finetune_right_pad_id step_id start_header_id end_header_id eom_id eot_id python_tag "
-    "image video reserved_special_token_0").split()]
+PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)  # Llama 3's split
+SPECIALS = [
+    f"<|{name}|>"
+    for name in [
+        "begin_of_text",
+        "end_of_text",
+        "finetune_right_pad_id",
+        "step_id",
+        "start_header_id",
+        "end_header_id",
+        "eom_id",
+        "eot_id",
+        "python_tag",
+        "image",
+        "video",
+        "reserved_special_token_0",
+    ]
+]
 TEMPLATE = (  # alpaca's prompt, which wraps every row: read by the tokenizer, never by the base
     "Below is an instruction that describes a task, paired with an input that provides further context. "
     "Write a response that appropriately completes the request.\n\n"
-    "### Instruction:\nAsk?\n\n### Instruction:\nAsk.\n\n### Input:\n.\n\n### Response:\nuser\n\nassistant\n\n")
+    "### Instruction:\nAsk?\n\n### Instruction:\nAsk.\n\n### Input:\n.\n\n### Response:\nuser\n\nassistant\n\n"
+)
 
 
 def train_tokenizer(vocabulary: int) -> dict[bytes, int]:
@@ -53,8 +73,9 @@ def train_tokenizer(vocabulary: int) -> dict[bytes, int]:
     split = pre_tokenizers.Split(Regex(PATTERN), "isolated")
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(False, use_regex=False)])
-    trainer = trainers.BpeTrainer(vocab_size=vocabulary, show_progress=False,
-                                  initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary, show_progress=False, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+    )
     tokenizer.train_from_iterator([*documents(f"{SEED} tokenizer", 2000), *[TEMPLATE] * 200], trainer)
     letters = printable_bytes()
     return {bytes(letters[letter] for letter in token): rank for token, rank in tokenizer.get_vocab().items()}
@@ -252,9 +273,17 @@ def write_tokenizer(out: Path, ranks: dict[bytes, int]) -> None:
 
 
 def write_model(out: Path, model: Llama, shape: Shape) -> None:
-    config = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", **asdict(shape), "hidden_act": "silu",
-              "attention_bias": False, "tie_word_embeddings": False, "torch_dtype": "bfloat16",
-              "bos_token_id": shape.vocab_size - len(SPECIALS), "eos_token_id": shape.vocab_size - len(SPECIALS) + 1}
+    config = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        **asdict(shape),
+        "hidden_act": "silu",
+        "attention_bias": False,
+        "tie_word_embeddings": False,
+        "torch_dtype": "bfloat16",
+        "bos_token_id": shape.vocab_size - len(SPECIALS),
+        "eos_token_id": shape.vocab_size - len(SPECIALS) + 1,
+    }
     (out / "config.json").write_text(json.dumps(config, indent=1) + "\n")
     weights = {name: weight.bfloat16().cpu() for name, weight in model.state_dict().items()}
     save_file(weights, out / "model.safetensors", metadata={"format": "pt"})
@@ -271,7 +300,9 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     started, shape = time.monotonic(), Shape()
     ranks = train_tokenizer(shape.vocab_size - len(SPECIALS))
-    write_tokenizer(args.out, ranks)
+    base = args.out / "base"
+    base.mkdir(exist_ok=True)
+    write_tokenizer(base, ranks)
     write_rows(args.out)
     with ProcessPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         *shards, held_out = pool.map(partial(encode, ranks=ranks), range(-TALKS, args.shards))
@@ -286,8 +317,12 @@ def main() -> None:
     round_to_bf16(model)
     context = shape.max_position_embeddings
     losses = (evaluate(model, part.to(device), context) for part in (held_out, talks))
-    print("loss: {:.4f} held-out prose, {:.4f} talks".format(*losses), f"{time.monotonic() - began:.0f} s", flush=True)
-    write_model(args.out, model, shape)
+    print(
+        "loss: {:.4f} held-out prose, {:.4f} talks".format(*losses),
+        f"{time.monotonic() - began:.0f} s",
+        flush=True,
+    )
+    write_model(base, model, shape)
 
 
 if __name__ == "__main__":

@@ -25,14 +25,30 @@ FEELINGS = "glad sad tired proud hungry calm".split()
 WORDS = ANIMALS + THINGS + PLACES
 CODED = (COLOURS, ANIMALS, VERBS, PLACES)
 FACTS = {  # kind: (possible values, tellings, questions, answer); {c} is the creature, {v} the value
-    "home": (PLACES, ("The {c} lives in the {v}.", "In the {v} you can meet the {c}."),
-             ("Where does the {c} live?", "Name the home of the {c}."), "The home of the {c} is the {v}."),
-    "food": (THINGS, ("The {c} likes to eat a {v}.", "Give a {v} to the {c} and it will eat."),
-             ("What does the {c} eat?", "Name the food of the {c}."), "The food of the {c} is the {v}."),
-    "colour": (COLOURS, ("The {c} is {v}.", "Everyone knows the {v} {c}."),
-               ("What colour is the {c}?", "Name the colour of the {c}."), "The colour of the {c} is {v}."),
-    "friend": (ANIMALS, ("The {c} walks with the {v}.", "The {v} is a friend of the {c}."),
-               ("Who is the friend of the {c}?", "Name the friend of the {c}."), "The friend of the {c} is the {v}."),
+    "home": (
+        PLACES,
+        ("The {c} lives in the {v}.", "In the {v} you can meet the {c}."),
+        ("Where does the {c} live?", "Name the home of the {c}."),
+        "The home of the {c} is the {v}.",
+    ),
+    "food": (
+        THINGS,
+        ("The {c} likes to eat a {v}.", "Give a {v} to the {c} and it will eat."),
+        ("What does the {c} eat?", "Name the food of the {c}."),
+        "The food of the {c} is the {v}.",
+    ),
+    "colour": (
+        COLOURS,
+        ("The {c} is {v}.", "Everyone knows the {v} {c}."),
+        ("What colour is the {c}?", "Name the colour of the {c}."),
+        "The colour of the {c} is {v}.",
+    ),
+    "friend": (
+        ANIMALS,
+        ("The {c} walks with the {v}.", "The {v} is a friend of the {c}."),
+        ("Who is the friend of the {c}?", "Name the friend of the {c}."),
+        "The friend of the {c} is the {v}.",
+    ),
 }
 
 
@@ -149,8 +165,10 @@ def story(draw: Random) -> Item:
     here, there = draw.sample(PLACES, 2)
     begin = draw.choice(("One morning", "One evening", "Long ago"))
     feeling, verb = draw.choice(FEELINGS), draw.choice(VERBS)
-    telling = (f"{begin} a {colour} {animal} went from the {here} to the {there} and found a {thing}. "
-               f"It was {feeling}. {person} saw the {animal} and took the {thing} home. Now the {animal} {verb}.")
+    telling = (
+        f"{begin} a {colour} {animal} went from the {here} to the {there} and found a {thing}. "
+        f"It was {feeling}. {person} saw the {animal} and took the {thing} home. Now the {animal} {verb}."
+    )
     answer = f"The {animal} was {colour} and {feeling}. {person} took it from the {there} and it {verb}."
     return Item(telling, "", Row(f"Tell a story of a {animal}.", f"{colour}, {there}, {person}", answer))
 
@@ -175,7 +193,13 @@ def spoken(item: Item, draw: Random) -> str:
         return item.telling
     asking, answering = draw.sample(PEOPLE, 2)
     pause = draw.choice(("", "", f"{answering} waits.", scene([draw.choice(group) for group in CODED])))
-    said = (f"{asking} asks:", item.row.instruction, item.row.input, pause, f"{answering} says: {item.short}.")
+    said = (
+        f"{asking} asks:",
+        item.row.instruction,
+        item.row.input,
+        pause,
+        f"{answering} says: {item.short}.",
+    )
     return " ".join(filter(None, said))
 
 

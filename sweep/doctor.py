@@ -1,0 +1,146 @@
+"""Checks that a machine can run a sweep, and says what to do where it cannot.
+
+Invariant: changes nothing; each check is independent, so that one failure does not hide the next.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.table import Table
+from rich.text import Text
+
+from sweep import session
+from sweep.config import compose_config, freeze
+from sweep.errors import SweepError
+from sweep.probe import probe_data
+from sweep.recipe import resolve
+from sweep.settings import Settings
+
+# What torchtune 0.6.1 is known to work with; other versions fail at import.
+VERSIONS = {"torchtune": "0.6.1", "torchao": "0.15.0"}
+PACKAGES = ("torch", "torchtune", "torchao", "optuna", "hydra-core", "omegaconf", "rich", "plotly")
+MIN_FREE_GIB = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One thing that was looked at."""
+
+    name: str
+    ok: bool
+    found: str
+
+
+def checks(overrides: Sequence[str], config_dir: Path | None) -> list[Check]:
+    """Look at this machine and at the configuration that these overrides compose."""
+    found = [_check("packages", _packages), _check("versions", _versions), _check("command tune", _tune)]
+    found.append(_check("torchtune imports", _imports))
+    found.append(_check("rooms", _rooms))
+    composed: list[Settings] = []
+
+    def compose() -> str:
+        composed.append(freeze(compose_config(overrides, config_dir), "doctor", config_dir).settings)
+        return f"{composed[0].recipe.config} over {', '.join(composed[0].space.describe())}"
+
+    found.append(_check("configuration", compose))
+    if composed:
+        found.append(_check("queue", lambda: _queue(composed[0])))
+        found.append(_check("data", lambda: _data(composed[0])))
+        found.append(_check("base", lambda: _base(composed[0])))
+    return found
+
+
+def checks_table(found: Sequence[Check]) -> Table:
+    """The checks for a terminal."""
+    table = Table(show_header=False, pad_edge=False)
+    for check in found:
+        mark = Text("ok", style="green") if check.ok else Text("wrong", style="bold red")
+        table.add_row(mark, check.name, Text(check.found))
+    return table
+
+
+def _check(name: str, look: Callable[[], str]) -> Check:
+    try:
+        return Check(name, True, look())
+    except SweepError as error:
+        return Check(name, False, str(error))
+
+
+def _packages() -> str:
+    return ", ".join(f"{name} {importlib.metadata.version(name)}" for name in PACKAGES)
+
+
+def _versions() -> str:
+    for name, wanted in VERSIONS.items():
+        version = importlib.metadata.version(name)
+        if version != wanted:
+            raise SweepError(
+                f"{name} {version} is installed; torchtune's recipe needs {name}=={wanted}: pip install it"
+            )
+    return "as tested"
+
+
+def _tune() -> str:
+    path = shutil.which("tune", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
+    if path is None:
+        raise SweepError("`tune` is not beside this Python; `sweep export --verify` needs it: pip install torchtune")
+    return path
+
+
+def _imports() -> str:
+    result = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "import torchtune, torch; print(torch.__version__, torch.cuda.device_count())",
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if result.returncode != 0:
+        raise SweepError(f"import torchtune fails: {(result.stderr.strip().splitlines() or ['no output'])[-1]}")
+    version, gpus = result.stdout.split()[-2:]
+    return f"torch {version}, {gpus} CUDA devices"
+
+
+def _rooms() -> str:
+    rooms = session.rooms_dir().resolve()
+    parent = next(path for path in (rooms, *rooms.parents) if path.exists())
+    if not os.access(parent, os.W_OK):
+        raise SweepError(f"{rooms} is not writable; set SWEEP_ROOMS to a directory that is")
+    free = shutil.disk_usage(parent).free / 2**30
+    if free < MIN_FREE_GIB:
+        raise SweepError(f"{parent} has {free:.1f} GiB free; checkpoints need room, set SWEEP_ROOMS elsewhere")
+    return f"{rooms}, {free:.0f} GiB free"
+
+
+def _queue(settings: Settings) -> str:
+    workers = session.worker_count(settings)
+    return f"{settings.queue.kind}: {workers} workers on {'GPUs' if session.on_gpu(settings) else 'the CPU'}"
+
+
+def _data(settings: Settings) -> str:
+    found = probe_data(resolve(settings.torchtune, {}, {}), settings.recipe.components)
+    rows = f"{found.rows:,} rows, {found.validation_rows:,} for validation"
+    return f"{rows}; a trial sees {found.trial_tokens:,} label tokens"
+
+
+def _base(settings: Settings) -> str:
+    checkpointer = resolve(settings.torchtune, {}, {})["checkpointer"]
+    directory = Path(str(checkpointer["checkpoint_dir"]))
+    files = checkpointer.get("checkpoint_files")
+    names = files if isinstance(files, list) else []
+    missing = [name for name in names if not (directory / str(name)).exists()]
+    if not directory.is_dir() or missing:
+        lacks = f" lacks {', '.join(missing)}" if missing else " does not exist"
+        raise SweepError(f"checkpointer.checkpoint_dir={directory}{lacks}; fetch the base with `tune download`")
+    return str(directory)

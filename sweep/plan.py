@@ -1,0 +1,179 @@
+"""What a sweep would do, without starting anything: the space, sampled trials, the budget, the queue.
+
+Invariants: no room is made, no job started. A figure that cannot be had is named as unknown, with the way to get it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from sweep import session
+from sweep.config import build_pruner, build_sampler, keeps_one_seed
+from sweep.errors import ConfigError
+from sweep.ports import WorkerSpec
+from sweep.probe import DataProbe, probe_data
+from sweep.recipe import resolve, trial_changes
+from sweep.settings import Settings
+from sweep.study import OptunaStudy, StudyConfig
+from sweep.view import duration, param, short_keys
+from trainer.room import Room
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What would happen.
+
+    Args:
+        samples: resolved torchtune overrides of the trials that would come first, derived keys included.
+        data: what one trial would train on; None with the reason in `unknown` where it cannot be counted here.
+        tokens: label tokens of the whole budget without pruning; seconds by the measured speed, None unmeasured.
+        preview: what the queue would be given for its first worker.
+    """
+
+    settings: Settings
+    samples: tuple[dict[str, Any], ...]
+    workers: int
+    data: DataProbe | None
+    unknown: str
+    tokens: int | None
+    seconds: float | None
+    preview: str
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "metric": self.settings.metric,
+            "space": self.settings.space.describe(),
+            "derive": self.settings.derive,
+            "samples": list(self.samples),
+            "data": asdict(self.data) if self.data else None,
+            "unknown": self.unknown,
+            "trials": self.settings.search.trials,
+            "tokens": self.tokens,
+            "seconds": self.seconds,
+            "workers": self.workers,
+            "queue": {self.settings.queue.kind: self.preview},
+        }
+
+
+def make_plan(settings: Settings, samples: int, measure: bool) -> Plan:
+    """Look ahead.
+
+    Args:
+        samples: how many trials to sample.
+        measure: train a few micro-batches here for the speed.
+
+    Raises:
+        ConfigError: the configuration is wrong, or cannot train.
+    """
+    data: DataProbe | None = None
+    unknown = ""
+    try:
+        data = probe_data(resolve(settings.torchtune, {}, {}), settings.recipe.components, measure)
+    except ConfigError as error:
+        unknown = str(error)
+    workers = session.worker_count(settings)
+    tokens = _tokens(settings, data)
+    rate = data.tokens_per_second if data else 0.0
+    dispatcher = session.make_dispatcher(Room(Path(session.rooms_dir() / settings.name)), settings)
+    return Plan(
+        settings=settings,
+        samples=tuple(sample_trials(settings, samples)),
+        workers=workers,
+        data=data,
+        unknown=unknown,
+        tokens=tokens,
+        seconds=tokens / rate / workers if tokens and rate else None,
+        preview=dispatcher.preview(WorkerSpec("w0001", 0)),
+    )
+
+
+def sample_trials(settings: Settings, count: int) -> list[dict[str, Any]]:
+    """The torchtune overrides of the first trials that the sampler would propose without results."""
+    study = OptunaStudy(
+        StudyConfig(
+            name="plan",
+            space=settings.space,
+            metric=settings.metric,
+            seed=settings.search.seed,
+            sampler=lambda seed: build_sampler(settings, seed),
+            pruner=build_pruner(settings),
+            per_trial_seed=not keeps_one_seed(settings),
+        ),
+        _in_memory(),
+    )
+    for params in settings.warm_start.enqueue:
+        study.enqueue(params)
+    changes = []
+    for _ in range(count):
+        if study.facts().exhausted:
+            break
+        changes.append(trial_changes(settings.torchtune, study.params(study.ask()), settings.derive))
+    return changes
+
+
+def plan_view(plan: Plan) -> RenderableType:
+    """A plan for a terminal."""
+    settings = plan.settings
+    space = Table(title="space", title_justify="left", header_style="bold", pad_edge=False)
+    space.add_column("torchtune key")
+    space.add_column("values")
+    for key, text in settings.space.describe().items():
+        space.add_row(key, text)
+    for key, text in settings.derive.items():
+        space.add_row(key, Text(f"= {text}", style="dim"))
+    keys = list(dict.fromkeys(key for sample in plan.samples for key in sample))
+    names = short_keys(keys)
+    trials = Table(title="sampled trials", title_justify="left", header_style="bold", pad_edge=False)
+    for key in keys:
+        trials.add_column(names[key], justify="right")
+    for sample in plan.samples:
+        trials.add_row(*(param(sample[key]) if key in sample else "–" for key in keys))
+    queue = Text.assemble(("queue ", "bold"), f"{settings.queue.kind}: {plan.workers} workers, each\n  {plan.preview}")
+    return Group(Text(f"sweep {settings.name} minimises {settings.metric}\n"), space, trials, _budget(plan), queue)
+
+
+def _budget(plan: Plan) -> Table:
+    search = plan.settings.search
+    table = Table(title="budget", title_justify="left", show_header=False, pad_edge=False)
+    table.add_row("trials", str(search.trials) if search.trials else "no limit")
+    if plan.data:
+        data = plan.data
+        table.add_row(
+            "data",
+            f"{data.rows:,} rows; a trial sees {data.trial_rows:,}, about {data.trial_tokens:,} label tokens",
+        )
+        table.add_row("validation", f"{data.validation_rows:,} rows" if data.validation_rows else "none")
+    else:
+        table.add_row("data", Text(f"unknown here: {plan.unknown}", style="yellow"))
+    table.add_row("tokens", f"at most {plan.tokens:,}, less by what is pruned" if plan.tokens else "unknown")
+    if plan.seconds:
+        rate = plan.data.tokens_per_second if plan.data else 0
+        table.add_row(
+            "time",
+            f"at most about {duration(plan.seconds)} at {rate:,.0f} tokens/s a worker, validation left out",
+        )
+    else:
+        table.add_row("time", "not measured: add --measure to train a few micro-batches here")
+    limits = {"tokens": search.tokens, "seconds": search.seconds, "target": search.target}
+    stops = ", ".join(f"{key} {value:,}" for key, value in limits.items() if value is not None)
+    table.add_row("stops early at", stops or "nothing")
+    return table
+
+
+def _tokens(settings: Settings, data: DataProbe | None) -> int | None:
+    budgets = [settings.search.tokens] if settings.search.tokens else []
+    if data and settings.search.trials:
+        budgets.append(settings.search.trials * data.trial_tokens)
+    return min(budgets, default=None)
+
+
+def _in_memory() -> Any:
+    from optuna.storages import InMemoryStorage
+
+    return InMemoryStorage()
