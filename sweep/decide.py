@@ -61,7 +61,9 @@ class _Decision:
 
     def _tell(self, trial: TrialFacts) -> Tell | None:
         last = trial.attempts[-1] if trial.attempts else None
-        if last is None or self._alive(last):
+        if last is None:
+            return self._tell_cancelled(trial)
+        if self._alive(last):
             return None
         pruned = trial.verdict.reason if trial.verdict else None
         if last.outcome is None:

@@ -142,6 +142,7 @@ class LoraRecipe:
             "scheduler": {k: v for k, v in self._scheduler.state_dict().items() if k != "lr_lambdas"},
             "gradients": gradients if self.position % self.accumulation else None,
             "position": self.position,
+            "total": self.total,
             "accumulation": self.accumulation,
             "loader": self._loader.state_dict(),
             "step": self.step,
@@ -166,7 +167,7 @@ class LoraRecipe:
         if unexpected:
             raise ValueError(f"the checkpoint holds other adapters: {unexpected[:3]}")
         self._optimizer.load_state_dict(state["optimizer"])
-        self._scheduler.load_state_dict(state["scheduler"])
+        self._load_schedule(state["scheduler"], extended=state["total"] != self.total)
         if state["gradients"] is not None:
             for parameter, gradient in zip(self._trainable, state["gradients"], strict=True):
                 parameter.grad = None if gradient is None else gradient.to(parameter.device)
@@ -220,6 +221,16 @@ class LoraRecipe:
         return config.instantiate(
             self.cfg.lr_scheduler, self._optimizer, num_training_steps=steps, last_epoch=last_epoch
         )
+
+    def _load_schedule(self, state: dict[str, Any], extended: bool) -> None:
+        """Take a saved schedule over. Its functions come from this trial's configuration, not from the file."""
+        functions = {key: value for key, value in self._scheduler.state_dict().items() if key == "lr_lambdas"}
+        self._scheduler.load_state_dict({**state, **functions})
+        if extended and functions:  # the saved rate belongs to the shorter schedule's end
+            for group, base, rate in zip(
+                self._optimizer.param_groups, self._scheduler.base_lrs, self._scheduler.lr_lambdas, strict=True
+            ):
+                group["lr"] = base * rate(self._scheduler.last_epoch)
 
     def _micro_batch(self, batch: dict[str, torch.Tensor], epoch: int) -> MicroBatch:
         count = int((batch["labels"] != self._loss_fn.ignore_index).sum())  # counted on the CPU: no device sync

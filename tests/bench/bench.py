@@ -1,0 +1,84 @@
+"""What `dispatch.py` and `gpu_dispatch.py` share: their options, and the run over arms and repetitions.
+
+Invariants: arms run one after another. What has been measured is printed and written at once, so that a run that
+is cut short loses only what it had not measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shutil
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from arms import ARMS, Job, prepare
+from results import Measured, ratio_lines, ratios, sameness, table
+
+PACKAGES = ("torch", "torchtune", "optuna")
+
+
+def add_options(parser: argparse.ArgumentParser, trials: int, workers: int) -> None:
+    parser.add_argument("--trials", type=int, default=trials, help=f"default {trials}")
+    parser.add_argument("--workers", type=int, default=workers, help=f"slots of every arm (default {workers})")
+    parser.add_argument("--only", default=",".join(ARMS), help=f"arms, in this order (default {','.join(ARMS)})")
+    parser.add_argument("--repeat", type=int, default=1, help="repetitions; medians are printed (default 1)")
+    parser.add_argument("--json", type=Path, help="write the numbers here too")
+    parser.add_argument(
+        "--ray-python", default=os.environ.get("RAY_PYTHON", ""), help="Python of Ray's environment, else RAY_PYTHON"
+    )
+
+
+def wanted_arms(args: argparse.Namespace) -> list[str]:
+    """The arms of --only.
+
+    Raises:
+        SystemExit: one of them does not exist.
+    """
+    arms = [arm.strip() for arm in args.only.split(",") if arm.strip()]
+    if unknown := set(arms) - set(ARMS):
+        raise SystemExit(f"--only={args.only}: there is no arm {unknown.pop()}; there are {', '.join(ARMS)}")
+    return arms
+
+
+def measure(job: Job, arms: Sequence[str], args: argparse.Namespace) -> None:
+    """Run the arms, print their table and ratios, and write them to --json."""
+    prepared = prepare(job)
+    repetitions: list[dict[str, Measured]] = []
+    for number in range(args.repeat):
+        repetitions.append({})
+        for arm in arms:
+            scratch = job.scratch / f"{arm}-{number}"
+            measured = ARMS[arm](prepared, scratch)
+            repetitions[-1][arm] = measured
+            print(f"repetition {number + 1}, {arm}: {measured.seconds:.1f} s", flush=True)
+            if args.json:
+                args.json.write_text(json.dumps(_to_json(args, repetitions), indent=1))
+            shutil.rmtree(scratch)
+    print(f"\n{_machine()}; {job.trials} trials, {job.workers} slots, {args.repeat} repetitions\n")
+    print(table(repetitions))
+    print(f"\n{ratio_lines(ratios(repetitions))}\n{sameness(repetitions[-1])}", flush=True)
+
+
+def _to_json(args: argparse.Namespace, repetitions: list[dict[str, Measured]]) -> dict[str, Any]:
+    complete = [repetition for repetition in repetitions if repetition.keys() == repetitions[0].keys()]
+    return {
+        "machine": _machine(),
+        "options": {key: str(value) for key, value in vars(args).items()},
+        "repetitions": [[run.to_json() for run in repetition.values()] for repetition in repetitions],
+        "ratios": ratios(complete),
+    }
+
+
+def _machine() -> str:
+    packages = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
+    return f"{_processor()}, {len(os.sched_getaffinity(0))} cores; Python {platform.python_version()}, {packages}"
+
+
+def _processor() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown processor")

@@ -1,0 +1,51 @@
+"""What all tests share: one thread, no network, and a small torchtune configuration on the embedded base."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TIKTOKEN_CACHE_DIR", "")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+@pytest.fixture
+def rooms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty directory where this test's sweeps lie."""
+    path = tmp_path / "sweeps"
+    monkeypatch.setenv("SWEEP_ROOMS", str(path))
+    return path
+
+
+@pytest.fixture
+def shared_data() -> Path:
+    """The pretrained bases and GSM8K beside the checkout; skips where they are absent."""
+    if not (SHARED / "base1m").is_dir():
+        pytest.skip("../shared/data is not here")
+    return SHARED
+
+
+@pytest.fixture
+def embedded() -> dict[str, Any]:
+    """The embedded torchtune configuration, resolved, cut down to 12 micro-batches of 4 rows."""
+    return embedded_config()
+
+
+def embedded_config(**changes: Any) -> dict[str, Any]:
+    """The same with dotted keys changed; `a__b` stands for `a.b`."""
+    from sweep.recipe import resolve
+    from sweep.resources import embedded_dir
+
+    from omegaconf import OmegaConf
+
+    raw: dict[str, Any] = OmegaConf.to_container(OmegaConf.load(embedded_dir() / "lora_cpu.yaml"))  # type: ignore[assignment]
+    small = {"root": str(embedded_dir()), "dataset.split": "train[:48]", "dataset_val.split": "train[:16]", "batch_size": 4}
+    dotted = {key.replace("__", "."): value for key, value in changes.items()}
+    return resolve(raw, {**small, **dotted}, {})

@@ -1,0 +1,115 @@
+"""Stand-ins that keep the protocols' promises: a worker without torch, and a simulated world for the controller.
+
+`python -m tests.fakes --room ROOM --worker NAME …` is the worker: it obeys the room as `trainer.worker` does, and
+"trains" a trial in a few hundredths of a second on a made-up curve of its learning rate. It appends what it does
+to `<room>/ledger`, so that a test can see whether two attempts of one trial ever ran at the same time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO
+
+from sweep.dispatch.local import LocalDispatcher
+from trainer.contract import Outcome, OutcomeKind, Report, StopCause, TrialSpec, decode, encode
+from trainer.room import AttemptDir, Room, append_line, read_text, write_atomic
+
+MILESTONES = 4
+
+
+def curve(spec: TrialSpec, milestone: int) -> float:
+    """Loss of a trial at a milestone: best near a learning rate of 1e-3, falling with the milestones."""
+    distance = abs(math.log10(float(spec.config["optimizer"]["lr"])) + 3)
+    return float(1 + distance + 2 / milestone)
+
+
+class FastDispatcher(LocalDispatcher):
+    """The local dispatcher, starting workers that need no torch."""
+
+    def _command(self, name: str) -> list[str]:
+        command = [sys.executable, "-m", "tests.fakes", "--room", str(self.room.root), "--worker", name]
+        return [*command, "--trials", str(self.trials), "--step-seconds", self.env.get("STEP_SECONDS", "0.01")]
+
+
+@dataclass
+class FastWorker:
+    """A worker of a room that trains nothing."""
+
+    room: Room
+    name: str
+    trials: int
+    step_seconds: float
+    ledger: IO[str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.ledger = (self.room.root / "ledger").open("a")
+
+    def run(self) -> None:
+        files = self.room.worker(self.name)
+        files.lock.write_text(f"{os.getpid()}\n")
+        write_atomic(files.beat, "1")
+        taken: set[tuple[int, int]] = set()
+        idle_since = time.monotonic()
+        while time.monotonic() - idle_since < 20:
+            write_atomic(files.beat, str(time.monotonic_ns()))
+            new = [task for task in files.assignments() if task not in taken]
+            if new:
+                taken.add(new[0])
+                self._attempt(*new[0])
+                idle_since = time.monotonic()
+                if self.trials and len(taken) >= self.trials:
+                    return
+            elif files.drain.exists():
+                return
+            else:
+                time.sleep(0.005)
+
+    def _attempt(self, trial: int, number: int) -> None:
+        files = self.room.attempt(trial, number)
+        if files.outcome.exists():
+            return
+        spec = decode(TrialSpec, read_text(files.spec) or "")
+        append_line(self.ledger, f"begin {trial} {number} {os.getpid()}")
+        outcome = self._train(spec, files)
+        append_line(self.ledger, f"end {trial} {number} {os.getpid()}")
+        write_atomic(files.outcome, encode(outcome))
+
+    def _train(self, spec: TrialSpec, files: AttemptDir) -> Outcome:
+        start = self._resume_at(spec)
+        with files.reports.open("a") as reports:
+            for milestone in range(start + 1, MILESTONES + 1):
+                time.sleep(self.step_seconds)
+                value = curve(spec, milestone)
+                final = milestone == MILESTONES
+                report = Report(milestone, milestone, milestone * 10, 0, value, 1.0, 1e-3, 1.0, 0.1, final=final)
+                append_line(reports, encode(report))
+                write_atomic(files.checkpoint, str(milestone))
+                text = read_text(files.stop)
+                if text is not None and not final:
+                    cause, _, reason = text.partition("\n")
+                    return Outcome(OutcomeKind.STOPPED, reason, cause=StopCause(cause), tokens=milestone * 10)
+        return Outcome(OutcomeKind.COMPLETED, tokens=MILESTONES * 10)
+
+    def _resume_at(self, spec: TrialSpec) -> int:
+        done = [read_text(self.room.attempt(spec.trial, n).checkpoint) for n in self.room.attempts(spec.trial)]
+        return max((int(text) for text in done if text), default=0)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--room", type=Path, required=True)
+    parser.add_argument("--worker", required=True)
+    parser.add_argument("--trials", type=int, default=0)
+    parser.add_argument("--step-seconds", type=float, default=0.01)
+    args = parser.parse_args()
+    FastWorker(Room(args.room), args.worker, args.trials, args.step_seconds).run()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,94 @@
+"""`kill -9` of the controller at every moment: each trial told once, none trained twice at a time, no report lost."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from sweep.model import Finished, Mode
+from sweep.results import open_reader
+from tests.faults.harness import check_sweep, die_at_write, make_room, run_here, run_killed, wait_for_workers
+
+TRIALS = 8
+
+
+def finish(rooms: Path, *overrides: str) -> list[tuple[object, ...]]:
+    room = make_room(rooms, *overrides)
+    assert run_here(room).how is Finished.DONE
+    return outline(room)
+
+
+def outline(room: object) -> list[tuple[object, ...]]:
+    rows = open_reader(room).state().rows  # type: ignore[arg-type]
+    return [(row.number, row.state, dict(row.params), row.value) for row in rows]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("trials_per_worker", ["null", "1"])
+def test_killed_after_every_single_effect(rooms: Path, workers: int, trials_per_worker: str) -> None:
+    room = make_room(rooms, f"queue.workers={workers}", f"queue.trials_per_worker={trials_per_worker}")
+    lives = 1
+    while not run_killed(room, lambda: 1):
+        lives += 1
+        assert lives < 400
+    assert lives > 3 * TRIALS, "every trial alone needs an ask, an assignment and a tell"
+    wait_for_workers(room)
+    check_sweep(room, TRIALS)
+
+
+@pytest.mark.parametrize("every", [1, 2, 3, 4])
+def test_killed_at_every_durable_write(rooms: Path, every: int) -> None:
+    """Also in the middle of an effect: right before or right after a file, a journal line, a started process."""
+    room = make_room(rooms)
+    lives = 1
+
+    def prepare() -> None:
+        die_at_write(every if lives % 5 else every + 3)()  # a step further now and then, or `before` would never pass
+
+    while not run_killed(room, prepare):
+        lives += 1
+        assert lives < 800
+    wait_for_workers(room)
+    check_sweep(room, TRIALS)
+
+
+@pytest.mark.parametrize("pruner", ["none", "successive_halving"])
+def test_a_sweep_on_one_worker_proposes_the_same_however_often_it_was_killed(rooms: Path, pruner: str) -> None:
+    overrides = ("queue.workers=1", f"pruner={pruner}", "sampler.n_startup_trials=3")
+    undisturbed = finish(rooms / "a", *overrides)
+    import os
+
+    os.environ["SWEEP_ROOMS"] = str(rooms / "b")
+    room = make_room(rooms / "b", *overrides)
+    while not run_killed(room, lambda: 2):
+        pass
+    wait_for_workers(room)
+    assert [row[:3] for row in outline(room)] == [row[:3] for row in undisturbed]
+
+
+def test_detach_and_resume_lose_nothing(rooms: Path) -> None:
+    room = make_room(rooms)
+    for _ in range(3):
+        run_killed(room, lambda: 9)
+        assert run_here(room, Mode.DETACH).how is Finished.DETACHED
+    assert run_here(room).how is Finished.DONE
+    wait_for_workers(room)
+    check_sweep(room, TRIALS)
+
+
+def test_stop_keeps_trials_open_and_resume_goes_on_with_their_numbers(rooms: Path) -> None:
+    room = make_room(rooms)
+    run_killed(room, lambda: 8)
+    assert run_here(room, Mode.STOP).how is Finished.STOPPED
+    assert {row.state for row in open_reader(room).state().rows} <= {"waiting", "complete", "pruned"}
+    assert run_here(room).how is Finished.DONE
+    check_sweep(room, TRIALS)
+
+
+def test_cancel_tells_everything(rooms: Path) -> None:
+    room = make_room(rooms)
+    run_killed(room, lambda: 8)
+    assert run_here(room, Mode.CANCEL).how is Finished.CANCELLED
+    states = {row.state for row in open_reader(room).state().rows}
+    assert states <= {"cancelled", "complete", "pruned"}

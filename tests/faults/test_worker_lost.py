@@ -1,0 +1,92 @@
+"""`kill -9` of workers, torn files, a second controller."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from sweep import session
+from sweep.errors import RetryLater
+from sweep.model import Finished
+from sweep.results import open_reader
+from sweep.run import Wish, drive
+from tests.faults.harness import check_sweep, make_room, run_here, run_killed, wait_for_workers
+from trainer.room import Room, held, hold, read_text
+
+
+def kill_workers_of_running_trials(room: Room, times: int) -> None:
+    """Kill a worker that has reported, again and again."""
+    killed = 0
+    deadline = time.monotonic() + 60
+    while killed < times and time.monotonic() < deadline:
+        time.sleep(0.05)
+        for name in room.workers():
+            files = room.worker(name)
+            if held(files.lock) and files.beat.exists() and files.assignments():
+                os.kill(int((read_text(files.lock) or "").strip()), signal.SIGKILL)
+                killed += 1
+                break
+
+
+def test_a_killed_worker_s_trial_goes_on_from_its_checkpoint_with_its_number(rooms: Path) -> None:
+    room = make_room(rooms, "pruner=none", "search.max_attempts=20", "queue.env={STEP_SECONDS: '0.1'}")
+    killer = threading.Thread(target=kill_workers_of_running_trials, args=(room, 4))
+    killer.start()
+    assert run_here(room).how is Finished.DONE
+    killer.join()
+    wait_for_workers(room)
+    check_sweep(room, 8)
+    rows = open_reader(room).state().rows
+    assert any(row.attempts > 1 for row in rows)
+    again = next(row for row in rows if row.attempts > 1)
+    firsts = [text.splitlines() for n in room.attempts(again.number) if (text := read_text(room.attempt(again.number, n).reports))]
+    milestones = [len(lines) for lines in firsts]
+    assert sum(milestones) <= 4 + again.attempts - 1, "what was checkpointed is not trained again"
+
+
+def test_a_trial_whose_workers_are_lost_too_often_is_told_failed_and_the_sweep_goes_on(rooms: Path) -> None:
+    room = make_room(rooms, "queue.workers=1", "search.max_attempts=2", "search.trials=2", "queue.env={STEP_SECONDS: '9'}")
+    killer = threading.Thread(target=kill_workers_of_running_trials, args=(room, 4))
+    killer.start()
+    finish = run_here(room)
+    killer.join()
+    rows = open_reader(room).state().rows
+    assert finish.how is Finished.DONE
+    assert [(row.state, row.attempts) for row in rows] == [("failed", 2), ("failed", 2)]
+    assert rows[0].reason == "its worker was lost 2 times (search.max_attempts=2)"
+
+
+def test_a_torn_journal_line_is_cut_off_and_the_sweep_goes_on(rooms: Path) -> None:
+    room = make_room(rooms)
+    run_killed(room, lambda: 7)
+    with session.journal_path(room).open("ab") as journal:
+        journal.write(b'{"op_code":4,"worker_id":"x","tri')
+    assert run_here(room).how is Finished.DONE
+    wait_for_workers(room)
+    check_sweep(room, 8)
+
+
+def test_a_lock_left_by_a_killed_journal_writer_delays_nothing(rooms: Path) -> None:
+    room = make_room(rooms)
+    Path(f"{session.journal_path(room)}.lock").symlink_to(session.journal_path(room))
+    began = time.monotonic()
+    assert run_here(room).how is Finished.DONE
+    assert time.monotonic() - began < 25, "Optuna waits 30 s for a stale lock"
+
+
+def test_a_second_controller_is_refused(rooms: Path) -> None:
+    room = make_room(rooms)
+    with hold(session.controller_lock(room), "the first") as mine:
+        assert mine
+        with pytest.raises(RetryLater, match=r"another controller runs s already.*sweep watch s"):
+            _in_other_process(room)
+
+
+def _in_other_process(room: Room) -> None:
+    """`flock` is held by an open file, so that a second open in this very process is refused like another's."""
+    drive(room, Wish(room))

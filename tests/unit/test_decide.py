@@ -1,0 +1,263 @@
+"""The controller's decisions as a table: facts in, effects out."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from sweep.decide import decide
+from sweep.model import (
+    Ask,
+    Assign,
+    AttemptFacts,
+    Cancel,
+    Drain,
+    Effect,
+    Ending,
+    Finish,
+    Finished,
+    JobState,
+    Limits,
+    Mode,
+    StartWorkers,
+    Stop,
+    StudyFacts,
+    Tell,
+    TrialFacts,
+    Verdict,
+    View,
+    WorkerFacts,
+)
+from trainer.contract import FailureKind, Outcome, OutcomeKind, StopCause
+
+NOW = 1000.0
+LIMITS = Limits(trials=4, workers=1)
+W1 = WorkerFacts("w0001", 0, JobState.RUNNING, ready=True, started=NOW - 50, beat=NOW - 1)
+GONE = replace(W1, job=JobState.GONE)
+PRUNE = Verdict(3, 2.5, "worse than the others")
+COMPLETED = Outcome(OutcomeKind.COMPLETED)
+
+
+def trial(number: int = 0, *attempts: AttemptFacts, verdict: Verdict | None = None) -> TrialFacts:
+    return TrialFacts(number, attempts, verdict)
+
+
+def attempt(outcome: Outcome | None = None, number: int = 1, worker: str = "w0001", **more: object) -> AttemptFacts:
+    return AttemptFacts(number=number, worker=worker, outcome=outcome, **more)  # type: ignore[arg-type]
+
+
+def stopped(cause: StopCause, reason: str = "why") -> Outcome:
+    return Outcome(OutcomeKind.STOPPED, reason, cause=cause)
+
+
+def view(*trials: TrialFacts, workers: tuple[WorkerFacts, ...] = (W1,), **more: object) -> View:
+    study = more.pop("study", None) or StudyFacts(open=tuple(t.number for t in trials))
+    return View(study=study, trials=trials, workers=workers, **more)  # type: ignore[arg-type]
+
+
+SPENT = StudyFacts(complete=4)
+
+
+@pytest.mark.parametrize(
+    ("facts", "effects"),
+    [
+        pytest.param(view(workers=()), [StartWorkers((0,))], id="demand and room: a worker is started"),
+        pytest.param(view(workers=(replace(W1, ready=False),)), [], id="a worker that is starting gets nothing yet"),
+        pytest.param(view(), [Ask()], id="a free slot and budget left: ask"),
+        pytest.param(view(trial()), [Assign(0, 1, "w0001")], id="an asked trial is assigned"),
+        pytest.param(view(trial(0, attempt())), [], id="a running trial is left alone"),
+        pytest.param(
+            view(trial(0, attempt(delivered=False))),
+            [Assign(0, 1, "w0001")],
+            id="a specification that never reached the inbox is assigned again, to the same worker",
+        ),
+        pytest.param(
+            view(trial(0, attempt(), verdict=PRUNE)),
+            [Stop(0, 1, StopCause.PRUNED, PRUNE.reason)],
+            id="a verdict stops the attempt",
+        ),
+        pytest.param(
+            view(trial(0, attempt(stop=StopCause.PRUNED, stop_since=NOW - 1), verdict=PRUNE)),
+            [],
+            id="a stop is not repeated",
+        ),
+        pytest.param(
+            view(trial(0, attempt(stop=StopCause.PRUNED, stop_since=NOW - 61), verdict=PRUNE)),
+            [Cancel("w0001", "a trial did not stop within 60 s")],
+            id="a stop older than its grace cancels the job",
+        ),
+        pytest.param(
+            view(trial(0, attempt(stopped(StopCause.PRUNED)), verdict=PRUNE)),
+            [Tell(0, Ending.PRUNED, PRUNE.reason), Ask()],
+            id="PRUNED is told once the attempt has stopped, and the slot is refilled",
+        ),
+        pytest.param(
+            view(trial(0, attempt(COMPLETED), verdict=PRUNE)),
+            [Tell(0, Ending.PRUNED, PRUNE.reason), Ask()],
+            id="a verdict stands even where the trial was quicker than its stop",
+        ),
+        pytest.param(
+            view(trial(0, attempt(COMPLETED))), [Tell(0, Ending.COMPLETE, ""), Ask()], id="a completed trial is told"
+        ),
+        pytest.param(
+            view(trial(0, attempt(Outcome(OutcomeKind.DIVERGED, "loss is nan at step 3")))),
+            [Tell(0, Ending.PRUNED, "diverged: loss is nan at step 3"), Ask()],
+            id="a diverged trial is told PRUNED, so that the sampler learns",
+        ),
+        pytest.param(
+            view(trial(0, attempt(Outcome(OutcomeKind.FAILED, "no file", failure=FailureKind.MISSING_FILE)))),
+            [Tell(0, Ending.FAIL, "no file"), Ask()],
+            id="a failed trial is told FAIL",
+        ),
+        pytest.param(
+            view(trial(0, attempt(stopped(StopCause.CANCELLED)))),
+            [Tell(0, Ending.FAIL, "why", cancelled=True), Ask()],
+            id="a cancelled trial is told FAIL, marked",
+        ),
+        pytest.param(
+            view(trial(0, attempt(stopped(StopCause.PREEMPTED)))),
+            [Assign(0, 2, "w0001")],
+            id="a preempted trial goes on as its next attempt, with its number",
+        ),
+        pytest.param(
+            view(trial(0, attempt()), workers=(GONE, replace(W1, name="w0002"))),
+            [Assign(0, 2, "w0002")],
+            id="a lost worker's trial goes on elsewhere",
+        ),
+        pytest.param(view(trial(0, attempt()), workers=(GONE,)), [StartWorkers((0,))], id="a lost worker is replaced"),
+        pytest.param(
+            view(trial(0, attempt(), verdict=PRUNE), workers=(GONE,)),
+            [Tell(0, Ending.PRUNED, PRUNE.reason), StartWorkers((0,))],
+            id="a trial that was to be pruned is not trained again after its worker was lost",
+        ),
+        pytest.param(
+            view(trial(0, *(attempt(number=n) for n in (1, 2, 3))), workers=(GONE,)),
+            [Tell(0, Ending.FAIL, "its worker was lost 3 times (search.max_attempts=3)"), StartWorkers((0,))],
+            id="after max_attempts it is told failed",
+        ),
+        pytest.param(
+            view(trial(0, attempt(stopped(StopCause.PREEMPTED)), attempt(stopped(StopCause.PREEMPTED), number=2),
+                       attempt(stopped(StopCause.PREEMPTED), number=3))),
+            [Assign(0, 4, "w0001")],
+            id="preemptions are not counted as lost",
+        ),
+        pytest.param(
+            view(trial(0, attempt()), workers=(replace(W1, beat=NOW - 121),)),
+            [Cancel("w0001", "no beat for 120 s")],
+            id="a silent worker is cancelled, and its trial waits until the job is gone",
+        ),
+        pytest.param(
+            view(workers=(replace(W1, ready=False, started=NOW - 601),)),
+            [Cancel("w0001", "not ready 600 s after its start")],
+            id="a worker that never gets ready is cancelled",
+        ),
+        pytest.param(view(study=SPENT), [Drain("w0001")], id="no budget left and a worker idle: drain it"),
+        pytest.param(view(study=SPENT, workers=(replace(W1, draining=True),)), [], id="wait for a draining worker"),
+        pytest.param(
+            view(study=SPENT, workers=(replace(W1, ready=False),)),
+            [Drain("w0001"), Cancel("w0001", "nothing is left for it to do")],
+            id="a worker still starting when the budget is spent is not waited for",
+        ),
+        pytest.param(
+            view(study=SPENT, workers=(GONE,)),
+            [Finish(Finished.DONE, "all 4 trials have ended")],
+            id="all told and all workers gone: finish",
+        ),
+        pytest.param(
+            view(study=StudyFacts(complete=1, exhausted=True), workers=()),
+            [Finish(Finished.DONE, "the sampler has proposed all it can")],
+            id="an exhausted sampler ends the sweep",
+        ),
+        pytest.param(view(trial(0, attempt()), mode=Mode.DETACH), [Drain("w0001")], id="detach drains busy workers too"),
+        pytest.param(
+            view(trial(0, attempt()), workers=(replace(W1, draining=True),), mode=Mode.DETACH),
+            [Finish(Finished.DETACHED, "running trials go on by themselves")],
+            id="detached once every worker knows",
+        ),
+        pytest.param(
+            view(trial(0, attempt()), mode=Mode.STOP),
+            [Stop(0, 1, StopCause.INTERRUPTED, "the sweep was interrupted"), Drain("w0001")],
+            id="stop asks running trials for a checkpoint",
+        ),
+        pytest.param(
+            view(trial(0, attempt(stopped(StopCause.INTERRUPTED))), workers=(), mode=Mode.STOP),
+            [Finish(Finished.STOPPED, "trials were stopped with a checkpoint and go on with `sweep resume`")],
+            id="an interrupted trial stays open",
+        ),
+        pytest.param(
+            view(trial(0, attempt()), mode=Mode.CANCEL),
+            [Stop(0, 1, StopCause.CANCELLED, "the sweep was stopped"), Drain("w0001")],
+            id="cancel stops for good",
+        ),
+        pytest.param(
+            view(trial(0), workers=(), mode=Mode.CANCEL),
+            [Tell(0, Ending.FAIL, "the sweep ended before it could go on", cancelled=True)],
+            id="cancel tells what has not run",
+        ),
+        pytest.param(
+            view(workers=(GONE,), start_failures=3),
+            [Finish(Finished.FAILED, "3 workers in a row ended before they were ready; see `sweep logs`")],
+            id="workers that never start end the sweep",
+        ),
+    ],
+)
+def test_decision(facts: View, effects: list[Effect]) -> None:
+    assert list(decide(facts, LIMITS, NOW)) == effects
+
+
+@pytest.mark.parametrize(
+    ("limits", "facts"),
+    [
+        pytest.param(Limits(trials=4), view(study=StudyFacts(complete=4)), id="trials"),
+        pytest.param(Limits(tokens=100), view(tokens=100), id="tokens"),
+        pytest.param(Limits(seconds=60.0), view(seconds=60.0), id="seconds"),
+        pytest.param(Limits(target=1.0), view(study=StudyFacts(complete=1, best=0.9)), id="target"),
+    ],
+)
+def test_a_spent_budget_asks_no_more(limits: Limits, facts: View) -> None:
+    assert decide(facts, limits, NOW) == (Drain("w0001"),)
+
+
+def test_a_reached_target_stops_what_runs_and_tells_what_waits() -> None:
+    facts = view(trial(1, attempt()), trial(2), study=StudyFacts(open=(1, 2), complete=1, best=0.5))
+    effects = decide(facts, Limits(trials=9, target=1.0), NOW)
+    assert effects == (
+        Tell(2, Ending.FAIL, "the sweep ended before it could go on", cancelled=True),
+        Stop(1, 1, StopCause.CANCELLED, "another trial reached the target 1"),
+    )
+
+
+def test_failures_beyond_the_share_interrupt_the_rest_and_end_the_sweep() -> None:
+    study = StudyFacts(open=(5,), complete=1, failed=3)
+    running = decide(view(trial(5, attempt()), study=study), Limits(trials=9), NOW)
+    assert [type(effect) for effect in running] == [Stop]
+    over = decide(view(trial(5, attempt(stopped(StopCause.INTERRUPTED))), workers=(), study=study), Limits(trials=9), NOW)
+    assert isinstance(over[-1], Finish)
+    assert over[-1].how is Finished.FAILED
+    assert "3 of 4 trials failed" in over[-1].reason
+
+
+def test_cancelled_trials_do_not_count_as_failures() -> None:
+    assert decide(view(study=StudyFacts(complete=1, cancelled=8)), Limits(trials=20), NOW) == (Ask(),)
+
+
+def test_every_free_slot_is_filled_at_once_waiting_trials_first() -> None:
+    workers = tuple(replace(W1, name=f"w000{n}", place=n) for n in range(3))
+    effects = decide(view(trial(7), workers=workers), Limits(trials=9, workers=3), NOW)
+    assert effects == (Assign(7, 1, "w0000"), Ask(), Ask())
+
+
+def test_workers_are_started_only_for_work_that_nobody_can_take() -> None:
+    assert decide(view(workers=()), Limits(trials=2, workers=8), NOW) == (StartWorkers((0, 1)),)
+
+
+@pytest.mark.parametrize(("assigned", "effects"), [(0, [Ask()]), (1, [StartWorkers((1,))])])
+def test_a_worker_takes_no_more_than_its_number_of_trials(assigned: int, effects: list[Effect]) -> None:
+    limits = Limits(trials=1, workers=2, trials_per_worker=1)
+    assert list(decide(view(workers=(replace(W1, assigned=assigned),)), limits, NOW)) == effects
+
+
+def test_a_draining_worker_keeps_its_place_and_gets_nothing() -> None:
+    facts = view(trial(0, attempt()), workers=(replace(W1, draining=True),), study=StudyFacts(open=(0,)))
+    assert decide(facts, Limits(trials=5, workers=2), NOW) == (StartWorkers((1,)),)
