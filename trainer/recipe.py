@@ -97,10 +97,10 @@ class LoraRecipe:
             self._loader.sampler.set_epoch(epoch)
             if skipped:
                 self._loader.load_state_dict(self._loader_state)
+            else:
+                self._restore_random()  # opening the loader of a new epoch draws, as it did in the first place
             for batch in self._loader:
-                if self._random is not None:  # opening the loader drew from the generators: restore them only now
-                    set_random_state(self._random)
-                    self._random = None
+                self._restore_random()  # within an epoch that draw had been made: undo it
                 yield self._micro_batch(batch, epoch)
                 if self.position == (epoch + 1) * batches_per_epoch:
                     break
@@ -221,6 +221,11 @@ class LoraRecipe:
         return config.instantiate(
             self.cfg.lr_scheduler, self._optimizer, num_training_steps=steps, last_epoch=last_epoch
         )
+
+    def _restore_random(self) -> None:
+        if self._random is not None:
+            set_random_state(self._random)
+            self._random = None
 
     def _load_schedule(self, state: dict[str, Any], extended: bool) -> None:
         """Take a saved schedule over. Its functions come from this trial's configuration, not from the file."""

@@ -44,7 +44,7 @@ def main() -> int:
     rows = args.micro_batches * BATCH_SIZE
     with tempfile.TemporaryDirectory(prefix="sweep-bench-") as scratch:
         job = Job(
-            overrides=(*OVERRIDES, f"recipe.overrides.dataset.split=train[:{rows}]"),
+            overrides=(*OVERRIDES, f"recipe.overrides.dataset.split='train[:{rows}]'"),
             trials=args.trials,
             workers=args.workers,
             milestones=4,

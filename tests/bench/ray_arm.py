@@ -107,7 +107,11 @@ def main(path: str) -> int:
             metric="loss", mode="min", scheduler=scheduler, reuse_actors=True, max_concurrent_trials=workers
         ),
         run_config=tune.RunConfig(
-            name="bench", storage_path=str(Path(task["out"]).parent / "results"), callbacks=[], verbose=0
+            name="bench",
+            storage_path=str(Path(task["out"]).parent / "results"),
+            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+            callbacks=[],
+            verbose=0,
         ),
     )
     results = tuner.fit()

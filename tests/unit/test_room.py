@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import signal
 import subprocess
@@ -71,7 +72,7 @@ def no_space(*_: Any, **__: Any) -> NoReturn:
 
 @pytest.mark.parametrize("old", [None, "old"])
 @pytest.mark.parametrize(
-    ("owner", "name"), [(room_module.os, "fsync"), (Path, "replace"), (Path, "open")], ids=["fsync", "rename", "open"]
+    ("owner", "name"), [(os, "fsync"), (Path, "replace"), (Path, "open")], ids=["fsync", "rename", "open"]
 )
 def test_a_failed_write_keeps_the_old_file_and_leaves_no_scratch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, old: str | None
@@ -215,7 +216,7 @@ def test_a_lock_is_free_after_its_holder_was_killed(
 def test_a_moment_of_held_does_not_turn_a_holder_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`held` takes the lock for an instant; `hold` tries again."""
     lock = tmp_path / "lock"
-    real = room_module.fcntl.flock
+    real = fcntl.flock
     refusals = iter([True, True])
 
     def flock(file: Any, how: int) -> None:
@@ -223,7 +224,7 @@ def test_a_moment_of_held_does_not_turn_a_holder_away(tmp_path: Path, monkeypatc
             raise BlockingIOError
         real(file, how)
 
-    monkeypatch.setattr(room_module.fcntl, "flock", flock)
+    monkeypatch.setattr(fcntl, "flock", flock)
     monkeypatch.setattr(room_module, "LOCK_PAUSE_SECONDS", 0.0)
     with hold(lock, "") as mine:
         assert mine
