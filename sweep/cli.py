@@ -21,7 +21,7 @@ Exit codes: 0 done, 1 failed, 2 wrong input, 130 interrupted."""
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a verb; returns the exit code."""
-    args = _parser().parse_args(argv)
+    args = _parser().parse_args(_positionals_first(sys.argv[1:] if argv is None else argv))
     from sweep import verbs
 
     try:
@@ -37,6 +37,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     except BrokenPipeError:
         return 0
+
+
+# Options that take a value.
+VALUED = ("-n", "-o", "--output", "--trial", "--config-dir")
+
+
+def _positionals_first(argv: Sequence[str]) -> list[str]:
+    """The same words with options last: argparse takes overrides in one piece only, people write them anywhere."""
+    positionals: list[str] = []
+    options: list[str] = []
+    for before, word in zip(["", *argv], argv, strict=False):
+        is_option = word.startswith("-") and word != "-"
+        (options if is_option or before in VALUED else positionals).append(word)
+    return positionals + options
 
 
 def _parser() -> argparse.ArgumentParser:

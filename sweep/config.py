@@ -17,6 +17,7 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, OmegaConf
@@ -272,9 +273,19 @@ def _opened(word: str) -> str:
     key, equals, value = word.partition("=")
     if not equals or not key.startswith(OPEN_SECTIONS):
         return word
-    if key.startswith(("space.", "derive.")) and value[:1] not in ("'", '"', "{") and value != "null":
+    is_text = key.startswith(("space.", "derive.")) and value[:1] not in ("'", '"', "{") and value != "null"
+    if is_text or not _readable(value):
         value = "'" + value.replace("'", "\\'") + "'"
     return f"++{key}={value}"
+
+
+def _readable(value: str) -> bool:
+    """Whether Hydra's grammar takes a value as it stands; `train[:64]` it does not."""
+    try:
+        OverridesParser.create().parse_override(f"key={value}")
+    except HydraException:
+        return False
+    return True
 
 
 def _hydra_error(error: Exception) -> ConfigError:

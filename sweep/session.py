@@ -89,14 +89,10 @@ def create_room(composed: Composed, trial_tokens: int) -> Room:
     """A new room with frozen settings, its study and its warm start.
 
     Raises:
-        ConfigError: the name is taken by another sweep, or a warm start does not fit.
+        ConfigError: a warm start does not fit.
     """
     settings = replace(composed.settings, trial_tokens=trial_tokens, created=time.time())
     room = Room((rooms_dir() / settings.name).resolve())
-    if room.sweep.exists():
-        raise ConfigError(
-            f"there is a sweep {settings.name} already; go on with `sweep resume {settings.name}` or set name"
-        )
     write_atomic(room.root / "recipe.yaml", composed.recipe_text)
     study = open_study(room, settings)
     for params in settings.warm_start.enqueue:
@@ -111,10 +107,21 @@ def save_settings(room: Room, settings: Settings) -> None:
     write_atomic(room.sweep, json.dumps(settings.to_json(), indent=1))
 
 
-def same_sweep(room: Room, settings: Settings) -> bool:
-    """Whether a room was frozen from these very settings, so that `run` may go on with it."""
-    old = {**load_settings(room).to_json(), "trial_tokens": 0, "created": 0.0}
-    return old == {**json.loads(json.dumps(settings.to_json())), "trial_tokens": 0, "created": 0.0}
+def check_same_sweep(room: Room, settings: Settings) -> None:
+    """Refuse to go on with a room that was frozen from other settings than these.
+
+    Raises:
+        ConfigError: naming the first sections that differ.
+    """
+    measured = {"trial_tokens": 0, "created": 0.0}
+    old = {**load_settings(room).to_json(), **measured}
+    new = {**json.loads(json.dumps(settings.to_json())), **measured}
+    differing = [key for key in new if new[key] != old.get(key)]
+    if differing:
+        raise ConfigError(
+            f"there is a sweep {settings.name} already, with another {', '.join(differing[:3])}; "
+            f"go on with `sweep resume {settings.name}`, or choose another name"
+        )
 
 
 def change_settings(room: Room, overrides: Sequence[str]) -> None:

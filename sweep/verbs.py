@@ -218,9 +218,10 @@ def _room_of(composed: Composed) -> Room:
     from sweep.recipe import resolve
 
     settings = composed.settings
-    existing = session.rooms_dir() / settings.name
-    if (existing / "sweep.json").exists() and session.same_sweep(Room(existing.resolve()), settings):
-        return Room(existing.resolve())
+    existing = Room((session.rooms_dir() / settings.name).resolve())
+    if existing.sweep.exists():
+        session.check_same_sweep(existing, settings)
+        return existing
     session.worker_count(settings)  # refuses a device that is not there, before anything is written
     tokens = 0
     if settings.objective.milestone_tokens is None:

@@ -13,8 +13,9 @@ from typing import Any
 
 from trainer.contract import Guard, Step
 
-# The median of this many first grad_norms is what later ones are measured against.
+# A grad_norm is measured against the median of the first ones: of at most five, and of no fewer than two.
 WARMUP_STEPS = 5
+MIN_STEPS = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,10 +87,9 @@ class DivergenceGuard:
             return f"grad_norm is {step.grad_norm} at step {step.step}"
         if self._first_loss is None:
             self._first_loss = step.loss
+        usual = statistics.median(self._norms) if len(self._norms) >= MIN_STEPS else 0.0
         if len(self._norms) < WARMUP_STEPS:
             self._norms.append(step.grad_norm)
-            return None
-        usual = statistics.median(self._norms)
         if usual > 0 and step.grad_norm > self.guard.grad_norm_ratio * usual:
             return (
                 f"grad_norm {step.grad_norm:.3g} at step {step.step} is over {self.guard.grad_norm_ratio:g} times "

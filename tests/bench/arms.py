@@ -19,8 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from clocks import FirstWrites, run_to_end
-from results import Measured, Trained
 
 from sweep.config import compose_config, freeze
 from sweep.export import RECIPE, read_tune_log
@@ -28,6 +26,8 @@ from sweep.plan import sample_trials
 from sweep.probe import probe_data
 from sweep.recipe import resolve
 from sweep.results import read_steps
+from tests.bench.clocks import ArmFailed, FirstWrites, run_to_end
+from tests.bench.results import Measured, Trained
 from trainer.room import Room, read_json
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -119,7 +119,7 @@ def warm(prepared: Prepared, scratch: Path) -> Measured:
     trained = tuple(_of_room(room, number, first.times) for number in room.trials())
     asked = [read_json(room.attempt(trial.number, 1).spec)["config"] for trial in trained]
     if asked != [json.loads(json.dumps(config)) for config in prepared.configs]:
-        raise SystemExit("`sweep run` trained other configurations than were drawn for the other arms")
+        raise ArmFailed("`sweep run` trained other configurations than were drawn for the other arms")
     return Measured("warm", ended.began, ended.seconds, trained, ended.cpu)
 
 
@@ -155,7 +155,7 @@ def ray(prepared: Prepared, scratch: Path) -> Measured:
     """Ray Tune over the same trainer; see `ray_arm.py`."""
     job = prepared.job
     if not job.ray_python:
-        raise SystemExit("the ray arm needs --ray-python (or RAY_PYTHON); tests/bench/README.md says how to make one")
+        raise ArmFailed("the ray arm needs --ray-python (or RAY_PYTHON); tests/bench/README.md says how to make one")
     out = scratch / "out"
     out.mkdir(parents=True)
     task = {
@@ -191,6 +191,7 @@ def _tune_run(prepared: Prepared, number: int, slot: int, scratch: Path) -> tupl
     command = [sys.executable, "-m", "torchtune._cli.tune", "run", RECIPE, "--config", str(path)]
     command += [
         f"output_dir={scratch / 'out' / str(number)}",
+        f"checkpointer.output_dir={scratch / 'out' / str(number)}",
         f"metric_logger.log_dir={scratch / 'logs' / str(number)}",
     ]
     visible = {"CUDA_VISIBLE_DEVICES": str(slot)} if prepared.job.gpus else {}

@@ -16,8 +16,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from arms import ARMS, Job, prepare
-from results import Measured, ratio_lines, ratios, sameness, table
+from tests.bench.arms import ARMS, Job, prepare
+from tests.bench.clocks import ArmFailed
+from tests.bench.results import Measured, ratio_lines, ratios, sameness, table
 
 PACKAGES = ("torch", "torchtune", "optuna")
 
@@ -27,6 +28,9 @@ def add_options(parser: argparse.ArgumentParser, trials: int, workers: int) -> N
     parser.add_argument("--workers", type=int, default=workers, help=f"slots of every arm (default {workers})")
     parser.add_argument("--only", default=",".join(ARMS), help=f"arms, in this order (default {','.join(ARMS)})")
     parser.add_argument("--repeat", type=int, default=1, help="repetitions; medians are printed (default 1)")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="a further override of `sweep run`"
+    )
     parser.add_argument("--json", type=Path, help="write the numbers here too")
     parser.add_argument(
         "--ray-python", default=os.environ.get("RAY_PYTHON", ""), help="Python of Ray's environment, else RAY_PYTHON"
@@ -45,33 +49,49 @@ def wanted_arms(args: argparse.Namespace) -> list[str]:
     return arms
 
 
-def measure(job: Job, arms: Sequence[str], args: argparse.Namespace) -> None:
-    """Run the arms, print their table and ratios, and write them to --json."""
+def measure(job: Job, arms: Sequence[str], args: argparse.Namespace) -> int:
+    """Run the arms, print their table and ratios, and write them to --json.
+
+    Returns:
+        The exit code: 1 where an arm failed, which is then left out from there on.
+    """
     prepared = prepare(job)
     repetitions: list[dict[str, Measured]] = []
+    failed: set[str] = set()
     for number in range(args.repeat):
         repetitions.append({})
-        for arm in arms:
+        for arm in [arm for arm in arms if arm not in failed]:
             scratch = job.scratch / f"{arm}-{number}"
-            measured = ARMS[arm](prepared, scratch)
-            repetitions[-1][arm] = measured
-            print(f"repetition {number + 1}, {arm}: {measured.seconds:.1f} s", flush=True)
+            try:
+                repetitions[-1][arm] = ARMS[arm](prepared, scratch)
+            except ArmFailed as error:
+                failed.add(arm)
+                print(f"repetition {number + 1}, {arm} FAILED: {error}", flush=True)
+                continue
+            print(f"repetition {number + 1}, {arm}: {repetitions[-1][arm].seconds:.1f} s", flush=True)
             if args.json:
                 args.json.write_text(json.dumps(_to_json(args, repetitions), indent=1))
             shutil.rmtree(scratch)
+    whole = _whole(repetitions)
     print(f"\n{_machine()}; {job.trials} trials, {job.workers} slots, {args.repeat} repetitions\n")
-    print(table(repetitions))
-    print(f"\n{ratio_lines(ratios(repetitions))}\n{sameness(repetitions[-1])}", flush=True)
+    print(table(whole))
+    print(f"\n{ratio_lines(ratios(whole))}\n{sameness(whole[-1])}", flush=True)
+    return 1 if failed else 0
 
 
 def _to_json(args: argparse.Namespace, repetitions: list[dict[str, Measured]]) -> dict[str, Any]:
-    complete = [repetition for repetition in repetitions if repetition.keys() == repetitions[0].keys()]
     return {
         "machine": _machine(),
         "options": {key: str(value) for key, value in vars(args).items()},
         "repetitions": [[run.to_json() for run in repetition.values()] for repetition in repetitions],
-        "ratios": ratios(complete),
+        "ratios": ratios(_whole(repetitions)),
     }
+
+
+def _whole(repetitions: list[dict[str, Measured]]) -> list[dict[str, Measured]]:
+    """The repetitions in which every arm was measured that was measured in any."""
+    arms = max((repetition.keys() for repetition in repetitions), key=len)
+    return [repetition for repetition in repetitions if repetition.keys() == arms]
 
 
 def _machine() -> str:
@@ -81,4 +101,4 @@ def _machine() -> str:
 
 def _processor() -> str:
     lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown processor")
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")

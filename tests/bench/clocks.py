@@ -24,6 +24,10 @@ _BUFFER = 1 << 16
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
+class ArmFailed(Exception):
+    """An arm of the benchmark did not do what it should; its message ends with its last output."""
+
+
 class FirstWrites:
     """Notes when each file below a directory is first written to, from the moment the block is entered.
 
@@ -104,7 +108,7 @@ def run_to_end(command: Sequence[str], env: Mapping[str, str], log: Path) -> End
     """Run a command with its output in a file.
 
     Raises:
-        SystemExit: it failed; the message ends with the last lines of its output.
+        ArmFailed: it failed.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("wb") as output:
@@ -116,7 +120,7 @@ def run_to_end(command: Sequence[str], env: Mapping[str, str], log: Path) -> End
         ended = Ended(began, time.perf_counter() - started, cpu_seconds(process.pid))
     if process.wait() != 0:
         tail = "\n".join(log.read_text(errors="replace").splitlines()[-15:])
-        raise SystemExit(f"{' '.join(command[:6])} … failed with code {process.returncode}:\n{tail}")
+        raise ArmFailed(f"{' '.join(command[:6])} … failed with code {process.returncode}:\n{tail}")
     return ended
 
 

@@ -23,8 +23,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from arms import Job
-from bench import add_options, measure, wanted_arms
+from tests.bench.arms import Job
+from tests.bench.bench import add_options, measure, wanted_arms
 
 BATCH_SIZE = 8
 OVERRIDES = (
@@ -44,7 +44,7 @@ def main() -> int:
     rows = args.micro_batches * BATCH_SIZE
     with tempfile.TemporaryDirectory(prefix="sweep-bench-") as scratch:
         job = Job(
-            overrides=(*OVERRIDES, f"recipe.overrides.dataset.split='train[:{rows}]'"),
+            overrides=(*OVERRIDES, f"recipe.overrides.dataset.split='train[:{rows}]'", *args.set),
             trials=args.trials,
             workers=args.workers,
             milestones=4,
@@ -53,8 +53,7 @@ def main() -> int:
             ray_python=args.ray_python,
         )
         arms = [arm for arm in wanted_arms(args) if not (args.halving and arm == "process")]
-        measure(job, arms, args)
-    return 0
+        return measure(job, arms, args)
 
 
 if __name__ == "__main__":

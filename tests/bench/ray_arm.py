@@ -17,17 +17,35 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from trainer.base import Cache
+    from trainer.contract import Step
+    from trainer.progress import MicroBatch, Milestones
+    from trainer.recipe import LoraRecipe
 
 NEVER = 1_000_000  # more milestones than a trial has
 
 
 class LoraTrial(tune.Trainable):  # type: ignore[misc]
     """A trial; its process and what it has loaded serve the next one too."""
+
+    _cache: Cache
+    _task: dict[str, Any]
+    _number: int
+    _recipe: LoraRecipe
+    _batches: Iterator[MicroBatch]
+    _milestones: Milestones
+    _scratch: Path
+    _first: float
+    _last: Step
 
     def setup(self, config: dict[str, Any]) -> None:
         from trainer.base import Cache
@@ -41,8 +59,8 @@ class LoraTrial(tune.Trainable):  # type: ignore[misc]
         return True
 
     def step(self) -> dict[str, Any]:
-        batch = None
-        for batch in self._batches:
+        while True:  # the last micro-batch is a milestone
+            batch = next(self._batches)
             if batch.step is not None:
                 self._last = batch.step
                 self._first = self._first or time.time()

@@ -8,10 +8,15 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 AIMS = {"process": 10.0, "ray": 1.0}
-TITLES = {"warm": "sweep, warm local queue", "process": "`tune run`, a process a trial", "ray": "Ray Tune, reuse_actors"}
+TITLES = {
+    "warm": "sweep, warm local queue",
+    "process": "`tune run`, a process a trial",
+    "ray": "Ray Tune, reuse_actors",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,12 +68,17 @@ class Measured:
     def steps(self) -> int:
         return sum(trial.steps for trial in self.trials)
 
+    @property
+    def lasting(self) -> float:
+        """Median seconds from a trial's first step to its freed slot: its other steps, reports and saving."""
+        return statistics.median(trial.freed - trial.first_step for trial in self.trials)
+
     def gaps(self) -> list[float]:
         """Seconds from a freed slot to the next trial's first optimizer step on it, that step's training included."""
         found = []
         for slot in {trial.slot for trial in self.trials}:
             own = sorted((t for t in self.trials if t.slot == slot), key=lambda t: t.first_step)
-            found += [after.first_step - before.freed for before, after in zip(own, own[1:], strict=False)]
+            found += [after.first_step - before.freed for before, after in pairwise(own)]
         return found
 
     def to_json(self) -> dict[str, Any]:
@@ -80,6 +90,7 @@ class Measured:
             "seconds": self.seconds,
             "start_up_seconds": self.start_up,
             "running_seconds": self.running,
+            "trial_median_seconds": self.lasting,
             "gap_median_seconds": statistics.median(gaps) if gaps else None,
             "gap_p90_seconds": p90(gaps) if gaps else None,
             "controller_cpu_seconds": self.cpu,
@@ -99,13 +110,13 @@ def table(repetitions: Sequence[Repetition]) -> str:
     """A Markdown table with a line for each arm, medians over the repetitions."""
     head = (
         "| arm | steps | wall-clock s | first step after s | then s | "
-        "freed slot → first step, median / p90 ms | controller CPU |"
+        "a trial from its first step on, median ms | freed slot → next first step, median / p90 ms | controller CPU |"
     )
-    lines = [head, "|---|---|---|---|---|---|---|"]
+    lines = [head, "|---|---|---|---|---|---|---|---|"]
     for arm in repetitions[0]:
         runs = [repetition[arm] for repetition in repetitions]
-        gaps = [run.gaps() for run in runs if run.gaps()]
-        gap = f"{_median(map(statistics.median, gaps)) * 1e3:.0f} / {_median(map(p90, gaps)) * 1e3:.0f}" if gaps else "–"
+        gaps = [[gap * 1e3 for gap in run.gaps()] for run in runs if run.gaps()]
+        gap = f"{_median(map(statistics.median, gaps)):.0f} / {_median(map(p90, gaps)):.0f}" if gaps else "–"
         cpu = [(run.cpu, run.cpu / run.seconds) for run in runs if run.cpu is not None]
         share = f"{_median(c for c, _ in cpu):.1f} s, {_median(s for _, s in cpu):.1%}" if cpu else "–"
         cells = [
@@ -114,6 +125,7 @@ def table(repetitions: Sequence[Repetition]) -> str:
             f"{_median(run.seconds for run in runs):.1f}",
             f"{_median(run.start_up for run in runs):.1f}",
             f"{_median(run.running for run in runs):.1f}",
+            f"{_median(run.lasting for run in runs) * 1e3:.0f}",
             gap,
             share,
         ]

@@ -1,0 +1,126 @@
+"""What every `Channel` must keep, over all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from sweep.channel import RoomChannel
+from sweep.ports import Channel
+from trainer.contract import Outcome, OutcomeKind, Report, StopCause, TrialSpec, decode, encode
+from trainer.room import Room, append_line, read_text, write_atomic
+
+SPEC = TrialSpec("s", 3, 1, "w0001", {"model": {"lora_rank": 8}}, milestone_tokens=10)
+REPORT = Report(1, 2, 10, 0, 2.5, 1.0, 1e-3, 100.0, 0.5)
+
+Make = Callable[[Room], Channel]
+
+
+@pytest.fixture(params=[RoomChannel], ids=["room"])
+def make(request: pytest.FixtureRequest) -> Make:
+    made: Make = request.param
+    return made
+
+
+@pytest.fixture
+def room(tmp_path: Path) -> Room:
+    return Room(tmp_path)
+
+
+def worker_reports(room: Room, report: Report, torn: bool = False) -> None:
+    """What a worker would do."""
+    path = room.attempt(3, 1).reports
+    with path.open("a") as file:
+        if torn:
+            file.write(encode(report)[:20])
+        else:
+            append_line(file, encode(report))
+
+
+def test_an_assignment_reaches_its_worker_and_is_safe_to_repeat(make: Make, room: Room) -> None:
+    channel = make(room)
+    channel.assign(SPEC)
+    make(room).assign(replace(SPEC, milestone_tokens=99))
+    assert decode(TrialSpec, read_text(room.attempt(3, 1).spec) or "") == SPEC, "the first word stands"
+    assert room.worker("w0001").assignments() == [(3, 1)]
+    attempts, workers = channel.observe([3], ["w0001"])
+    (sight,) = attempts[3]
+    assert (sight.number, sight.worker, sight.delivered, sight.outcome) == (1, "w0001", True, None)
+    assert workers["w0001"].assigned == 1
+
+
+def test_a_specification_that_never_reached_its_worker_is_seen_as_such(make: Make, room: Room) -> None:
+    write_atomic(room.attempt(3, 1).spec, encode(SPEC))
+    attempts, _ = make(room).observe([3], ["w0001"])
+    assert not attempts[3][0].delivered
+
+
+def test_reports_are_shown_once_and_to_a_restarted_controller_again(make: Make, room: Room) -> None:
+    channel = make(room)
+    channel.assign(SPEC)
+    worker_reports(room, REPORT)
+    assert channel.observe([3], [])[0][3][0].reports == (REPORT,)
+    assert channel.observe([3], [])[0][3][0].reports == ()
+    second = replace(REPORT, milestone=2, tokens=20)
+    worker_reports(room, second)
+    assert channel.observe([3], [])[0][3][0].reports == (second,)
+    assert make(room).observe([3], [])[0][3][0].reports == (REPORT, second)
+
+
+def test_a_report_being_written_is_shown_when_it_is_whole(make: Make, room: Room) -> None:
+    channel = make(room)
+    channel.assign(SPEC)
+    worker_reports(room, REPORT, torn=True)
+    assert channel.observe([3], [])[0][3][0].reports == ()
+    with room.attempt(3, 1).reports.open("a") as file:
+        append_line(file, encode(REPORT)[20:])
+    assert channel.observe([3], [])[0][3][0].reports == (REPORT,)
+
+
+def test_an_outcome_is_never_seen_before_the_reports_behind_it(make: Make, room: Room) -> None:
+    channel = make(room)
+    channel.assign(SPEC)
+    worker_reports(room, REPORT)
+    write_atomic(room.attempt(3, 1).outcome, encode(Outcome(OutcomeKind.COMPLETED)))
+    (sight,) = channel.observe([3], [])[0][3]
+    assert sight.outcome == Outcome(OutcomeKind.COMPLETED)
+    assert sight.reports == (REPORT,)
+
+
+def test_an_outcome_that_cannot_be_read_fails_the_attempt(make: Make, room: Room) -> None:
+    channel = make(room)
+    channel.assign(SPEC)
+    write_atomic(room.attempt(3, 1).outcome, '{"v": 99}')
+    outcome = channel.observe([3], [])[0][3][0].outcome
+    assert outcome is not None
+    assert outcome.kind is OutcomeKind.FAILED
+    assert "schema version 99" in outcome.reason
+
+
+def test_the_first_stop_stands(make: Make, room: Room) -> None:
+    channel = make(room)
+    channel.assign(SPEC)
+    channel.stop(3, 1, StopCause.PRUNED, "worse: 3 of 4")
+    make(room).stop(3, 1, StopCause.INTERRUPTED, "later")
+    (sight,) = channel.observe([3], [])[0][3]
+    assert (sight.stop, sight.stop_reason) == (StopCause.PRUNED, "worse: 3 of 4")
+
+
+def test_a_drain_and_a_beat_are_seen(make: Make, room: Room) -> None:
+    channel = make(room)
+    channel.drain("w0001")
+    channel.drain("w0001")
+    seen = channel.observe([], ["w0001"])[1]["w0001"]
+    assert (seen.draining, seen.beat) == (True, None)
+    write_atomic(room.worker("w0001").beat, "7")
+    assert channel.observe([], ["w0001"])[1]["w0001"].beat == "7"
+
+
+def test_attempts_are_shown_in_order(make: Make, room: Room) -> None:
+    channel = make(room)
+    for number in (2, 10, 1):
+        channel.assign(replace(SPEC, attempt=number))
+    assert [sight.number for sight in channel.observe([3], [])[0][3]] == [1, 2, 10]

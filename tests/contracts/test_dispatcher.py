@@ -1,0 +1,108 @@
+"""What every `Dispatcher` must keep, over all of them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from sweep.model import JobState
+from sweep.ports import Dispatcher, WorkerSpec
+from tests.fakes import FastDispatcher
+from trainer.room import Room, held, read_text, write_atomic
+
+# Makes a dispatcher on a room; called again, it is what a restarted controller would make.
+Make = Callable[[Room], Dispatcher]
+
+
+def local(room: Room) -> Dispatcher:
+    return FastDispatcher(room, (), 1)
+
+
+@pytest.fixture(params=[local], ids=["local"])
+def make(request: pytest.FixtureRequest) -> Make:
+    made: Make = request.param
+    return made
+
+
+@pytest.fixture
+def room(tmp_path: Path) -> Iterator[Room]:
+    found = Room(tmp_path / "room")
+    found.root.mkdir()
+    yield found
+    for name in found.workers():
+        write_atomic(found.worker(name).drain, "")
+    until(lambda: not any(held(found.worker(name).lock) for name in found.workers()))
+
+
+def until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.01)
+
+
+def state(dispatcher: Dispatcher, name: str) -> JobState:
+    return dispatcher.poll()[name][1]
+
+
+def test_nothing_was_started(make: Make, room: Room) -> None:
+    assert make(room).poll() == {}
+
+
+def test_a_started_worker_is_seen_at_its_place_until_it_ends(make: Make, room: Room) -> None:
+    dispatcher = make(room)
+    dispatcher.start([WorkerSpec("w0001", 0), WorkerSpec("w0002", 5)])
+    assert {name: place for name, (place, _) in dispatcher.poll().items()} == {"w0001": 0, "w0002": 5}
+    assert state(dispatcher, "w0001") is not JobState.GONE, "from the moment it was started"
+    until(lambda: room.worker("w0001").beat.exists())
+    assert state(dispatcher, "w0001") is JobState.RUNNING
+    write_atomic(room.worker("w0001").drain, "")
+    until(lambda: state(dispatcher, "w0001") is JobState.GONE)
+    assert state(dispatcher, "w0002") is not JobState.GONE
+
+
+def test_start_is_safe_to_repeat_also_after_a_restart(make: Make, room: Room) -> None:
+    make(room).start([WorkerSpec("w0001", 0)])
+    until(lambda: room.worker("w0001").beat.exists())
+    pid = read_text(room.worker("w0001").lock)
+    restarted = make(room)
+    assert state(restarted, "w0001") is JobState.RUNNING, "adopted by its name"
+    restarted.start([WorkerSpec("w0001", 0)])
+    time.sleep(0.3)
+    assert read_text(room.worker("w0001").lock) == pid
+
+
+def test_cancel_ends_it_and_is_safe_to_repeat(make: Make, room: Room) -> None:
+    dispatcher = make(room)
+    dispatcher.start([WorkerSpec("w0001", 0)])
+    until(lambda: room.worker("w0001").beat.exists())
+    make(room).cancel(["w0001"])
+    until(lambda: state(dispatcher, "w0001") is JobState.GONE)
+    dispatcher.cancel(["w0001"])
+    dispatcher.cancel(["w0099"])
+
+
+def test_a_killed_worker_is_gone(make: Make, room: Room) -> None:
+    dispatcher = make(room)
+    dispatcher.start([WorkerSpec("w0001", 0)])
+    until(lambda: room.worker("w0001").beat.exists())
+    os.kill(int((read_text(room.worker("w0001").lock) or "").strip()), signal.SIGKILL)
+    until(lambda: state(dispatcher, "w0001") is JobState.GONE)
+    assert state(make(room), "w0001") is JobState.GONE
+
+
+def test_a_start_that_never_happened_is_gone(make: Make, room: Room) -> None:
+    """The controller died between its intent and the start."""
+    write_atomic(room.worker("w0001").job, '{"queue": "local", "place": 2}')
+    assert make(room).poll() == {"w0001": (2, JobState.GONE)}
+
+
+def test_preview_starts_nothing(make: Make, room: Room) -> None:
+    text = make(room).preview(WorkerSpec("w0001", 0))
+    assert "w0001" in text
+    assert room.workers() == []

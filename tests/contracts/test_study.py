@@ -1,0 +1,228 @@
+"""What every storage under an `OptunaStudy` must keep, and what every sampler and pruner of ours does in it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+
+from sweep.config import build_pruner, build_sampler, compose_config, freeze, keeps_one_seed
+from sweep.grammar import parse_space
+from sweep.model import Ending, Tell
+from sweep.resources import conf_dir
+from sweep.settings import Settings
+from sweep.study import OptunaStudy, StudyConfig, journal_storage
+from trainer.contract import Report
+
+SPACE = {
+    "optimizer.lr": "tag(log, interval(1e-5, 1e-1))",
+    "model.lora_rank": "choice(4, 8, 16)",
+    "model.lora_attn_modules": "choice([q_proj, v_proj], [q_proj, k_proj, v_proj])",
+}
+MILESTONES = 6
+
+Open = Callable[[], OptunaStudy]
+
+
+def study_config(sampler: Any = optuna.samplers.TPESampler, pruner: Any = None, **space: str) -> StudyConfig:
+    return StudyConfig(
+        name="s",
+        space=parse_space(space or SPACE),
+        metric="loss",
+        seed=1,
+        sampler=lambda seed: sampler(seed=seed),
+        pruner=pruner or optuna.pruners.NopPruner(),
+    )
+
+
+@pytest.fixture(params=["journal", "sqlite"])
+def opened(request: pytest.FixtureRequest, tmp_path: Path) -> Open:
+    def journal() -> OptunaStudy:
+        return OptunaStudy(study_config(), journal_storage(tmp_path / "study.journal"))
+
+    def sqlite() -> OptunaStudy:
+        return OptunaStudy(study_config(), f"sqlite:///{tmp_path}/study.db")
+
+    return journal if request.param == "journal" else sqlite
+
+
+def report(milestone: int, loss: float) -> Report:
+    return Report(milestone, milestone, milestone * 10, 0, loss, 1.0, 1e-3, 1.0, 0.1, final=milestone == MILESTONES)
+
+
+def test_a_trial_from_ask_to_tell(opened: Open) -> None:
+    study = opened()
+    number = study.ask()
+    assert number == 0
+    assert study.facts().open == (0,)
+    assert set(study.params(0)) == set(SPACE)
+    assert isinstance(study.params(0)["model.lora_attn_modules"], list)
+    assert study.record(0, [report(1, 3.0), report(MILESTONES, 2.0)]) is None
+    study.tell(Tell(0, Ending.COMPLETE, ""), tokens=60)
+    facts = study.facts()
+    assert (facts.open, facts.complete, facts.best, facts.best_trial, facts.tokens) == ((), 1, 2.0, 0, 60)
+
+
+def test_a_second_tell_changes_nothing(opened: Open) -> None:
+    study = opened()
+    study.ask()
+    study.record(0, [report(1, 3.0)])
+    study.tell(Tell(0, Ending.PRUNED, "why"), 10)
+    study.tell(Tell(0, Ending.COMPLETE, "no"), 10)
+    (trial,) = opened().frozen()
+    assert (trial.state.name, trial.value, trial.user_attrs["reason"]) == ("PRUNED", 3.0, "why")
+
+
+def test_a_restarted_study_knows_open_trials_their_parameters_and_reports(opened: Open) -> None:
+    first = opened()
+    first.ask()
+    first.record(0, [report(1, 3.0)])
+    again = opened()
+    assert again.facts().open == (0,)
+    assert again.params(0) == first.params(0)
+    again.record(0, [report(1, 3.0), report(2, 2.5)])
+    (trial,) = again.frozen()
+    assert trial.intermediate_values == {1: 3.0, 2: 2.5}
+
+
+def test_a_half_asked_trial_is_completed_with_what_would_have_been_proposed(opened: Open) -> None:
+    whole = opened()
+    whole.ask()
+    whole.tell(Tell(0, Ending.FAIL, "x"), 0)
+    whole._seed_for(1)
+    whole.optuna_study.ask()  # the controller died here: a number, but no parameter yet
+    again = opened()
+    assert again.facts().open == (1,)
+    assert set(again.params(1)) == set(SPACE)
+    (_, trial) = again.frozen()
+    assert set(trial.params) == set(SPACE)
+
+
+def test_cancelled_trials_are_counted_apart(opened: Open) -> None:
+    study = opened()
+    for cancelled in (True, False):
+        study.tell(Tell(study.ask(), Ending.FAIL, "why", cancelled=cancelled), 0)
+    assert (study.facts().failed, study.facts().cancelled) == (1, 1)
+
+
+def test_enqueued_configurations_come_first_and_once(opened: Open) -> None:
+    wanted = {"optimizer.lr": 1e-3, "model.lora_rank": 8, "model.lora_attn_modules": ["q_proj", "v_proj"]}
+    opened().enqueue(wanted)
+    study = opened()
+    study.enqueue(wanted)
+    assert study.facts().asked == 0
+    assert [study.ask(), study.ask()] == [0, 1]
+    assert study.params(0) == wanted
+    assert study.params(1) != wanted
+
+
+def test_imported_trials_teach_the_sampler_and_are_none_of_ours(tmp_path: Path) -> None:
+    other = OptunaStudy(study_config(), journal_storage(tmp_path / "a"))
+    for loss in (3.0, 2.0, 1.0):
+        number = other.ask()
+        other.record(number, [report(1, loss), report(MILESTONES, loss)])
+        other.tell(Tell(number, Ending.COMPLETE, ""), 0)
+    other.ask()
+    study = OptunaStudy(study_config(), journal_storage(tmp_path / "b"))
+    assert study.import_trials("a", other.frozen()) == 3, "the open one stays behind"
+    assert study.import_trials("a", other.frozen()) == 0
+    assert study.facts().asked == 0
+    assert study.facts().best is None, "the best is one of our own"
+    assert study.ask() == 3
+    assert len(study.optuna_study.get_trials()) == 4
+
+
+def test_a_verdict_says_why_and_stands(tmp_path: Path) -> None:
+    pruner = optuna.pruners.MedianPruner(n_startup_trials=1, n_warmup_steps=2)
+    study = OptunaStudy(study_config(pruner=pruner), journal_storage(tmp_path / "j"))
+    study.ask()
+    study.record(0, [report(m, 1.0) for m in range(1, MILESTONES + 1)])
+    study.tell(Tell(0, Ending.COMPLETE, ""), 0)
+    study.ask()
+    verdict = study.record(1, [report(1, 2.0), report(2, 3.0), report(3, 0.1)])
+    assert verdict is not None
+    assert (verdict.milestone, verdict.value) == (2, 3.0)
+    assert verdict.reason == "MedianPruner at milestone 2: loss 3.0000 is worse than 1 of 1 trials there (best 1.0000)"
+    assert study.record(1, [report(4, 0.0)]) == verdict
+    assert study.frozen()[1].intermediate_values == {1: 2.0, 2: 3.0}, "what came after the verdict is not known"
+
+
+def test_the_last_report_is_never_pruned(tmp_path: Path) -> None:
+    study = OptunaStudy(
+        study_config(pruner=optuna.pruners.ThresholdPruner(upper=1.0)), journal_storage(tmp_path / "j")
+    )
+    study.ask()
+    assert study.record(0, [report(MILESTONES, 9.0)]) is None
+
+
+def settings(*overrides: str) -> Settings:
+    words = ["space.gradient_accumulation_steps=null", "search.trials=12", *overrides]
+    return freeze(compose_config(words), "s").settings
+
+
+def options(group: str) -> list[str]:
+    return sorted(path.stem for path in (conf_dir() / group).glob("*.yaml"))
+
+
+def simulate(configured: Settings, storage: Path, restart: bool) -> list[tuple[Any, ...]]:
+    """Twelve trials on a made-up curve, by one worker; with `restart` the study is opened anew for each."""
+
+    def opened() -> OptunaStudy:
+        return OptunaStudy(
+            StudyConfig(
+                name="s",
+                space=configured.space,
+                metric="loss",
+                seed=configured.search.seed,
+                sampler=lambda seed: build_sampler(configured, seed),
+                pruner=build_pruner(configured),
+                per_trial_seed=not keeps_one_seed(configured),
+            ),
+            journal_storage(storage),
+        )
+
+    study = opened()
+    for _ in range(12):
+        study = opened() if restart else study
+        if study.facts().exhausted:
+            break
+        number = study.ask()
+        lr = float(study.params(number)["optimizer.lr"])
+        for milestone in range(1, MILESTONES + 1):
+            study = opened() if restart else study
+            verdict = study.record(number, [report(milestone, abs(math.log10(lr) + 3) + 1 / milestone)])
+            if verdict:
+                break
+        study.tell(Tell(number, Ending.PRUNED if verdict else Ending.COMPLETE, ""), 0)
+    return [(t.number, t.state.name, t.params, t.value) for t in study.frozen()]
+
+
+@pytest.mark.parametrize("sampler", options("sampler"))
+def test_every_sampler_proposes_the_same_after_restarts(sampler: str, tmp_path: Path) -> None:
+    words = [f"sampler={sampler}"]
+    if sampler == "grid":
+        words += ["space.optimizer.lr=choice(1e-4,1e-3,1e-2)", "space.model.lora_rank=choice(4,8)"]
+    configured = settings(*words)
+    undisturbed = simulate(configured, tmp_path / "a", restart=False)
+    assert simulate(configured, tmp_path / "b", restart=True) == undisturbed
+    assert len(undisturbed) == (6 if sampler == "grid" else 12)
+    assert len({str(params) for _, _, params, _ in undisturbed}) == len(undisturbed), "no proposal twice"
+
+
+@pytest.mark.parametrize("pruner", options("pruner"))
+def test_every_pruner_gives_the_same_verdicts_after_restarts(pruner: str, tmp_path: Path) -> None:
+    configured = settings("sampler=random", f"pruner={pruner}", *(["pruner.upper=1.5"] if pruner == "threshold" else []))
+    undisturbed = simulate(configured, tmp_path / "a", restart=False)
+    assert simulate(configured, tmp_path / "b", restart=True) == undisturbed
+    pruned = sum(1 for _, state, _, _ in undisturbed if state == "PRUNED")
+    assert (pruned == 0) == (pruner in ("none", "patient")), f"{pruned} pruned"
+
+
+def test_another_seed_proposes_something_else(tmp_path: Path) -> None:
+    a = simulate(settings("search.seed=1"), tmp_path / "a", restart=False)
+    b = simulate(settings("search.seed=2"), tmp_path / "b", restart=False)
+    assert a[0][2] != b[0][2]

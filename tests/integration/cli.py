@@ -1,0 +1,50 @@
+"""Runs the command line as a person does: in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+# A sweep on the embedded base whose trials take about a second: eight micro-batches of eight rows.
+SMALL = (
+    "experiment=demo",
+    "recipe.overrides.dataset.split=train[:64]",
+    "recipe.overrides.dataset_val.split=train[:16]",
+    "objective.milestones=4",
+    "search.trials=4",
+)
+
+
+def command(*words: str) -> list[str]:
+    return [sys.executable, "-m", "sweep.cli", *words]
+
+
+def sweep(*words: str, code: int | None = 0, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+    """Run a verb; fails the test where it ends with another exit code."""
+    result = subprocess.run(command(*words), capture_output=True, text=True, timeout=timeout, check=False)
+    assert code is None or result.returncode == code, f"exit {result.returncode}\n{result.stdout}\n{result.stderr}"
+    assert "Traceback" not in result.stderr
+    return result
+
+
+def start(*words: str, log: Path) -> subprocess.Popen[bytes]:
+    """Start a verb and let it run."""
+    with log.open("wb") as output:
+        return subprocess.Popen(command(*words), stdout=output, stderr=subprocess.STDOUT, env={**os.environ})
+
+
+def status(name: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(sweep("status", name, "--json").stdout)
+    return found
+
+
+def outline(name: str) -> list[tuple[Any, ...]]:
+    """Number, state, hyperparameters and losses of every trial."""
+    return [
+        (row["number"], row["state"], row["params"], row["value"], [(r["milestone"], r["loss"], r["val_loss"]) for r in row["reports"]])
+        for row in status(name)["rows"]
+    ]

@@ -1,0 +1,217 @@
+"""Every way an attempt can end becomes one outcome with a reason a person can act on."""
+
+from __future__ import annotations
+
+import errno
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.conftest import embedded_config
+from trainer import attempt as attempt_module
+from trainer.attempt import Attempt
+from trainer.base import Cache
+from trainer.contract import (
+    FailureKind,
+    Guard,
+    Outcome,
+    OutcomeKind,
+    Report,
+    Step,
+    StopCause,
+    TrialSpec,
+    decode,
+    encode,
+)
+from trainer.reporter import RoomReporter
+from trainer.room import Room, Tail, write_atomic
+
+pytestmark = pytest.mark.slow
+
+Stops = Callable[[], tuple[StopCause, str] | None]
+
+
+@pytest.fixture(scope="module")
+def cache() -> Cache:
+    return Cache()
+
+
+def spec(number: int = 1, **changes: Any) -> TrialSpec:
+    return TrialSpec("s", 0, number, "w0001", embedded_config(**changes), milestone_tokens=180)
+
+
+def run(room: Room, cache: Cache, wanted: TrialSpec, stop: Stops = lambda: None) -> Outcome:
+    files = room.attempt(wanted.trial, wanted.attempt)
+    write_atomic(files.spec, encode(wanted))
+    reporter = RoomReporter(files)
+    try:
+        return Attempt(room, wanted, cache, reporter, stop).run()
+    finally:
+        reporter.close()
+
+
+def stop_after(count: int, cause: StopCause) -> Stops:
+    calls = iter(range(count))
+    return lambda: None if next(calls, None) is not None else (cause, "enough")
+
+
+def reports(room: Room, number: int = 1) -> list[Report]:
+    return [decode(Report, line) for line in Tail(room.attempt(0, number).reports).lines()]
+
+
+def steps(room: Room, number: int = 1) -> list[Step]:
+    return [decode(Step, line) for line in Tail(room.attempt(0, number).steps).lines()]
+
+
+def test_completed(cache: Cache, tmp_path: Path) -> None:
+    room = Room(tmp_path)
+    outcome = run(room, cache, spec())
+    assert (outcome.kind, outcome.step, outcome.adapter) == (OutcomeKind.COMPLETED, 12, "adapter")
+    seen = reports(room)
+    assert [report.milestone for report in seen] == [1, 2, 3, 4]
+    assert [report.final for report in seen] == [False, False, False, True]
+    assert all(report.tokens >= 180 * report.milestone for report in seen[:-1])
+    assert seen[-1].val_loss is not None
+    assert seen[-1].val_loss < 4.0, "it learns"
+    assert all(report.tokens_per_second > 0 and report.lr >= 0 and report.epoch == 0 for report in seen)
+    weighted = sum(step.loss * (step.tokens - before) for step, before in zip(steps(room), [0, *(s.tokens for s in steps(room))], strict=False))
+    by_reports = sum(r.loss * (r.tokens - before) for r, before in zip(seen, [0, *(r.tokens for r in seen)], strict=False))
+    assert by_reports == pytest.approx(weighted, rel=1e-5), "a report's loss is the mean over its milestone"
+    assert not (room.attempt(0, 1).path / "scratch").exists()
+
+
+@pytest.mark.parametrize("cause", [StopCause.PRUNED, StopCause.INTERRUPTED])
+def test_stopped(cause: StopCause, cache: Cache, tmp_path: Path) -> None:
+    room = Room(tmp_path)
+    outcome = run(room, cache, spec(), stop_after(5, cause))
+    assert (outcome.kind, outcome.cause, outcome.reason, outcome.step) == (OutcomeKind.STOPPED, cause, "enough", 6)
+    assert room.attempt(0, 1).checkpoint.exists() == cause.resumable
+
+
+def test_an_interrupted_trial_goes_on_with_the_same_numbers(cache: Cache, tmp_path: Path) -> None:
+    whole, halves = Room(tmp_path / "whole"), Room(tmp_path / "halves")
+    run(whole, cache, spec(gradient_accumulation_steps=3))
+    run(halves, cache, spec(gradient_accumulation_steps=3), stop_after(6, StopCause.INTERRUPTED))
+    outcome = run(halves, cache, spec(2, gradient_accumulation_steps=3))
+    assert outcome.resumed_from == 1
+    assert steps(halves) + steps(halves, 2) == steps(whole)
+    numbers = [(r.milestone, r.tokens, r.loss, r.val_loss) for r in reports(halves) + reports(halves, 2)]
+    assert numbers == [(r.milestone, r.tokens, r.loss, r.val_loss) for r in reports(whole)]
+
+
+def test_an_unreadable_checkpoint_is_passed_over_with_a_word(cache: Cache, tmp_path: Path) -> None:
+    room = Room(tmp_path)
+    run(room, cache, spec(), stop_after(5, StopCause.INTERRUPTED))
+    run(room, cache, spec(2), stop_after(2, StopCause.INTERRUPTED))
+    room.attempt(0, 2).checkpoint.write_bytes(b"torn")
+    outcome = run(room, cache, spec(3))
+    assert (outcome.kind, outcome.resumed_from) == (OutcomeKind.COMPLETED, 1)
+    assert "attempt 2's checkpoint is unreadable and was passed over" in outcome.reason
+
+
+@pytest.mark.parametrize(
+    ("changes", "guard", "reason"),
+    [
+        ({"optimizer__lr": 1e30, "clip_grad_norm": None}, Guard(), r"(loss|grad_norm) is (nan|inf)"),
+        ({"optimizer__lr": 3.0}, Guard(loss_ratio=1.2), r"loss [\d.]+ is over 1.2 times its start of"),
+        ({"optimizer__lr": 1.0}, Guard(grad_norm_ratio=5), r"grad_norm 27.* at step 3 is over 5 times its usual 3.5"),
+    ],
+)
+def test_diverged(changes: dict[str, Any], guard: Guard, reason: str, cache: Cache, tmp_path: Path) -> None:
+    import re
+
+    room = Room(tmp_path)
+    outcome = run(room, cache, replace(spec(**changes), guard=guard))
+    assert outcome.kind is OutcomeKind.DIVERGED
+    assert re.search(reason, outcome.reason), outcome.reason
+    assert all(torch.isfinite(torch.tensor([r.loss, r.val_loss or 0.0])).all() for r in reports(room))
+
+
+@pytest.mark.parametrize(
+    ("changes", "failure", "words"),
+    [
+        ({"dataset__data_files": "/nowhere/train.jsonl"}, FailureKind.MISSING_FILE, "/nowhere/train.jsonl"),
+        ({"checkpointer__checkpoint_dir": "/nowhere"}, FailureKind.MISSING_FILE, "/nowhere"),
+        ({"model___component_": "os.system"}, FailureKind.BAD_CONFIG, "model._component_=os.system is not among"),
+        ({"batch_size": 4000}, FailureKind.BAD_CONFIG, "trains zero steps"),
+        ({"gradient_accumulation_steps": 13}, FailureKind.BAD_CONFIG, "trains zero steps"),
+        ({"dtype": "fp16"}, FailureKind.BAD_CONFIG, "use bf16 or fp32"),
+        ({"optimizer__no_such_option": 1}, FailureKind.BAD_CONFIG, "no_such_option"),
+    ],
+)
+def test_failed(changes: dict[str, Any], failure: FailureKind, words: str, tmp_path: Path) -> None:
+    outcome = run(Room(tmp_path), Cache(), spec(**changes))
+    assert (outcome.kind, outcome.failure) == (OutcomeKind.FAILED, failure), outcome
+    assert words in outcome.reason
+
+
+def test_out_of_memory_fails_the_trial_and_not_the_worker(
+    cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def explode(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(attempt_module.LoraRecipe, "_micro_batch", explode)
+        outcome = run(Room(tmp_path / "a"), cache, spec())
+    assert (outcome.kind, outcome.failure) == (OutcomeKind.FAILED, FailureKind.OUT_OF_MEMORY)
+    assert "Tried to allocate 2.00 GiB" in outcome.reason
+    assert run(Room(tmp_path / "b"), cache, spec()).kind is OutcomeKind.COMPLETED
+
+
+@pytest.mark.parametrize("what", ["checkpoint", "report"])
+def test_a_full_disk_fails_the_trial_with_that_reason(
+    what: str, cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    if what == "checkpoint":
+        monkeypatch.setattr(attempt_module.checkpoint, "save", full)
+    else:
+        monkeypatch.setattr(RoomReporter, "report", full)
+    outcome = run(Room(tmp_path), cache, spec())
+    assert (outcome.kind, outcome.failure) == (OutcomeKind.FAILED, FailureKind.NO_SPACE)
+    assert "No space left on device" in outcome.reason
+
+
+def test_the_adapter_loads_with_peft_and_gives_the_trained_loss(cache: Cache, tmp_path: Path) -> None:
+    """PEFT on transformers' own Llama, against the validation loss that the trial reported."""
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    room = Room(tmp_path)
+    wanted = spec(optimizer__lr=2e-2)
+    run(room, cache, wanted)
+    adapter = room.attempt(0, 1).adapter
+    described = json.loads((adapter / "adapter_config.json").read_text())
+    assert (described["r"], described["lora_alpha"], described["peft_type"]) == (8, 16, "LORA")
+    base = AutoModelForCausalLM.from_pretrained(described["base_model_name_or_path"], dtype=torch.float32)
+    model = PeftModel.from_pretrained(base, str(adapter)).eval()
+    total = tokens = 0.0
+    for batch in validation_batches(wanted):
+        with torch.no_grad():
+            logits = model(input_ids=batch["tokens"]).logits[:, :-1].flatten(0, 1)
+        labels = batch["labels"][:, 1:].flatten()
+        total += float(torch.nn.functional.cross_entropy(logits, labels, ignore_index=-100, reduction="sum"))
+        tokens += float((labels != -100).sum())
+    reported = reports(room)[-1].val_loss
+    assert total / tokens == pytest.approx(reported, rel=1e-4)
+    untrained = 4.5
+    assert reported is not None and reported < untrained - 0.3, "the adapter did something"
+
+
+def validation_batches(wanted: TrialSpec) -> list[dict[str, torch.Tensor]]:
+    from omegaconf import OmegaConf
+    from torchtune import config
+    from torchtune.data import padded_collate_sft
+
+    cfg = OmegaConf.create(dict(wanted.config))
+    tokenizer = config.instantiate(cfg.tokenizer)
+    data = config.instantiate(cfg.dataset_val, tokenizer)
+    return [padded_collate_sft([data[i]], padding_idx=tokenizer.pad_id, ignore_idx=-100) for i in range(len(data))]

@@ -1,0 +1,261 @@
+"""Whole sweeps through the command line: real training, real workers, real torchtune at the end."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from sweep.results import read_outcome, read_steps
+from tests.integration.cli import SMALL, outline, start, status, sweep
+from trainer.room import Room, held, read_text
+
+pytestmark = pytest.mark.slow
+
+
+def until(condition: Callable[[], object], run: subprocess.Popen[bytes] | None = None, seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen"
+        assert run is None or run.poll() is None, "the run ended before it happened"
+        time.sleep(0.05)
+
+
+def reported(room: Room, count: int) -> bool:
+    files = room.root.glob("trials/*/*/reports.jsonl")
+    return sum(len(path.read_text().splitlines()) for path in files) >= count
+
+
+def no_worker_lives(room: Room) -> bool:
+    return not any(held(room.worker(name).lock) for name in room.workers())
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Room:
+    """One finished sweep that several tests look at."""
+    rooms = tmp_path_factory.mktemp("finished")
+    os.environ["SWEEP_ROOMS"] = str(rooms)
+    done = sweep("run", *SMALL, "name=done", "search.trials=6", "pruner=median", "pruner.n_startup_trials=2")
+    assert "done: all 6 trials have ended" in done.stdout
+    return Room(rooms / "done")
+
+
+@pytest.fixture
+def done(finished: Room, monkeypatch: pytest.MonkeyPatch) -> Room:
+    monkeypatch.setenv("SWEEP_ROOMS", str(finished.root.parent))
+    return finished
+
+
+def test_the_best_trial_leaves_as_a_yaml_an_adapter_and_the_proof(done: Room) -> None:
+    best = json.loads(sweep("best", "done", "--json").stdout)
+    rows = {row["number"]: row for row in status("done")["rows"]}
+    complete = [row["value"] for row in rows.values() if row["state"] == "complete"]
+    assert best["value"] == min(complete)
+    assert (Path(best["adapter"]) / "adapter_model.safetensors").exists()
+    assert best["tune_run"] == f"tune run lora_finetune_single_device --config {best['yaml']}"
+    exported = yaml.safe_load(Path(best["yaml"]).read_text())
+    assert exported["model"]["lora_rank"] == best["params"]["model.lora_rank"]
+    assert exported["model"]["lora_alpha"] == 2 * best["params"]["model.lora_rank"]
+    verified = sweep("export", "done", "--verify")
+    assert "reproduced by tune run" in verified.stdout
+
+
+def test_tune_validate_accepts_the_export(done: Room) -> None:
+    import shutil
+    import sys
+
+    path = sweep("export", "done").stdout.splitlines()[0]
+    tune = shutil.which("tune", path=str(Path(sys.executable).parent))
+    assert tune is not None
+    result = subprocess.run([tune, "validate", path], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert "well-formed" in result.stdout + result.stderr
+
+
+def test_pruned_trials_say_why_and_stopped_early(done: Room) -> None:
+    pruned = [row for row in status("done")["rows"] if row["state"] == "pruned"]
+    assert pruned, "the median rule stops some of six"
+    for row in pruned:
+        assert "MedianPruner at milestone" in row["reason"]
+        outcome = read_outcome(done, row["number"])
+        assert outcome is not None
+
+
+def test_the_report_is_one_file_that_loads_nothing(done: Room) -> None:
+    path = Path(sweep("report", "done").stdout.strip())
+    html = path.read_text()
+    for heading in ("History", "Learning curves", "Importance", "Slices", "Parallel coordinates", "Why trials were pruned"):
+        assert f"<h2>{heading}</h2>" in html
+    assert "Not drawn" not in html
+    assert "src=\"http" not in html
+    assert "MedianPruner at milestone" in html
+
+
+def test_logs_and_status_are_readable(done: Room) -> None:
+    assert "trial 0 attempt 1 starts" in sweep("logs", "done", "--trial", "0").stdout
+    text = sweep("status", "done").stdout
+    assert "complete" in text
+    assert "no controller" in text
+    assert "complete" in sweep("watch", "done").stdout
+
+
+def test_running_the_same_sweep_again_only_shows_its_end(done: Room) -> None:
+    words = ("name=done", "search.trials=6", "pruner=median", "pruner.n_startup_trials=2")
+    assert "all 6 trials have ended" in sweep("run", *SMALL, *words).stdout
+    refused = sweep("run", *SMALL, "name=done", "search.trials=7", code=2)
+    assert "there is a sweep done already, with another search" in refused.stderr
+
+
+def test_a_larger_budget_goes_on_where_the_sweep_ended(done: Room) -> None:
+    assert "search.trials=x" not in sweep("resume", "done", "search.trials=0", code=2).stdout
+    sweep("resume", "done", "search.trials=7")
+    assert len(status("done")["rows"]) == 7
+
+
+def test_optuna_dashboard_opens_the_study(done: Room) -> None:
+    from optuna_dashboard import wsgi
+
+    from sweep.session import load_settings, reading_storage
+
+    app = wsgi(reading_storage(done, load_settings(done)))
+    answers: list[str] = []
+    environ = {
+        "REQUEST_METHOD": "GET",
+        "PATH_INFO": "/api/studies",
+        "SERVER_NAME": "localhost",
+        "SERVER_PORT": "80",
+        "wsgi.url_scheme": "http",
+        "wsgi.input": None,
+        "QUERY_STRING": "",
+    }
+    body = b"".join(app(environ, lambda code, *_: answers.append(code)))
+    assert answers == ["200 OK"]
+    assert json.loads(body)["study_summaries"][0]["study_name"] == "done"
+
+
+def test_one_worker_and_a_seed_give_the_same_sweep_warm_or_with_a_process_for_each_trial(rooms: Path) -> None:
+    sweep("run", *SMALL, "queue.workers=1", "name=warm")
+    sweep("run", *SMALL, "queue.workers=1", "name=cold", "queue.trials_per_worker=1")
+    warm, cold = outline("warm"), outline("cold")
+    assert [row[:3] for row in warm] == [row[:3] for row in cold]
+    for ours, theirs in zip(warm, cold, strict=True):
+        shorter = min(len(ours[4]), len(theirs[4]))  # a stop may arrive a milestone sooner or later
+        assert ours[4][:shorter] == theirs[4][:shorter]
+    assert len(Room(rooms / "cold").workers()) == 4
+    assert len(Room(rooms / "warm").workers()) == 1
+
+
+def test_ctrl_c_once_detaches_and_resume_goes_on(rooms: Path, tmp_path: Path) -> None:
+    run = start("run", *SMALL, "name=c", "pruner=none", log=tmp_path / "log")
+    room = Room(rooms / "c")
+    until(lambda: reported(room, 1), run)
+    second = sweep("resume", "c", code=1)
+    assert "another controller runs c already" in second.stderr
+    run.send_signal(signal.SIGINT)
+    assert run.wait(60) == 130
+    assert "detached: running trials go on by themselves" in (tmp_path / "log").read_text()
+    until(lambda: no_worker_lives(room))
+    outcomes = [read_outcome(room, number) for number in room.trials()]
+    assert all(outcome is not None and outcome.kind == "completed" for outcome in outcomes), "they went on to their end"
+    sweep("resume", "c")
+    assert [row["state"] for row in status("c")["rows"]] == ["complete"] * 4
+
+
+def test_ctrl_c_twice_stops_with_a_checkpoint_and_the_numbers_stay_the_same(rooms: Path, tmp_path: Path) -> None:
+    words = (*SMALL, "queue.workers=1", "pruner=none", "search.trials=1", "recipe.overrides.dataset.split=train[:256]")
+    run = start("run", *words, "name=broken", log=tmp_path / "log")
+    room = Room(rooms / "broken")
+    until(lambda: reported(room, 1), run)
+    run.send_signal(signal.SIGINT)
+    time.sleep(0.2)
+    run.send_signal(signal.SIGINT)
+    assert run.wait(60) == 130
+    until(lambda: no_worker_lives(room))
+    assert [row["state"] for row in status("broken")["rows"]] == ["waiting"]
+    sweep("resume", "broken")
+    sweep("run", *words, "name=whole")
+    assert read_steps(room, 0) == read_steps(Room(rooms / "whole"), 0)
+    assert status("broken")["rows"][0]["attempts"] == 2
+    assert outline("broken") == outline("whole")
+
+
+def test_a_killed_worker_s_trial_resumes_with_the_same_numbers(rooms: Path, tmp_path: Path) -> None:
+    words = (*SMALL, "queue.workers=1", "pruner=none", "search.trials=1", "recipe.overrides.dataset.split=train[:256]")
+    run = start("run", *words, "name=killed", log=tmp_path / "log")
+    room = Room(rooms / "killed")
+    until(lambda: reported(room, 2), run)
+    os.kill(int((read_text(room.worker("w0001").lock) or "").strip()), signal.SIGKILL)
+    assert run.wait(120) == 0
+    sweep("run", *words, "name=whole")
+    assert outline("killed") == outline("whole")
+    assert read_steps(room, 0) == read_steps(Room(rooms / "whole"), 0)
+
+
+def test_a_controller_killed_with_its_terminal_is_survived(rooms: Path, tmp_path: Path) -> None:
+    run = start("run", *SMALL, "name=k", log=tmp_path / "log")
+    room = Room(rooms / "k")
+    until(lambda: reported(room, 1), run)
+    run.kill()
+    run.wait()
+    sweep("resume", "k")
+    assert len(status("k")["rows"]) == 4
+    assert all(row["state"] in ("complete", "pruned") and row["attempts"] == 1 for row in status("k")["rows"])
+
+
+def test_detached_watched_and_stopped_for_good(rooms: Path) -> None:
+    said = sweep("run", *SMALL, "name=d", "--detach", "search.trials=50").stdout
+    assert "d runs in the background" in said
+    room = Room(rooms / "d")
+    until(lambda: reported(room, 1))
+    assert status("d")["controller"] is True
+    sweep("stop", "d", "--cancel")
+    until(lambda: no_worker_lives(room))
+    found = status("d")
+    assert found["controller"] is False
+    assert {row["state"] for row in found["rows"]} <= {"complete", "pruned", "cancelled"}
+
+
+def test_a_sweep_that_only_fails_stops_early_and_says_why(rooms: Path) -> None:
+    words = ("recipe.overrides.optimizer._component_=torch.optim.LBFGS", "recipe.overrides.optimizer.fused=null")
+    result = sweep("run", *SMALL, *words, "name=bad", "search.trials=20", code=1)
+    assert "trials failed, more than search.max_failure_share=0.5" in result.stdout
+    rows = status("bad")["rows"]
+    assert 4 <= len(rows) < 8
+    assert all(row["state"] in ("failed", "waiting") for row in rows)
+    assert "LBFGS" in rows[0]["reason"] or "unexpected keyword" in rows[0]["reason"]
+
+
+def test_warm_start_tries_given_configurations_and_learns_from_an_earlier_sweep(done: Room) -> None:
+    first = "{model.lora_rank: 8, optimizer.lr: 5e-3, gradient_accumulation_steps: 1}"
+    words = (*SMALL, "search.trials=2", "name=next", f"warm_start.enqueue=[{first}]", "warm_start.import_from=[done]")
+    sweep("run", *words, f"storage=sqlite:///{done.root.parent}/next.db")
+    rows = status("next")["rows"]
+    imported = len(status("done")["rows"])
+    assert len(rows) == 2
+    assert rows[0]["params"] == {"model.lora_rank": 8, "optimizer.lr": 5e-3, "gradient_accumulation_steps": 1}
+    assert {rows[0]["number"], rows[1]["number"]} == {0, imported + 1}
+
+
+def test_a_conditional_space_trains_both_ways(rooms: Path) -> None:
+    words = ("space=lora_optimizer", "space.gradient_accumulation_steps=null", "sampler=random", "search.trials=4")
+    fused = "recipe.overrides.optimizer.fused=false"
+    sweep("run", *SMALL, *words, fused, "name=cond", "derive.lr_scheduler.num_warmup_steps=null")
+    rows = status("cond")["rows"]
+    for row in rows:
+        assert ("optimizer.momentum" in row["params"]) == row["params"]["optimizer._component_"].endswith("SGD")
+        assert row["state"] in ("complete", "pruned"), row["reason"]
+    assert len({row["params"]["optimizer._component_"] for row in rows}) == 2
+
+
+@pytest.mark.shared
+def test_the_pretrained_base_on_gsm8k(rooms: Path, shared_data: Path) -> None:
+    words = ("experiment=gsm8k_base1m", f"recipe.overrides.root={shared_data}", "recipe.overrides.max_steps_per_epoch=8")
+    sweep("run", *words, "recipe.overrides.dataset_val.split=train[:16]", "search.trials=3", "name=gsm")
+    assert "reproduced by tune run" in sweep("export", "gsm", "--verify").stdout
