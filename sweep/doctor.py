@@ -20,6 +20,7 @@ from rich.text import Text
 from sweep import session
 from sweep.config import compose_config, freeze
 from sweep.errors import SweepError
+from sweep.export import TUNE
 from sweep.probe import probe_data
 from sweep.recipe import resolve
 from sweep.settings import Settings
@@ -60,7 +61,7 @@ def checks(overrides: Sequence[str], config_dir: Path | None) -> list[Check]:
 
 def checks_table(found: Sequence[Check]) -> Table:
     """The checks for a terminal."""
-    table = Table(show_header=False, pad_edge=False)
+    table = Table(box=None, show_header=False, pad_edge=False)
     for check in found:
         mark = Text("ok", style="green") if check.ok else Text("wrong", style="bold red")
         table.add_row(mark, check.name, Text(check.found))
@@ -89,10 +90,11 @@ def _versions() -> str:
 
 
 def _tune() -> str:
-    path = shutil.which("tune", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
-    if path is None:
-        raise SweepError("`tune` is not beside this Python; `sweep export --verify` needs it: pip install torchtune")
-    return path
+    result = subprocess.run([*TUNE, "validate", "--help"], capture_output=True, text=True, check=False)
+    if result.returncode != 0:
+        last = (result.stderr.strip().splitlines() or ["no output"])[-1]
+        raise SweepError(f"`tune` does not run ({last}); `sweep export --verify` needs it: pip install torchtune==0.6.1")
+    return " ".join(TUNE[1:])
 
 
 def _imports() -> str:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import os
 import re
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -25,6 +24,8 @@ from trainer.contract import Step
 from trainer.room import Room, write_atomic
 
 RECIPE = "lora_finetune_single_device"
+# The command `tune`, by its module: Ray installs another command of that name.
+TUNE = (sys.executable, "-m", "torchtune._cli.tune")
 # The relative difference up to which two runs count as the same.
 TOLERANCE = {"fp32": 1e-6, "bf16": 2e-2}
 _FIELD = re.compile(r"(\w+):\s*([-+.\w]+)")
@@ -107,11 +108,9 @@ def run_tune(config: Path, output: Path, clip_is_set: bool) -> None:
     Raises:
         GiveUp: it failed.
     """
-    tune = shutil.which("tune", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
-    if tune is None:
-        raise GiveUp("the command `tune` is not installed beside this Python; install torchtune")
     overrides = [
         f"output_dir={output / 'out'}",
+        f"checkpointer.output_dir={output / 'out'}",  # where the YAML names it by itself
         "metric_logger._component_=torchtune.training.metric_logging.DiskLogger",
         f"metric_logger.log_dir={output / 'logs'}",
         "log_every_n_steps=1",
@@ -120,7 +119,7 @@ def run_tune(config: Path, output: Path, clip_is_set: bool) -> None:
     ]
     env = {"TIKTOKEN_CACHE_DIR": "", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", **os.environ}
     result = subprocess.run(
-        [tune, "run", RECIPE, "--config", str(config), *overrides],
+        [*TUNE, "run", RECIPE, "--config", str(config), *overrides],
         capture_output=True,
         text=True,
         env=env,

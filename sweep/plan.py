@@ -9,18 +9,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from sweep import session
-from sweep.config import build_pruner, build_sampler, keeps_one_seed
 from sweep.errors import ConfigError
 from sweep.ports import WorkerSpec
 from sweep.probe import DataProbe, probe_data
 from sweep.recipe import resolve, trial_changes
 from sweep.settings import Settings
-from sweep.study import OptunaStudy, StudyConfig
+from sweep.study import OptunaStudy, memory_storage
 from sweep.view import duration, param, short_keys
 from trainer.room import Room
 
@@ -95,18 +95,7 @@ def make_plan(settings: Settings, samples: int, measure: bool) -> Plan:
 
 def sample_trials(settings: Settings, count: int) -> list[dict[str, Any]]:
     """The torchtune overrides of the first trials that the sampler would propose without results."""
-    study = OptunaStudy(
-        StudyConfig(
-            name="plan",
-            space=settings.space,
-            metric=settings.metric,
-            seed=settings.search.seed,
-            sampler=lambda seed: build_sampler(settings, seed),
-            pruner=build_pruner(settings),
-            per_trial_seed=not keeps_one_seed(settings),
-        ),
-        _in_memory(),
-    )
+    study = OptunaStudy(session.study_config(settings), memory_storage())
     for params in settings.warm_start.enqueue:
         study.enqueue(params)
     changes = []
@@ -120,7 +109,7 @@ def sample_trials(settings: Settings, count: int) -> list[dict[str, Any]]:
 def plan_view(plan: Plan) -> RenderableType:
     """A plan for a terminal."""
     settings = plan.settings
-    space = Table(title="space", title_justify="left", header_style="bold", pad_edge=False)
+    space = Table(title="space", title_justify="left", box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False)
     space.add_column("torchtune key")
     space.add_column("values")
     for key, text in settings.space.describe().items():
@@ -129,7 +118,9 @@ def plan_view(plan: Plan) -> RenderableType:
         space.add_row(key, Text(f"= {text}", style="dim"))
     keys = list(dict.fromkeys(key for sample in plan.samples for key in sample))
     names = short_keys(keys)
-    trials = Table(title="sampled trials", title_justify="left", header_style="bold", pad_edge=False)
+    trials = Table(
+        title="sampled trials", title_justify="left", box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False
+    )
     for key in keys:
         trials.add_column(names[key], justify="right")
     for sample in plan.samples:
@@ -140,7 +131,7 @@ def plan_view(plan: Plan) -> RenderableType:
 
 def _budget(plan: Plan) -> Table:
     search = plan.settings.search
-    table = Table(title="budget", title_justify="left", show_header=False, pad_edge=False)
+    table = Table(title="budget", title_justify="left", box=box.SIMPLE_HEAD, show_header=False, pad_edge=False)
     table.add_row("trials", str(search.trials) if search.trials else "no limit")
     if plan.data:
         data = plan.data
@@ -171,9 +162,3 @@ def _tokens(settings: Settings, data: DataProbe | None) -> int | None:
     if data and settings.search.trials:
         budgets.append(settings.search.trials * data.trial_tokens)
     return min(budgets, default=None)
-
-
-def _in_memory() -> Any:
-    from optuna.storages import InMemoryStorage
-
-    return InMemoryStorage()

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
 
 from sweep.model import JobState, SweepState, TrialRow, WorkerFacts
-from sweep.session import controller_runs, load_settings, reading_storage
+from sweep.session import controller_runs, journal_path, load_settings, reading_storage
 from sweep.settings import Settings
 from trainer.contract import ContractError, Outcome, Report, Step, decode
 from trainer.room import Room, Tail, held, read_json, read_text
@@ -40,6 +40,7 @@ class SweepReader:
 
     def state(self) -> SweepState:
         workers = self._workers()
+        running = controller_runs(self.room)
         alive = {worker.name for worker in workers}
         rows = tuple(self._row(trial, alive) for trial in self.trials())
         return SweepState(
@@ -48,10 +49,15 @@ class SweepReader:
             rows=rows,
             workers=workers,
             limits=self.settings.limits(self.settings.queue.workers or len(workers)),
-            seconds=time.time() - self.settings.created,
+            seconds=self._until(running) - self.settings.created,
             trial_tokens=self.settings.trial_tokens,
-            controller=controller_runs(self.room),
+            controller=running,
         )
+
+    def _until(self, running: bool) -> float:
+        """Now, or when the study last changed where nobody is at work."""
+        journal = journal_path(self.room)
+        return journal.stat().st_mtime if journal.exists() and not running else time.time()
 
     def _row(self, trial: FrozenTrial, alive: set[str]) -> TrialRow:
         from sweep.study import CANCELLED, REASON, decode_params

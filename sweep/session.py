@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from sweep.config import Composed
     from sweep.dispatch.local import LocalDispatcher
     from sweep.loop import Controller, Listener
-    from sweep.study import OptunaStudy
+    from sweep.study import OptunaStudy, StudyConfig
 
 DEFAULT_ROOMS = "sweeps"
 CHANGEABLE = ("search", "queue")
@@ -149,12 +149,12 @@ def worker_of(room: Room, trial: int, attempt: int) -> str:
     return str((read_json(room.attempt(trial, attempt).spec) or {}).get("worker", ""))
 
 
-def open_study(room: Room, settings: Settings) -> OptunaStudy:
-    """The study of a room, for its one controller."""
+def study_config(settings: Settings) -> StudyConfig:
+    """What makes a study of these settings."""
     from sweep.config import build_pruner, build_sampler, keeps_one_seed
-    from sweep.study import OptunaStudy, StudyConfig, journal_storage
+    from sweep.study import StudyConfig
 
-    config = StudyConfig(
+    return StudyConfig(
         name=settings.name,
         space=settings.space,
         metric=settings.metric,
@@ -163,8 +163,14 @@ def open_study(room: Room, settings: Settings) -> OptunaStudy:
         pruner=build_pruner(settings),
         per_trial_seed=not keeps_one_seed(settings),
     )
+
+
+def open_study(room: Room, settings: Settings) -> OptunaStudy:
+    """The study of a room, for its one controller."""
+    from sweep.study import OptunaStudy, journal_storage
+
     room.root.mkdir(parents=True, exist_ok=True)
-    return OptunaStudy(config, settings.storage or journal_storage(journal_path(room)))
+    return OptunaStudy(study_config(settings), settings.storage or journal_storage(journal_path(room)))
 
 
 def journal_path(room: Room) -> Path:

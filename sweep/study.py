@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
-from optuna.storages import BaseStorage, JournalStorage
+from optuna.storages import BaseStorage, InMemoryStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
@@ -71,6 +71,11 @@ def journal_storage(path: Path) -> BaseStorage:
 def reading_storage(path: Path) -> BaseStorage:
     """The same for a reader beside a running controller: nothing is repaired."""
     return JournalStorage(JournalFileBackend(str(path)))
+
+
+def memory_storage() -> BaseStorage:
+    """A storage that ends with the process."""
+    return InMemoryStorage()
 
 
 class OptunaStudy:

@@ -9,6 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rich import box
 from rich.console import Console, Group, RenderableType
 from rich.panel import Panel
 from rich.progress_bar import ProgressBar
@@ -87,7 +88,7 @@ def trials_table(state: SweepState, rows: Sequence[TrialRow], limit: int | None 
     shown = ranked(rows)[:limit]
     keys = list(dict.fromkeys(key for row in shown for key in row.params))
     names = short_keys(keys)
-    table = Table(header_style="bold", pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False)
     for heading in (
         "trial",
         "state",
@@ -133,7 +134,7 @@ def counts_text(state: SweepState) -> Text:
 
 def workers_table(state: SweepState, logs: Mapping[str, str]) -> Table:
     """The living workers of a sweep."""
-    table = Table(header_style="bold", pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False)
     for heading in ("worker", "place", "state", "trials", "log"):
         table.add_column(heading)
     for worker in state.workers:
@@ -164,7 +165,7 @@ def _running_table(state: SweepState, running: Sequence[TrialRow]) -> Renderable
     if not running:
         starting = sum(1 for worker in state.workers if not worker.ready)
         return Text(f"{starting} workers are starting" if starting else "no trial is running", style="dim")
-    table = Table(header_style="bold", pad_edge=False, expand=True)
+    table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False, expand=True)
     for heading in (
         "trial",
         "hyperparameters",
@@ -196,7 +197,11 @@ def _running_table(state: SweepState, running: Sequence[TrialRow]) -> Renderable
 def _best_line(state: SweepState) -> RenderableType:
     best = state.best
     if best is None:
-        return Text("best: none yet", style="dim")
+        leading = min(
+            (row for row in state.rows if row.value is not None), key=lambda row: row.value or 0, default=None
+        )
+        ahead = f"; trial {leading.number} leads with {state.metric} {number(leading.value)}" if leading else ""
+        return Text(f"no trial is complete yet{ahead}", style="dim")
     return Text.assemble(
         ("best ", "bold"),
         (f"trial {best.number}", "green"),

@@ -40,12 +40,17 @@ def embedded() -> dict[str, Any]:
 
 def embedded_config(**changes: Any) -> dict[str, Any]:
     """The same with dotted keys changed; `a__b` stands for `a.b`."""
+    from omegaconf import OmegaConf
+
     from sweep.recipe import resolve
     from sweep.resources import embedded_dir
 
-    from omegaconf import OmegaConf
-
     raw: dict[str, Any] = OmegaConf.to_container(OmegaConf.load(embedded_dir() / "lora_cpu.yaml"))  # type: ignore[assignment]
-    small = {"root": str(embedded_dir()), "dataset.split": "train[:48]", "dataset_val.split": "train[:16]", "batch_size": 4}
+    small = {
+        "root": str(embedded_dir()),
+        "dataset.split": "train[:48]",
+        "dataset_val.split": "train[:16]",
+        "batch_size": 4,
+    }
     dotted = {key.replace("__", "."): value for key, value in changes.items()}
     return resolve(raw, {**small, **dotted}, {})

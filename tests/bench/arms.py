@@ -11,10 +11,9 @@ import json
 import os
 import queue
 import sys
-import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +93,6 @@ class Prepared:
     job: Job
     configs: tuple[dict[str, Any], ...]
     milestone_tokens: int
-    _lock: threading.Lock = field(default_factory=threading.Lock)
 
 
 def prepare(job: Job) -> Prepared:

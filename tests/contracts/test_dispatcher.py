@@ -59,7 +59,7 @@ def test_a_started_worker_is_seen_at_its_place_until_it_ends(make: Make, room: R
     dispatcher.start([WorkerSpec("w0001", 0), WorkerSpec("w0002", 5)])
     assert {name: place for name, (place, _) in dispatcher.poll().items()} == {"w0001": 0, "w0002": 5}
     assert state(dispatcher, "w0001") is not JobState.GONE, "from the moment it was started"
-    until(lambda: room.worker("w0001").beat.exists())
+    until(room.worker("w0001").beat.exists)
     assert state(dispatcher, "w0001") is JobState.RUNNING
     write_atomic(room.worker("w0001").drain, "")
     until(lambda: state(dispatcher, "w0001") is JobState.GONE)
@@ -68,7 +68,7 @@ def test_a_started_worker_is_seen_at_its_place_until_it_ends(make: Make, room: R
 
 def test_start_is_safe_to_repeat_also_after_a_restart(make: Make, room: Room) -> None:
     make(room).start([WorkerSpec("w0001", 0)])
-    until(lambda: room.worker("w0001").beat.exists())
+    until(room.worker("w0001").beat.exists)
     pid = read_text(room.worker("w0001").lock)
     restarted = make(room)
     assert state(restarted, "w0001") is JobState.RUNNING, "adopted by its name"
@@ -80,7 +80,7 @@ def test_start_is_safe_to_repeat_also_after_a_restart(make: Make, room: Room) ->
 def test_cancel_ends_it_and_is_safe_to_repeat(make: Make, room: Room) -> None:
     dispatcher = make(room)
     dispatcher.start([WorkerSpec("w0001", 0)])
-    until(lambda: room.worker("w0001").beat.exists())
+    until(room.worker("w0001").beat.exists)
     make(room).cancel(["w0001"])
     until(lambda: state(dispatcher, "w0001") is JobState.GONE)
     dispatcher.cancel(["w0001"])
@@ -90,7 +90,7 @@ def test_cancel_ends_it_and_is_safe_to_repeat(make: Make, room: Room) -> None:
 def test_a_killed_worker_is_gone(make: Make, room: Room) -> None:
     dispatcher = make(room)
     dispatcher.start([WorkerSpec("w0001", 0)])
-    until(lambda: room.worker("w0001").beat.exists())
+    until(room.worker("w0001").beat.exists)
     os.kill(int((read_text(room.worker("w0001").lock) or "").strip()), signal.SIGKILL)
     until(lambda: state(dispatcher, "w0001") is JobState.GONE)
     assert state(make(room), "w0001") is JobState.GONE

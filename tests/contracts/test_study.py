@@ -10,10 +10,11 @@ from typing import Any
 import optuna
 import pytest
 
-from sweep.config import build_pruner, build_sampler, compose_config, freeze, keeps_one_seed
+from sweep.config import compose_config, freeze
 from sweep.grammar import parse_space
 from sweep.model import Ending, Tell
 from sweep.resources import conf_dir
+from sweep.session import study_config as study_config_of
 from sweep.settings import Settings
 from sweep.study import OptunaStudy, StudyConfig, journal_storage
 from trainer.contract import Report
@@ -152,9 +153,7 @@ def test_a_verdict_says_why_and_stands(tmp_path: Path) -> None:
 
 
 def test_the_last_report_is_never_pruned(tmp_path: Path) -> None:
-    study = OptunaStudy(
-        study_config(pruner=optuna.pruners.ThresholdPruner(upper=1.0)), journal_storage(tmp_path / "j")
-    )
+    study = OptunaStudy(study_config(pruner=optuna.pruners.ThresholdPruner(upper=1.0)), journal_storage(tmp_path / "j"))
     study.ask()
     assert study.record(0, [report(MILESTONES, 9.0)]) is None
 
@@ -172,18 +171,7 @@ def simulate(configured: Settings, storage: Path, restart: bool) -> list[tuple[A
     """Twelve trials on a made-up curve, by one worker; with `restart` the study is opened anew for each."""
 
     def opened() -> OptunaStudy:
-        return OptunaStudy(
-            StudyConfig(
-                name="s",
-                space=configured.space,
-                metric="loss",
-                seed=configured.search.seed,
-                sampler=lambda seed: build_sampler(configured, seed),
-                pruner=build_pruner(configured),
-                per_trial_seed=not keeps_one_seed(configured),
-            ),
-            journal_storage(storage),
-        )
+        return OptunaStudy(study_config_of(configured), journal_storage(storage))
 
     study = opened()
     for _ in range(12):
@@ -215,7 +203,9 @@ def test_every_sampler_proposes_the_same_after_restarts(sampler: str, tmp_path: 
 
 @pytest.mark.parametrize("pruner", options("pruner"))
 def test_every_pruner_gives_the_same_verdicts_after_restarts(pruner: str, tmp_path: Path) -> None:
-    configured = settings("sampler=random", f"pruner={pruner}", *(["pruner.upper=1.5"] if pruner == "threshold" else []))
+    configured = settings(
+        "sampler=random", f"pruner={pruner}", *(["pruner.upper=1.5"] if pruner == "threshold" else [])
+    )
     undisturbed = simulate(configured, tmp_path / "a", restart=False)
     assert simulate(configured, tmp_path / "b", restart=True) == undisturbed
     pruned = sum(1 for _, state, _, _ in undisturbed if state == "PRUNED")

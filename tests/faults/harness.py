@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -126,8 +127,8 @@ def die_at_write(count: int) -> Callable[[], None]:
         write = wrap(trainer_room.write_atomic)
         for module in (trainer_room, channel, local):
             module.write_atomic = write  # type: ignore[attr-defined]
-        JournalFileBackend.append_logs = wrap(JournalFileBackend.append_logs)  # type: ignore[method-assign]
-        local.subprocess.Popen = wrap(local.subprocess.Popen)  # type: ignore[misc, assignment]
+        JournalFileBackend.append_logs = wrap(JournalFileBackend.append_logs)  # type: ignore[method-assign, assignment]
+        subprocess.Popen = wrap(subprocess.Popen)  # type: ignore[misc, assignment]
 
     return install
 

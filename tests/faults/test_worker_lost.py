@@ -44,13 +44,19 @@ def test_a_killed_worker_s_trial_goes_on_from_its_checkpoint_with_its_number(roo
     rows = open_reader(room).state().rows
     assert any(row.attempts > 1 for row in rows)
     again = next(row for row in rows if row.attempts > 1)
-    firsts = [text.splitlines() for n in room.attempts(again.number) if (text := read_text(room.attempt(again.number, n).reports))]
+    firsts = [
+        text.splitlines()
+        for n in room.attempts(again.number)
+        if (text := read_text(room.attempt(again.number, n).reports))
+    ]
     milestones = [len(lines) for lines in firsts]
     assert sum(milestones) <= 4 + again.attempts - 1, "what was checkpointed is not trained again"
 
 
 def test_a_trial_whose_workers_are_lost_too_often_is_told_failed_and_the_sweep_goes_on(rooms: Path) -> None:
-    room = make_room(rooms, "queue.workers=1", "search.max_attempts=2", "search.trials=2", "queue.env={STEP_SECONDS: '9'}")
+    room = make_room(
+        rooms, "queue.workers=1", "search.max_attempts=2", "search.trials=2", "queue.env={STEP_SECONDS: '9'}"
+    )
     killer = threading.Thread(target=kill_workers_of_running_trials, args=(room, 4))
     killer.start()
     finish = run_here(room)

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from tests.conftest import embedded_config
-from trainer import attempt as attempt_module
+from trainer import checkpoint
 from trainer.attempt import Attempt
 from trainer.base import Cache
 from trainer.contract import (
@@ -28,6 +28,7 @@ from trainer.contract import (
     decode,
     encode,
 )
+from trainer.recipe import LoraRecipe
 from trainer.reporter import RoomReporter
 from trainer.room import Room, Tail, write_atomic
 
@@ -79,8 +80,13 @@ def test_completed(cache: Cache, tmp_path: Path) -> None:
     assert seen[-1].val_loss is not None
     assert seen[-1].val_loss < 4.0, "it learns"
     assert all(report.tokens_per_second > 0 and report.lr >= 0 and report.epoch == 0 for report in seen)
-    weighted = sum(step.loss * (step.tokens - before) for step, before in zip(steps(room), [0, *(s.tokens for s in steps(room))], strict=False))
-    by_reports = sum(r.loss * (r.tokens - before) for r, before in zip(seen, [0, *(r.tokens for r in seen)], strict=False))
+    weighted = sum(
+        step.loss * (step.tokens - before)
+        for step, before in zip(steps(room), [0, *(s.tokens for s in steps(room))], strict=False)
+    )
+    by_reports = sum(
+        r.loss * (r.tokens - before) for r, before in zip(seen, [0, *(r.tokens for r in seen)], strict=False)
+    )
     assert by_reports == pytest.approx(weighted, rel=1e-5), "a report's loss is the mean over its milestone"
     assert not (room.attempt(0, 1).path / "scratch").exists()
 
@@ -157,7 +163,7 @@ def test_out_of_memory_fails_the_trial_and_not_the_worker(
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
     with monkeypatch.context() as patched:
-        patched.setattr(attempt_module.LoraRecipe, "_micro_batch", explode)
+        patched.setattr(LoraRecipe, "_micro_batch", explode)
         outcome = run(Room(tmp_path / "a"), cache, spec())
     assert (outcome.kind, outcome.failure) == (OutcomeKind.FAILED, FailureKind.OUT_OF_MEMORY)
     assert "Tried to allocate 2.00 GiB" in outcome.reason
@@ -172,7 +178,7 @@ def test_a_full_disk_fails_the_trial_with_that_reason(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     if what == "checkpoint":
-        monkeypatch.setattr(attempt_module.checkpoint, "save", full)
+        monkeypatch.setattr(checkpoint, "save", full)
     else:
         monkeypatch.setattr(RoomReporter, "report", full)
     outcome = run(Room(tmp_path), cache, spec())

@@ -71,7 +71,7 @@ def test_no_depth_hides_a_component(keys: list[str | None], beside: dict[str, An
     config: Any = dict(EVIL)
     for key in keys:
         config = [FINE, config] if key is None else {**beside, key: config}
-    with pytest.raises(ComponentError, match="os.system"):
+    with pytest.raises(ComponentError, match=r"os\.system"):
         check_components(config)
 
 

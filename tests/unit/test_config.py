@@ -43,10 +43,15 @@ def shipped(folder: Path, group: str) -> list[str]:
 GROUPS = {path.name: shipped(path, path.name) for path in sorted(conf_dir().iterdir()) if path.is_dir()}
 GROUPS["queue"] = shipped(launch_queues_dir(), "queue")
 # What a shipped option needs beside it.
-BESIDE = {"recipe=torchtune": [LLAMA], "sampler=grid": [GRID], "experiment=gsm8k_base1m": ["recipe.overrides.root=ROOT"]}
+BESIDE = {
+    "recipe=torchtune": [LLAMA],
+    "sampler=grid": [GRID],
+    "experiment=gsm8k_base1m": ["recipe.overrides.root=ROOT"],
+}
 # Groups that do not depend on each other are composed side by side, so that each option is seen once.
 LENGTH = max(len(GROUPS[group]) for group in ("sampler", "pruner", "objective", "queue"))
-ROWS = list(zip(*(islice(cycle(GROUPS[group]), LENGTH) for group in ("sampler", "pruner", "objective", "queue"))))
+SIDES = [list(islice(cycle(GROUPS[group]), LENGTH)) for group in ("sampler", "pruner", "objective", "queue")]
+ROWS: list[tuple[str, ...]] = list(zip(*SIDES, strict=True))
 ROWS += [(word,) for group in ("recipe", "space", "experiment") for word in GROUPS[group]]
 
 pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
@@ -65,6 +70,14 @@ def frozen(*words: str, config_dir: Path | None = None) -> Composed:
 
 def composed(*words: str) -> Settings:
     return frozen(*words).settings
+
+
+def changed(changes: dict[str, Any]) -> Settings:
+    """What the default composition freezes into with these values: quicker than to compose it again."""
+    cfg = copy.deepcopy(composition())
+    for key, value in changes.items():
+        OmegaConf.update(cfg, key, value, merge=False, force_add=True)
+    return freeze(cfg, "test").settings
 
 
 @pytest.fixture(scope="module")
@@ -150,7 +163,13 @@ def test_the_experiment_on_gsm8k(root: Path) -> None:
 
 @pytest.mark.parametrize(
     ("target", "one"),
-    [("TPESampler", False), ("RandomSampler", False), ("CmaEsSampler", False), ("GridSampler", True), ("QMCSampler", True)],
+    [
+        ("TPESampler", False),
+        ("RandomSampler", False),
+        ("CmaEsSampler", False),
+        ("GridSampler", True),
+        ("QMCSampler", True),
+    ],
 )
 def test_which_samplers_keep_one_seed(target: str, one: bool) -> None:
     settings = dataclasses.replace(composed(), sampler={"_target_": f"optuna.samplers.{target}"})
@@ -248,47 +267,33 @@ def test_a_space_on_the_command_line(words: list[str], expected: dict[str, str |
     assert {key: found.get(key) for key in expected} == expected
 
 
-@pytest.mark.parametrize(
-    ("words", "look", "value"),
-    [
-        pytest.param(
-            ["derive.model.lora_alpha=null"],
-            lambda s: s.derive,
-            {},
-            marks=BUG(reason="config.freeze drops the nested null before it could replace the group's dotted key"),
-        ),
-        (
-            ["recipe.overrides.max_steps_per_epoch=16"],
-            lambda s: resolve(s.torchtune, {"gradient_accumulation_steps": 4}, s.derive)["max_steps_per_epoch"],
-            4,
-        ),
-        (
-            ["recipe.overrides.max_steps_per_epoch=16", "trial.equal_data=false"],
-            lambda s: resolve(s.torchtune, {"gradient_accumulation_steps": 4}, s.derive)["max_steps_per_epoch"],
-            16,
-        ),
-        pytest.param(
-            ["derive.model.lora_alpha=16"],
-            lambda s: resolve(s.torchtune, {}, s.derive)["model"]["lora_alpha"],
-            16,
-            marks=BUG(reason="config.freeze makes a text of a derived number, and lora_alpha becomes '16'"),
-        ),
-        pytest.param(
-            ["trial.loss_ratio=.inf"],
-            lambda s: s.guard.loss_ratio,
-            float("inf"),
-            marks=BUG(reason="the error of settings._RANGES says `.inf`, Hydra's grammar reads `inf` only"),
-        ),
-        pytest.param(
-            ["recipe.overrides.batch_size=${mul:2,2}", "recipe.overrides.max_steps_per_epoch=16"],
-            lambda s: resolve(s.torchtune, {}, s.derive)["max_steps_per_epoch"],
-            32,
-            marks=BUG(raises=ValueError, reason="recipe.equal_data asks for int() of an interpolation"),
-        ),
-    ],
-)
-def test_other_words_of_the_command_line(words: list[str], look: Callable[[Settings], Any], value: Any) -> None:
-    assert look(composed(*words)) == value
+@pytest.mark.parametrize(("equal", "steps"), [(True, 4), (False, 16)])
+def test_a_limit_of_steps_is_scaled_to_equal_data(equal: bool, steps: int) -> None:
+    settings = changed({"recipe.overrides.max_steps_per_epoch": 16, "trial.equal_data": equal})
+    config = resolve(settings.torchtune, {"gradient_accumulation_steps": 4}, settings.derive)
+    assert config["max_steps_per_epoch"] == steps
+
+
+@BUG(raises=ValueError, reason="recipe.equal_data asks for int() of an interpolation")
+def test_a_limit_of_steps_is_scaled_where_the_batch_size_is_an_interpolation() -> None:
+    changes = {"recipe.overrides.max_steps_per_epoch": 16, "recipe.overrides.batch_size": "${mul:2,2}"}
+    assert resolve(changed(changes).torchtune, {}, {})["batch_size"] == 4
+
+
+@BUG(reason="config.freeze makes a text of a derived number, and lora_alpha becomes '16'")
+def test_what_is_derived_may_be_a_number() -> None:
+    settings = changed({"derive.model.lora_alpha": 16})
+    assert resolve(settings.torchtune, {}, settings.derive)["model"]["lora_alpha"] == 16
+
+
+@BUG(reason="config.freeze drops the nested null before it could replace the group's dotted key")
+def test_null_takes_a_derivation_back() -> None:
+    assert composed("derive.model.lora_alpha=null").derive == {}
+
+
+@BUG(reason="the error of settings._RANGES says `.inf`, Hydra's grammar reads `inf` only")
+def test_a_rule_is_switched_off_as_its_error_says() -> None:
+    assert composed("trial.loss_ratio=.inf").guard.loss_ratio == float("inf")
 
 
 def test_words_for_every_section() -> None:
@@ -328,7 +333,6 @@ def test_words_for_every_section() -> None:
     ("words", "file"),
     [
         (["recipe.config=embedded"], "lora_cpu.yaml"),
-        (["recipe=torchtune", "recipe.config=embedded"], "lora_cpu.yaml"),
         ([LLAMA], "1B_lora_single_device.yaml"),
         (["recipe.config=qwen2/0.5B_lora_single_device.yaml"], "0.5B_lora_single_device.yaml"),
     ],
@@ -444,34 +448,14 @@ def complaint_of(act: Callable[[], object]) -> str:
         (["experiment=demoo"], ["experiment=demoo does not exist", "demo", "gsm8k_base1m"]),
         (["search.trialz=3"], ["search: there is no key trialz", "did you mean trials?", "max_attempts"]),
         (["trials=3"], ["configuration: there is no key trials", "search", "trial"]),
-        (["search.trials=many"], ["search.trials", "'many'", "Integer"]),
         (["search.trials=((("], ["mismatched input"]),
         (["trials"], ["trials", "EQUAL"]),
         (["recipe=torchtune"], ["recipe.config is not set", "recipe.config=…"]),
         (["experiment=gsm8k_base1m"], ["recipe.overrides.root is not set", "recipe.overrides.root=…"]),
-        (["recipe.config=no/such"], ["recipe.config=no/such is no file", "`tune ls`"]),
-        (["recipe.config=llama3_2/1B_full_single_device"], ["lora_finetune_single_device", "lacks model.lora_rank"]),
-        ([LLAMA, "objective=val_loss"], ["objective.metric=val_loss", "dataset_val", "objective.metric=loss"]),
-        (["sampler=grid"], ["sampler=grid", "optimizer.lr", "choice(…)"]),
-        (["pruner=threshold", "pruner.upper=null"], ["ThresholdPruner refuses", "upper"]),
-        (["pruner=patient", "pruner.wrapped_pruner._target_=os.system"], ["_target_=os.system is not allowed"]),
-        (["sampler.inner=[{_target_: builtins.print}]"], ["_target_=builtins.print is not allowed"]),
-        pytest.param(
-            ["recipe.config=torchtune"],
-            ["recipe.config=torchtune"],
-            marks=BUG(reason="says recipe.config=None: the file's own config is ???"),
-        ),
         pytest.param(["search=x"], ["search"], marks=BUG(reason=TRACEBACK)),
-        pytest.param(["recipe=null"], ["recipe"], marks=BUG(reason=TRACEBACK)),
         pytest.param(["sampler=null"], ["sampler"], marks=BUG(reason=TRACEBACK)),
-        pytest.param(["~sampler._target_"], ["_target_"], marks=BUG(reason="KeyError of build_sampler")),
-        pytest.param(
-            ["sampler=random", "sampler._target_=optuna.pruners.NopPruner"],
-            ["sampler"],
-            marks=BUG(reason="one allow-list for both: a pruner is taken for a sampler"),
-        ),
     ],
-    ids=lambda value: " ".join(value)[:60] if value and "=" in value[0] else "",
+    ids=lambda value: " ".join(value) if value and "=" in value[0] else "",
 )
 def test_a_mistake_on_the_command_line_is_answered_in_one_line(words: list[str], said: list[str]) -> None:
     text = complaint_of(lambda: frozen(*words))
@@ -479,9 +463,16 @@ def test_a_mistake_on_the_command_line_is_answered_in_one_line(words: list[str],
         assert part in text
 
 
+PATIENT = {"_target_": "optuna.pruners.PatientPruner", "patience": 1, "wrapped_pruner": {"_target_": "os.getcwd"}}
+FULL = "llama3_2/1B_full_single_device"
+NO_DATA = {"recipe.overrides.dataset_val": None, "objective.metric": "val_loss"}
+
+
 @pytest.mark.parametrize(
     ("key", "value", "said"),
     [
+        ("recipe", {"config": "no/such"}, ["recipe.config=no/such is no file", "`tune ls`"]),
+        ("recipe", {"config": FULL}, ["lora_finetune_single_device", "lacks model.lora_rank"]),
         ("recipe.overrides.batchsize", 4, ["recipe.overrides", "batchsize", "did you mean batch_size?"]),
         ("recipe.overrides.batch_size", "${nothing}", ["batch_size", "'nothing' not found"]),
         ("recipe.overrides.dtype", "fp16", ["dtype=fp16", "recipe.overrides.dtype=bf16"]),
@@ -489,15 +480,24 @@ def test_a_mistake_on_the_command_line_is_answered_in_one_line(words: list[str],
         ("recipe.overrides.loss._component_", "os.system", ["loss._component_=os.system", "recipe.components"]),
         ("recipe.components", "mine.", ["recipe.components"]),
         ("space.optimizer.lr", "1e-3", ["space.optimizer.lr=1e-3 does not vary", "interval(low, high)"]),
-        ("space.optimizer.lrr", "interval(1,2)", ["space: there is no key optimizer.lrr", "did you mean optimizer.lr?"]),
+        (
+            "space.optimizer.lrr",
+            "interval(1,2)",
+            ["space: there is no key optimizer.lrr", "did you mean optimizer.lr?"],
+        ),
         ("derive.optimizer.lr", "${mul:2,1}", ["derive.optimizer.lr", "in the space too"]),
         ("derive.optimizer.rate", "1", ["derive: there is no key optimizer.rate"]),
         ("derive.model.lora_alpha", "${mul:2,${nothing}}", ["model.lora_alpha", "'nothing' not found"]),
         ("search.trials", None, ["search has no limit", "search.trials", "search.tokens"]),
         ("warm_start.enqueue", [{"model.lora_rank": 5}], ["warm_start.enqueue[0]", "model.lora_rank=5 lies outside"]),
         ("warm_start.enqueue", [{}, {"lr": 5}], ["warm_start.enqueue[1]", "lr is not in the space"]),
+        ("", NO_DATA, ["objective.metric=val_loss", "dataset_val", "objective.metric=loss"]),
+        ("sampler", {"_target_": "optuna.samplers.GridSampler"}, ["sampler=grid", "optimizer.lr", "choice(…)"]),
+        ("sampler.inner", [{"_target_": "builtins.print"}], ["_target_=builtins.print is not allowed"]),
         ("sampler.startup", 3, ["sampler: optuna.samplers.TPESampler refuses", "startup"]),
         ("sampler._target_", "os.system", ["_target_=os.system is not allowed", "optuna.samplers."]),
+        ("pruner", PATIENT, ["_target_=os.getcwd is not allowed"]),
+        ("pruner", {"_target_": "optuna.pruners.ThresholdPruner"}, ["ThresholdPruner refuses", "upper"]),
         ("pruner.min_resource", 0, ["pruner: optuna.pruners.SuccessiveHalvingPruner refuses", "min_resource"]),
         pytest.param(
             "recipe.overrides.output_dir",
@@ -511,6 +511,19 @@ def test_a_mistake_on_the_command_line_is_answered_in_one_line(words: list[str],
             ["output_dir="],
             marks=BUG(reason="a checkpoint_dir with a slash at its end, as in torchtune's own files, hides it"),
         ),
+        pytest.param(
+            "recipe",
+            {"config": "torchtune"},
+            ["recipe.config=torchtune"],
+            marks=BUG(reason="says recipe.config=None: the file's own config is ???"),
+        ),
+        pytest.param("sampler", {"n_startup_trials": 3}, ["_target_"], marks=BUG(reason="KeyError of build_sampler")),
+        pytest.param(
+            "sampler",
+            {"_target_": "optuna.pruners.NopPruner"},
+            ["sampler"],
+            marks=BUG(reason="one allow-list for both: a pruner is taken for a sampler"),
+        ),
         pytest.param("sampler._target_", "optuna.samplers.NoSuch", ["NoSuch"], marks=BUG(reason=TRACEBACK)),
         pytest.param("sampler._target_", "sweep.verbs.run", ["sweep.verbs.run"], marks=BUG(reason=TRACEBACK)),
         pytest.param(
@@ -522,9 +535,8 @@ def test_a_mistake_on_the_command_line_is_answered_in_one_line(words: list[str],
     ],
 )
 def test_a_mistake_in_a_composition_is_answered_in_one_line(key: str, value: Any, said: list[str]) -> None:
-    cfg = copy.deepcopy(composition())
-    OmegaConf.update(cfg, key, value, force_add=True)
-    text = complaint_of(lambda: freeze(cfg, "test"))
+    """Without a key, the values are those of several."""
+    text = complaint_of(lambda: changed({key: value} if key else value))
     for part in said:
         assert part in text
 
@@ -576,11 +588,10 @@ def test_a_wrong_value_of_a_section(section: str, raw: dict[str, Any], said: lis
 @pytest.mark.parametrize("section", [name for name in SECTIONS if name != "recipe"])
 def test_the_shipped_sections_hold_the_defaults_that_a_user_of_python_gets(section: str) -> None:
     """`conf/` and `sweep.settings` must not say different things."""
-    shipped_section = OmegaConf.to_container(composition()[section], resolve=True)
-    assert isinstance(shipped_section, dict)
-    defaults = read_section(SECTIONS[section], {}, section)
-    assert read_section(SECTIONS[section], dict(shipped_section), section) == defaults
-    assert set(shipped_section) == {field.name for field in dataclasses.fields(SECTIONS[section])}
+    written: Any = OmegaConf.to_container(composition()[section], resolve=True)
+    kind: type[Any] = SECTIONS[section]
+    assert read_section(kind, written, section) == read_section(kind, {}, section)
+    assert set(written) == {field.name for field in dataclasses.fields(kind)}
 
 
 @pytest.mark.parametrize(
@@ -620,9 +631,8 @@ def test_targets_are_found_at_every_depth(node: Any, found: list[tuple[str, str]
 @pytest.mark.parametrize("building", [build_sampler, lambda settings, _: build_pruner(settings)])
 def test_a_frozen_sweep_is_checked_again_before_it_is_built(building: Callable[[Settings, int], Any]) -> None:
     """`sweep.json` may have been edited."""
-    evil = {"_target_": "optuna.pruners.PatientPruner", "patience": 1, "wrapped_pruner": {"_target_": "os.getcwd"}}
-    settings = dataclasses.replace(composed(), sampler=evil, pruner=evil)
-    with pytest.raises(ConfigError, match="_target_=os.getcwd is not allowed"):
+    settings = dataclasses.replace(composed(), sampler=PATIENT, pruner=PATIENT)
+    with pytest.raises(ConfigError, match=r"_target_=os\.getcwd is not allowed"):
         building(settings, 0)
 
 

@@ -27,7 +27,7 @@ from trainer.contract import (
     from_plain,
 )
 
-FAST = settings(deadline=None, max_examples=60)
+FAST = settings(deadline=None, max_examples=40)
 
 numbers = st.floats()  # NaN and the infinities included
 finite = st.floats(allow_nan=False, allow_infinity=False)

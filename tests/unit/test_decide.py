@@ -137,8 +137,14 @@ SPENT = StudyFacts(complete=4)
             id="after max_attempts it is told failed",
         ),
         pytest.param(
-            view(trial(0, attempt(stopped(StopCause.PREEMPTED)), attempt(stopped(StopCause.PREEMPTED), number=2),
-                       attempt(stopped(StopCause.PREEMPTED), number=3))),
+            view(
+                trial(
+                    0,
+                    attempt(stopped(StopCause.PREEMPTED)),
+                    attempt(stopped(StopCause.PREEMPTED), number=2),
+                    attempt(stopped(StopCause.PREEMPTED), number=3),
+                )
+            ),
             [Assign(0, 4, "w0001")],
             id="preemptions are not counted as lost",
         ),
@@ -169,7 +175,9 @@ SPENT = StudyFacts(complete=4)
             [Finish(Finished.DONE, "the sampler has proposed all it can")],
             id="an exhausted sampler ends the sweep",
         ),
-        pytest.param(view(trial(0, attempt()), mode=Mode.DETACH), [Drain("w0001")], id="detach drains busy workers too"),
+        pytest.param(
+            view(trial(0, attempt()), mode=Mode.DETACH), [Drain("w0001")], id="detach drains busy workers too"
+        ),
         pytest.param(
             view(trial(0, attempt()), workers=(replace(W1, draining=True),), mode=Mode.DETACH),
             [Finish(Finished.DETACHED, "running trials go on by themselves")],
@@ -232,7 +240,9 @@ def test_failures_beyond_the_share_interrupt_the_rest_and_end_the_sweep() -> Non
     study = StudyFacts(open=(5,), complete=1, failed=3)
     running = decide(view(trial(5, attempt()), study=study), Limits(trials=9), NOW)
     assert [type(effect) for effect in running] == [Stop]
-    over = decide(view(trial(5, attempt(stopped(StopCause.INTERRUPTED))), workers=(), study=study), Limits(trials=9), NOW)
+    over = decide(
+        view(trial(5, attempt(stopped(StopCause.INTERRUPTED))), workers=(), study=study), Limits(trials=9), NOW
+    )
     assert isinstance(over[-1], Finish)
     assert over[-1].how is Finished.FAILED
     assert "3 of 4 trials failed" in over[-1].reason

@@ -122,11 +122,11 @@ def test_decisions_keep_the_controller_s_promises(view: View, limits: Limits, no
     assigned = [effect for effect in effects if isinstance(effect, Assign)]
     assert len({effect.trial for effect in assigned}) == len(assigned)
     assert not {effect.trial for effect in assigned} & set(told)
-    for effect in assigned:
-        assert effect.worker in live
-        again = [a for a in running[effect.trial] if a.number == effect.attempt and not a.delivered]
-        assert again or not running[effect.trial], "no trial is trained twice at the same time"
-        assert again or effect.attempt == len(by_number[effect.trial].attempts) + 1
+    for assign in assigned:
+        assert assign.worker in live
+        again = [a for a in running[assign.trial] if a.number == assign.attempt and not a.delivered]
+        assert again or not running[assign.trial], "no trial is trained twice at the same time"
+        assert again or assign.attempt == len(by_number[assign.trial].attempts) + 1
 
     for effect in effects:
         if isinstance(effect, Stop):

@@ -205,9 +205,7 @@ def test_flatten(raw: dict[str, Any], flat: dict[str, Any]) -> None:
 
 
 @settings(deadline=None, max_examples=40)
-@given(
-    start=st.integers(-20, 20), width=st.integers(2, 20), step=st.sampled_from([1, 2, 3, 0.5, 0.25]), data=st.data()
-)
+@given(start=st.integers(-20, 20), width=st.integers(2, 20), step=st.sampled_from([1, 2, 3, 0.5, 0.25]), data=st.data())
 def test_a_range_contains_what_pythons_own_would(start: int, width: int, step: float, data: st.DataObject) -> None:
     count = len(range(0, int(width * 4), int(step * 4)))  # quarters are exact
     if count < 2:

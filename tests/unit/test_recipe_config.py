@@ -291,11 +291,11 @@ def test_keys_that_the_trainer_reads_need_no_plus(key: str, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("key", REQUIRED_KEYS)
 def test_a_configuration_that_lacks_a_key_of_the_recipe_is_refused(key: str, tmp_path: Path) -> None:
-    cfg = OmegaConf.load(EMBEDDED)
+    cfg = yaml.safe_load(EMBEDDED.read_text())
     parent, _, name = key.rpartition(".")
-    del (OmegaConf.select(cfg, parent) if parent else cfg)[name]
+    del (cfg[parent] if parent else cfg)[name]
     path = tmp_path / "less.yaml"
-    OmegaConf.save(cfg, path)
+    path.write_text(yaml.safe_dump(cfg))
     with pytest.raises(ConfigError, match=f"less.yaml is no configuration of .*it lacks .*{key}"):
         load_torchtune_config(path, {})
 
@@ -334,7 +334,7 @@ def test_a_distillation_is_no_lora_finetune(name: str) -> None:
 def test_code_outside_the_allow_list_is_refused() -> None:
     config = {"dataset": {"_component_": "mine.rows"}}
     check_trusted(config, ["mine."])
-    with pytest.raises(ConfigError, match="dataset._component_=mine.rows is not among the allowed components"):
+    with pytest.raises(ConfigError, match=r"dataset\._component_=mine\.rows is not among the allowed components"):
         check_trusted(config, [])
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from sweep.errors import ConfigError
 from sweep.space import Choice, Domain, Interval, Parameter, Space, contains, label
 
-FAST = settings(deadline=None, max_examples=100)
+FAST = settings(deadline=None, max_examples=50)
 BUG = pytest.mark.xfail(strict=True)
 RANK = Parameter("rank", Choice((4, 8)))
 RATE = Parameter("rate", Interval(1e-5, 1e-3, log=True))

@@ -74,7 +74,11 @@ tail: null
         ("a: 1\n", {"b.c.d": 2, "b.c.e": [1, None]}, "a: 1\nb:\n  c:\n    d: 2\n    e:\n    - 1\n    - null\n"),
         ("a:\n  b: 1\n  # of a\n\nc: 1\n", {"a.d": 2}, "a:\n  b: 1\n  d: 2\n  # of a\n\nc: 1\n"),
         ("a:\n    b: 1\nc: 1\n", {"a.d.e": 2}, "a:\n    b: 1\n    d:\n      e: 2\nc: 1\n"),
-        ("a:\n  b: 1\nc:\n  d: 1\n", {"a.x": 1, "c.x": 2, "a.y": 3}, "a:\n  b: 1\n  x: 1\n  y: 3\nc:\n  d: 1\n  x: 2\n"),
+        (
+            "a:\n  b: 1\nc:\n  d: 1\n",
+            {"a.x": 1, "c.x": 2, "a.y": 3},
+            "a:\n  b: 1\n  x: 1\n  y: 3\nc:\n  d: 1\n  x: 2\n",
+        ),
         ("a: {b: 1}  # c\nd: 1\n", {"a.e": 2}, "a: {b: 1, e: 2}  # c\nd: 1\n"),
         ("a: {}\n", {"a.b": {"c": 1}}, "a: {b: {c: 1}}\n"),
         ("{a: 1}", {"b": 2}, "{a: 1, b: 2}"),
@@ -110,9 +114,7 @@ BLOCK = "the end of a | or > text lies at the next line's beginning"
         pytest.param("a: |\n  x\nb: 1\n", {"a": 2}, marks=BUG(reason=BLOCK), id="literal text"),
         pytest.param("a: >-\n  x\n  y\n\nb: 1\n", {"a": 2}, marks=BUG(reason=BLOCK), id="folded text"),
         pytest.param("a:\n  x: |\n    x\nb: 1\n", {"a.y": 2}, marks=BUG(reason=BLOCK), id="new key after literal text"),
-        pytest.param(
-            "a: &n 1\nb: *n\n", {"b": 2}, marks=BUG(reason="an alias is taken for its anchor"), id="an alias"
-        ),
+        pytest.param("a: &n 1\nb: *n\n", {"b": 2}, marks=BUG(reason="an alias is taken for its anchor"), id="an alias"),
         pytest.param("a:\n  -\n  - 2\n", {"a.0": 5}, marks=BUG(reason="no gap behind the dash"), id="an empty item"),
     ],
 )
@@ -179,7 +181,9 @@ def test_a_value_is_read_by_omegaconf_as_it_was_meant(value: Any) -> None:
 
 # --- properties ---------------------------------------------------------------------------------------------------
 
-safe_text = st.text(st.characters(codec="ascii", categories=("L", "N")) | st.sampled_from(" .:#'\"-_/&*!%@"), max_size=8)
+safe_text = st.text(
+    st.characters(codec="ascii", categories=("L", "N")) | st.sampled_from(" .:#'\"-_/&*!%@"), max_size=8
+)
 block_text = safe_text | st.sampled_from(["train[:64]", "${root}/x", "a, b", "{", "日本", "a\nb", "|", "? x", "- x"])
 scalars = st.none() | st.booleans() | st.integers(-9999, 9999) | st.floats(allow_nan=False)
 values: st.SearchStrategy[Any] = st.recursive(
@@ -208,7 +212,7 @@ NEW = ("new", "model.alpha", "model.deep.er", "model.deep.est", "optimizer.wd", 
 IN_FLOW = ("optimizer.lr", "optimizer.wd", "files.0", "model.lora_attn_modules.1")
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=50)
 @given(data=st.data())
 def test_an_edited_text_reads_as_the_updated_mapping(data: st.DataObject) -> None:
     keys = data.draw(st.lists(st.sampled_from(KNOWN + NEW), min_size=1, max_size=4, unique=True))
@@ -217,8 +221,8 @@ def test_an_edited_text_reads_as_the_updated_mapping(data: st.DataObject) -> Non
     assert yaml.safe_load(edit_yaml(TEXT, changes)) == expected(TEXT, changes)
 
 
-@settings(deadline=None, max_examples=40)
-@given(keys=st.lists(st.sampled_from(NEW + ("empty", "model.lora_rank")), min_size=1, max_size=4, unique=True))
+@settings(deadline=None, max_examples=15)
+@given(keys=st.lists(st.sampled_from((*NEW, "empty", "model.lora_rank")), min_size=1, max_size=4, unique=True))
 def test_comments_and_other_lines_stay_in_their_order(keys: list[str]) -> None:
     edited = iter(edit_yaml(TEXT, dict.fromkeys(keys, 7)).splitlines())
     changed = ("lora_rank:", "optimizer:", "empty:")
