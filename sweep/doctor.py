@@ -93,7 +93,7 @@ def _tune() -> str:
     result = subprocess.run([*TUNE, "validate", "--help"], capture_output=True, text=True, check=False)
     if result.returncode != 0:
         last = (result.stderr.strip().splitlines() or ["no output"])[-1]
-        raise SweepError(f"`tune` does not run ({last}); `sweep export --verify` needs it: pip install torchtune==0.6.1")
+        raise SweepError(f"`tune` does not run ({last}); `sweep export --verify` needs torchtune==0.6.1")
     return " ".join(TUNE[1:])
 
 
@@ -131,7 +131,7 @@ def _queue(settings: Settings) -> str:
 
 
 def _data(settings: Settings) -> str:
-    found = probe_data(resolve(settings.torchtune, {}, {}), settings.recipe.components)
+    found = probe_data(settings)
     rows = f"{found.rows:,} rows, {found.validation_rows:,} for validation"
     return f"{rows}; a trial sees {found.trial_tokens:,} label tokens"
 

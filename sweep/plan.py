@@ -18,7 +18,7 @@ from sweep import session
 from sweep.errors import ConfigError
 from sweep.ports import WorkerSpec
 from sweep.probe import DataProbe, probe_data
-from sweep.recipe import resolve, trial_changes
+from sweep.recipe import trial_changes
 from sweep.settings import Settings
 from sweep.study import OptunaStudy, memory_storage
 from sweep.view import duration, param, short_keys
@@ -74,7 +74,7 @@ def make_plan(settings: Settings, samples: int, measure: bool) -> Plan:
     data: DataProbe | None = None
     unknown = ""
     try:
-        data = probe_data(resolve(settings.torchtune, {}, {}), settings.recipe.components, measure)
+        data = probe_data(settings, speed=measure)
     except ConfigError as error:
         unknown = str(error)
     workers = session.worker_count(settings)

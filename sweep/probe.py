@@ -6,13 +6,15 @@ Invariant: the controller's process never imports torch.
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from dataclasses import dataclass
 from typing import Any
 
 from sweep.errors import ConfigError
+from sweep.nursery import OWN_ENV, Nursery, clean_env
+from sweep.recipe import resolve
+from sweep.settings import Settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,28 +28,38 @@ class DataProbe:
     tokens_per_second: float = 0.0
 
 
-def probe_data(config: dict[str, Any], components: list[str], speed: bool = False) -> DataProbe:
-    """Rows and label tokens of a resolved torchtune configuration, and its speed on this machine if asked.
+def probe_data(settings: Settings, nursery: Nursery | None = None, speed: bool = False) -> DataProbe:
+    """Rows and label tokens of a sweep's base configuration.
+
+    Args:
+        nursery: who counts; None: a process that ends afterwards.
+        speed: also train a few micro-batches, on the device of the configuration; not in a nursery.
 
     Raises:
         ConfigError: the data, the tokenizer or (for the speed) the base cannot be loaded, or it trains zero steps.
     """
-    command = [sys.executable, "-m", "trainer", "probe", *(["--speed"] if speed else [])]
-    env = {key: value for key, value in os.environ.items() if key != "WANDB_SERVICE"}
-    result = subprocess.run(
-        command,
-        input=json.dumps({"config": config, "components": components}),
-        capture_output=True,
-        text=True,
-        env=env | {"OMP_NUM_THREADS": env.get("OMP_NUM_THREADS", "1")},
-        check=False,
-    )
-    lines = result.stdout.strip().splitlines()
-    answer = json.loads(lines[-1]) if lines and lines[-1].startswith("{") else {}
-    if "error" in answer or not answer:
-        tail = result.stderr.strip().splitlines()[-1:] or ["no output"]
+    request: dict[str, Any] = {
+        "verb": "probe",
+        "config": resolve(settings.torchtune, {}, {}),
+        "components": settings.recipe.components,
+        "speed": speed,
+    }
+    answer = nursery.ask(request) if nursery and not speed else _ask_once(request)
+    if "error" in answer:
         raise ConfigError(
-            f"the torchtune configuration cannot train here: {answer.get('error', tail[0])}; "
+            f"the torchtune configuration cannot train here: {answer['error']}; "
             "mend recipe.config or recipe.overrides, or set objective.milestone_tokens where the data lie elsewhere"
         )
     return DataProbe(**answer)
+
+
+def _ask_once(request: dict[str, Any]) -> dict[str, Any]:
+    command = [sys.executable, "-m", "trainer", "probe", *(["--speed"] if request["speed"] else [])]
+    result = subprocess.run(
+        command, input=json.dumps(request), capture_output=True, text=True, env=OWN_ENV | clean_env(), check=False
+    )
+    lines = result.stdout.strip().splitlines()
+    if lines and lines[-1].startswith("{"):
+        answer: dict[str, Any] = json.loads(lines[-1])
+        return answer
+    return {"error": (result.stderr.strip().splitlines() or ["no output"])[-1]}

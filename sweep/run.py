@@ -10,7 +10,7 @@ import signal
 import time
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.live import Live
 
+    from sweep.nursery import Nursery
     from sweep.results import SweepReader
     from sweep.study import OptunaStudy
 
@@ -123,8 +124,11 @@ def control_path(room: Room) -> Path:
     return room.root / "control"
 
 
-def drive(room: Room, wish: Wish) -> Finish:
+def drive(room: Room, wish: Wish, nursery: Nursery) -> Finish:
     """Run the controller of a room until it ends.
+
+    Args:
+        nursery: forks the workers; closed at the end.
 
     Raises:
         RetryLater: another controller runs this sweep. GiveUp: the disk is full.
@@ -140,9 +144,9 @@ def drive(room: Room, wish: Wish) -> Finish:
         study = open_study(room, settings)
         out = console()
         log = Log(study, settings.metric, echo=None if out.is_terminal else out)
-        controller = make_controller(room, settings, study, log, wish)
+        controller = make_controller(room, settings, (study, nursery), log, wish)
         try:
-            with _signals(wish), _live(out, log, room, study):
+            with closing(nursery), _signals(wish), _live(out, log, room, study):
                 finish = controller.run()
         except OSError as error:
             raise GiveUp(

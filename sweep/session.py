@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from sweep.config import Composed
     from sweep.dispatch.local import LocalDispatcher
     from sweep.loop import Controller, Listener
+    from sweep.nursery import Nursery
     from sweep.study import OptunaStudy, StudyConfig
 
 DEFAULT_ROOMS = "sweeps"
@@ -210,8 +211,8 @@ def on_gpu(settings: Settings) -> bool:
     return device.startswith("cuda")
 
 
-def make_dispatcher(room: Room, settings: Settings) -> LocalDispatcher:
-    """The dispatcher of the configured queue."""
+def make_dispatcher(room: Room, settings: Settings, nursery: Nursery | None = None) -> LocalDispatcher:
+    """The dispatcher of the configured queue; without a nursery it starts each worker by itself."""
     from sweep.dispatch.local import LocalDispatcher, cores, visible_gpus
 
     queue = settings.queue
@@ -223,18 +224,24 @@ def make_dispatcher(room: Room, settings: Settings) -> LocalDispatcher:
         trials=queue.trials_per_worker or 0,
         idle_seconds=queue.idle_seconds,
         env=queue.env,
+        nursery=nursery,
     )
 
 
 def make_controller(
-    room: Room, settings: Settings, study: OptunaStudy, listener: Listener, mode: Callable[[], Mode]
+    room: Room,
+    settings: Settings,
+    parts: tuple[OptunaStudy, Nursery],
+    listener: Listener,
+    mode: Callable[[], Mode],
 ) -> Controller:
-    """A controller over the real world; the caller holds the room's lock."""
+    """A controller over the real world, from its study and nursery; the caller holds the room's lock."""
     from sweep.channel import RoomChannel
     from sweep.loop import Controller, Ports
 
+    study, nursery = parts
     workers = worker_count(settings)
-    ports = Ports(study, RoomChannel(room), make_dispatcher(room, settings), WallClock())
+    ports = Ports(study, RoomChannel(room), make_dispatcher(room, settings, nursery), WallClock())
     return Controller(
         ports=ports,
         limits=settings.limits(workers),

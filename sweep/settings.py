@@ -114,7 +114,7 @@ class Queue:
     silence_seconds: float = 120.0
     start_seconds: float = 600.0
     stop_grace_seconds: float = 60.0
-    poll_seconds: float = 0.1
+    poll_seconds: float = 0.03
 
 
 @dataclass

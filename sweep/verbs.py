@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import subprocess
 import sys
 import time
@@ -23,23 +22,28 @@ from trainer.room import Room, write_atomic
 
 if TYPE_CHECKING:
     from sweep.config import Composed
+    from sweep.nursery import Nursery
 
 START_SECONDS = 30.0
 
 
 def run(args: Namespace) -> int:
+    from sweep.nursery import Nursery
+
     composed = _compose(args.overrides, args.config_dir)
-    room = _room_of(composed)
-    return _go(room, args.detach)
+    nursery = Nursery()
+    return _go(_room_of(composed, nursery), args.detach, nursery)
 
 
 def resume(args: Namespace) -> int:
+    from sweep.nursery import Nursery
+
     if args.name and "=" in args.name:  # `sweep resume search.trials=48` means the newest sweep
         args.overrides, args.name = [args.name, *args.overrides], None
     room = session.find_room(args.name)
     if args.overrides:
         session.change_settings(room, args.overrides)
-    return _go(room, args.detach)
+    return _go(room, args.detach, Nursery())
 
 
 def plan(args: Namespace) -> int:
@@ -124,6 +128,7 @@ def logs(args: Namespace) -> int:
 
 
 def stop(args: Namespace) -> int:
+    from sweep.nursery import Nursery
     from sweep.run import Wish, control_path, drive
 
     room = session.find_room(args.name)
@@ -134,7 +139,7 @@ def stop(args: Namespace) -> int:
             time.sleep(0.1)
         print(f"stopped: {room.root.name}")
         return 0
-    finish = drive(room, Wish(room, mode))  # nobody is there to obey: do it ourselves
+    finish = drive(room, Wish(room, mode), Nursery())  # nobody is there to obey: do it ourselves
     print(f"{finish.how}: {finish.reason}")
     return 0
 
@@ -212,10 +217,9 @@ def _stem(overrides: Sequence[str], recipe: str) -> str:
     return "embedded" if "embedded" in recipe else Path(recipe).stem
 
 
-def _room_of(composed: Composed) -> Room:
+def _room_of(composed: Composed, nursery: Nursery) -> Room:
     """The room of a composition: the one that exists where it is the very same sweep, else a new one."""
     from sweep.probe import probe_data
-    from sweep.recipe import resolve
 
     settings = composed.settings
     existing = Room((session.rooms_dir() / settings.name).resolve())
@@ -226,21 +230,24 @@ def _room_of(composed: Composed) -> Room:
     tokens = 0
     if settings.objective.milestone_tokens is None:
         print("counting the data …", file=sys.stderr, flush=True)
-        tokens = probe_data(resolve(settings.torchtune, {}, {}), settings.recipe.components).trial_tokens
+        tokens = probe_data(settings, nursery).trial_tokens
     return session.create_room(composed, tokens)
 
 
-def _go(room: Room, detach: bool) -> int:
+def _go(room: Room, detach: bool, nursery: Nursery) -> int:
     from sweep.run import EXIT_CODES, Wish, drive
 
     if detach:
+        nursery.close()
         return _detach(room)
-    finish = drive(room, Wish(room))
+    finish = drive(room, Wish(room), nursery)
     _conclude(room, finish)
     return EXIT_CODES[finish.how]
 
 
 def _detach(room: Room) -> int:
+    from sweep.nursery import clean_env
+
     log = room.root / "controller.log"
     with log.open("ab") as output:
         subprocess.Popen(
@@ -249,7 +256,7 @@ def _detach(room: Room) -> int:
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            env={key: value for key, value in os.environ.items() if key != "WANDB_SERVICE"},
+            env=clean_env(),
         )
     deadline = time.monotonic() + START_SECONDS
     while not session.controller_runs(room) and time.monotonic() < deadline:

@@ -22,6 +22,8 @@ def main() -> int:
     serve.add_argument("--lock-held", action="store_true", help="the starter handed the worker's lock down")
     probe = verbs.add_parser("probe", help="read a torchtune configuration as JSON, print what it would train on")
     probe.add_argument("--speed", action="store_true", help="also train a few micro-batches to measure the speed")
+    nursery = verbs.add_parser("nursery", help="fork workers on request (see trainer/nursery.py)")
+    nursery.add_argument("socket", type=int)
     args = parser.parse_args()
 
     # torchtune's tokenizer caches files by path, so that a changed tokenizer would go unnoticed
@@ -30,6 +32,10 @@ def main() -> int:
         from trainer.probe import main as run_probe
 
         return run_probe(sys.stdin.read(), args.speed)
+    if args.verb == "nursery":
+        from trainer.nursery import main as run_nursery
+
+        return run_nursery(args.socket)
     from trainer.room import Room
     from trainer.worker import Worker, run_worker
 

@@ -10,6 +10,7 @@ import tempfile
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -68,16 +69,21 @@ def probe(cfg: DictConfig, speed: bool) -> Probe:
     return Probe(rows, validation_rows, trial_rows, round(trial_rows * tokens_per_row), rate)
 
 
-def main(text: str, speed: bool) -> int:
-    """Print a `Probe` as JSON, or `{"error": sentence}` with exit code 2."""
+def answer(config: dict[str, Any], components: list[str], speed: bool) -> str:
+    """A `Probe` as JSON, or `{"error": sentence}`."""
     try:
-        config = json.loads(text)
-        check_components(config["config"], config.get("components", ()))
-        print(json.dumps(asdict(probe(OmegaConf.create(config["config"]), speed))))
+        check_components(config, components)
+        return json.dumps(asdict(probe(OmegaConf.create(config), speed)))
     except Exception as error:
-        print(json.dumps({"error": describe(error)}))
-        return 2
-    return 0
+        return json.dumps({"error": describe(error)})
+
+
+def main(text: str, speed: bool) -> int:
+    """Answer one request from standard input; the exit code is 2 for an error."""
+    request = json.loads(text)
+    line = answer(request["config"], request["components"], speed)
+    print(line)
+    return 2 if "error" in json.loads(line) else 0
 
 
 def _speed(cfg: DictConfig, cache: Cache) -> float:

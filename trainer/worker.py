@@ -175,7 +175,7 @@ def _beating(worker: WorkerDir) -> Iterator[None]:
         while True:
             count += 1
             with suppress(OSError):  # a full disk is the attempt's to report; the next beat tries again
-                write_atomic(worker.beat, str(count))
+                write_atomic(worker.beat, str(count), durable=False)
             if done.wait(BEAT_SECONDS):
                 return
 

@@ -16,14 +16,13 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from sweep.errors import RetryLater
 from sweep.model import JobState
+from sweep.nursery import Nursery, clean_env
 from sweep.ports import WorkerSpec
 from trainer.room import Room, held, read_json, read_text, write_atomic
-
-# A worker must not attach to the W&B service of whoever started it: its run would never end.
-DROPPED_ENV = ("WANDB_SERVICE",)
 
 
 @dataclass(slots=True)
@@ -34,6 +33,7 @@ class LocalDispatcher:
         gpus: ids for CUDA_VISIBLE_DEVICES, one a place; empty: workers train on the CPU.
         threads: OMP_NUM_THREADS of each worker.
         trials: attempts after which a worker ends; 0: no limit.
+        nursery: forks workers in milliseconds; where it is absent or dead, each imports torch by itself.
     """
 
     room: Room
@@ -42,6 +42,7 @@ class LocalDispatcher:
     trials: int = 0
     idle_seconds: float = 900.0
     env: Mapping[str, str] = field(default_factory=dict)
+    nursery: Nursery | None = None
     _gone: dict[str, int] = field(default_factory=dict)
     _children: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
@@ -74,16 +75,17 @@ class LocalDispatcher:
     def _start(self, worker: WorkerSpec) -> None:
         files = self.room.worker(worker.name)
         write_atomic(files.job, json.dumps({"queue": "local", "place": worker.place}))
-        env = {key: value for key, value in os.environ.items() if key not in DROPPED_ENV}
         with files.lock.open("a+") as lock, files.log.open("ab") as log:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
                 return  # it runs already
+            if self.nursery and self.nursery.start(self._request(worker), (log.fileno(), lock.fileno())):
+                return
             try:
                 self._children[worker.name] = subprocess.Popen(
                     self._command(worker.name),
-                    env=env | self._own_env(worker.place),
+                    env=clean_env() | self._own_env(worker.place),
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=subprocess.STDOUT,
@@ -92,6 +94,16 @@ class LocalDispatcher:
                 )
             except OSError as error:
                 raise RetryLater(f"worker {worker.name} could not be started: {error}") from error
+
+    def _request(self, worker: WorkerSpec) -> dict[str, Any]:
+        return {
+            "verb": "start",
+            "room": str(self.room.root),
+            "worker": worker.name,
+            "trials": self.trials,
+            "idle_seconds": self.idle_seconds,
+            "env": self._own_env(worker.place),
+        }
 
     def _command(self, name: str) -> list[str]:
         command = [sys.executable, "-m", "trainer", "serve", "--room", str(self.room.root), "--worker", name]

@@ -13,6 +13,7 @@ import pytest
 from sweep import session
 from sweep.errors import RetryLater
 from sweep.model import Finished
+from sweep.nursery import Nursery
 from sweep.results import open_reader
 from sweep.run import Wish, drive
 from tests.faults.harness import check_sweep, make_room, run_here, run_killed, wait_for_workers
@@ -95,4 +96,4 @@ def test_a_second_controller_is_refused(rooms: Path) -> None:
 
 def _in_other_process(room: Room) -> None:
     """`flock` is held by an open file, so that a second open in this very process is refused like another's."""
-    drive(room, Wish(room))
+    drive(room, Wish(room), Nursery())
