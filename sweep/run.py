@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from sweep.study import OptunaStudy
 
 REFRESH_SECONDS = 0.5
+SECOND_THOUGHTS_SECONDS = 3.0
 
 
 @dataclass(slots=True)
@@ -40,6 +41,7 @@ class Wish:
 
     room: Room
     mode: Mode = Mode.RUN
+    interrupted: bool = False
 
     def __call__(self) -> Mode:
         text = read_text(control_path(self.room))
@@ -48,6 +50,7 @@ class Wish:
         return max(self.mode, asked, key=order.index)
 
     def interrupt(self, number: int, frame: FrameType | None) -> None:
+        self.interrupted = True
         self.mode = Mode.DETACH if self.mode is Mode.RUN else Mode.STOP
 
 
@@ -68,21 +71,21 @@ class Log:
             text = (
                 f"trial {trial} milestone {report.milestone}: {self.metric} {number(value)} loss {number(report.loss)} "
             )
-            self._say(text + f"grad_norm {number(report.grad_norm, 3)}")
+            self.say(text + f"grad_norm {number(report.grad_norm, 3)}")
 
     def done(self, effect: Effect) -> None:
         match effect:
             case StartWorkers(places):
-                self._say(f"starting {len(places)} worker{'s' if len(places) > 1 else ''}")
+                self.say(f"starting {len(places)} worker{'s' if len(places) > 1 else ''}")
             case Assign(trial, attempt, worker):
                 again = f" again (attempt {attempt})" if attempt > 1 else ""
-                self._say(f"trial {trial} starts{again} on {worker}: {params_text(self.study.params(trial))}")
+                self.say(f"trial {trial} starts{again} on {worker}: {params_text(self.study.params(trial))}")
             case Stop(trial, _, cause, reason):
-                self._say(f"trial {trial} shall stop ({cause}): {reason}")
+                self.say(f"trial {trial} shall stop ({cause}): {reason}")
             case Tell(trial, ending, reason):
-                self._say(f"trial {trial} {ending.value}{self._value(trial)}{': ' if reason else ''}{reason}")
+                self.say(f"trial {trial} {ending.value}{self._value(trial)}{': ' if reason else ''}{reason}")
             case Cancel(worker, reason):
-                self._say(f"worker {worker} is ended: {reason}")
+                self.say(f"worker {worker} is ended: {reason}")
         if self.view:
             self.view.refresh(self)
 
@@ -91,15 +94,18 @@ class Log:
             self.view.refresh(self)
 
     def trouble(self, message: str) -> None:
-        self._say(f"trouble, trying again: {message}")
+        self.say(f"trouble, trying again: {message}")
 
     def _value(self, trial: int) -> str:
         facts = self.study.facts()
         return f" {self.metric} {number(facts.best)} (best so far)" if facts.best_trial == trial else ""
 
-    def _say(self, text: str) -> None:
+    def say(self, text: str) -> None:
+        """Add a line."""
         line = f"[{duration(time.time() - self.began)}] {text}"
         self.lines.append(line)
+        if self.view:
+            self.view.refresh(self, now=True)
         if self.echo is not None:
             self.echo.print(line, markup=False, highlight=False, soft_wrap=True)
 
@@ -112,10 +118,10 @@ class LiveView:
     reader: SweepReader
     _drawn: float = 0.0
 
-    def refresh(self, log: Log) -> None:
-        now = time.monotonic()
-        if now - self._drawn >= REFRESH_SECONDS:
-            self._drawn = now
+    def refresh(self, log: Log, now: bool = False) -> None:
+        moment = time.monotonic()
+        if now or moment - self._drawn >= REFRESH_SECONDS:
+            self._drawn = moment
             self.live.update(live_view(self.reader.state(), list(log.lines), self.live.console.height), refresh=True)
 
 
@@ -148,12 +154,25 @@ def drive(room: Room, wish: Wish, nursery: Nursery) -> Finish:
         try:
             with closing(nursery), _signals(wish), _live(out, log, room, study):
                 finish = controller.run()
+                if finish.how is Finished.DETACHED and second_thoughts(wish, log):
+                    finish = controller.run()
         except OSError as error:
             raise GiveUp(
                 f"the controller cannot write to {room.root}: {error}; mend that, then `sweep resume`"
             ) from error
         control_path(room).unlink(missing_ok=True)
         return finish
+
+
+def second_thoughts(wish: Wish, log: Log) -> bool:
+    """After a Ctrl-C has detached: wait a moment for another, which stops the trials; True where it came."""
+    if wish.mode is not Mode.DETACH or not wish.interrupted:
+        return False
+    log.say(f"detaching in {SECOND_THOUGHTS_SECONDS:g} s; Ctrl-C again stops the running trials with a checkpoint")
+    deadline = time.monotonic() + SECOND_THOUGHTS_SECONDS
+    while time.monotonic() < deadline and wish.mode is Mode.DETACH:
+        time.sleep(0.05)
+    return wish.mode is not Mode.DETACH
 
 
 @contextmanager

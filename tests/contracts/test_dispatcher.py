@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from sweep.dispatch.local import LocalDispatcher
 from sweep.model import JobState
+from sweep.nursery import Nursery
 from sweep.ports import Dispatcher, WorkerSpec
 from tests.fakes import FastDispatcher
 from trainer.room import Room, held, read_text, write_atomic
@@ -19,14 +21,20 @@ from trainer.room import Room, held, read_text, write_atomic
 Make = Callable[[Room], Dispatcher]
 
 
-def local(room: Room) -> Dispatcher:
-    return FastDispatcher(room, (), 1)
+@pytest.fixture(scope="module")
+def nursery() -> Iterator[Nursery]:
+    """One that all tests share; a worker of it is the real one."""
+    found = Nursery()
+    yield found
+    found.close()
 
 
-@pytest.fixture(params=[local], ids=["local"])
+@pytest.fixture(params=["local", pytest.param("local, forked", marks=pytest.mark.slow)])
 def make(request: pytest.FixtureRequest) -> Make:
-    made: Make = request.param
-    return made
+    if request.param == "local":
+        return lambda room: FastDispatcher(room, (), 1)
+    forks: Nursery = request.getfixturevalue("nursery")
+    return lambda room: LocalDispatcher(room, (), 1, nursery=forks)
 
 
 @pytest.fixture
@@ -106,3 +114,28 @@ def test_preview_starts_nothing(make: Make, room: Room) -> None:
     text = make(room).preview(WorkerSpec("w0001", 0))
     assert "w0001" in text
     assert room.workers() == []
+
+
+@pytest.mark.slow
+def test_a_nursery_that_died_is_done_without(room: Room) -> None:
+    forks = Nursery()
+    forks._spawn()
+    assert forks._process is not None
+    forks._process.kill()
+    forks._process.wait()
+    dispatcher = FastDispatcher(room, (), 1, nursery=forks)
+    dispatcher.start([WorkerSpec("w0001", 0)])
+    until(room.worker("w0001").beat.exists)
+    forks.close()
+
+
+@pytest.mark.slow
+def test_workers_outlive_their_nursery(room: Room) -> None:
+    forks = Nursery()
+    LocalDispatcher(room, (), 1, nursery=forks).start([WorkerSpec("w0001", 0)])
+    until(room.worker("w0001").beat.exists, seconds=60)
+    process = forks._process
+    forks.close()
+    assert process is not None
+    assert process.wait(20) == 0
+    assert state(LocalDispatcher(room, (), 1), "w0001") is JobState.RUNNING

@@ -16,6 +16,7 @@ SMALL = (
     "recipe.overrides.dataset_val.split=train[:16]",
     "objective.milestones=4",
     "objective.milestone_tokens=240",  # as measured: nothing needs to be counted before each sweep
+    "queue.threads=1",
     "search.trials=4",
 )
 

@@ -116,7 +116,7 @@ def test_running_the_same_sweep_again_only_shows_its_end(done: Room) -> None:
     words = ("name=done", "search.trials=6", "pruner=median", "pruner.n_startup_trials=2", "queue.workers=1")
     assert "all 6 trials have ended" in sweep("run", *SMALL, *words).stdout
     refused = sweep("run", *SMALL, "name=done", "search.trials=7", code=2)
-    assert "there is a sweep done already, with another search" in refused.stderr
+    assert "there is a sweep done already, with another pruner, queue, search" in refused.stderr
 
 
 def test_a_larger_budget_goes_on_where_the_sweep_ended(done: Room) -> None:
