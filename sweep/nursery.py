@@ -1,7 +1,11 @@
-"""The controller's end of `trainer.nursery`: one process imports torch, counts the data, and forks the workers.
+"""The controller's end of `trainer.nursery`: processes that import torch while the data are counted.
 
-Invariants: started at its first use and no sooner. Everything works without it, only slower: where it has died,
-workers are started by themselves. It ends with the controller; workers that it forked do not.
+On the CPU one process imports torch, counts, and forks every worker in milliseconds. CUDA does not survive a fork,
+and torchtune asks for a GPU's capability when it is imported: there one spare process a place is started with
+that place's environment, and becomes its worker itself.
+
+Invariants: started at the first use and no sooner. Everything works without them, only slower: where none is
+left, workers are started by themselves. They end with the controller; workers that came from them do not.
 """
 
 from __future__ import annotations
@@ -13,14 +17,13 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
-from typing import IO, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 ANSWER_BYTES = 1 << 16
 # A worker or nursery must not attach to the W&B service of whoever started it: its run would never end.
 DROPPED_ENV = ("WANDB_SERVICE",)
-# Ask for devices without initialising CUDA, which would not survive the fork.
-OWN_ENV = {"PYTORCH_NVML_BASED_CUDA_CHECK": "1", "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+OWN_ENV = {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
 
 
 def clean_env() -> dict[str, str]:
@@ -29,65 +32,80 @@ def clean_env() -> dict[str, str]:
 
 
 class Nursery:
-    """A process that has imported what workers need. May be used by one controller."""
+    """Processes that have imported what workers need. May be used by one controller.
 
-    def __init__(self) -> None:
-        self._process: subprocess.Popen[bytes] | None = None
-        self._channel: socket.socket | None = None
-        self._errors: IO[bytes] | None = None
+    Args:
+        spares: for each place the environment of its worker; empty: one process forks them all.
+    """
+
+    def __init__(self, spares: Sequence[Mapping[str, str]] = ()) -> None:
+        self._envs = tuple(spares) or (OWN_ENV,)
+        self._forks = not spares
+        self._processes: list[_Process] = []
 
     def ask(self, request: dict[str, Any]) -> dict[str, Any]:
         """Send a request and wait for its answer; `{"error": sentence}` where the process died."""
-        if not self._send(request, ()):
-            return {"error": self._last_words()}
-        assert self._channel is not None
-        data = self._channel.recv(ANSWER_BYTES)
-        answer: dict[str, Any] = json.loads(data) if data else {"error": self._last_words()}
+        process = self._at(0)
+        data = process.channel.recv(ANSWER_BYTES) if process.send(request, ()) else b""
+        answer: dict[str, Any] = json.loads(data) if data else {"error": process.last_words()}
         return answer
 
-    def start(self, request: dict[str, Any], files: Sequence[int]) -> bool:
-        """Hand a worker's request over with its open files; False where there is no process to take it."""
-        return self._send(request, files)
-
-    def close(self) -> None:
-        """Let the process end."""
-        if self._channel is not None:
-            self._channel.close()
-        if self._errors is not None:
-            self._errors.close()
-
-    def _send(self, request: dict[str, Any], files: Sequence[int]) -> bool:
-        if self._process is None:
-            self._spawn()
-        assert self._process is not None
-        assert self._channel is not None
-        if self._process.poll() is not None:
+    def start(self, place: int, request: dict[str, Any], files: Sequence[int]) -> bool:
+        """Have a worker made of a request and its open files; False where no process is left to do it."""
+        index = 0 if self._forks else place
+        if index >= len(self._envs):
             return False
-        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", files))] if files else []
-        try:
-            self._channel.sendmsg([json.dumps(request).encode()], rights)
-        except OSError:
+        process = self._at(index)
+        if process.taken or not process.send(request, files):
             return False
+        process.taken = not self._forks
         return True
 
-    def _spawn(self) -> None:
+    def close(self) -> None:
+        """Let go of the processes: what is no worker by now ends."""
+        for process in self._processes:
+            process.close()
+
+    def _at(self, index: int) -> _Process:
+        if not self._processes:
+            self._processes = [_Process(env, self._forks) for env in self._envs]
+        return self._processes[index]
+
+
+class _Process:
+    """One process with its end of the socket."""
+
+    def __init__(self, env: Mapping[str, str], forks: bool) -> None:
+        self.taken = False
         # a sequenced packet is one request: none is ever cut or joined with the next
-        self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed in close()
+        command = [sys.executable, "-m", "trainer", "nursery", str(theirs.fileno())]
         with theirs:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "trainer", "nursery", str(theirs.fileno())],
+            self.popen = subprocess.Popen(
+                [*command, *(["--forks"] if forks else [])],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=self._errors,
-                env=clean_env() | OWN_ENV,
+                env=clean_env() | OWN_ENV | dict(env),
                 pass_fds=(theirs.fileno(),),
                 start_new_session=True,  # a Ctrl-C in the terminal is the controller's
             )
 
-    def _last_words(self) -> str:
-        if self._errors is None:
-            return "no output"
+    def send(self, request: dict[str, Any], files: Sequence[int]) -> bool:
+        """False where the process is gone."""
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", files))] if files else []
+        try:
+            self.channel.sendmsg([json.dumps(request).encode()], rights)
+        except OSError:
+            return False
+        return self.popen.poll() is None
+
+    def last_words(self) -> str:
         self._errors.seek(0)
         lines = self._errors.read().decode(errors="replace").strip().splitlines()
         return lines[-1] if lines else "no output"
+
+    def close(self) -> None:
+        self.channel.close()
+        self._errors.close()

@@ -228,6 +228,16 @@ def make_dispatcher(room: Room, settings: Settings, nursery: Nursery | None = No
     )
 
 
+def make_nursery(settings: Settings) -> Nursery:
+    """Processes that import torch while the data are counted; none is started yet."""
+    from sweep.nursery import Nursery
+
+    if not on_gpu(settings):
+        return Nursery()
+    dispatcher = make_dispatcher(Room(Path()), settings)
+    return Nursery([dispatcher.own_env(place) for place in range(worker_count(settings))])
+
+
 def make_controller(
     room: Room,
     settings: Settings,

@@ -28,22 +28,18 @@ START_SECONDS = 30.0
 
 
 def run(args: Namespace) -> int:
-    from sweep.nursery import Nursery
-
     composed = _compose(args.overrides, args.config_dir)
-    nursery = Nursery()
+    nursery = session.make_nursery(composed.settings)
     return _go(_room_of(composed, nursery), args.detach, nursery)
 
 
 def resume(args: Namespace) -> int:
-    from sweep.nursery import Nursery
-
     if args.name and "=" in args.name:  # `sweep resume search.trials=48` means the newest sweep
         args.overrides, args.name = [args.name, *args.overrides], None
     room = session.find_room(args.name)
     if args.overrides:
         session.change_settings(room, args.overrides)
-    return _go(room, args.detach, Nursery())
+    return _go(room, args.detach, session.make_nursery(session.load_settings(room)))
 
 
 def plan(args: Namespace) -> int:
@@ -226,7 +222,6 @@ def _room_of(composed: Composed, nursery: Nursery) -> Room:
     if existing.sweep.exists():
         session.check_same_sweep(existing, settings)
         return existing
-    session.worker_count(settings)  # refuses a device that is not there, before anything is written
     tokens = 0
     if settings.objective.milestone_tokens is None:
         print("counting the data …", file=sys.stderr, flush=True)

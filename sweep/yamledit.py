@@ -31,9 +31,10 @@ class _Loader(yaml.SafeLoader):
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         event: Any = self.peek_event()  # type: ignore[no-untyped-call]
+        start, end = event.start_mark.index, event.end_mark.index
         node = super().compose_node(parent, index)
         if isinstance(event, yaml.AliasEvent) and node is not None:
-            self.aliases.append((event.start_mark.index, event.end_mark.index, node))
+            self.aliases.append((start, end, node))
         return node
 
 

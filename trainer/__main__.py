@@ -24,6 +24,7 @@ def main() -> int:
     probe.add_argument("--speed", action="store_true", help="also train a few micro-batches to measure the speed")
     nursery = verbs.add_parser("nursery", help="fork workers on request (see trainer/nursery.py)")
     nursery.add_argument("socket", type=int)
+    nursery.add_argument("--forks", action="store_true", help="fork each worker; else become the first one")
     args = parser.parse_args()
 
     # torchtune's tokenizer caches files by path, so that a changed tokenizer would go unnoticed
@@ -35,7 +36,7 @@ def main() -> int:
     if args.verb == "nursery":
         from trainer.nursery import main as run_nursery
 
-        return run_nursery(args.socket)
+        return run_nursery(args.socket, args.forks)
     from trainer.room import Room
     from trainer.worker import Worker, run_worker
 

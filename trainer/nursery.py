@@ -1,17 +1,18 @@
-"""A process that has imported what workers need, and forks them: a worker then starts in milliseconds.
+"""A process that has imported what workers need, and makes workers: by forking, or by becoming one.
 
-    python -m trainer nursery SOCKET
+    python -m trainer nursery SOCKET [--forks]
 
 It reads requests from an inherited Unix socket: `probe` counts a configuration's data (see `trainer.probe`), `start`
-forks a worker that holds the lock whose open file came with the request.
+makes a worker that holds the lock whose open file came with the request.
 
-Invariants: it never touches CUDA, which does not survive a fork: a forked worker does, with the environment that
-its request names. It holds no lock once a worker has it, and ends when the other end of its socket does.
+Invariants: a process that forks never touches CUDA, which does not survive a fork. It holds no lock once a worker
+has it, and ends when the other end of its socket does.
 """
 
 from __future__ import annotations
 
 import array
+import contextlib
 import gc
 import json
 import os
@@ -34,8 +35,12 @@ def receive(channel: socket.socket) -> tuple[dict[str, Any] | None, list[int]]:
     return (json.loads(data) if data else None), list(files)
 
 
-def main(fileno: int) -> int:
-    """Serve requests until the controller is gone."""
+def main(fileno: int, forks: bool) -> int:
+    """Serve requests until the controller is gone.
+
+    Args:
+        forks: make each worker by a fork; else become the first one.
+    """
     import torch  # noqa: F401 - imported here once, for all workers
 
     from trainer import worker  # noqa: F401
@@ -51,7 +56,7 @@ def main(fileno: int) -> int:
             return 0
         if request["verb"] == "probe":
             channel.send(answer(request["config"], request["components"], request["speed"]).encode())
-        elif os.fork() == 0:
+        elif not forks or os.fork() == 0:
             channel.close()
             _become_worker(request, files)
         for file in files:
@@ -59,10 +64,11 @@ def main(fileno: int) -> int:
 
 
 def _become_worker(request: dict[str, Any], files: list[int]) -> None:
-    """Turn this forked process into a worker; does not return. `files` are its log, then its lock, kept open."""
+    """Turn this process into a worker; does not return. `files` are its log, then its lock, kept open."""
     code = 1
     try:
-        os.setsid()
+        with contextlib.suppress(PermissionError):  # a process that was not forked leads its session already
+            os.setsid()
         log = files[0]
         with Path(os.devnull).open() as nothing:
             os.dup2(nothing.fileno(), 0)

@@ -69,7 +69,7 @@ class LocalDispatcher:
                 _kill(int(pid))
 
     def preview(self, worker: WorkerSpec) -> str:
-        env = " ".join(f"{key}={value}" for key, value in self._own_env(worker.place).items())
+        env = " ".join(f"{key}={value}" for key, value in self.own_env(worker.place).items())
         return f"env {env} {' '.join(self._command(worker.name))}"
 
     def _start(self, worker: WorkerSpec) -> None:
@@ -80,12 +80,12 @@ class LocalDispatcher:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
                 return  # it runs already
-            if self.nursery and self.nursery.start(self._request(worker), (log.fileno(), lock.fileno())):
+            if self.nursery and self.nursery.start(worker.place, self._request(worker), (log.fileno(), lock.fileno())):
                 return
             try:
                 self._children[worker.name] = subprocess.Popen(
                     self._command(worker.name),
-                    env=clean_env() | self._own_env(worker.place),
+                    env=clean_env() | self.own_env(worker.place),
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=subprocess.STDOUT,
@@ -102,7 +102,7 @@ class LocalDispatcher:
             "worker": worker.name,
             "trials": self.trials,
             "idle_seconds": self.idle_seconds,
-            "env": self._own_env(worker.place),
+            "env": self.own_env(worker.place),
         }
 
     def _command(self, name: str) -> list[str]:
@@ -110,7 +110,8 @@ class LocalDispatcher:
         command += ["--trials", str(self.trials), "--idle-seconds", f"{self.idle_seconds:g}", "--lock-held"]
         return command
 
-    def _own_env(self, place: int) -> dict[str, str]:
+    def own_env(self, place: int) -> dict[str, str]:
+        """What the worker at a place gets beside this process's own environment."""
         env = {"OMP_NUM_THREADS": str(self.threads), "PYTHONUNBUFFERED": "1"}
         if self.gpus:
             env["CUDA_VISIBLE_DEVICES"] = self.gpus[place % len(self.gpus)]

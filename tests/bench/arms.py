@@ -101,7 +101,7 @@ def prepare(job: Job) -> Prepared:
     settings = freeze(compose_config(job.words()), NAME).settings
     changes = sample_trials(settings, job.trials)
     configs = [resolve(settings.torchtune, change, {}) for change in changes]
-    tokens = probe_data(resolve(settings.torchtune, {}, {}), []).trial_tokens
+    tokens = probe_data(settings).trial_tokens
     return Prepared(job, tuple(configs), max(1, tokens // job.milestones))
 
 

@@ -29,12 +29,18 @@ def nursery() -> Iterator[Nursery]:
     found.close()
 
 
-@pytest.fixture(params=["local", pytest.param("local, forked", marks=pytest.mark.slow)])
-def make(request: pytest.FixtureRequest) -> Make:
+KINDS = ["local", pytest.param("forked", marks=pytest.mark.slow), pytest.param("spare", marks=pytest.mark.slow)]
+
+
+@pytest.fixture(params=KINDS)
+def make(request: pytest.FixtureRequest) -> Iterator[Make]:
     if request.param == "local":
-        return lambda room: FastDispatcher(room, (), 1)
-    forks: Nursery = request.getfixturevalue("nursery")
-    return lambda room: LocalDispatcher(room, (), 1, nursery=forks)
+        yield lambda room: FastDispatcher(room, (), 1)
+        return
+    source: Nursery = request.getfixturevalue("nursery") if request.param == "forked" else Nursery([{}])
+    yield lambda room: LocalDispatcher(room, (), 1, nursery=source)
+    if request.param == "spare":
+        source.close()
 
 
 @pytest.fixture
@@ -47,7 +53,7 @@ def room(tmp_path: Path) -> Iterator[Room]:
     until(lambda: not any(held(found.worker(name).lock) for name in found.workers()))
 
 
-def until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
+def until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it did not happen"
@@ -117,25 +123,36 @@ def test_preview_starts_nothing(make: Make, room: Room) -> None:
 
 
 @pytest.mark.slow
-def test_a_nursery_that_died_is_done_without(room: Room) -> None:
-    forks = Nursery()
-    forks._spawn()
-    assert forks._process is not None
-    forks._process.kill()
-    forks._process.wait()
-    dispatcher = FastDispatcher(room, (), 1, nursery=forks)
+@pytest.mark.parametrize("spares", [(), ({},)])
+def test_a_nursery_that_died_is_done_without(spares: tuple[dict[str, str], ...], room: Room) -> None:
+    dead = Nursery(spares)
+    process = dead._at(0).popen
+    process.kill()
+    process.wait()
+    dispatcher = FastDispatcher(room, (), 1, nursery=dead)
     dispatcher.start([WorkerSpec("w0001", 0)])
     until(room.worker("w0001").beat.exists)
-    forks.close()
+    dead.close()
 
 
 @pytest.mark.slow
-def test_workers_outlive_their_nursery(room: Room) -> None:
+def test_a_spare_becomes_one_worker_and_the_next_is_started_by_itself(room: Room) -> None:
+    spare = Nursery([{}])
+    dispatcher = FastDispatcher(room, (), 1, nursery=spare)
+    dispatcher.start([WorkerSpec("w0001", 0)])
+    until(room.worker("w0001").beat.exists, seconds=60)
+    assert (read_text(room.worker("w0001").lock) or "").strip() == str(spare._at(0).popen.pid)
+    dispatcher.start([WorkerSpec("w0002", 0)])
+    until(room.worker("w0002").beat.exists)
+    spare.close()
+
+
+@pytest.mark.slow
+def test_forked_workers_outlive_their_nursery(room: Room) -> None:
     forks = Nursery()
     LocalDispatcher(room, (), 1, nursery=forks).start([WorkerSpec("w0001", 0)])
     until(room.worker("w0001").beat.exists, seconds=60)
-    process = forks._process
+    process = forks._at(0).popen
     forks.close()
-    assert process is not None
     assert process.wait(20) == 0
     assert state(LocalDispatcher(room, (), 1), "w0001") is JobState.RUNNING

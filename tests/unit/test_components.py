@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sweep.resources import torchtune_recipes
 from trainer.components import ALLOWED, MOVED, ComponentError, check_components, components, current_path
 
 FINE = {"_component_": "torchtune.models.llama3.lora_llama3"}
@@ -82,11 +84,52 @@ def test_extra_prefixes_are_allowed_and_named() -> None:
         check_components(mine, ["yours."])
 
 
-@pytest.mark.xfail(strict=True, reason="torchtune imports a prompt_template that is text; components() passes it by")
-@pytest.mark.parametrize("template", ["evil.module.Template", "os.getcwd"])
-def test_a_prompt_template_is_code_too(template: str) -> None:
-    with pytest.raises(ComponentError):
-        check_components({"tokenizer": {**FINE, "prompt_template": template}})
+@pytest.mark.parametrize(
+    ("template", "allowed"),
+    [
+        ("evil.module.Template", False),
+        ("os.getcwd", False),
+        ("torchtune.data.ChatMLTemplate", True),
+        (None, True),
+        ({"user": ["### Question: ", "os.system\n"]}, True),  # tags by role, which nobody imports
+    ],
+)
+def test_a_prompt_template_is_code_too(template: Any, allowed: bool) -> None:
+    config = {"tokenizer": {**FINE, "prompt_template": template}}
+    if allowed:
+        check_components(config)
+        return
+    with pytest.raises(ComponentError, match=r"tokenizer\.prompt_template="):
+        check_components(config)
+
+
+@pytest.mark.parametrize(
+    ("path", "part"),
+    [
+        ("torchtune.utils._device.os.system", "_device"),
+        ("torchtune.training.checkpointing.os.system", "os"),
+        ("torch.nn.modules.module.torch.hub.load", "torch"),
+        ("torch.optim.optimizer.functools.partial", "functools"),
+        ("trainer.room.os.remove", "os"),
+        ("torchtune.__builtins__", "__builtins__"),
+    ],
+)
+def test_a_path_does_not_lead_out_of_its_package(path: str, part: str) -> None:
+    with pytest.raises(ComponentError, match=f"a._component_={path} leads through {part},"):
+        check_components({"a": {"_component_": path}})
+    check_components({"a": {"_component_": path}}, [path])
+
+
+def test_an_extra_prefix_may_be_private() -> None:
+    check_components({"a": {"_component_": "mine._data.rows"}}, ["mine._data."])
+    with pytest.raises(ComponentError, match="leads through subprocess"):
+        check_components({"a": {"_component_": "mine._data.subprocess.run"}}, ["mine._data."])
+
+
+def test_torchtunes_own_configurations_name_public_paths() -> None:
+    """All that a LoRA recipe could take; a classifier for reinforcement learning is private."""
+    for path in sorted(torchtune_recipes().rglob("*lora*.yaml")):
+        check_components(yaml.safe_load(path.read_text()))
 
 
 @pytest.mark.parametrize(
