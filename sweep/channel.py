@@ -7,8 +7,9 @@ Invariants: writes the controller's files only; every write is safe to repeat; a
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
-from sweep.ports import AttemptSight, WorkerSight
+from sweep.ports import AttemptSight, Clock, WorkerSight
 from trainer.contract import (
     ContractError,
     FailureKind,
@@ -22,6 +23,9 @@ from trainer.contract import (
 )
 from trainer.room import Room, Tail, read_json, read_text, write_atomic
 
+# How often a waiting controller looks whether an outcome or a first beat has come: a few system calls each time.
+WAIT_SECONDS = 0.01
+
 
 class RoomChannel:
     """A `Channel` (see `ports`) over a directory that controller and workers share."""
@@ -30,6 +34,7 @@ class RoomChannel:
         self._room = room
         self._tails: dict[tuple[int, int], Tail] = {}
         self._workers: dict[tuple[int, int], str] = {}
+        self._awaited: list[Path] = []
 
     def assign(self, spec: TrialSpec) -> None:
         attempt = self._room.attempt(spec.trial, spec.attempt)
@@ -51,7 +56,16 @@ class RoomChannel:
         # a worker's outcome is read before its reports, so that an outcome never outruns the reports behind it
         inboxes = {name: set(self._room.worker(name).assignments()) for name in workers}
         attempts = {trial: [self._attempt(trial, n, inboxes) for n in self._room.attempts(trial)] for trial in trials}
-        return attempts, {name: self._worker(name, len(inboxes[name])) for name in workers}
+        seen = {name: self._worker(name, len(inboxes[name])) for name in workers}
+        last = [(trial, sights[-1].number) for trial, sights in attempts.items() if sights and not sights[-1].outcome]
+        self._awaited = [self._room.attempt(*attempt).outcome for attempt in last]
+        self._awaited += [self._room.worker(name).beat for name in workers if seen[name].beat is None]
+        return attempts, seen
+
+    def wait(self, clock: Clock, seconds: float) -> None:
+        end = clock.now() + seconds
+        while clock.now() < end and not any(path.exists() for path in self._awaited):
+            clock.sleep(min(seconds, WAIT_SECONDS))
 
     def _attempt(self, trial: int, number: int, inboxes: dict[str, set[tuple[int, int]]]) -> AttemptSight:
         files = self._room.attempt(trial, number)

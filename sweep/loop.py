@@ -98,7 +98,7 @@ class Controller:
             if effects and isinstance(effects[-1], Finish):
                 return effects[-1]
             if all(isinstance(effect, Cancel) for effect in effects):  # nothing to do but wait
-                self.ports.clock.sleep(self.poll_seconds)
+                self.ports.channel.wait(self.ports.clock, self.poll_seconds)
 
     def step(self) -> tuple[Effect, ...]:
         """One round; returns the effects that were carried out.

@@ -245,7 +245,8 @@ class TrialRow:
     """A trial as a person sees it, told or not.
 
     Args:
-        state: running, waiting, complete, pruned, failed or cancelled.
+        state: running, waiting (for a worker), ended (and not told yet: no controller runs), complete, pruned,
+            failed or cancelled.
         value: the objective of a complete trial, else its last reported one.
         reports: one per milestone, ascending, over all attempts.
     """

@@ -65,6 +65,16 @@ class Dispatcher(Protocol):
         """What would be handed to the queue, for a person."""
 
 
+class Clock(Protocol):
+    """Time for the controller: real, or simulated."""
+
+    def now(self) -> float:
+        """Seconds; only differences mean anything."""
+
+    def sleep(self, seconds: float) -> None:
+        """Let time pass."""
+
+
 class Channel(Protocol):
     """Carries specifications and stops to workers, reports and outcomes back."""
 
@@ -81,6 +91,9 @@ class Channel(Protocol):
         self, trials: Sequence[int], workers: Sequence[str]
     ) -> tuple[dict[int, list[AttemptSight]], dict[str, WorkerSight]]:
         """All attempts of these trials, and these workers."""
+
+    def wait(self, clock: Clock, seconds: float) -> None:
+        """Let this time pass, or less where an attempt of the last observation ends or a worker gets ready."""
 
 
 class Study(Protocol):
@@ -100,13 +113,3 @@ class Study(Protocol):
 
     def facts(self) -> StudyFacts:
         """Counts, open trials and the best value."""
-
-
-class Clock(Protocol):
-    """Time for the controller: real, or simulated."""
-
-    def now(self) -> float:
-        """Seconds; only differences mean anything."""
-
-    def sleep(self, seconds: float) -> None:
-        """Let time pass."""

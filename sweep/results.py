@@ -71,7 +71,8 @@ class SweepReader:
         state = ENDED.get(trial.state.name, "cancelled" if CANCELLED in trial.user_attrs else "failed")
         if not trial.state.is_finished():
             running = outcome is None and spec.get("worker") in alive
-            state = "running" if running else "waiting"
+            goes_on = outcome is None or (outcome.cause is not None and outcome.cause.resumable)
+            state = "running" if running else "waiting" if goes_on else "ended"
         reports = self._read_reports(trial.number, attempts)
         last = getattr(reports[-1], self.settings.metric) if reports else None
         row = TrialRow(

@@ -6,6 +6,7 @@ Invariant: draws a `SweepState` or a fact handed to it, and reads nothing itself
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -22,6 +23,7 @@ BLOCKS = "▁▂▃▄▅▆▇█"
 COLOURS = {
     "running": "cyan",
     "waiting": "yellow",
+    "ended": "blue",
     "complete": "green",
     "pruned": "magenta",
     "failed": "red",
@@ -34,8 +36,8 @@ def sparkline(values: Sequence[float], width: int = 16) -> str:
     shown = [value for value in values if math.isfinite(value)][-width:]
     if not shown:
         return ""
-    low, span = min(shown), max(shown) - min(shown)
-    return "".join(BLOCKS[round((value - low) / span * (len(BLOCKS) - 1)) if span else 0] for value in shown)
+    low, span = min(shown) / 2, max(shown) / 2 - min(shown) / 2  # halves, as the span of all numbers is infinite
+    return "".join(BLOCKS[round((value / 2 - low) / span * (len(BLOCKS) - 1)) if span else 0] for value in shown)
 
 
 def number(value: float | None, digits: int = 4) -> str:
@@ -58,24 +60,25 @@ def short_keys(keys: Sequence[str]) -> dict[str, str]:
     return {key: names.get(name, name) for key, name in unique.items()}
 
 
-def param(value: Any) -> str:
+def param(value: Any, key: str = "") -> str:
+    """A hyperparameter for a table; a component is shown by its last name."""
     if isinstance(value, float):
         return f"{value:.3g}"
-    if isinstance(value, str):
-        return value.rpartition(".")[2] or value
+    if isinstance(value, str) and key.endswith("_component_") and re.fullmatch(r"\w+(\.\w+)+", value):
+        return value.rpartition(".")[2]
     return ",".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def params_text(params: Mapping[str, Any]) -> str:
     """Hyperparameters in one line."""
     names = short_keys(list(params))
-    return " ".join(f"{names[key]}={param(value)}" for key, value in params.items())
+    return " ".join(f"{names[key]}={param(value, key)}" for key, value in params.items())
 
 
 def live_view(state: SweepState, events: Sequence[str], height: int) -> RenderableType:
     """The whole live view for a terminal of `height` rows."""
     running = [row for row in state.rows if row.state in ("running", "waiting")]
-    room_for_events = max(3, height - len(running) - 14)
+    room_for_events = max(1, height - len(running) - 17)
     parts: list[RenderableType] = [_header(state), _running_table(state, running), _best_line(state)]
     if events:
         parts.append(Text("\n".join(events[-room_for_events:]), style="dim", no_wrap=True, overflow="ellipsis"))
@@ -104,7 +107,7 @@ def trials_table(state: SweepState, rows: Sequence[TrialRow], limit: int | None 
         table.add_row(
             str(row.number),
             Text(row.state, style=COLOURS[row.state]),
-            *(param(row.params[key]) if key in row.params else "–" for key in keys),
+            *(param(row.params[key], key) if key in row.params else "–" for key in keys),
             number(row.value),
             number(last.grad_norm if last else None, 3),
             f"{row.tokens:,}",
@@ -150,7 +153,7 @@ def _header(state: SweepState) -> RenderableType:
     ended = sum(1 for row in state.rows if row.state not in ("running", "waiting"))
     table = Table.grid(padding=(0, 2))
     budget = state.limits.trials
-    left: list[RenderableType] = [counts_text(state)]
+    left: list[RenderableType] = []
     if budget:
         left.append(ProgressBar(total=budget, completed=ended, width=30))
         left.append(Text(f"{ended}/{budget} trials"))
@@ -158,7 +161,7 @@ def _header(state: SweepState) -> RenderableType:
     limit = state.limits.seconds
     left.append(Text(duration(state.seconds) + (f"/{duration(limit)}" if limit else "")))
     table.add_row(*left)
-    return table
+    return Group(counts_text(state), table)
 
 
 def _running_table(state: SweepState, running: Sequence[TrialRow]) -> RenderableType:

@@ -124,3 +124,38 @@ def test_attempts_are_shown_in_order(make: Make, room: Room) -> None:
     for number in (2, 10, 1):
         channel.assign(replace(SPEC, attempt=number))
     assert [sight.number for sight in channel.observe([3], [])[0][3]] == [1, 2, 10]
+
+
+def test_a_wait_ends_early_when_an_attempt_ends_or_a_worker_gets_ready(make: Make, room: Room) -> None:
+    class Ticks:
+        """A clock on which something happens at a moment."""
+
+        def __init__(self, happens: Callable[[], None]) -> None:
+            self.time, self.happens = 0.0, happens
+
+        def now(self) -> float:
+            return self.time
+
+        def sleep(self, seconds: float) -> None:
+            self.time += seconds
+            if 0.1 < self.time < 0.1 + 1.5 * seconds:
+                self.happens()
+
+    channel = make(room)
+    channel.assign(SPEC)
+    channel.observe([3], ["w0001"])
+    idle = Ticks(lambda: None)
+    channel.wait(idle, 2.0)
+    assert idle.time == pytest.approx(2.0, abs=0.02)
+    for happening in (
+        lambda: write_atomic(room.worker("w0001").beat, "1"),
+        lambda: write_atomic(room.attempt(3, 1).outcome, encode(Outcome(OutcomeKind.COMPLETED))),
+    ):
+        channel.observe([3], ["w0001"])
+        clock = Ticks(happening)
+        channel.wait(clock, 2.0)
+        assert clock.time < 0.2
+    channel.observe([3], ["w0001"])
+    nothing_left = Ticks(lambda: None)
+    channel.wait(nothing_left, 2.0)
+    assert nothing_left.time == pytest.approx(2.0, abs=0.02), "what has been seen wakes nobody again"
