@@ -1,48 +1,38 @@
 """Composes a sweep's configuration with Hydra, checks it as a whole, and freezes it.
 
-Invariants: Hydra is used here and in `grammar` only. Samplers and pruners come from an allow-list. What `freeze`
-returns needs neither Hydra nor the files that it was composed from. Nothing is written here.
+Invariants: Hydra is used here, in `words` and in `grammar` only. Samplers and pruners come from an allow-list. What
+`freeze` returns needs neither Hydra nor the files that it was composed from. Nothing is written here.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
-from hydra.utils import get_class, instantiate
+from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from sweep import recipe as torchtune_recipe
-from sweep.errors import ConfigError, unknown_key
-from sweep.grammar import flatten, parse_space
+from sweep.errors import ConfigError
+from sweep.grammar import merged, parse_space
 from sweep.resources import conf_dir, launch_queues_dir
-from sweep.settings import (
-    SECTIONS,
-    Objective,
-    Queue,
-    Recipe,
-    Search,
-    Settings,
-    Trial,
-    WarmStart,
-    read_section,
-)
+from sweep.settings import Objective, Queue, Recipe, Search, Settings, Trial, WarmStart, read_section
+from sweep.words import GIVEN, hydra_error, keyed_section, section_of, split_words
 
-ALLOWED_TARGETS = ("optuna.samplers.", "optuna.pruners.", "sweep.")
-TOP_KEYS = ("name", "storage", "experiment", "space", "derive", "sampler", "pruner", *SECTIONS)
-# Sections in which a command line may name new keys without Hydra's `+`.
-OPEN_SECTIONS = ("recipe.overrides.", "space.", "derive.", "sampler.", "pruner.", "queue.")
+ALLOWED_TARGETS = {"sampler": ("optuna.samplers.", "sweep."), "pruner": ("optuna.pruners.", "sweep.")}
+# What tells a sampler and a pruner from other classes.
+METHODS = {"sampler": "sample_relative", "pruner": "prune"}
 
 
 @dataclass(frozen=True)
@@ -64,7 +54,7 @@ def compose_config(overrides: Sequence[str], config_dir: Path | None = None) -> 
         ConfigError: an unknown group, option or key, or an override that cannot be read.
     """
     _register_queues()
-    words = [_opened(word) for word in overrides]
+    words, given = split_words(overrides)
     keys = {word.partition("=")[0].lstrip("+") for word in words}
     if "recipe.config" in keys and "recipe" not in keys:  # another configuration: the default's overrides are not its
         words.insert(0, "recipe=torchtune")
@@ -75,9 +65,15 @@ def compose_config(overrides: Sequence[str], config_dir: Path | None = None) -> 
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(conf_dir()), version_base="1.3", job_name="sweep"):
-            return compose("config", overrides=words)
+            cfg = compose("config", overrides=words)
+        for key, value in given["recipe.overrides"].items():  # where interpolations of the composition look
+            OmegaConf.update(cfg, f"recipe.overrides.{key.removeprefix('+')}", value, merge=False, force_add=True)
+        OmegaConf.update(cfg, GIVEN, given, merge=False, force_add=True)
     except (HydraException, OmegaConfBaseException) as error:
-        raise _hydra_error(error) from error
+        raise hydra_error(error) from error
+    except ValueError as error:  # `sampler=null`
+        raise ConfigError(f"{' '.join(overrides)}: {error}; a group takes the name of one of its files") from error
+    return cfg
 
 
 def freeze(cfg: DictConfig, name: str, config_dir: Path | None = None) -> Composed:
@@ -86,34 +82,45 @@ def freeze(cfg: DictConfig, name: str, config_dir: Path | None = None) -> Compos
     Raises:
         ConfigError: anything that would keep a trial from starting and can be seen without training.
     """
-    sections = {key: _section(cfg, key) for key in ("queue", "objective", "search", "trial", "sampler", "pruner")}
+    check_name(name)
     recipe = _recipe(cfg, config_dir)
     path = torchtune_recipe.find_torchtune_config(recipe.config)
     torchtune, changes = torchtune_recipe.load_torchtune_config(path, recipe.overrides)
     torchtune_recipe.check_trusted(torchtune, recipe.components)
-    for _, target in targets({"sampler": sections["sampler"], "pruner": sections["pruner"]}):
-        check_target(target)
-    space_raw = dict(flatten(_unresolved(cfg, "space")))
-    derive = {key: str(value) for key, value in flatten(_unresolved(cfg, "derive")) if value is not None}
-    trial = read_section(Trial, sections["trial"], "trial")
+    space, derive = (keyed_section(cfg, key) for key in ("space", "derive"))
+    trial = read_section(Trial, section_of(cfg, "trial"), "trial")
+    if trial.equal_data:
+        derive = torchtune_recipe.equal_data(torchtune, [key.removeprefix("+") for key in space]) | derive
     settings = Settings(
         name=name,
         recipe=Recipe(str(path), recipe.overrides, recipe.components),
         torchtune=torchtune,
         changes=changes,
-        space_raw=space_raw,
-        derive=torchtune_recipe.equal_data(torchtune, space_raw) | derive if trial.equal_data else derive,
-        sampler=sections["sampler"],
-        pruner=sections["pruner"],
-        queue=read_section(Queue, sections["queue"], "queue"),
-        objective=read_section(Objective, sections["objective"], "objective"),
-        search=read_section(Search, sections["search"], "search"),
+        space_raw=space,
+        derive=derive,
+        sampler=section_of(cfg, "sampler"),
+        pruner=section_of(cfg, "pruner"),
+        queue=read_section(Queue, section_of(cfg, "queue"), "queue"),
+        objective=read_section(Objective, section_of(cfg, "objective"), "objective"),
+        search=read_section(Search, section_of(cfg, "search"), "search"),
         trial=trial,
-        warm_start=read_section(WarmStart, _section(cfg, "warm_start"), "warm_start"),
+        warm_start=read_section(WarmStart, section_of(cfg, "warm_start"), "warm_start"),
         storage=cfg.get("storage"),
     )
     check(settings)
     return Composed(settings, path.read_text())
+
+
+def check_name(name: str) -> None:
+    """Refuse a name that is not that of one directory.
+
+    Raises:
+        ConfigError: saying which characters it may have.
+    """
+    if not re.fullmatch(r"[\w-][\w.-]*", name):
+        raise ConfigError(
+            f"name={name} is not allowed; it may have letters, digits, `.`, `_` and `-`, without a dot at its beginning"
+        )
 
 
 def check(settings: Settings) -> None:
@@ -124,6 +131,8 @@ def check(settings: Settings) -> None:
     """
     space = parse_space(settings.space_raw)
     torchtune_recipe.check_space(settings.torchtune, space, settings.derive)
+    if not isinstance(settings.storage, str | None):
+        raise ConfigError(f"storage={settings.storage} must be an Optuna URL such as sqlite:///sweeps.db, or null")
     if settings.metric == "val_loss" and not settings.torchtune.get("dataset_val"):
         raise ConfigError(
             "objective.metric=val_loss needs validation data: add +dataset_val to recipe.overrides, "
@@ -134,14 +143,7 @@ def check(settings: Settings) -> None:
     search = settings.search
     if search.trials is None and search.tokens is None and search.seconds is None and search.target is None:
         raise ConfigError("search has no limit: set search.trials, search.tokens, search.seconds or search.target")
-    base = torchtune_recipe.resolve(settings.torchtune, {}, {})
-    if str(base["dtype"]) == "fp16":
-        raise ConfigError("dtype=fp16 is not supported by torchtune's LoRA recipe; set recipe.overrides.dtype=bf16")
-    if base["output_dir"] and str(base["output_dir"]).startswith(str(base["checkpointer"]["checkpoint_dir"]) + "/"):
-        raise ConfigError(
-            f"output_dir={base['output_dir']} lies inside checkpointer.checkpoint_dir; torchtune refuses that: "
-            "set recipe.overrides.output_dir"
-        )
+    _check_base(torchtune_recipe.resolve(settings.torchtune, {}, {}))
     if settings.derive:
         first = {p.key: _any_value(p.domain) for p in space if not p.when}
         torchtune_recipe.resolve(settings.torchtune, first, settings.derive)
@@ -149,19 +151,31 @@ def check(settings: Settings) -> None:
     build_pruner(settings)
 
 
+def _check_base(base: Mapping[str, Any]) -> None:
+    if str(base["dtype"]) == "fp16":
+        raise ConfigError("dtype=fp16 is not supported by torchtune's LoRA recipe; set recipe.overrides.dtype=bf16")
+    source = base["checkpointer"]["checkpoint_dir"]
+    for value in (base["output_dir"], base["checkpointer"].get("output_dir")):
+        if value and Path(str(value)).resolve().is_relative_to(Path(str(source)).resolve()):
+            raise ConfigError(
+                f"output_dir={value} is or lies inside checkpointer.checkpoint_dir={source}; torchtune refuses that: "
+                "set recipe.overrides.output_dir"
+            )
+
+
 def build_sampler(settings: Settings, seed: int) -> Any:
     """The Optuna sampler of a configuration with a seed of its own where its class takes one.
 
     Raises:
-        ConfigError: Optuna refuses the arguments, or the space does not fit the sampler.
+        ConfigError: it is none, Optuna refuses the arguments, or the space does not fit the sampler.
     """
     node = dict(settings.sampler)
-    target = node["_target_"]
-    if target.endswith(".GridSampler"):
-        from sweep.study import grid_of
+    kind = _class_of("sampler", node)
+    if kind.__name__ == "GridSampler":
+        from sweep.distributions import grid_of
 
         node["search_space"] = grid_of(settings.space)
-    if node.get("seed") is None and _takes_seed(target):
+    if node.get("seed") is None and "seed" in inspect.signature(kind).parameters:
         node["seed"] = seed
     return _build("sampler", node)
 
@@ -170,8 +184,9 @@ def build_pruner(settings: Settings) -> Any:
     """The Optuna pruner of a configuration.
 
     Raises:
-        ConfigError: Optuna refuses the arguments.
+        ConfigError: it is none, or Optuna refuses the arguments.
     """
+    _class_of("pruner", settings.pruner)
     return _build("pruner", settings.pruner)
 
 
@@ -192,29 +207,43 @@ def targets(node: Any, at: str = "") -> Iterator[tuple[str, str]]:
             yield from targets(value, at)
 
 
-def check_target(target: str) -> None:
-    """Refuse code outside the allow-list.
+def check_target(section: str, target: str) -> None:
+    """Refuse code outside the allow-list of a section, `sampler` or `pruner`.
 
     Raises:
         ConfigError: naming what is allowed.
     """
-    if not target.startswith(ALLOWED_TARGETS):
-        raise ConfigError(f"_target_={target} is not allowed; it must begin with one of {', '.join(ALLOWED_TARGETS)}")
+    allowed = ALLOWED_TARGETS[section]
+    if not target.startswith(allowed):
+        raise ConfigError(f"{section}: _target_={target} is not allowed; it must begin with {' or '.join(allowed)}")
 
 
-def _build(where: str, node: Mapping[str, Any]) -> Any:
+def _class_of(section: str, node: Mapping[str, Any]) -> type:
+    if "_target_" not in node:
+        known = ", ".join(sorted(path.stem for path in (conf_dir() / section).glob("*.yaml")))
+        raise ConfigError(f"{section} has no _target_; choose one by {section}=NAME, allowed: {known}")
     for _, target in targets(node):
-        check_target(target)
+        check_target(section, target)
+    module, _, name = str(node["_target_"]).rpartition(".")
+    found = getattr(_module(section, module), name, None)
+    if not isinstance(found, type) or not hasattr(found, METHODS[section]):
+        raise ConfigError(f"{section}._target_={module}.{name} is no {section}; see {ALLOWED_TARGETS[section][0]}*")
+    return found
+
+
+def _module(section: str, name: str) -> ModuleType:
+    try:
+        return import_module(name)
+    except ImportError as error:
+        raise ConfigError(f"{section}._target_: {name} cannot be imported: {error}") from error
+
+
+def _build(section: str, node: Mapping[str, Any]) -> Any:
     try:
         return instantiate(dict(node), _convert_="all")
     except HydraException as error:
-        cause = error.__cause__ or error
-        raise ConfigError(f"{where}: {node['_target_']} refuses its arguments: {str(cause).splitlines()[0]}") from error
-
-
-def _takes_seed(target: str) -> bool:
-    check_target(target)
-    return "seed" in inspect.signature(get_class(target)).parameters
+        reason = str(error.__cause__ or error).splitlines()[0]
+        raise ConfigError(f"{section}: {node['_target_']} refuses its arguments: {reason}") from error
 
 
 def _any_value(domain: Any) -> Any:
@@ -223,16 +252,27 @@ def _any_value(domain: Any) -> Any:
 
 def _recipe(cfg: DictConfig, config_dir: Path | None) -> Recipe:
     """The recipe section; where its `config` names a file of the group, that file's config with both overrides."""
-    section = read_section(Recipe, {**_unresolved(cfg, "recipe"), "config": recipe_name(cfg)}, "recipe")
+    name, overrides = recipe_name(cfg), keyed_section(cfg, "recipe.overrides", keep_null=True)
+    raw = section_of(cfg, "recipe", resolve=False)
+    section = read_section(Recipe, {**raw, "config": name, "overrides": overrides}, "recipe")
     for directory in filter(None, (config_dir, conf_dir())):
-        named = directory / "recipe" / f"{section.config}.yaml"
+        named = directory / "recipe" / f"{name}.yaml"
         if named.is_file():
-            plain = OmegaConf.to_container(OmegaConf.load(named), resolve=False)
-            inner = read_section(Recipe, plain, "recipe")  # type: ignore[arg-type]
-            config = str(OmegaConf.select(OmegaConf.create({"c": inner.config}), "c"))
-            overrides = {**dict(flatten(inner.overrides)), **dict(flatten(section.overrides))}
-            return Recipe(config, overrides, [*inner.components, *section.components])
+            file = OmegaConf.create({"recipe": OmegaConf.load(named)})
+            raw = section_of(file, "recipe", resolve=False)
+            inner = read_section(Recipe, {**raw, "config": _own_config(file, name)}, "recipe")
+            components = [*inner.components, *section.components]
+            return Recipe(inner.config, merged(inner.overrides, overrides), components)
     return section
+
+
+def _own_config(file: DictConfig, name: str) -> str:
+    if OmegaConf.is_missing(file.recipe, "config") or "config" not in file.recipe:
+        raise ConfigError(
+            f"recipe.config={name} names a file of the group recipe that has no config of its own; "
+            "set recipe.config to a path or to a name that `tune ls` prints"
+        )
+    return recipe_name(file)
 
 
 def recipe_name(cfg: DictConfig) -> str:
@@ -249,55 +289,7 @@ def recipe_name(cfg: DictConfig) -> str:
         raise ConfigError(f"{key} is not set; name it on the command line: {key}=…") from error
 
 
-def _section(cfg: DictConfig, key: str) -> dict[str, Any]:
-    if key not in cfg or cfg[key] is None:
-        return {}
-    try:
-        return OmegaConf.to_container(cfg[key], resolve=True)  # type: ignore[return-value]
-    except OmegaConfBaseException as error:
-        raise ConfigError(f"{error.full_key or key}: {str(error).splitlines()[0]}") from error
-
-
-def _unresolved(cfg: DictConfig, key: str) -> dict[str, Any]:
-    return OmegaConf.to_container(cfg[key], resolve=False) if cfg.get(key) is not None else {}  # type: ignore[return-value]
-
-
 def _register_queues() -> None:
     store = ConfigStore.instance()
     for path in sorted(launch_queues_dir().glob("*.yaml")):
         store.store(group="queue", name=path.stem, node=OmegaConf.load(path))
-
-
-def _opened(word: str) -> str:
-    """An override as Hydra takes it: open sections need no `+`, and a space's sweeps are texts."""
-    key, equals, value = word.partition("=")
-    if not equals or not key.startswith(OPEN_SECTIONS):
-        return word
-    is_text = key.startswith(("space.", "derive.")) and value[:1] not in ("'", '"', "{") and value != "null"
-    if is_text or not _readable(value):
-        value = "'" + value.replace("'", "\\'") + "'"
-    return f"++{key}={value}"
-
-
-def _readable(value: str) -> bool:
-    """Whether Hydra's grammar takes a value as it stands; `train[:64]` it does not."""
-    try:
-        OverridesParser.create().parse_override(f"key={value}")
-    except HydraException:
-        return False
-    return True
-
-
-def _hydra_error(error: Exception) -> ConfigError:
-    """Hydra's complaint in one sentence, with the allowed keys or options."""
-    text = str(error)
-    if key := re.search(r"Could not override '([\w.]+)'", text):
-        section, _, name = key[1].rpartition(".")
-        kind = SECTIONS.get(section)
-        allowed = [field.name for field in dataclasses.fields(kind)] if kind else list(TOP_KEYS)
-        return unknown_key(section or "configuration", name, allowed)
-    if missing := re.search(r"Could not find '(\w+)/([\w./-]+)'", text):
-        options = re.search(r"Available options in '\w+':\s*(.*?)\s*Config search path", text, re.DOTALL)
-        known = sorted(set(options[1].split())) if options else []
-        return ConfigError(f"{missing[1]}={missing[2]} does not exist; allowed: {', '.join(known)}")
-    return ConfigError(" ".join(line.strip() for line in text.splitlines() if line.strip())[:400])

@@ -17,7 +17,7 @@ from pathlib import Path
 from rich.table import Table
 from rich.text import Text
 
-from sweep import session
+from sweep import rooms, session
 from sweep.config import compose_config, freeze
 from sweep.errors import SweepError
 from sweep.export import TUNE
@@ -115,14 +115,14 @@ def _imports() -> str:
 
 
 def _rooms() -> str:
-    rooms = session.rooms_dir().resolve()
-    parent = next(path for path in (rooms, *rooms.parents) if path.exists())
+    found = rooms.rooms_dir().resolve()
+    parent = next(path for path in (found, *found.parents) if path.exists())
     if not os.access(parent, os.W_OK):
-        raise SweepError(f"{rooms} is not writable; set SWEEP_ROOMS to a directory that is")
+        raise SweepError(f"{found} is not writable; set SWEEP_ROOMS to a directory that is")
     free = shutil.disk_usage(parent).free / 2**30
     if free < MIN_FREE_GIB:
         raise SweepError(f"{parent} has {free:.1f} GiB free; checkpoints need room, set SWEEP_ROOMS elsewhere")
-    return f"{rooms}, {free:.0f} GiB free"
+    return f"{found}, {free:.0f} GiB free"
 
 
 def _queue(settings: Settings) -> str:

@@ -12,7 +12,9 @@ Invariant: texts in, `Space` out; every error names the key, what was written an
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
+from decimal import Decimal
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -35,6 +37,23 @@ def parse_space(raw: Mapping[str, Any]) -> Space:
         ConfigError: a value that is no sweep of Hydra's grammar, an empty one, or a condition that cannot hold.
     """
     return Space(tuple(_parameter(key, value) for key, value in flatten(raw) if value is not None))
+
+
+def merged(*layers: Mapping[str, Any]) -> dict[str, Any]:
+    """Flat keys and leaves of mappings, later ones over earlier ones, however each is written.
+
+    Dotted and nested keys are the same, and so are `a.b`, `+a.b` and `a.+b`; the result has the `+` in front where
+    any of them has one. A leaf also takes the place of all that stood below its key; a leaf with `value` or `when`
+    alone keeps the other.
+    """
+    found: dict[str, Any] = {}
+    for name, value in (item for layer in layers for item in flatten(layer)):
+        key = name.replace("+", "")
+        beaten = [old for old in found if f"{old.removeprefix('+')}.".startswith(f"{key}.")]
+        adds = "+" in name or f"+{key}" in beaten
+        before = {old.removeprefix("+"): found.pop(old) for old in beaten}.get(key)
+        found["+" * adds + key] = _joined(before, value)
+    return found
 
 
 def flatten(raw: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -73,13 +92,21 @@ def parse_domain(key: str, text: Any) -> Domain:
     )
 
 
+def _joined(before: Any, value: Any) -> Any:
+    if before is None or not (isinstance(value, Mapping) and _is_leaf(value)):
+        return value
+    return {**(before if isinstance(before, Mapping) else {"value": before}), **value}
+
+
 def _parameter(key: str, value: Any) -> Parameter:
-    adds, key = key.startswith("+"), key.removeprefix("+")
+    adds, key = "+" in key, key.replace("+", "")
     if not isinstance(value, Mapping):
         return Parameter(key, parse_domain(key, value), adds=adds)
     unknown = set(value) - {"value", "when"}
     if unknown:
         raise ConfigError(f"space.{key}: there is no key {unknown.pop()}; a conditional parameter has value and when")
+    if "value" not in value:
+        raise ConfigError(f"space.{key} has when, but no value; write {{value: …, when: …}} with one of {FORMS}")
     when = value.get("when") or {}
     if not isinstance(when, Mapping):
         raise ConfigError(f"space.{key}.when={when} must map keys of the space to values")
@@ -100,11 +127,12 @@ def _interval(low: float | None, high: float | None, tags: set[str], integer: bo
 
 
 def _range(start: float | None, stop: float | None, step: float, tags: set[str]) -> Interval:
-    if start is None or stop is None or step <= 0:
-        raise ConfigError(f"range({start}, {stop}, {step}) needs two ends and a step above 0")
+    if start is None or stop is None or step <= 0 or not all(map(math.isfinite, (start, stop, step))):
+        raise ConfigError(f"range({start}, {stop}, {step}) needs two finite ends and a step above 0")
+    low, end, width = (Decimal(str(number)) for number in (start, stop, step))  # 0.9 is three times 0.3 in decimals
+    high = low + (math.ceil((end - low) / width) - 1) * width  # Hydra's range leaves its end out
     integer = all(float(number).is_integer() for number in (start, stop, step))
-    count = int((stop - start) / step - 1e-9)  # Hydra's range leaves its end out
-    return Interval(start, start + count * step, log="log" in tags, step=step, integer=integer)
+    return Interval(start, int(high) if integer else float(high), log="log" in tags, step=step, integer=integer)
 
 
 def _is_leaf(value: Mapping[str, Any]) -> bool:

@@ -14,7 +14,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from sweep import session
+from sweep import rooms, session
 from sweep.errors import ConfigError
 from sweep.ports import WorkerSpec
 from sweep.probe import DataProbe, probe_data
@@ -80,7 +80,7 @@ def make_plan(settings: Settings, samples: int, measure: bool) -> Plan:
     workers = session.worker_count(settings)
     tokens = _tokens(settings, data)
     rate = data.tokens_per_second if data else 0.0
-    dispatcher = session.make_dispatcher(Room(Path(session.rooms_dir() / settings.name)), settings)
+    dispatcher = session.make_dispatcher(Room(Path(rooms.rooms_dir() / settings.name)), settings)
     return Plan(
         settings=settings,
         samples=tuple(sample_trials(settings, samples)),

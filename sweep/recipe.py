@@ -6,7 +6,8 @@ differs from it in the changed keys alone, comments and order included.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from sweep.errors import ConfigError, unknown_key
-from sweep.grammar import flatten
+from sweep.grammar import flatten, merged
 from sweep.resources import embedded_dir, torchtune_recipes
 from sweep.space import Space
 from sweep.yamledit import edit_yaml
@@ -51,6 +52,11 @@ REQUIRED_KEYS = (
     "dtype",
     "output_dir",
 )
+# torchtune's other recipes with adapters, by a key that theirs have: run as ours they would leave it out.
+OTHER_RECIPES = {
+    "teacher_model": "knowledge_distillation_single_device",
+    "quantizer": "qat_lora_finetune_distributed",
+}
 _RESOLVERS: dict[str, Callable[..., Any]] = {
     "add": lambda a, b: a + b,
     "sub": lambda a, b: a - b,
@@ -103,36 +109,66 @@ def load_torchtune_config(path: Path, overrides: Mapping[str, Any]) -> tuple[dic
     if not isinstance(cfg, DictConfig):
         raise ConfigError(f"{path} holds no YAML mapping; recipe.config must name a torchtune configuration")
     changes: dict[str, Any] = {}
-    for name, given in flatten(overrides):
-        adds, key = "+" in name, name.replace("+", "")
+    for name, given in merged(overrides).items():
+        adds, key = name.startswith("+"), name.removeprefix("+")
         if not adds and key.split(".")[0] not in OPTIONAL_KEYS:
-            check_key(OmegaConf.to_container(cfg), key, f"recipe.overrides ({path.name})")
+            check_key(OmegaConf.to_container(cfg), key, "recipe.overrides", path.name)
         value = given.replace("${embedded:}", str(embedded_dir())) if isinstance(given, str) else given
-        OmegaConf.update(cfg, key, value, merge=False, force_add=True)
+        _set(cfg, key, value, "recipe.overrides")
         changes[key] = value
     plain: dict[str, Any] = OmegaConf.to_container(cfg)  # type: ignore[assignment]
-    missing = [key for key in REQUIRED_KEYS if not has_key(plain, key)]
-    if missing:
-        raise ConfigError(
-            f"{path} is no configuration of torchtune's lora_finetune_single_device: it lacks {', '.join(missing)}"
-        )
+    _check_kind(path, plain)
     return plain, changes
+
+
+def _check_kind(path: Path, config: Mapping[str, Any]) -> None:
+    start = f"{path} is no configuration of torchtune's lora_finetune_single_device: it"
+    missing = [key for key in REQUIRED_KEYS if not has_key(config, key) or value_at(config, key) is None]
+    if missing:
+        raise ConfigError(f"{start} lacks {', '.join(missing)}")
+    others = [f"{key}, which is {name}'s" for key, name in OTHER_RECIPES.items() if config.get(key) is not None]
+    loss = str(config["loss"]["_component_"])
+    if loss.startswith("torchtune.rlhf."):
+        others.append(f"loss._component_={loss}, which is lora_dpo_single_device's")
+    if others:
+        raise ConfigError(f"{start} has {others[0]}; name a configuration for LoRA fine-tuning, `tune ls` shows them")
+
+
+def _set(config: DictConfig, key: str, value: Any, where: str) -> None:
+    try:
+        OmegaConf.update(config, key, value, merge=False, force_add=True)
+    except (OmegaConfBaseException, TypeError, ValueError, IndexError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"{where}: {key}={value} cannot be set ({reason}); mend the key or its value") from error
 
 
 def has_key(config: Any, key: str) -> bool:
     """Whether a dotted key exists in nested mappings and lists."""
+    try:
+        value_at(config, key)
+    except KeyError:
+        return False
+    return True
+
+
+def value_at(config: Any, key: str) -> Any:
+    """The value at a dotted key of nested mappings and lists.
+
+    Raises:
+        KeyError: there is none.
+    """
     for part in key.split("."):
         if isinstance(config, list) and part.isdigit() and int(part) < len(config):
             config = config[int(part)]
         elif isinstance(config, Mapping) and part in config:
             config = config[part]
         else:
-            return False
-    return True
+            raise KeyError(key)
+    return config
 
 
-def check_key(config: Any, key: str, where: str) -> None:
-    """Refuse a key that a torchtune configuration lacks.
+def check_key(config: Any, key: str, section: str, file: str = "") -> None:
+    """Refuse a key of a section that a torchtune configuration lacks.
 
     Raises:
         ConfigError: naming the keys beside it and how to add one.
@@ -142,41 +178,54 @@ def check_key(config: Any, key: str, where: str) -> None:
     known = [name for name, _ in flatten(config)] + [str(name) for name in config]
     parent = key.rpartition(".")[0]
     near = [name for name in known if name.rpartition(".")[0] == parent] or known
-    raise ConfigError(f"{unknown_key(where, key, near)}; write +{key} to add it")
+    where = f"{section} ({file})" if file else section
+    raise ConfigError(
+        f"{unknown_key(where, key, near)}; to add it, write +{section}.{key}=… on the command line or +{key}: in YAML"
+    )
 
 
-def check_space(config: Mapping[str, Any], space: Space, derive: Mapping[str, str]) -> None:
+def check_space(config: Mapping[str, Any], space: Space, derive: Mapping[str, Any]) -> None:
     """Refuse a space or derivation that the torchtune configuration cannot take.
 
     Raises:
         ConfigError: an unknown key, a key both varied and derived, or a derivation that cannot be computed.
     """
+    derived = {key.removeprefix("+") for key in derive}
     for parameter in space:
         if not parameter.adds and parameter.key not in OPTIONAL_KEYS:
             check_key(config, parameter.key, "space")
-        if parameter.key in derive:
+        if parameter.key in derived:
             raise ConfigError(f"derive.{parameter.key}: the key is in the space too; it can be one of the two")
     for key in derive:
         if not key.startswith("+") and key not in OPTIONAL_KEYS:
             check_key(config, key, "derive")
 
 
-def equal_data(config: Mapping[str, Any], space: Mapping[str, Any]) -> dict[str, str]:
+def equal_data(config: Mapping[str, Any], space: Iterable[str]) -> dict[str, str]:
     """The derivation that gives every trial the same rows, where a limit in optimizer steps would not.
 
     A limit of steps with varying rows per step means varying data; torchtune has no other limit.
+
+    Args:
+        space: the keys that vary.
+
+    Raises:
+        ConfigError: the limit or what makes a step is no whole number.
     """
-    keys = ("batch_size", "gradient_accumulation_steps")
-    limit = config.get("max_steps_per_epoch")
-    varies = any(key in space for key in keys)
-    if limit is None or not varies or "max_steps_per_epoch" in space:
+    keys = ("max_steps_per_epoch", "batch_size", "gradient_accumulation_steps")
+    if config.get(keys[0]) is None or keys[0] in space or not set(keys) & set(space):
         return {}
+    resolved = resolve(config, {}, {})
+    rows = 1
+    for key in keys:
+        if not isinstance(resolved[key], int):
+            raise ConfigError(f"{key}={resolved[key]} must be a whole number; or set trial.equal_data=false")
+        rows *= resolved[key]
     per_step = "${mul:${batch_size},${gradient_accumulation_steps}}"
-    rows = int(limit) * int(config["batch_size"]) * int(config["gradient_accumulation_steps"])
-    return {"max_steps_per_epoch": "${max:1,${floordiv:" + str(rows) + f",{per_step}}}}}"}
+    return {keys[0]: "${max:1,${floordiv:" + str(rows) + f",{per_step}}}}}"}
 
 
-def resolve(config: Mapping[str, Any], params: Mapping[str, Any], derive: Mapping[str, str]) -> dict[str, Any]:
+def resolve(config: Mapping[str, Any], params: Mapping[str, Any], derive: Mapping[str, Any]) -> dict[str, Any]:
     """The torchtune configuration of one trial, all interpolations resolved.
 
     Raises:
@@ -184,7 +233,7 @@ def resolve(config: Mapping[str, Any], params: Mapping[str, Any], derive: Mappin
     """
     cfg = OmegaConf.create(dict(config))
     for key, value in {**params, **{k.removeprefix("+"): v for k, v in derive.items()}}.items():
-        OmegaConf.update(cfg, key, value, merge=False, force_add=True)
+        _set(cfg, key, value, "derive" if key not in params else "space")
     try:
         plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
@@ -193,11 +242,10 @@ def resolve(config: Mapping[str, Any], params: Mapping[str, Any], derive: Mappin
     return plain  # type: ignore[return-value]
 
 
-def trial_changes(config: Mapping[str, Any], params: Mapping[str, Any], derive: Mapping[str, str]) -> dict[str, Any]:
+def trial_changes(config: Mapping[str, Any], params: Mapping[str, Any], derive: Mapping[str, Any]) -> dict[str, Any]:
     """What a trial changes in the torchtune configuration: its hyperparameters and what is derived from them."""
-    resolved = OmegaConf.create(resolve(config, params, derive))
-    derived = {key.removeprefix("+"): OmegaConf.select(resolved, key.removeprefix("+")) for key in derive}
-    return {**params, **derived}
+    resolved = resolve(config, params, derive)
+    return {**params, **{key.removeprefix("+"): value_at(resolved, key.removeprefix("+")) for key in derive}}
 
 
 def check_trusted(config: Mapping[str, Any], extra: list[str]) -> None:
@@ -217,10 +265,15 @@ def export_yaml(original: str, changes: Mapping[str, Any], header: str) -> str:
 
     Args:
         header: lines of a comment to put above.
+
+    Raises:
+        ConfigError: a change has no place in this YAML.
     """
-    document = yaml.safe_load(original)
-    for key, path in components(document):
-        if current_path(path) != path:
-            changes = {**changes, key: current_path(path)}
+    named = [(re.sub(r"\[(\d+)\]", r".\1", key), path) for key, path in components(yaml.safe_load(original))]
+    named += [(key, path) for key, path in changes.items() if key.endswith("_component_") and isinstance(path, str)]
+    moved = {key: current_path(path) for key, path in named if current_path(path) != path or key in changes}
     comment = "".join(f"# {line}\n" for line in header.splitlines())
-    return comment + edit_yaml(original, changes)
+    try:
+        return comment + edit_yaml(original, {**changes, **moved})
+    except KeyError as error:
+        raise ConfigError(f"the torchtune configuration cannot be exported: {error.args[0]}") from error

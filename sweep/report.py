@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from sweep.model import SweepState, TrialRow
 from sweep.results import SweepReader
-from sweep.session import load_settings, reading_storage
+from sweep.rooms import load_settings
+from sweep.session import reading_storage
 from sweep.study import load_study, own_trials
 from sweep.view import duration, number, params_text, ranked
 from trainer.room import Room, write_atomic

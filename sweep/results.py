@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
 
 from sweep.model import JobState, SweepState, TrialRow, WorkerFacts
-from sweep.session import controller_runs, journal_path, load_settings, reading_storage
+from sweep.rooms import controller_runs, journal_path, load_settings
+from sweep.session import reading_storage
 from sweep.settings import Settings
 from trainer.contract import ContractError, Outcome, Report, Step, decode
 from trainer.room import Room, Tail, held, read_json, read_text
@@ -60,7 +61,8 @@ class SweepReader:
         return journal.stat().st_mtime if journal.exists() and not running else time.time()
 
     def _row(self, trial: FrozenTrial, alive: set[str]) -> TrialRow:
-        from sweep.study import CANCELLED, REASON, decode_params
+        from sweep.distributions import decode_params
+        from sweep.study import CANCELLED, REASON
 
         if trial.number in self._ended:
             return self._ended[trial.number]

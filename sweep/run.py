@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING
 
 from sweep.errors import GiveUp, RetryLater
 from sweep.model import Assign, Cancel, Effect, Finish, Finished, Mode, StartWorkers, Stop, Tell, View
-from sweep.session import controller_lock, load_settings, make_controller, open_study
+from sweep.rooms import controller_lock, load_settings
+from sweep.session import make_controller, open_study
 from sweep.view import console, duration, live_view, number, params_text
 from trainer.contract import Report
 from trainer.room import Room, hold, read_text

@@ -1,24 +1,22 @@
-"""Creates and opens sweeps: finds rooms, freezes settings into them, and puts a controller together.
+"""Creates sweeps, and puts a controller together from settings and the real world.
 
-Invariants: `sweep.json` is written once, last of all that a room needs, so that a room that has it is complete.
-Changing a budget rewrites it whole.
+Invariant: what is expensive to import is imported when it is used.
 """
 
 from __future__ import annotations
 
-import json
-import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sweep.errors import ConfigError
 from sweep.model import Mode
-from sweep.settings import Settings, settings_from_json
+from sweep.rooms import find_room, journal_path, load_settings, rooms_dir, save_settings
+from sweep.settings import Settings
 from trainer.contract import TrialSpec
-from trainer.room import Room, held, read_json, write_atomic
+from trainer.room import Room, write_atomic
 
 if TYPE_CHECKING:
     from optuna.storages import BaseStorage
@@ -29,9 +27,6 @@ if TYPE_CHECKING:
     from sweep.nursery import Nursery
     from sweep.study import OptunaStudy, StudyConfig
 
-DEFAULT_ROOMS = "sweeps"
-CHANGEABLE = ("search", "queue")
-
 
 class WallClock:
     """A `Clock` on the machine's wall clock, which goes on over restarts."""
@@ -41,49 +36,6 @@ class WallClock:
 
     def sleep(self, seconds: float) -> None:
         time.sleep(seconds)
-
-
-def rooms_dir() -> Path:
-    """Where rooms lie: SWEEP_ROOMS, or `sweeps` here."""
-    return Path(os.environ.get("SWEEP_ROOMS", DEFAULT_ROOMS)).expanduser()
-
-
-def find_room(name: str | None) -> Room:
-    """The room of a name or path; the newest one without a name.
-
-    Raises:
-        ConfigError: there is none.
-    """
-    known = sorted(rooms_dir().glob("*/sweep.json"), key=lambda path: path.stat().st_mtime)
-    if name is None:
-        if not known:
-            raise ConfigError(f"there is no sweep in {rooms_dir()}; start one with `sweep run`, or set SWEEP_ROOMS")
-        return Room(known[-1].parent.resolve())
-    for path in (rooms_dir() / name, Path(name)):
-        if (path / "sweep.json").is_file():
-            return Room(path.resolve())
-    names = ", ".join(path.parent.name for path in known) or "none"
-    raise ConfigError(f"there is no sweep {name} in {rooms_dir()}; known: {names}")
-
-
-def free_name(stem: str) -> str:
-    """The first of `stem-1`, `stem-2`, … that no room has."""
-    number = 1
-    while (rooms_dir() / f"{stem}-{number}").exists():
-        number += 1
-    return f"{stem}-{number}"
-
-
-def load_settings(room: Room) -> Settings:
-    """The frozen settings of a room.
-
-    Raises:
-        ConfigError: they cannot be read.
-    """
-    raw = read_json(room.sweep)
-    if not isinstance(raw, dict):
-        raise ConfigError(f"{room.sweep} cannot be read as JSON")
-    return settings_from_json(raw, str(room.sweep))
 
 
 def create_room(composed: Composed, trial_tokens: int) -> Room:
@@ -102,52 +54,6 @@ def create_room(composed: Composed, trial_tokens: int) -> Room:
         _import(study, settings, source)
     save_settings(room, settings)
     return room
-
-
-def save_settings(room: Room, settings: Settings) -> None:
-    write_atomic(room.sweep, json.dumps(settings.to_json(), indent=1))
-
-
-def check_same_sweep(room: Room, settings: Settings) -> None:
-    """Refuse to go on with a room that was frozen from other settings than these.
-
-    Raises:
-        ConfigError: naming the first sections that differ.
-    """
-    measured = {"trial_tokens": 0, "created": 0.0}
-    old = {**load_settings(room).to_json(), **measured}
-    new = {**json.loads(json.dumps(settings.to_json())), **measured}
-    differing = [key for key in new if new[key] != old.get(key)]
-    if differing:
-        raise ConfigError(
-            f"there is a sweep {settings.name} already, with another {', '.join(differing[:3])}; "
-            f"go on with `sweep resume {settings.name}`, or choose another name"
-        )
-
-
-def change_settings(room: Room, overrides: Sequence[str]) -> None:
-    """Change a sweep's budget or queue, e.g. `search.trials=48`; everything else stays as it was frozen.
-
-    Raises:
-        ConfigError: another section, an unknown key or a wrong value; or a controller is running.
-    """
-    from omegaconf import OmegaConf
-
-    if controller_runs(room):
-        raise ConfigError("a controller is running this sweep; `sweep stop` it before you change its budget")
-    raw = load_settings(room).to_json()
-    for word in overrides:
-        key, _, value = word.partition("=")
-        section, _, name = key.partition(".")
-        if section not in CHANGEABLE or not name or "=" not in word:
-            raise ConfigError(f"{word}: a sweep that exists takes search.KEY=VALUE and queue.KEY=VALUE only")
-        raw[section][name] = OmegaConf.to_container(OmegaConf.from_dotlist([f"v={value}"]))["v"]  # type: ignore[call-overload, index]
-    save_settings(room, settings_from_json(raw, str(room.sweep)))
-
-
-def worker_of(room: Room, trial: int, attempt: int) -> str:
-    """The worker that an attempt was given to."""
-    return str((read_json(room.attempt(trial, attempt).spec) or {}).get("worker", ""))
 
 
 def study_config(settings: Settings) -> StudyConfig:
@@ -172,10 +78,6 @@ def open_study(room: Room, settings: Settings) -> OptunaStudy:
 
     room.root.mkdir(parents=True, exist_ok=True)
     return OptunaStudy(study_config(settings), settings.storage or journal_storage(journal_path(room)))
-
-
-def journal_path(room: Room) -> Path:
-    return room.root / "study.journal"
 
 
 def reading_storage(room: Room, settings: Settings) -> BaseStorage | str:
@@ -284,16 +186,9 @@ def trial_spec(settings: Settings, params: Any, identity: tuple[int, int, str]) 
     )
 
 
-def controller_lock(room: Room) -> Path:
-    return room.root / "controller.lock"
-
-
-def controller_runs(room: Room) -> bool:
-    return held(controller_lock(room))
-
-
 def _import(study: OptunaStudy, settings: Settings, source: str) -> None:
-    from sweep.study import load_study, same_space
+    from sweep.distributions import same_space
+    from sweep.study import load_study
 
     room = find_room(source)
     other = load_settings(room)

@@ -7,6 +7,7 @@ The frozen form is plain JSON, so that a sweep can be resumed without the files 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -114,7 +115,7 @@ class Queue:
     silence_seconds: float = 120.0
     start_seconds: float = 600.0
     stop_grace_seconds: float = 60.0
-    poll_seconds: float = 0.03
+    poll_seconds: float = 0.2
 
 
 @dataclass
@@ -137,7 +138,8 @@ class Settings:
     Args:
         torchtune: the torchtune configuration after `recipe.overrides`, interpolations unresolved.
         changes: dotted keys that `recipe.overrides` changed, with their values.
-        derive: torchtune keys tied to others, as interpolations.
+        space_raw: key to the texts of its domain, flat, `+` in front of a key that the configuration lacks.
+        derive: torchtune keys tied to others, as interpolations, or set to a value.
         trial_tokens: label tokens of one trial that runs to its end, 0 where not measured.
         storage: an Optuna storage URL; null: a journal file in the room.
     """
@@ -147,7 +149,7 @@ class Settings:
     torchtune: dict[str, Any]
     changes: dict[str, Any]
     space_raw: dict[str, Any]
-    derive: dict[str, str]
+    derive: dict[str, Any]
     sampler: dict[str, Any]
     pruner: dict[str, Any]
     queue: Queue
@@ -221,18 +223,24 @@ def settings_from_json(raw: Mapping[str, Any], where: str) -> Settings:
         raise ConfigError(f"{where} has schema version {raw.get('v')}; this program reads {SCHEMA_VERSION}")
     values = {k: v for k, v in raw.items() if k != "v"}
     for name, kind in SECTIONS.items():
-        values[name] = read_section(kind, values[name], name)
-    return Settings(**values)
+        values[name] = read_section(kind, values.get(name), name)
+    try:
+        return Settings(**values)
+    except TypeError as error:
+        raise ConfigError(f"{where} is no frozen sweep of this program: {error}") from error
 
 
-def read_section(kind: type[T], raw: Mapping[str, Any], where: str) -> T:
+def read_section(kind: type[T], raw: Any, where: str) -> T:
     """A section from plain values, type-checked by OmegaConf, range-checked here.
 
     Raises:
         ConfigError: an unknown key, a value of another type, or one out of range.
     """
+    if not isinstance(raw, Mapping):
+        raise ConfigError(f"{where}={raw} is no section; it must map keys to values")
+    plain = {key: math.inf if value == ".inf" else value for key, value in raw.items()}  # Hydra's grammar has `inf`
     try:
-        typed = OmegaConf.merge(OmegaConf.structured(kind), dict(raw))
+        typed = OmegaConf.merge(OmegaConf.structured(kind), plain)
         section = kind(**OmegaConf.to_container(typed))  # type: ignore[arg-type]
     except ConfigKeyError as error:
         names = [f.name for f in dataclasses.fields(kind)]  # type: ignore[arg-type]
@@ -259,8 +267,8 @@ _RANGES: dict[tuple[str, str], tuple[Any, str]] = {
     ("objective", "milestone_tokens"): _AT_LEAST_ONE,
     ("objective", "metric"): (lambda value: value in ("auto", *METRICS), "auto, val_loss or loss"),
     ("trial", "checkpoint_every"): (lambda value: value >= 0, "0 or more"),
-    ("trial", "loss_ratio"): (lambda value: value > 1, "above 1 (.inf switches it off)"),
-    ("trial", "grad_norm_ratio"): (lambda value: value > 1, "above 1 (.inf switches it off)"),
+    ("trial", "loss_ratio"): (lambda value: value > 1, "above 1 (inf switches it off)"),
+    ("trial", "grad_norm_ratio"): (lambda value: value > 1, "above 1 (inf switches it off)"),
     ("queue", "kind"): (lambda value: value in QUEUES, "local"),
     ("queue", "workers"): _AT_LEAST_ONE,
     ("queue", "slots"): (

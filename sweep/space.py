@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
+from itertools import combinations
 from typing import Any
 
 from sweep.errors import ConfigError
@@ -25,10 +26,11 @@ class Choice:
     def __post_init__(self) -> None:
         if len(self.values) < 2:
             raise ConfigError(f"choice({', '.join(map(label, self.values))}) has fewer than two values")
-        labels = [label(value) for value in self.values]
-        for text in labels:
-            if labels.count(text) > 1:
-                raise ConfigError(f"choice(…) holds {text} twice; remove one")
+        for one, other in combinations(self.values, 2):
+            if label(one) == label(other):
+                raise ConfigError(f"choice(…) holds {label(one)} twice; remove one")
+            if one == other:
+                raise ConfigError(f"choice(…) holds {label(one)} twice, once as {label(other)}; remove one")
 
     def __str__(self) -> str:
         return f"choice({', '.join(map(label, self.values))})"
@@ -57,6 +59,8 @@ class Interval:
             raise ConfigError(f"{text} is empty; its low end must lie below its high end")
         if self.log and self.low <= 0:
             raise ConfigError(f"{text} has a logarithmic scale, so its low end must be above 0")
+        if self.integer and not all(float(number).is_integer() for number in (self.low, self.high, self.step or 1)):
+            raise ConfigError(f"{text} holds whole numbers only, so its ends and its step must be whole")
         if self.log and self.step not in (None, 1):
             raise ConfigError(f"{text} cannot have both a logarithmic scale and a step")
         if self.step is not None and self.step <= 0:
@@ -102,6 +106,10 @@ class Space:
                 "space is empty: name at least one torchtune key, e.g. optimizer.lr: interval(1e-5, 1e-3)"
             )
         keys = {parameter.key: parameter for parameter in self.parameters}
+        if len(keys) < len(self.parameters):
+            names = [parameter.key for parameter in self.parameters]
+            twice = next(name for name in names if names.count(name) > 1)
+            raise ConfigError(f"space.{twice} is there twice, with `+` and without; remove one")
         for parameter in self.parameters:
             for other, values in parameter.when:
                 _check_condition(parameter, other, values, keys)
@@ -150,7 +158,7 @@ def contains(domain: Domain, value: Any) -> bool:
     """Whether a domain could have proposed a value."""
     match domain:
         case Choice(values):
-            return label(value) in [label(v) for v in values]
+            return any(label(value) == label(own) and isinstance(value, str) == isinstance(own, str) for own in values)
         case Interval(low, high, _, step, integer):
             if isinstance(value, bool) or not isinstance(value, int | float):
                 return False
@@ -169,9 +177,8 @@ def _check_condition(parameter: Parameter, other: str, values: tuple[Any, ...], 
             f"space.{parameter.key}: its condition names {other}, which does not vary; conditions may name "
             f"{', '.join(sorted(set(keys) - {parameter.key}))}"
         )
-    for value in values:
-        if not contains(keys[other].domain, value):
-            raise ConfigError(
-                f"space.{parameter.key}: its condition {other}={label(value)} can never hold; "
-                f"{other} is {keys[other].domain}"
-            )
+    never = [label(value) for value in values if not contains(keys[other].domain, value)] if values else ["[]"]
+    if never:
+        raise ConfigError(
+            f"space.{parameter.key}: its condition {other}={never[0]} can never hold; {other} is {keys[other].domain}"
+        )

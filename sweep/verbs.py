@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sweep import session
+from sweep import rooms, session
 from sweep.errors import ConfigError
 from sweep.model import Finish, Finished, Mode
 from trainer.room import Room, write_atomic
@@ -36,10 +36,10 @@ def run(args: Namespace) -> int:
 def resume(args: Namespace) -> int:
     if args.name and "=" in args.name:  # `sweep resume search.trials=48` means the newest sweep
         args.overrides, args.name = [args.name, *args.overrides], None
-    room = session.find_room(args.name)
+    room = rooms.find_room(args.name)
     if args.overrides:
-        session.change_settings(room, args.overrides)
-    return _go(room, args.detach, session.make_nursery(session.load_settings(room)))
+        rooms.change_settings(room, args.overrides)
+    return _go(room, args.detach, session.make_nursery(rooms.load_settings(room)))
 
 
 def plan(args: Namespace) -> int:
@@ -71,7 +71,7 @@ def status(args: Namespace) -> int:
     from sweep.results import open_reader
     from sweep.view import console, counts_text, trials_table, workers_table
 
-    room = session.find_room(args.name)
+    room = rooms.find_room(args.name)
     state = open_reader(room).state()
     if args.json:
         print(json.dumps(_state_json(state)))
@@ -95,7 +95,7 @@ def watch(args: Namespace) -> int:
     from sweep.results import open_reader
     from sweep.view import console, live_view
 
-    reader = open_reader(session.find_room(args.name))
+    reader = open_reader(rooms.find_room(args.name))
     out = console()
     with Live(console=out, auto_refresh=False, transient=out.is_terminal) as live:
         while True:
@@ -108,13 +108,13 @@ def watch(args: Namespace) -> int:
 
 
 def logs(args: Namespace) -> int:
-    room = session.find_room(args.name)
+    room = rooms.find_room(args.name)
     names = room.workers()
     if args.trial is not None:
         attempts = room.attempts(args.trial)
         if not attempts:
             raise ConfigError(f"--trial={args.trial}: this sweep has no such trial; it has {room.trials()}")
-        names = [session.worker_of(room, args.trial, number) for number in attempts]
+        names = [rooms.worker_of(room, args.trial, number) for number in attempts]
     for name in names:
         path = room.worker(name).log
         print(f"==> {path} <==")
@@ -127,11 +127,11 @@ def stop(args: Namespace) -> int:
     from sweep.nursery import Nursery
     from sweep.run import Wish, control_path, drive
 
-    room = session.find_room(args.name)
+    room = rooms.find_room(args.name)
     mode = Mode.CANCEL if args.cancel else Mode.DETACH if args.detach else Mode.STOP
-    if session.controller_runs(room):
+    if rooms.controller_runs(room):
         write_atomic(control_path(room), mode.value)
-        while session.controller_runs(room):
+        while rooms.controller_runs(room):
             time.sleep(0.1)
         print(f"stopped: {room.root.name}")
         return 0
@@ -145,7 +145,7 @@ def best(args: Namespace) -> int:
     from sweep.results import open_reader
     from sweep.view import console, trials_table
 
-    room = session.find_room(args.name)
+    room = rooms.find_room(args.name)
     reader = open_reader(room)
     state = reader.state()
     row = state.best
@@ -169,7 +169,7 @@ def export(args: Namespace) -> int:
     from sweep.export import tune_run_line, verify, verify_text, write_export
     from sweep.results import open_reader
 
-    room = session.find_room(args.name)
+    room = rooms.find_room(args.name)
     reader = open_reader(room)
     state = reader.state()
     row = state.best
@@ -191,7 +191,7 @@ def export(args: Namespace) -> int:
 def report(args: Namespace) -> int:
     from sweep.report import write_report
 
-    room = session.find_room(args.name)
+    room = rooms.find_room(args.name)
     path = write_report(room, args.output or room.root / "report.html")
     print(path)
     return 0
@@ -201,7 +201,7 @@ def _compose(overrides: Sequence[str], config_dir: Path | None) -> Composed:
     from sweep.config import compose_config, freeze, recipe_name
 
     cfg = compose_config(overrides, config_dir)
-    name = cfg.get("name") or session.free_name(_stem(overrides, recipe_name(cfg)))
+    name = cfg.get("name") or rooms.free_name(_stem(overrides, recipe_name(cfg)))
     return freeze(cfg, str(name), config_dir)
 
 
@@ -218,9 +218,9 @@ def _room_of(composed: Composed, nursery: Nursery) -> Room:
     from sweep.probe import probe_data
 
     settings = composed.settings
-    existing = Room((session.rooms_dir() / settings.name).resolve())
+    existing = Room((rooms.rooms_dir() / settings.name).resolve())
     if existing.sweep.exists():
-        session.check_same_sweep(existing, settings)
+        rooms.check_same_sweep(existing, settings)
         return existing
     tokens = 0
     if settings.objective.milestone_tokens is None:
@@ -254,7 +254,7 @@ def _detach(room: Room) -> int:
             env=clean_env(),
         )
     deadline = time.monotonic() + START_SECONDS
-    while not session.controller_runs(room) and time.monotonic() < deadline:
+    while not rooms.controller_runs(room) and time.monotonic() < deadline:
         time.sleep(0.1)
     name = room.root.name
     print(f"{name} runs in the background; `sweep watch {name}`, `sweep stop {name}`; its log is {log}")

@@ -17,6 +17,8 @@ from typing import Any
 
 import yaml
 
+Path = tuple[str, ...]
+
 # OmegaConf reads `1e-3` and `1.5e3` as numbers, PyYAML as texts; with dates it is the other way round.
 _TEXT, _FLOAT, _TIME = (f"tag:yaml.org,2002:{name}" for name in ("str", "float", "timestamp"))
 _FLOATS = (_FLOAT, re.compile(r"^[-+]?(?:[0-9][0-9_]*\.?[0-9_]*|\.[0-9_]+)[eE][-+]?[0-9]+$"), list("-+.0123456789"))
@@ -74,13 +76,15 @@ def edit_yaml(text: str, changes: Mapping[str, Any]) -> str:
         KeyError: a key leads through a value that is no mapping, list or null, or one whose place in the text
             cannot be changed alone.
     """
+    data = _read(text)
     for key, value in changes.items():
-        text = _edit(text, tuple(key.split(".")), value)
+        path = tuple(key.split("."))
+        data = _updated(data, path, value)
+        text = _edit(text, path, value, data)
     return text
 
 
-def _edit(text: str, path: tuple[str, ...], value: Any) -> str:
-    wanted = _updated(_read(text), path, value)
+def _edit(text: str, path: Path, value: Any, wanted: Any) -> str:
     for prepare in (str, _without_aliases):
         with suppress(yaml.YAMLError):
             edited = _set(prepare(text), path, value)
@@ -89,21 +93,21 @@ def _edit(text: str, path: tuple[str, ...], value: Any) -> str:
     raise KeyError(f"{'.'.join(path)} cannot be set without changing more of the YAML; set it there by hand")
 
 
-def _updated(data: Any, path: tuple[str, ...], value: Any) -> Any:
-    """The plain data with one value set; null counts as an empty mapping."""
-    if not path:
+def _updated(data: Any, path: Path, value: Any, depth: int = 0) -> Any:
+    """The plain data with the value below `path[depth:]` set; null counts as an empty mapping."""
+    if depth == len(path):
         return value
-    head, rest = path[0], path[1:]
+    part = path[depth]
     if data is None or isinstance(data, Mapping):
         data = data or {}
-        return {**data, head: _updated(data.get(head), rest, value)}
-    if isinstance(data, list) and head.isdigit() and int(head) < len(data):
-        index = int(head)
-        return [*data[:index], _updated(data[index], rest, value), *data[index + 1 :]]
+        return {**data, part: _updated(data.get(part), path, value, depth + 1)}
+    if isinstance(data, list) and part.isdigit() and int(part) < len(data):
+        index = int(part)
+        return [*data[:index], _updated(data[index], path, value, depth + 1), *data[index + 1 :]]
     raise KeyError(f"{'.'.join(path)} leads through {data!r:.40}, which has no such key")
 
 
-def _set(text: str, path: tuple[str, ...], value: Any) -> str:
+def _set(text: str, path: Path, value: Any) -> str:
     root = _Loader(text).get_single_node()
     if root is None:
         return _append(text, len(text), _block(_nested(path, value), 0))
@@ -188,7 +192,7 @@ def _dump(value: Any, flow: bool) -> str:
     return str(yaml.dump(value, Dumper=_Dumper, default_flow_style=flow, **options)).strip()
 
 
-def _nested(path: tuple[str, ...], value: Any) -> Any:
+def _nested(path: Path, value: Any) -> Any:
     for part in reversed(path):
         value = {part: value}
     return value

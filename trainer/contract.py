@@ -1,7 +1,8 @@
 """What a controller and its workers say to each other, as versioned JSON.
 
-Invariants: standard library only; every value is frozen; a number that JSON lacks (NaN, infinities) travels as
-a string; a reader refuses a schema version that it does not know and ignores keys that it does not know.
+Invariants: standard library only; every value is frozen; a number that JSON lacks (NaN, infinities) travels as a
+string where the field is a number, and marked as one inside a configuration; a reader refuses a schema version that
+it does not know and ignores keys that it does not know.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, TypeVar
@@ -156,7 +157,10 @@ class Outcome:
 
 def encode(message: Any) -> str:
     """One line of JSON for a message of this module."""
-    return json.dumps({"v": SCHEMA_VERSION, **_plain(dataclasses.asdict(message))}, allow_nan=False)
+    raw = {"v": SCHEMA_VERSION, **_plain(dataclasses.asdict(message))}
+    if isinstance(message, TrialSpec):
+        raw["config"] = _packed(message.config)
+    return json.dumps(raw, allow_nan=False)
 
 
 def decode(kind: type[T], text: str) -> T:
@@ -175,16 +179,17 @@ def decode(kind: type[T], text: str) -> T:
     return from_plain(kind, raw)
 
 
-def from_plain(kind: type[T], raw: Mapping[str, Any]) -> T:
+def from_plain(kind: type[T], raw: Any) -> T:
     """A message from plain JSON values; unknown keys are ignored.
 
     Raises:
-        ContractError: a field is absent or has a value that its enum lacks.
+        ContractError: this is no mapping, a field is absent, or has a value that it cannot take.
     """
-    readers = _READERS.get(kind, {})
-    names = {f.name for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    if not isinstance(raw, Mapping):
+        raise ContractError(f"no {kind.__name__}: {raw!r:.80}")
+    fields = {f.name: str(f.type) for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
     try:
-        return kind(**{k: _read(readers.get(k), v) for k, v in raw.items() if k in names})
+        return kind(**{name: _read(fields[name], value) for name, value in raw.items() if name in fields})
     except (TypeError, ValueError) as error:
         raise ContractError(f"no {kind.__name__}: {error}") from error
 
@@ -199,14 +204,41 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _read(reader: Any, value: Any) -> Any:
-    return value if reader is None or value is None else reader(value)
+def _packed(value: Any) -> Any:
+    """JSON for values of any type: `{"$float": "inf"}` for a number that JSON lacks; a key's own `$` is doubled."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return {"$float": repr(value)}
+    if isinstance(value, Mapping):
+        return {f"${key}" if str(key).startswith("$") else key: _packed(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_packed(item) for item in value]
+    return value
 
 
-_READERS: dict[type, dict[str, Any]] = {
-    Guard: {"loss_ratio": float, "grad_norm_ratio": float},
-    TrialSpec: {"guard": lambda raw: from_plain(Guard, raw), "components": tuple},
-    Step: {"loss": float, "grad_norm": float, "lr": float},
-    Report: dict.fromkeys(("loss", "grad_norm", "lr", "tokens_per_second", "val_loss"), float),
-    Outcome: {"kind": OutcomeKind, "cause": StopCause, "failure": FailureKind},
+def _unpacked(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        if set(value) == {"$float"}:
+            return float(value["$float"])
+        return {key[1:] if key.startswith("$$") else key: _unpacked(item) for key, item in value.items()}
+    return [_unpacked(item) for item in value] if isinstance(value, list) else value
+
+
+def _read(kind: str, value: Any) -> Any:
+    """A field's value from JSON, by the field's annotation."""
+    name = kind.removesuffix(" | None")
+    if value is None:
+        if name == kind:
+            raise TypeError(f"null is no {kind}")
+        return None
+    return _READERS[name](value) if name in _READERS else value
+
+
+_READERS: dict[str, Callable[[Any], Any]] = {
+    "float": float,
+    "Guard": lambda raw: from_plain(Guard, raw),
+    "Mapping[str, Any]": _unpacked,
+    "tuple[str, ...]": tuple,
+    "OutcomeKind": OutcomeKind,
+    "StopCause": StopCause,
+    "FailureKind": FailureKind,
 }

@@ -173,8 +173,8 @@ class WorkerDir:
 
     def assignments(self) -> list[tuple[int, int]]:
         """Trial and attempt of everything ever put into the inbox, in order."""
-        names = sorted(entry.name for entry in _entries(self.inbox) if not entry.name.startswith("."))
-        return [(int(trial), int(attempt)) for trial, _, attempt in (name.partition("-") for name in names)]
+        names = (entry.name.partition("-") for entry in _entries(self.inbox) if not entry.name.startswith("."))
+        return sorted((int(trial), int(attempt)) for trial, _, attempt in names)
 
     def assign(self, trial: int, attempt: int) -> None:
         write_atomic(self.inbox / f"{trial:05d}-{attempt}", "", durable=False)

@@ -159,7 +159,7 @@ def test_the_last_report_is_never_pruned(tmp_path: Path) -> None:
 
 
 def settings(*overrides: str) -> Settings:
-    words = ["space.gradient_accumulation_steps=null", "search.trials=12", *overrides]
+    words = ["space.gradient_accumulation_steps=null", "search.trials=12", "objective=loss", *overrides]
     return freeze(compose_config(words), "s").settings
 
 

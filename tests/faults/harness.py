@@ -19,6 +19,7 @@ from sweep.dispatch import local
 from sweep.loop import Controller, Ports
 from sweep.model import Effect, Finish, Mode, View
 from sweep.results import open_reader
+from sweep.rooms import controller_lock, journal_path, load_settings
 from sweep.settings import Settings
 from tests.fakes import FastDispatcher
 from trainer import room as trainer_room
@@ -60,7 +61,7 @@ def make_room(rooms: Path, *overrides: str) -> Room:
 
 
 def controller(room: Room, listener: Quiet, mode: Mode = Mode.RUN) -> Controller:
-    settings = session.load_settings(room)
+    settings = load_settings(room)
     study = session.open_study(room, settings)
     workers = session.worker_count(settings)
     env = {"STEP_SECONDS": STEP_SECONDS, **settings.queue.env}
@@ -77,7 +78,7 @@ def controller(room: Room, listener: Quiet, mode: Mode = Mode.RUN) -> Controller
 
 
 def run_here(room: Room, mode: Mode = Mode.RUN) -> Finish:
-    with hold(session.controller_lock(room), "test") as mine:
+    with hold(controller_lock(room), "test") as mine:
         assert mine
         return controller(room, Quiet(), mode).run()
 
@@ -93,7 +94,7 @@ def run_killed(room: Room, prepare: Callable[[], int | None]) -> bool:
         code = 1
         try:
             die_after = prepare()
-            with hold(session.controller_lock(room), "test") as mine:
+            with hold(controller_lock(room), "test") as mine:
                 assert mine, "another controller holds the room"
                 controller(room, Quiet(die_after)).run()
             code = 0
@@ -143,7 +144,7 @@ def wait_for_workers(room: Room, seconds: float = 30.0) -> None:
 def tell_counts(room: Room) -> Counter[int]:
     """How often the journal says that each trial ended, by Optuna's internal id."""
     told: Counter[int] = Counter()
-    for log in JournalFileBackend(str(session.journal_path(room))).read_logs(0):
+    for log in JournalFileBackend(str(journal_path(room))).read_logs(0):
         if log.get("op_code") == 6 and optuna.trial.TrialState(log["state"]).is_finished():
             told[log["trial_id"]] += 1
     return told
@@ -169,7 +170,7 @@ def check_ledger(room: Room) -> None:
 
 def check_sweep(room: Room, trials: int) -> None:
     """Everything that must hold of a finished sweep, however often its controller died."""
-    settings: Settings = session.load_settings(room)
+    settings: Settings = load_settings(room)
     state = open_reader(room).state()
     assert [row.number for row in state.rows] == list(range(trials))
     assert all(row.state in ("complete", "pruned") for row in state.rows), [(r.number, r.state) for r in state.rows]

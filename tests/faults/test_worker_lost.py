@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from sweep import session
 from sweep.errors import RetryLater
 from sweep.model import Finished
 from sweep.nursery import Nursery
 from sweep.results import open_reader
+from sweep.rooms import controller_lock, journal_path
 from sweep.run import Wish, drive
 from tests.faults.harness import check_sweep, make_room, run_here, run_killed, wait_for_workers
 from trainer.room import Room, held, hold, read_text
@@ -71,7 +71,7 @@ def test_a_trial_whose_workers_are_lost_too_often_is_told_failed_and_the_sweep_g
 def test_a_torn_journal_line_is_cut_off_and_the_sweep_goes_on(rooms: Path) -> None:
     room = make_room(rooms)
     run_killed(room, lambda: 7)
-    with session.journal_path(room).open("ab") as journal:
+    with journal_path(room).open("ab") as journal:
         journal.write(b'{"op_code":4,"worker_id":"x","tri')
     assert run_here(room).how is Finished.DONE
     wait_for_workers(room)
@@ -80,7 +80,7 @@ def test_a_torn_journal_line_is_cut_off_and_the_sweep_goes_on(rooms: Path) -> No
 
 def test_a_lock_left_by_a_killed_journal_writer_delays_nothing(rooms: Path) -> None:
     room = make_room(rooms)
-    Path(f"{session.journal_path(room)}.lock").symlink_to(session.journal_path(room))
+    Path(f"{journal_path(room)}.lock").symlink_to(journal_path(room))
     began = time.monotonic()
     assert run_here(room).how is Finished.DONE
     assert time.monotonic() - began < 25, "Optuna waits 30 s for a stale lock"
@@ -88,7 +88,7 @@ def test_a_lock_left_by_a_killed_journal_writer_delays_nothing(rooms: Path) -> N
 
 def test_a_second_controller_is_refused(rooms: Path) -> None:
     room = make_room(rooms)
-    with hold(session.controller_lock(room), "the first") as mine:
+    with hold(controller_lock(room), "the first") as mine:
         assert mine
         with pytest.raises(RetryLater, match=r"another controller runs s already.*sweep watch s"):
             _in_other_process(room)

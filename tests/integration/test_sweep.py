@@ -128,7 +128,8 @@ def test_a_larger_budget_goes_on_where_the_sweep_ended(done: Room) -> None:
 def test_optuna_dashboard_opens_the_study(done: Room) -> None:
     from optuna_dashboard import wsgi
 
-    from sweep.session import load_settings, reading_storage
+    from sweep.rooms import load_settings
+    from sweep.session import reading_storage
 
     app = wsgi(reading_storage(done, load_settings(done)))
     answers: list[str] = []

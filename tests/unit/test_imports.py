@@ -19,23 +19,24 @@ LAYERS = (
     "trainer",
     "trainer.contract trainer.room trainer.components trainer.embedded",
     "trainer.progress trainer.reporter",
-    "sweep sweep.errors sweep.resources sweep.yamledit",
+    "sweep sweep.errors sweep.resources sweep.yamledit sweep.nursery",
     "sweep.model sweep.space",
     "sweep.ports sweep.grammar",
-    "sweep.decide sweep.channel sweep.dispatch sweep.dispatch.* sweep.recipe sweep.settings sweep.probe sweep.view",
-    "sweep.loop sweep.study",
-    "sweep.config",
+    "sweep.decide sweep.channel sweep.dispatch sweep.dispatch.* sweep.recipe sweep.settings sweep.view",
+    "sweep.distributions",
+    "sweep.loop sweep.study sweep.words sweep.probe",
+    "sweep.config sweep.rooms",
     "sweep.session",
     "sweep.results sweep.plan",
-    "sweep.export sweep.report sweep.doctor",
-    "sweep.run",
+    "sweep.export sweep.report",
+    "sweep.run sweep.doctor",
     "sweep.verbs",
     "sweep.cli",
 )
 # Outside packages and the only modules that may load them, late imports included.
 OWNERS = {
-    "hydra": {"sweep.config", "sweep.grammar"},
-    "optuna": {"sweep.study", "sweep.report", "sweep.plan"},
+    "hydra": {"sweep.config", "sweep.words", "sweep.grammar"},
+    "optuna": {"sweep.distributions", "sweep.study", "sweep.report", "sweep.plan"},
 }
 
 

@@ -287,7 +287,6 @@ def test_assignments_are_those_of_assign_in_order(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("given_out", [[(1, 2), (1, 10)], [(99999, 1), (100000, 1)]], ids=["attempt 10", "100000"])
-@pytest.mark.xfail(strict=True, reason="WorkerDir.assignments sorts names, not numbers")
 def test_assignments_are_in_numeric_order(tmp_path: Path, given_out: list[tuple[int, int]]) -> None:
     worker = Room(tmp_path).worker("w0001")
     for trial, attempt in given_out:

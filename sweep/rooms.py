@@ -1,0 +1,120 @@
+"""Finds rooms, and reads and writes the settings that are frozen into them.
+
+Invariants: nothing of a sweep is started here. `sweep.json` is the last file that a new room gets, so that a room
+that has it is complete; changing a budget rewrites it whole.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from omegaconf import OmegaConf
+
+from sweep.errors import ConfigError
+from sweep.settings import Settings, settings_from_json
+from trainer.room import Room, held, read_json, write_atomic
+
+DEFAULT_ROOMS = "sweeps"
+CHANGEABLE = ("search", "queue")
+
+
+def rooms_dir() -> Path:
+    """Where rooms lie: SWEEP_ROOMS, or `sweeps` here."""
+    return Path(os.environ.get("SWEEP_ROOMS", DEFAULT_ROOMS)).expanduser()
+
+
+def find_room(name: str | None) -> Room:
+    """The room of a name or path; the newest one without a name.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    known = sorted(rooms_dir().glob("*/sweep.json"), key=lambda path: path.stat().st_mtime)
+    if name is None:
+        if not known:
+            raise ConfigError(f"there is no sweep in {rooms_dir()}; start one with `sweep run`, or set SWEEP_ROOMS")
+        return Room(known[-1].parent.resolve())
+    for path in (rooms_dir() / name, Path(name)):
+        if (path / "sweep.json").is_file():
+            return Room(path.resolve())
+    names = ", ".join(path.parent.name for path in known) or "none"
+    raise ConfigError(f"there is no sweep {name} in {rooms_dir()}; known: {names}")
+
+
+def free_name(stem: str) -> str:
+    """The first of `stem-1`, `stem-2`, … that no room has."""
+    number = 1
+    while (rooms_dir() / f"{stem}-{number}").exists():
+        number += 1
+    return f"{stem}-{number}"
+
+
+def load_settings(room: Room) -> Settings:
+    """The frozen settings of a room.
+
+    Raises:
+        ConfigError: they cannot be read.
+    """
+    raw = read_json(room.sweep)
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{room.sweep} cannot be read as JSON")
+    return settings_from_json(raw, str(room.sweep))
+
+
+def save_settings(room: Room, settings: Settings) -> None:
+    write_atomic(room.sweep, json.dumps(settings.to_json(), indent=1))
+
+
+def check_same_sweep(room: Room, settings: Settings) -> None:
+    """Refuse to go on with a room that was frozen from other settings than these.
+
+    Raises:
+        ConfigError: naming the first sections that differ.
+    """
+    measured = {"trial_tokens": 0, "created": 0.0}
+    old = {**load_settings(room).to_json(), **measured}
+    new = {**json.loads(json.dumps(settings.to_json())), **measured}
+    differing = [key for key in new if new[key] != old.get(key)]
+    if differing:
+        raise ConfigError(
+            f"there is a sweep {settings.name} already, with another {', '.join(differing[:3])}; "
+            f"go on with `sweep resume {settings.name}`, or choose another name"
+        )
+
+
+def change_settings(room: Room, overrides: Sequence[str]) -> None:
+    """Change a sweep's budget or queue, e.g. `search.trials=48`; everything else stays as it was frozen.
+
+    Raises:
+        ConfigError: another section, an unknown key or a wrong value; or a controller is running.
+    """
+    if controller_runs(room):
+        raise ConfigError("a controller is running this sweep; `sweep stop` it before you change its budget")
+    raw = load_settings(room).to_json()
+    for word in overrides:
+        key, _, value = word.partition("=")
+        section, _, name = key.partition(".")
+        if section not in CHANGEABLE or not name or "=" not in word:
+            raise ConfigError(f"{word}: a sweep that exists takes search.KEY=VALUE and queue.KEY=VALUE only")
+        raw[section][name] = OmegaConf.to_container(OmegaConf.from_dotlist([f"v={value}"]))["v"]  # type: ignore[call-overload, index]
+    save_settings(room, settings_from_json(raw, str(room.sweep)))
+
+
+def worker_of(room: Room, trial: int, attempt: int) -> str:
+    """The worker that an attempt was given to."""
+    return str((read_json(room.attempt(trial, attempt).spec) or {}).get("worker", ""))
+
+
+def journal_path(room: Room) -> Path:
+    return room.root / "study.journal"
+
+
+def controller_lock(room: Room) -> Path:
+    return room.root / "controller.lock"
+
+
+def controller_runs(room: Room) -> bool:
+    return held(controller_lock(room))
