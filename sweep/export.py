@@ -65,8 +65,7 @@ def export_text(room: Room, settings: Settings, row: TrialRow) -> str:
     if outcome and outcome.leftover_batches:
         # torchtune carries micro-batches that fill no step into the next epoch; the trial skipped them
         changes["max_steps_per_epoch"] = outcome.steps_per_epoch
-    changed = {key: value for key, value in changes.items() if value is not None}
-    return export_yaml((room.root / "recipe.yaml").read_text(), changed, "\n".join(notes))
+    return export_yaml((room.root / "recipe.yaml").read_text(), changes, "\n".join(notes))
 
 
 def write_export(room: Room, settings: Settings, row: TrialRow, output: Path | None) -> Path:

@@ -124,7 +124,7 @@ def plan_view(plan: Plan) -> RenderableType:
     for key in keys:
         trials.add_column(names[key], justify="right")
     for sample in plan.samples:
-        trials.add_row(*(param(sample[key]) if key in sample else "–" for key in keys))
+        trials.add_row(*(param(sample[key], key) if key in sample else "–" for key in keys))
     queue = Text.assemble(("queue ", "bold"), f"{settings.queue.kind}: {plan.workers} workers, each\n  {plan.preview}")
     return Group(Text(f"sweep {settings.name} minimises {settings.metric}\n"), space, trials, _budget(plan), queue)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import subprocess
 import sys
 import time
@@ -209,8 +210,8 @@ def _stem(overrides: Sequence[str], recipe: str) -> str:
     for word in overrides:
         key, _, value = word.partition("=")
         if key.lstrip("+") in ("experiment", "recipe") and value not in ("null", "torchtune"):
-            return value.replace("/", "-")
-    return "embedded" if "embedded" in recipe else Path(recipe).stem
+            recipe = value.replace("/", "-")
+    return re.sub(r"[^\w.-]+", "-", "embedded" if "embedded" in recipe else Path(recipe).stem).lstrip(".") or "sweep"
 
 
 def _room_of(composed: Composed, nursery: Nursery) -> Room:

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-ALLOWED = ("torchtune.", "torch.optim.", "torch.nn.", "torchao.", "bitsandbytes.", "trainer.")
+ALLOWED = ("torchtune.", "torch.optim.", "torch.nn.", "torchao.", "bitsandbytes.")
 # Keys besides `_component_` whose text torchtune imports.
 NAMING_KEYS = ("collate_fn", "prompt_template")
 # Names that no public path of an allowed package has behind its prefix.

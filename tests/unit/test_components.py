@@ -110,7 +110,6 @@ def test_a_prompt_template_is_code_too(template: Any, allowed: bool) -> None:
         ("torchtune.training.checkpointing.os.system", "os"),
         ("torch.nn.modules.module.torch.hub.load", "torch"),
         ("torch.optim.optimizer.functools.partial", "functools"),
-        ("trainer.room.os.remove", "os"),
         ("torchtune.__builtins__", "__builtins__"),
     ],
 )
