@@ -1,0 +1,73 @@
+"""The README's commands run, in its order, and its links lead somewhere."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from sweep.config import compose_config, freeze
+from tests.integration.cli import command
+
+ROOT = Path(__file__).resolve().parents[2]
+README = (ROOT / "README.md").read_text()
+# What `make test` itself is, or what installs.
+ELSEWHERE = ("make demo", "make test", "pip install .")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+
+
+def commands() -> list[str]:
+    lines = [line for block in blocks("console") for line in block.splitlines() if line]
+    return [line for line in lines if line not in ELSEWHERE]
+
+
+@pytest.mark.slow
+def test_the_walk_through_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SWEEP_ROOMS", raising=False)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    said: dict[str, str] = {}
+    assert len(commands()) >= 9
+    for line in commands():
+        program, *words = shlex.split(line)
+        assert program == "sweep", line
+        result = subprocess.run(command(*words), capture_output=True, text=True, cwd=tmp_path, timeout=600, check=False)
+        assert result.returncode == 0, f"{line}\n{result.stdout}\n{result.stderr}"
+        said[line] = result.stdout
+    assert "all 24 trials have ended" in said["sweep run experiment=demo name=first"]
+    assert "all 26 trials have ended" in said["sweep resume first search.trials=26"]
+    assert "reproduced by tune run" in said["sweep export first --verify"]
+
+
+def test_the_yaml_of_the_readme_composes(tmp_path: Path) -> None:
+    (text,) = blocks("yaml")
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text(text)
+    settings = freeze(compose_config(["experiment=mine"], tmp_path), "mine", tmp_path).settings
+    keys = {parameter.key for parameter in settings.space}
+    assert keys == {key.removeprefix("+") for key in yaml.safe_load(text)["space"]}
+    assert settings.metric == "val_loss"
+    assert settings.search.trials == 32
+
+
+@pytest.mark.parametrize("document", ["README.md", *(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))])
+def test_links_lead_somewhere(document: str) -> None:
+    path = ROOT / document
+    links = re.findall(r"\]\((?!https?:)([^)#]+)", path.read_text())
+    assert [link for link in links if not (path.parent / link).exists()] == []
+
+
+def test_every_verb_and_group_is_named() -> None:
+    helped = subprocess.run([sys.executable, "-m", "sweep.cli", "--help"], capture_output=True, text=True, check=True)
+    verbs = re.findall(r"^    (\w+) ", helped.stdout, re.MULTILINE)
+    assert len(verbs) >= 10
+    assert [verb for verb in verbs if verb not in README] == []
+    options = [*(ROOT / "conf").glob("*/*.yaml"), *(ROOT / "launch_queues").glob("*.yaml")]
+    assert [path.stem for path in options if f"`{path.stem}`" not in README] == []
