@@ -68,15 +68,11 @@ def export_text(room: Room, settings: Settings, row: TrialRow) -> str:
     return export_yaml((room.root / "recipe.yaml").read_text(), changes, "\n".join(notes))
 
 
-def write_export(room: Room, settings: Settings, row: TrialRow, output: Path | None) -> Path:
-    """Write a trial's YAML: into the room, to a path, or to standard output for `-`."""
-    text = export_text(room, settings, row)
-    path = output or room.root / ("best.yaml" if row.state == "complete" else f"trial-{row.number}.yaml")
-    if str(path) == "-":
-        print(text, end="")
-        return room.root / "recipe.yaml"
-    write_atomic(path.absolute(), text)
-    return path.absolute()
+def write_export(room: Room, settings: Settings, row: TrialRow, output: Path | None, best: bool = True) -> Path:
+    """Write a trial's YAML to a path, or into the room under a name that says whether it is the best trial's."""
+    path = (output or room.root / ("best.yaml" if best else f"trial-{row.number}.yaml")).absolute()
+    write_atomic(path, export_text(room, settings, row))
+    return path
 
 
 def tune_run_line(path: Path) -> str:

@@ -167,7 +167,7 @@ def best(args: Namespace) -> int:
 
 
 def export(args: Namespace) -> int:
-    from sweep.export import tune_run_line, verify, verify_text, write_export
+    from sweep.export import export_text, tune_run_line, verify, verify_text, write_export
     from sweep.results import open_reader
 
     room = rooms.find_room(args.name)
@@ -179,8 +179,10 @@ def export(args: Namespace) -> int:
     if row is None:
         wanted = "no complete trial" if args.trial is None else f"no trial {args.trial}"
         raise ConfigError(f"{state.name} has {wanted}; see `sweep status {state.name}`")
-    path = write_export(room, reader.settings, row, args.output)
-    if path is not None:
+    if str(args.output) == "-":
+        print(export_text(room, reader.settings, row), end="")
+    else:
+        path = write_export(room, reader.settings, row, args.output, best=row is state.best)
         print(f"{path}\ntrain it with\n  {tune_run_line(path)}")
     if not args.verify:
         return 0

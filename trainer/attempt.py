@@ -21,7 +21,7 @@ from trainer import checkpoint
 from trainer.base import Cache
 from trainer.components import ComponentError, check_components, components, current_path
 from trainer.contract import FailureKind, Outcome, OutcomeKind, Report, StopCause, TrialSpec
-from trainer.progress import DivergenceGuard, Milestones
+from trainer.progress import DivergenceGuard, MicroBatch, Milestones
 from trainer.recipe import LoraRecipe
 from trainer.reporter import Reporter
 from trainer.room import AttemptDir, Room
@@ -45,6 +45,7 @@ class Attempt:
     _milestones: Milestones = field(init=False)
     _guard: DivergenceGuard = field(init=False)
     _began: float = field(init=False)
+    _lap: tuple[float, int] = (0.0, 0)
 
     def __post_init__(self) -> None:
         self._milestones = Milestones(self.spec.milestone_tokens)
@@ -78,31 +79,41 @@ class Attempt:
             self._recipe = None
 
     def _train(self, recipe: LoraRecipe) -> Outcome:
-        lap = time.perf_counter(), recipe.tokens
+        self._lap = time.perf_counter(), recipe.tokens
         for batch in recipe.train():
-            if batch.step is not None:
-                self.reporter.step(batch.step)
-                if diverged := self._guard.after_step(batch.step):
-                    return self._outcome(OutcomeKind.DIVERGED, diverged)
-            if self._milestones.add(batch):
-                number, norm = self._milestones.take(batch.tokens)
-                rate = (batch.tokens - lap[1]) / max(time.perf_counter() - lap[0], 1e-9)
-                report = self._report(recipe, number, norm, rate)
-                diverged = self._guard.at_milestone(report.loss, report.val_loss)
-                if math.isfinite(report.loss) and math.isfinite(report.val_loss or 0.0):
-                    self.reporter.report(report)
-                if diverged:
-                    return self._outcome(OutcomeKind.DIVERGED, diverged)
-                if report.final:
-                    break
-                if self.spec.checkpoint_every and number % self.spec.checkpoint_every == 0:
-                    self._save(recipe)  # after the report: a crash in between repeats the report, and loses none
-                lap = time.perf_counter(), batch.tokens
-            if stop := self.should_stop():
-                return self._stopped(recipe, *stop)
+            if ended := self._after_step(batch) or self._at_milestone(recipe, batch) or self._obey(recipe):
+                return ended
         return self._completed(recipe)
 
-    def _report(self, recipe: LoraRecipe, number: int, norm: float, rate: float) -> Report:
+    def _after_step(self, batch: MicroBatch) -> Outcome | None:
+        if batch.step is None:
+            return None
+        self.reporter.step(batch.step)
+        diverged = self._guard.after_step(batch.step)
+        return self._outcome(OutcomeKind.DIVERGED, diverged) if diverged else None
+
+    def _at_milestone(self, recipe: LoraRecipe, batch: MicroBatch) -> Outcome | None:
+        if not self._milestones.add(batch):
+            return None
+        report = self._report(recipe)
+        if math.isfinite(report.loss) and math.isfinite(report.val_loss or 0.0):
+            self.reporter.report(report)
+        if diverged := self._guard.at_milestone(report.loss, report.val_loss):
+            return self._outcome(OutcomeKind.DIVERGED, diverged)
+        every = self.spec.checkpoint_every
+        if every and report.milestone % every == 0 and not report.final:
+            self._save(recipe)  # after the report: a crash in between repeats the report, and loses none
+        self._lap = time.perf_counter(), batch.tokens
+        return None
+
+    def _obey(self, recipe: LoraRecipe) -> Outcome | None:
+        stop = self.should_stop() if recipe.position < recipe.total else None
+        return self._stopped(recipe, *stop) if stop else None
+
+    def _report(self, recipe: LoraRecipe) -> Report:
+        number, norm = self._milestones.take(recipe.tokens)
+        began, before = self._lap
+        rate = (recipe.tokens - before) / max(time.perf_counter() - began, 1e-9)
         on_gpu = recipe.device.type == "cuda"
         return Report(
             milestone=number,
