@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
+from optuna.storages.journal import JournalFileBackend
 
-from sweep.errors import RetryLater
+from sweep import session
+from sweep.errors import GiveUp, RetryLater
 from sweep.model import Finished
 from sweep.nursery import Nursery
 from sweep.results import open_reader
 from sweep.rooms import controller_lock, journal_path
 from sweep.run import Wish, drive
+from tests.fakes import FastDispatcher
 from tests.faults.harness import check_sweep, make_room, run_here, run_killed, wait_for_workers
 from trainer.room import Room, held, hold, read_text
 
@@ -97,3 +102,26 @@ def test_a_second_controller_is_refused(rooms: Path) -> None:
 def _in_other_process(room: Room) -> None:
     """`flock` is held by an open file, so that a second open in this very process is refused like another's."""
     drive(room, Wish(room), Nursery())
+
+
+def test_a_full_disk_ends_the_controller_with_a_word_and_resume_goes_on(
+    rooms: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    room = make_room(rooms)
+    append = JournalFileBackend.append_logs
+    left = [30]
+
+    def full(self: JournalFileBackend, logs: list[dict[str, Any]]) -> None:
+        left[0] -= 1
+        if left[0] < 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        append(self, logs)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(session, "make_dispatcher", lambda room, *_: FastDispatcher(room, (), 1))
+        patched.setattr(JournalFileBackend, "append_logs", full)
+        with pytest.raises(GiveUp, match=r"cannot write to .*No space left on device.*sweep resume"):
+            drive(room, Wish(room), Nursery())
+    assert run_here(room).how is Finished.DONE
+    wait_for_workers(room)
+    check_sweep(room, 8)
