@@ -66,7 +66,12 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--detach", action="store_true", help="run the controller in the background and return")
     plan = _composing(verbs, "plan", "show the space, sampled trials, the budget and the queue; start nothing")
     plan.add_argument("-n", type=int, default=5, help="sampled trials to show (default 5)")
-    plan.add_argument("--measure", action="store_true", help="train a few micro-batches here to estimate the time")
+    plan.add_argument(
+        "--measure",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="train a few micro-batches in a process of their own to estimate the time (default: yes)",
+    )
     plan.add_argument("--json", action="store_true")
     _composing(verbs, "doctor", "check that this machine can run a sweep").add_argument("--json", action="store_true")
 

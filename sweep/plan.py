@@ -31,7 +31,8 @@ class Plan:
 
     Args:
         samples: resolved torchtune overrides of the trials that would come first, derived keys included.
-        data: what one trial would train on; None with the reason in `unknown` where it cannot be counted here.
+        data: what one trial would train on; None where it cannot be counted here.
+        unknown: why data or speed are unknown; empty where both are known or were not asked for.
         tokens: label tokens of the whole budget without pruning; seconds by the measured speed, None unmeasured.
         preview: what the queue would be given for its first worker.
     """
@@ -66,17 +67,12 @@ def make_plan(settings: Settings, samples: int, measure: bool) -> Plan:
 
     Args:
         samples: how many trials to sample.
-        measure: train a few micro-batches here for the speed.
+        measure: train a few micro-batches here for the speed; where that fails, the data alone are counted.
 
     Raises:
         ConfigError: the configuration is wrong, or cannot train.
     """
-    data: DataProbe | None = None
-    unknown = ""
-    try:
-        data = probe_data(settings, speed=measure)
-    except ConfigError as error:
-        unknown = str(error)
+    data, unknown = _probe(settings, measure)
     workers = session.worker_count(settings)
     tokens = _tokens(settings, data)
     rate = data.tokens_per_second if data else 0.0
@@ -91,6 +87,17 @@ def make_plan(settings: Settings, samples: int, measure: bool) -> Plan:
         seconds=tokens / rate / workers if tokens and rate else None,
         preview=dispatcher.preview(WorkerSpec("w0001", 0)),
     )
+
+
+def _probe(settings: Settings, measure: bool) -> tuple[DataProbe | None, str]:
+    """What can be had: data and speed, the data alone, or nothing; and why not more."""
+    unknown = ""
+    for speed in (True, False) if measure else (False,):
+        try:
+            return probe_data(settings, speed=speed), unknown
+        except ConfigError as error:
+            unknown = str(error)
+    return None, unknown
 
 
 def sample_trials(settings: Settings, count: int) -> list[dict[str, Any]]:
@@ -150,7 +157,8 @@ def _budget(plan: Plan) -> Table:
             f"at most about {duration(plan.seconds)} at {rate:,.0f} tokens/s a worker, validation left out",
         )
     else:
-        table.add_row("time", "not measured: add --measure to train a few micro-batches here")
+        reason = plan.unknown or "--no-measure leaves it out"
+        table.add_row("time", Text(f"not measured: {reason}", style="yellow" if plan.unknown else "dim"))
     limits = {"tokens": search.tokens, "seconds": search.seconds, "target": search.target}
     stops = ", ".join(f"{key} {value:,}" for key, value in limits.items() if value is not None)
     table.add_row("stops early at", stops or "nothing")

@@ -270,3 +270,17 @@ def test_the_pretrained_base_on_gsm8k(rooms: Path, shared_data: Path) -> None:
     )
     sweep("run", *words, "recipe.overrides.dataset_val.split=train[:16]", "search.trials=3", "name=gsm")
     assert "reproduced by tune run" in sweep("export", "gsm", "--verify").stdout
+
+
+def test_a_plan_counts_measures_and_starts_nothing(rooms: Path) -> None:
+    plan = json.loads(sweep("plan", *SMALL, "-n", "3", "--json").stdout)
+    assert len(plan["samples"]) == 3
+    assert all(sample["model.lora_alpha"] == 2 * sample["model.lora_rank"] for sample in plan["samples"])
+    assert plan["data"]["trial_rows"] == 64
+    assert plan["tokens"] == 4 * plan["data"]["trial_tokens"]
+    assert plan["seconds"] > 0
+    assert "trainer serve" in plan["queue"]["local"]
+    away = json.loads(sweep("plan", *SMALL, "recipe.overrides.checkpointer.checkpoint_dir=/nowhere", "--json").stdout)
+    assert (away["data"]["trial_rows"], away["seconds"]) == (64, None)
+    assert "/nowhere" in away["unknown"]
+    assert not rooms.exists()
