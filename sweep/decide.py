@@ -78,7 +78,7 @@ class _Decision:
                 return Tell(trial.number, Ending.FAIL, outcome.reason)
             case OutcomeKind.STOPPED if outcome.cause is StopCause.CANCELLED:
                 return Tell(trial.number, Ending.FAIL, outcome.reason, cancelled=True)
-            case OutcomeKind.STOPPED if pruned is None and outcome.cause is not None and outcome.cause.resumable:
+            case OutcomeKind.STOPPED if pruned is None and outcome.resumable:
                 return self._tell_cancelled(trial)
         return Tell(trial.number, Ending.PRUNED, pruned or outcome.reason)
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
 
 from sweep.model import JobState, SweepState, TrialRow, WorkerFacts
-from sweep.rooms import controller_runs, journal_path, load_settings
+from sweep.rooms import controller_runs, journal_path, load_settings, worker_of
 from sweep.session import reading_storage
 from sweep.settings import Settings
 from trainer.contract import ContractError, Outcome, Report, Step, decode
@@ -68,12 +68,12 @@ class SweepReader:
             return self._ended[trial.number]
         attempts = self.room.attempts(trial.number)
         files = self.room.attempt(trial.number, attempts[-1]) if attempts else None
-        spec = (read_json(files.spec) or {}) if files else {}
+        worker = worker_of(self.room, trial.number, attempts[-1]) if attempts else ""
         outcome = read_outcome(self.room, trial.number)
         state = ENDED.get(trial.state.name, "cancelled" if CANCELLED in trial.user_attrs else "failed")
         if not trial.state.is_finished():
-            running = outcome is None and spec.get("worker") in alive
-            goes_on = outcome is None or (outcome.cause is not None and outcome.cause.resumable)
+            running = outcome is None and worker in alive
+            goes_on = outcome is None or outcome.resumable
             state = "running" if running else "waiting" if goes_on else "ended"
         reports = self._read_reports(trial.number, attempts)
         last = getattr(reports[-1], self.settings.metric) if reports else None
@@ -84,7 +84,7 @@ class SweepReader:
             value=trial.value if trial.state.name == "COMPLETE" else last,
             reason=str(trial.user_attrs.get(REASON, "")),
             attempts=len(attempts),
-            worker=str(spec.get("worker", "")),
+            worker=worker,
             reports=reports,
             adapter=str(files.adapter) if files and files.adapter.is_dir() else None,
         )

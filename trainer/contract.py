@@ -154,6 +154,11 @@ class Outcome:
     steps_per_epoch: int = 0
     leftover_batches: int = 0
 
+    @property
+    def resumable(self) -> bool:
+        """Whether the trial stays open and goes on from its checkpoint."""
+        return self.cause is not None and self.cause.resumable
+
 
 def encode(message: Any) -> str:
     """One line of JSON for a message of this module."""

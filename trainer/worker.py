@@ -92,14 +92,11 @@ class Worker:
         print(f"trial {trial} attempt {number} starts", flush=True)
         reporter = RoomReporter(attempt)
         try:
-            outcome = Attempt(self.room, spec, self._cache, reporter, self._stop_signal(attempt)).run()
+            outcome = Attempt(self.room, spec, self._cache, reporter, StopPoll(self, attempt)).run()
         finally:
             reporter.close()
         print(f"trial {trial} attempt {number} {outcome.kind}: {outcome.reason or 'done'}", flush=True)
         _end(attempt, outcome)
-
-    def _stop_signal(self, attempt: AttemptDir) -> StopPoll:
-        return StopPoll(self, attempt)
 
     @property
     def told_to_end(self) -> bool:
