@@ -39,6 +39,7 @@ class RoomChannel:
     def assign(self, spec: TrialSpec) -> None:
         attempt = self._room.attempt(spec.trial, spec.attempt)
         if not attempt.spec.exists():
+            self._fence_off(spec)
             write_atomic(attempt.spec, encode(spec))
         self._room.worker(spec.worker).assign(spec.trial, spec.attempt)
 
@@ -67,6 +68,14 @@ class RoomChannel:
         while clock.now() < end and not any(path.exists() for path in self._awaited):
             clock.sleep(min(seconds, WAIT_SECONDS))
 
+    def _fence_off(self, spec: TrialSpec) -> None:
+        """The attempts before this one were lost, but may run on: nothing that they write counts, and they end."""
+        for number in self._room.attempts(spec.trial):
+            earlier = self._room.attempt(spec.trial, number)
+            if number < spec.attempt and not earlier.outcome.exists():
+                earlier.raise_fence()
+                self.drain(self._worker_of(spec.trial, number))
+
     def _attempt(self, trial: int, number: int, inboxes: dict[str, set[tuple[int, int]]]) -> AttemptSight:
         files = self._room.attempt(trial, number)
         worker = self._worker_of(trial, number)
@@ -82,7 +91,7 @@ class RoomChannel:
             stop=StopCause(cause) if cause else None,
             stop_reason=reason,
             outcome=outcome,
-            reports=tuple(report for line in tail.lines() if (report := _report(line)) is not None),
+            reports=tuple(report for line in tail.lines(files.counted()) if (report := _report(line)) is not None),
         )
 
     def _worker_of(self, trial: int, number: int) -> str:

@@ -63,7 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
 
     run = _composing(verbs, "run", "compose a sweep and run it; with the name of one that exists, go on with it")
-    run.add_argument("--detach", action="store_true", help="run the controller in the background and return")
+    run.add_argument("--detach", action="store_true", help="run the controller in the background, on SLURM as a job")
     plan = _composing(verbs, "plan", "show the space, sampled trials, the budget and the queue; start nothing")
     plan.add_argument("-n", type=int, default=5, help="sampled trials to show (default 5)")
     plan.add_argument(
@@ -80,6 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     _named(verbs, "watch", "follow a sweep live")
     logs = _named(verbs, "logs", "print the logs of workers or of a trial")
     logs.add_argument("--trial", type=int, help="of the worker of this trial")
+    logs.add_argument("--controller", action="store_true", help="of the controller that runs detached")
     logs.add_argument("-n", type=int, default=40, help="lines of each (default 40)")
     stop = _named(verbs, "stop", "stop the running trials with a checkpoint")
     stop.add_argument("--cancel", action="store_true", help="for good: they are told as failed")

@@ -26,8 +26,19 @@ from omegaconf.errors import OmegaConfBaseException
 from sweep import recipe as torchtune_recipe
 from sweep.errors import ConfigError
 from sweep.grammar import merged, parse_space
+from sweep.queues import SlurmQueue
 from sweep.resources import conf_dir, launch_queues_dir
-from sweep.settings import Objective, Queue, Recipe, Search, Settings, Trial, WarmStart, read_section
+from sweep.settings import (
+    Objective,
+    Recipe,
+    Search,
+    Settings,
+    Trial,
+    WarmStart,
+    controller_job,
+    read_queue,
+    read_section,
+)
 from sweep.words import GIVEN, hydra_error, keyed_section, section_of, split_words
 
 ALLOWED_TARGETS = {"sampler": ("optuna.samplers.", "sweep."), "pruner": ("optuna.pruners.", "sweep.")}
@@ -100,7 +111,7 @@ def freeze(cfg: DictConfig, name: str, config_dir: Path | None = None) -> Compos
         derive=derive,
         sampler=section_of(cfg, "sampler"),
         pruner=section_of(cfg, "pruner"),
-        queue=read_section(Queue, section_of(cfg, "queue"), "queue"),
+        queue=read_queue(section_of(cfg, "queue")),
         objective=read_section(Objective, section_of(cfg, "objective"), "objective"),
         search=read_section(Search, section_of(cfg, "search"), "search"),
         trial=trial,
@@ -144,11 +155,29 @@ def check(settings: Settings) -> None:
     if search.trials is None and search.tokens is None and search.seconds is None and search.target is None:
         raise ConfigError("search has no limit: set search.trials, search.tokens, search.seconds or search.target")
     _check_base(torchtune_recipe.resolve(settings.torchtune, {}, {}))
+    if isinstance(settings.queue, SlurmQueue):
+        _check_slurm(settings.queue, str(settings.torchtune.get("device")))
     if settings.derive:
         first = {p.key: _any_value(p.domain) for p in space if not p.when}
         torchtune_recipe.resolve(settings.torchtune, first, settings.derive)
     build_sampler(settings, 0)
     build_pruner(settings)
+
+
+def _check_slurm(queue: SlurmQueue, device: str) -> None:
+    if queue.workers is None:
+        raise ConfigError("queue.workers=null: say how many SLURM jobs may run at once, e.g. queue.workers=4")
+    if device.startswith("cuda") and not queue.asks_for_gpus:
+        raise ConfigError(
+            f"device={device}, but the queue asks SLURM for no GPU; set queue.gpus_per_node=1 (or slurm_gpus_per_task, "
+            "slurm_gres), or recipe.overrides.device=cpu"
+        )
+    for words, where in ((queue.job, "queue"), (controller_job(queue), "queue.controller")):
+        if words.slurm_signal_delay_s >= words.timeout_min * 60:
+            raise ConfigError(
+                f"{where}.slurm_signal_delay_s={words.slurm_signal_delay_s} is as long as the job; it must be below "
+                f"{where}.timeout_min={words.timeout_min} minutes, and long enough to write a checkpoint"
+            )
 
 
 def _check_base(base: Mapping[str, Any]) -> None:

@@ -47,6 +47,9 @@ class _Decision:
     now: float
 
     def effects(self) -> Iterator[Effect]:
+        if self.view.mode is Mode.HANDOVER:
+            yield Finish(Finished.HANDED_OVER, "another controller goes on")
+            return
         ended = [tell for trial in self.view.trials if (tell := self._tell(trial))]
         yield from ended
         yield from self._stops()
@@ -74,6 +77,8 @@ class _Decision:
                 return Tell(trial.number, Ending.COMPLETE, outcome.reason)
             case OutcomeKind.DIVERGED:
                 return Tell(trial.number, Ending.PRUNED, f"diverged: {outcome.reason}")
+            case OutcomeKind.FAILED if outcome.resumable:
+                return self._tell_lost(trial, pruned)
             case OutcomeKind.FAILED:
                 return Tell(trial.number, Ending.FAIL, outcome.reason)
             case OutcomeKind.STOPPED if outcome.cause is StopCause.CANCELLED:
@@ -85,9 +90,12 @@ class _Decision:
     def _tell_lost(self, trial: TrialFacts, pruned: str | None) -> Tell | None:
         if pruned is not None:
             return Tell(trial.number, Ending.PRUNED, pruned)
+        failed = [a.outcome.reason for a in trial.attempts if a.outcome and a.outcome.kind is OutcomeKind.FAILED]
         lost = sum(1 for attempt in trial.attempts if attempt.outcome is None and attempt.delivered)
-        if lost >= self.limits.max_attempts:
-            reason = f"its worker was lost {lost} times (search.max_attempts={self.limits.max_attempts})"
+        if lost + len(failed) >= self.limits.max_attempts:
+            parts = [f"its worker was lost {lost} times"] if lost else []
+            parts += [f"it failed {len(failed)} times, last by {failed[-1]}"] if failed else []
+            reason = f"{' and '.join(parts)} (search.max_attempts={self.limits.max_attempts})"
             return Tell(trial.number, Ending.FAIL, reason)
         return self._tell_cancelled(trial)
 
@@ -214,7 +222,8 @@ class _Decision:
                 f"{limits.max_failure_share:g}; see their reasons, mend the cause, raise the share and resume"
             )
         if self.view.start_failures >= limits.max_start_failures:
-            return f"{self.view.start_failures} workers in a row ended before they were ready; see `sweep logs`"
+            last = f" ({self.view.start_failure})" if self.view.start_failure else ""
+            return f"{self.view.start_failures} workers in a row ended before they were ready{last}; see `sweep logs`"
         return None
 
     @cached_property

@@ -21,8 +21,7 @@ from sweep import rooms, session
 from sweep.config import compose_config, freeze
 from sweep.errors import SweepError
 from sweep.export import TUNE
-from sweep.probe import probe_data
-from sweep.recipe import resolve
+from sweep.probe import check_base, probe_data
 from sweep.settings import Settings
 
 # What torchtune 0.6.1 is known to work with; other versions fail at import.
@@ -55,7 +54,7 @@ def checks(overrides: Sequence[str], config_dir: Path | None) -> list[Check]:
     if composed:
         found.append(_check("queue", lambda: _queue(composed[0])))
         found.append(_check("data", lambda: _data(composed[0])))
-        found.append(_check("base", lambda: _base(composed[0])))
+        found.append(_check("base", lambda: check_base(composed[0])))
     return found
 
 
@@ -134,15 +133,3 @@ def _data(settings: Settings) -> str:
     found = probe_data(settings)
     rows = f"{found.rows:,} rows, {found.validation_rows:,} for validation"
     return f"{rows}; a trial sees {found.trial_tokens:,} label tokens"
-
-
-def _base(settings: Settings) -> str:
-    checkpointer = resolve(settings.torchtune, {}, {})["checkpointer"]
-    directory = Path(str(checkpointer["checkpoint_dir"]))
-    files = checkpointer.get("checkpoint_files")
-    names = files if isinstance(files, list) else []
-    missing = [name for name in names if not (directory / str(name)).exists()]
-    if not directory.is_dir() or missing:
-        lacks = f" lacks {', '.join(missing)}" if missing else " does not exist"
-        raise SweepError(f"checkpointer.checkpoint_dir={directory}{lacks}; fetch the base with `tune download`")
-    return str(directory)

@@ -7,6 +7,7 @@ out by one call of a port, and each of those is safe to repeat.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -21,6 +22,7 @@ from sweep.model import (
     Drain,
     Effect,
     Finish,
+    Job,
     JobState,
     Limits,
     Mode,
@@ -34,6 +36,10 @@ from sweep.model import (
 )
 from sweep.ports import AttemptSight, Channel, Clock, Dispatcher, Study, WorkerSight, WorkerSpec
 from trainer.contract import Report, StopCause, TrialSpec
+from trainer.room import worker_number
+
+# What a shared file system or the network may say for a moment, and take back.
+PASSING = {errno.ESTALE, errno.EIO, errno.ETIMEDOUT, errno.EAGAIN, errno.EINTR, errno.EREMOTEIO}
 
 # Builds the specification of an attempt from trial, attempt and worker.
 SpecFactory = Callable[[int, int, str], TrialSpec]
@@ -92,7 +98,9 @@ class Controller:
         while True:
             try:
                 effects = self.step()
-            except RetryLater as error:
+            except (RetryLater, OSError) as error:
+                if isinstance(error, OSError) and error.errno not in PASSING:
+                    raise
                 self.listener.trouble(str(error))
                 effects = ()
             if effects and isinstance(effects[-1], Finish):
@@ -120,12 +128,13 @@ class Controller:
         study = self.ports.study
         # jobs first: an attempt whose job is gone by now has written all that it ever will
         jobs = self.ports.dispatcher.poll()
-        self._last_name = max([self._last_name, *(int(name[1:]) for name in jobs)])
+        self._last_name = max([self._last_name, *map(worker_number, jobs)])
         self._first_name = self._last_name if self._first_name is None else self._first_name
-        watched = [name for name, (_, state) in jobs.items() if state is not JobState.GONE or self._is_ours(name)]
+        watched = [name for name, job in jobs.items() if job.state is not JobState.GONE or self._is_ours(name)]
         attempts, workers = self.ports.channel.observe(study.facts().open, watched)
         trials = tuple(self._trial(number, sights) for number, sights in attempts.items())
-        facts = tuple(self._worker(sight, *jobs[name]) for name, sight in workers.items())
+        facts = tuple(self._worker(sight, jobs[name]) for name, sight in workers.items())
+        failed = self._failed_starts(facts)
         return View(
             study=study.facts(),
             trials=trials,
@@ -133,7 +142,8 @@ class Controller:
             mode=self.mode(),
             tokens=study.facts().tokens + sum(self._tokens.values()),
             seconds=self.ports.clock.now() - self.created,
-            start_failures=self._start_failures(facts),
+            start_failures=len(failed),
+            start_failure=failed[0].reason if failed else "",
         )
 
     def _act(self, effect: Effect) -> None:
@@ -173,16 +183,19 @@ class Controller:
         stop_since = self._seen(("stop", (trial, sight.number)), sight.stop) if sight.stop else None
         return AttemptFacts(sight.number, sight.worker, sight.delivered, sight.stop, stop_since, sight.outcome)
 
-    def _worker(self, sight: WorkerSight, place: int, job: JobState) -> WorkerFacts:
+    def _worker(self, sight: WorkerSight, job: Job) -> WorkerFacts:
         return WorkerFacts(
             name=sight.name,
-            place=place,
-            job=job,
+            place=job.place,
+            job=job.state,
             ready=sight.beat is not None,
-            started=self._seen(("job", sight.name), job),
+            started=self._seen(("job", sight.name), job.state),
             beat=self._seen(("beat", sight.name), sight.beat),
             assigned=sight.assigned,
             draining=sight.draining,
+            handle=job.handle,
+            node=job.node,
+            reason=job.reason,
         )
 
     def _seen(self, what: tuple[str, object], value: object) -> float:
@@ -194,13 +207,14 @@ class Controller:
     def _is_ours(self, name: str) -> bool:
         """One of the last workers that this controller started."""
         recent = self._last_name - self.limits.max_start_failures - self.limits.workers
-        return int(name[1:]) > max(self._first_name or 0, recent)
+        return worker_number(name) > max(self._first_name or 0, recent)
 
-    def _start_failures(self, workers: tuple[WorkerFacts, ...]) -> int:
-        """How many of the last workers in a row ended without ever being ready, those that we let go left out."""
-        failures = 0
+    def _failed_starts(self, workers: tuple[WorkerFacts, ...]) -> list[WorkerFacts]:
+        """The last workers in a row that ended without ever being ready, newest first; those we let go left out."""
+        failed = []
         for worker in sorted(workers, key=lambda w: w.name, reverse=True):
             if worker.ready:
                 break
-            failures += worker.job is JobState.GONE and not worker.draining
-        return failures
+            if worker.job is JobState.GONE and not worker.draining:
+                failed.append(worker)
+        return failed

@@ -22,6 +22,24 @@ class JobState(StrEnum):
     GONE = "gone"
 
 
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A worker's job as its queue shows it.
+
+    Args:
+        place: the worker's position among the queue's workers.
+        handle: what the queue calls the job: a SLURM job id; empty where it has no name of its own.
+        node: where it runs.
+        reason: why it waits, or how it ended, in plain words.
+    """
+
+    place: int
+    state: JobState
+    handle: str = ""
+    node: str = ""
+    reason: str = ""
+
+
 class Ending(StrEnum):
     """How a trial is told to the study; Optuna's own words."""
 
@@ -34,6 +52,7 @@ class Mode(StrEnum):
     """What the person wants of the controller."""
 
     RUN = "run"
+    HANDOVER = "handover"  # leave all as it is: another controller goes on
     DETACH = "detach"  # ask no more, let running trials go on without us
     STOP = "stop"  # stop running trials with a checkpoint, to go on later
     CANCEL = "cancel"  # stop running trials for good
@@ -44,6 +63,7 @@ class Finished(StrEnum):
 
     DONE = "done"
     DETACHED = "detached"
+    HANDED_OVER = "handed over"
     STOPPED = "stopped"
     CANCELLED = "cancelled"
     FAILED = "failed"
@@ -93,6 +113,7 @@ class WorkerFacts:
         ready: its beat was seen.
         started, beat: when the controller first saw it, and when its beat last changed.
         assigned: attempts ever put into its inbox.
+        handle, node, reason: see `Job`; for a person.
     """
 
     name: str
@@ -103,6 +124,9 @@ class WorkerFacts:
     beat: float = 0.0
     assigned: int = 0
     draining: bool = False
+    handle: str = ""
+    node: str = ""
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +166,7 @@ class View:
         tokens: label tokens trained by all trials so far.
         seconds: since the sweep was created.
         start_failures: workers in a row that ended without ever being ready.
+        start_failure: how the last of them ended.
     """
 
     study: StudyFacts
@@ -151,6 +176,7 @@ class View:
     tokens: int = 0
     seconds: float = 0.0
     start_failures: int = 0
+    start_failure: str = ""
 
 
 @dataclass(frozen=True, slots=True)

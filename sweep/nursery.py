@@ -36,10 +36,11 @@ class Nursery:
 
     Args:
         spares: for each place the environment of its worker; empty: one process forks them all.
+        env: further variables of the one that forks.
     """
 
-    def __init__(self, spares: Sequence[Mapping[str, str]] = ()) -> None:
-        self._envs = tuple(spares) or (OWN_ENV,)
+    def __init__(self, spares: Sequence[Mapping[str, str]] = (), env: Mapping[str, str] | None = None) -> None:
+        self._envs = tuple(spares) or ({**OWN_ENV, **(env or {})},)
         self._forks = not spares
         self._processes: list[_Process] = []
 

@@ -34,7 +34,7 @@ class Plan:
         data: what one trial would train on; None where it cannot be counted here.
         unknown: why data or speed are unknown; empty where both are known or were not asked for.
         tokens: label tokens of the whole budget without pruning; seconds by the measured speed, None unmeasured.
-        preview: what the queue would be given for its first worker.
+        preview: what the queue would be given for its first workers.
     """
 
     settings: Settings
@@ -85,7 +85,7 @@ def make_plan(settings: Settings, samples: int, measure: bool) -> Plan:
         unknown=unknown,
         tokens=tokens,
         seconds=tokens / rate / workers if tokens and rate else None,
-        preview=dispatcher.preview(WorkerSpec("w0001", 0)),
+        preview=dispatcher.preview([WorkerSpec(f"w{place + 1:04d}", place) for place in range(workers)]),
     )
 
 
@@ -132,7 +132,10 @@ def plan_view(plan: Plan) -> RenderableType:
         trials.add_column(names[key], justify="right")
     for sample in plan.samples:
         trials.add_row(*(param(sample[key], key) if key in sample else "–" for key in keys))
-    queue = Text.assemble(("queue ", "bold"), f"{settings.queue.kind}: {plan.workers} workers, each\n  {plan.preview}")
+    queue = Text.assemble(("queue ", "bold"), f"{settings.queue.kind}: {plan.workers} workers, ")
+    lines = plan.preview.rstrip().splitlines()
+    queue.append("each" if len(lines) == 1 else "submitted as")
+    queue.append("".join(f"\n  {line}" for line in lines))
     return Group(Text(f"sweep {settings.name} minimises {settings.metric}\n"), space, trials, _budget(plan), queue)
 
 

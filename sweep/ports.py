@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from sweep.model import JobState, StudyFacts, Tell, Verdict
+from sweep.model import Job, StudyFacts, Tell, Verdict
 from trainer.contract import Outcome, Report, StopCause, TrialSpec
 
 
@@ -55,14 +55,14 @@ class Dispatcher(Protocol):
             GiveUp: the queue refuses; RetryLater: it cannot answer now.
         """
 
-    def poll(self) -> Mapping[str, tuple[int, JobState]]:
-        """Place and state of every worker ever started in this room, with one query of the queue."""
+    def poll(self) -> Mapping[str, Job]:
+        """The job of every worker ever started in this room, with at most one query of the queue."""
 
     def cancel(self, workers: Sequence[str]) -> None:
         """End these workers' jobs; nothing where they are gone."""
 
-    def preview(self, worker: WorkerSpec) -> str:
-        """What would be handed to the queue, for a person."""
+    def preview(self, workers: Sequence[WorkerSpec]) -> str:
+        """What would be handed to the queue for these workers, for a person."""
 
 
 class Clock(Protocol):

@@ -8,7 +8,9 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from sweep.errors import ConfigError
@@ -44,7 +46,7 @@ def probe_data(settings: Settings, nursery: Nursery | None = None, speed: bool =
         "components": settings.recipe.components,
         "speed": speed,
     }
-    answer = nursery.ask(request) if nursery and not speed else _ask_once(request)
+    answer = nursery.ask(request) if nursery and not speed else _ask_once(request, settings.queue.worker_env)
     if "error" in answer:
         raise ConfigError(
             f"the torchtune configuration cannot train here: {answer['error']}; "
@@ -53,10 +55,31 @@ def probe_data(settings: Settings, nursery: Nursery | None = None, speed: bool =
     return DataProbe(**answer)
 
 
-def _ask_once(request: dict[str, Any]) -> dict[str, Any]:
+def check_base(settings: Settings) -> str:
+    """Where the base lies.
+
+    Raises:
+        ConfigError: the directory or one of its files does not exist here.
+    """
+    checkpointer = resolve(settings.torchtune, {}, {})["checkpointer"]
+    directory = Path(str(checkpointer["checkpoint_dir"]))
+    files = checkpointer.get("checkpoint_files")
+    missing = [name for name in (files if isinstance(files, list) else []) if not (directory / str(name)).exists()]
+    if not directory.is_dir() or missing:
+        lacks = f" lacks {', '.join(missing)}" if missing else " does not exist"
+        raise ConfigError(f"checkpointer.checkpoint_dir={directory}{lacks}; fetch the base with `tune download`")
+    return str(directory)
+
+
+def _ask_once(request: dict[str, Any], env: Mapping[str, str]) -> dict[str, Any]:
     command = [sys.executable, "-m", "trainer", "probe", *(["--speed"] if request["speed"] else [])]
     result = subprocess.run(
-        command, input=json.dumps(request), capture_output=True, text=True, env=OWN_ENV | clean_env(), check=False
+        command,
+        input=json.dumps(request),
+        capture_output=True,
+        text=True,
+        env=OWN_ENV | clean_env() | dict(env),
+        check=False,
     )
     lines = result.stdout.strip().splitlines()
     if lines and lines[-1].startswith("{"):

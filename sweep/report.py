@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from sweep.model import SweepState, TrialRow
 from sweep.results import SweepReader
 from sweep.rooms import load_settings
-from sweep.session import reading_storage
+from sweep.session import job_viewer, reading_storage
 from sweep.study import load_study, own_trials
 from sweep.view import duration, number, params_text, ranked
 from trainer.room import Room, write_atomic
@@ -48,7 +48,7 @@ def write_report(room: Room, to: Path) -> Path:
     """
     settings = load_settings(room)
     study = load_study(reading_storage(room, settings), settings.name)
-    state = SweepReader(room, settings, lambda: own_trials(study)).state()
+    state = SweepReader(room, settings, lambda: own_trials(study), job_viewer(room, settings)).state()
     write_atomic(to.absolute(), page(state, figures(study, state)))
     return to.absolute()
 

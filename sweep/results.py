@@ -5,17 +5,18 @@ Invariants: reads only; what has ended is read once. Works beside a running cont
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
 
-from sweep.model import JobState, SweepState, TrialRow, WorkerFacts
+from sweep.model import Job, JobState, SweepState, TrialRow, WorkerFacts
 from sweep.rooms import controller_runs, journal_path, load_settings, worker_of
-from sweep.session import reading_storage
+from sweep.session import job_viewer, reading_storage
 from sweep.settings import Settings
 from trainer.contract import ContractError, Outcome, Report, Step, decode
-from trainer.room import Room, Tail, held, read_json, read_text
+from trainer.room import Room, Tail, read_text
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
@@ -30,11 +31,13 @@ class SweepReader:
 
     Args:
         trials: this sweep's own trials in the study.
+        jobs: what the queue says of its workers.
     """
 
     room: Room
     settings: Settings
     trials: Callable[[], list[FrozenTrial]]
+    jobs: Callable[[], Mapping[str, Job]]
     _ended: dict[int, TrialRow] = field(default_factory=dict)
     _tails: dict[tuple[int, int], Tail] = field(default_factory=dict)
     _reports: dict[int, dict[int, Report]] = field(default_factory=dict)
@@ -95,18 +98,27 @@ class SweepReader:
     def _read_reports(self, trial: int, attempts: list[int]) -> tuple[Report, ...]:
         merged = self._reports.setdefault(trial, {})
         for number in attempts:
-            tail = self._tails.setdefault((trial, number), Tail(self.room.attempt(trial, number).reports))
-            merged.update({report.milestone: report for report in _decoded(Report, tail.lines())})
+            files = self.room.attempt(trial, number)
+            tail = self._tails.setdefault((trial, number), Tail(files.reports))
+            merged.update({report.milestone: report for report in _decoded(Report, tail.lines(files.counted()))})
         return tuple(merged[milestone] for milestone in sorted(merged))
 
     def _workers(self) -> tuple[WorkerFacts, ...]:
         found = []
-        for name in self.room.workers():
-            files = self.room.worker(name)
-            if held(files.lock):
-                place = int((read_json(files.job) or {}).get("place", 0))
-                ready = files.beat.exists()
-                found.append(WorkerFacts(name, place, JobState.RUNNING, ready, draining=files.drain.exists()))
+        for name, job in self.jobs().items():
+            if job.state is not JobState.GONE:
+                files = self.room.worker(name)
+                facts = WorkerFacts(
+                    name=name,
+                    place=job.place,
+                    job=job.state,
+                    ready=files.beat.exists(),
+                    draining=files.drain.exists(),
+                    handle=job.handle,
+                    node=job.node,
+                    reason=job.reason,
+                )
+                found.append(facts)
         return tuple(found)
 
 
@@ -116,7 +128,7 @@ def open_reader(room: Room) -> SweepReader:
 
     settings = load_settings(room)
     study = load_study(reading_storage(room, settings), settings.name)
-    return SweepReader(room, settings, lambda: own_trials(study))
+    return SweepReader(room, settings, lambda: own_trials(study), job_viewer(room, settings))
 
 
 def read_outcome(room: Room, trial: int) -> Outcome | None:
@@ -130,11 +142,12 @@ def read_outcome(room: Room, trial: int) -> Outcome | None:
 
 
 def read_steps(room: Room, trial: int) -> list[Step]:
-    """The optimizer steps of a trial over all its attempts; where two attempts did the same one, the later's."""
+    """The optimizer steps of a trial over all its attempts; from where a later attempt began, only the later's."""
     merged: dict[int, Step] = {}
     for number in room.attempts(trial):
-        lines = Tail(room.attempt(trial, number).steps).lines()
-        merged.update({step.step: step for step in _decoded(Step, lines)})
+        steps = {step.step: step for step in _decoded(Step, Tail(room.attempt(trial, number).steps).lines())}
+        began = min(steps, default=math.inf)
+        merged = {step: value for step, value in merged.items() if step < began} | steps
     return [merged[step] for step in sorted(merged)]
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from omegaconf import OmegaConf
 
 from sweep.errors import ConfigError
 from sweep.settings import Settings, settings_from_json
-from trainer.room import Room, held, read_json, write_atomic
+from trainer.room import Room, held, read_json, read_text, write_atomic
 
 DEFAULT_ROOMS = "sweeps"
 CHANGEABLE = ("search", "queue")
@@ -108,6 +109,12 @@ def worker_of(room: Room, trial: int, attempt: int) -> str:
     return str((read_json(room.attempt(trial, attempt).spec) or {}).get("worker", ""))
 
 
+def worker_log(room: Room, name: str) -> Path:
+    """Where a worker's output is: its queue may say so."""
+    job = read_json(room.worker(name).job)
+    return Path(job["log"]) if isinstance(job, dict) and "log" in job else room.worker(name).log
+
+
 def journal_path(room: Room) -> Path:
     return room.root / "study.journal"
 
@@ -118,3 +125,15 @@ def controller_lock(room: Room) -> Path:
 
 def controller_runs(room: Room) -> bool:
     return held(controller_lock(room))
+
+
+def whereabouts() -> str:
+    """Where this process is, for a person who looks for it."""
+    job = os.environ.get("SLURM_JOB_ID")
+    node = os.environ.get("SLURMD_NODENAME") if job else None
+    return f"process {os.getpid()} on {node or socket.gethostname()}{f', SLURM job {job}' if job else ''}"
+
+
+def controller_whereabouts(room: Room) -> str:
+    """Where the controller runs that holds the room, or held it last."""
+    return (read_text(controller_lock(room)) or "").strip()

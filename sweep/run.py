@@ -17,10 +17,10 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from sweep.errors import GiveUp, RetryLater
-from sweep.model import Assign, Cancel, Effect, Finish, Finished, Mode, StartWorkers, Stop, Tell, View
-from sweep.rooms import controller_lock, load_settings
-from sweep.session import make_controller, open_study
-from sweep.view import console, duration, live_view, number, params_text
+from sweep.model import Assign, Cancel, Effect, Finish, Finished, JobState, Mode, StartWorkers, Stop, Tell, View
+from sweep.rooms import controller_lock, controller_whereabouts, load_settings, whereabouts
+from sweep.session import job_viewer, make_controller, open_study
+from sweep.view import console, duration, live_view, number, params_text, waiting_text
 from trainer.contract import Report
 from trainer.room import Room, hold, read_text
 
@@ -38,17 +38,29 @@ SECOND_THOUGHTS_SECONDS = 3.0
 
 @dataclass(slots=True)
 class Wish:
-    """What the person wants: from Ctrl-C, or from the verb `stop` of another process through the room."""
+    """What the person wants: from Ctrl-C, or from the verb `stop` of another process through the room.
+
+    Args:
+        in_job: the controller is a job itself, so that a signal means its own end and not the sweep's.
+        resigned: the signal that told it so.
+    """
 
     room: Room
     mode: Mode = Mode.RUN
     interrupted: bool = False
+    in_job: bool = False
+    resigned: int | None = None
 
     def __call__(self) -> Mode:
         text = read_text(control_path(self.room))
         asked = Mode(text.strip()) if text and text.strip() in list(Mode) else Mode.RUN
         order = list(Mode)
         return max(self.mode, asked, key=order.index)
+
+    def hand_over(self, number: int, frame: FrameType | None) -> None:
+        """Leave all as it is: this process must end, and another controller goes on."""
+        self.resigned = number
+        self.mode = max(self.mode, Mode.HANDOVER, key=list(Mode).index)
 
     def interrupt(self, number: int, frame: FrameType | None) -> None:
         self.interrupted = True
@@ -65,6 +77,7 @@ class Log:
     began: float = field(default_factory=time.time)
     lines: deque[str] = field(default_factory=lambda: deque(maxlen=200))
     view: LiveView | None = None
+    waiting: str = ""
 
     def reported(self, trial: int, report: Report) -> None:
         value = getattr(report, self.metric)
@@ -91,6 +104,11 @@ class Log:
             self.view.refresh(self)
 
     def waited(self, view: View) -> None:
+        live = [worker for worker in view.workers if worker.job is not JobState.GONE]
+        waiting = waiting_text(live)
+        if waiting and waiting != self.waiting:
+            self.say(waiting)
+        self.waiting = waiting
         if self.view:
             self.view.refresh(self)
 
@@ -131,23 +149,26 @@ def control_path(room: Room) -> Path:
     return room.root / "control"
 
 
-def drive(room: Room, wish: Wish, nursery: Nursery) -> Finish:
+def drive(room: Room, wish: Wish, nursery: Nursery, goes_on: bool = False) -> Finish:
     """Run the controller of a room until it ends.
 
     Args:
         nursery: forks the workers; closed at the end.
+        goes_on: an earlier controller handed over, so that what a person wanted of it holds.
 
     Raises:
         RetryLater: another controller runs this sweep. GiveUp: the disk is full.
     """
     settings = load_settings(room)
-    with hold(controller_lock(room), "controller") as mine:
+    with hold(controller_lock(room), whereabouts()) as mine:
         if not mine:
             raise RetryLater(
-                f"another controller runs {settings.name} already; look at it with `sweep watch {settings.name}`, "
+                f"another controller runs {settings.name} already ({controller_whereabouts(room)}); "
+                f"look at it with `sweep watch {settings.name}`, "
                 f"or end it with `sweep stop {settings.name}`"
             )
-        control_path(room).unlink(missing_ok=True)
+        if not goes_on:
+            control_path(room).unlink(missing_ok=True)
         study = open_study(room, settings)
         out = console()
         log = Log(study, settings.metric, echo=None if out.is_terminal else out)
@@ -161,7 +182,8 @@ def drive(room: Room, wish: Wish, nursery: Nursery) -> Finish:
             raise GiveUp(
                 f"the controller cannot write to {room.root}: {error}; mend that, then `sweep resume`"
             ) from error
-        control_path(room).unlink(missing_ok=True)
+        if finish.how is not Finished.HANDED_OVER:
+            control_path(room).unlink(missing_ok=True)
         return finish
 
 
@@ -178,7 +200,11 @@ def second_thoughts(wish: Wish, log: Log) -> bool:
 
 @contextmanager
 def _signals(wish: Wish) -> Iterator[None]:
-    old = {number: signal.signal(number, wish.interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+    if wish.in_job:
+        handlers = dict.fromkeys((signal.SIGINT, signal.SIGTERM, signal.SIGUSR2), wish.hand_over)
+    else:
+        handlers = dict.fromkeys((signal.SIGINT, signal.SIGTERM), wish.interrupt)
+    old = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
         yield
     finally:
@@ -195,7 +221,8 @@ def _live(out: Console, log: Log, room: Room, study: OptunaStudy) -> Iterator[No
 
     from sweep.results import SweepReader
 
-    reader = SweepReader(room, load_settings(room), study.frozen)
+    settings = load_settings(room)
+    reader = SweepReader(room, settings, study.frozen, job_viewer(room, settings))
     with Live(console=out, auto_refresh=False, transient=True) as live:
         log.view = LiveView(live, reader)
         yield
@@ -204,6 +231,7 @@ def _live(out: Console, log: Log, room: Room, study: OptunaStudy) -> Iterator[No
 EXIT_CODES = {
     Finished.DONE: 0,
     Finished.DETACHED: 130,
+    Finished.HANDED_OVER: 0,
     Finished.STOPPED: 130,
     Finished.CANCELLED: 130,
     Finished.FAILED: 1,

@@ -6,13 +6,15 @@ Invariant: what is expensive to import is imported when it is used.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sweep.errors import ConfigError
-from sweep.model import Mode
+from sweep.errors import ConfigError, SweepError
+from sweep.model import Job, Mode
+from sweep.queues import SlurmQueue
 from sweep.rooms import find_room, journal_path, load_settings, rooms_dir, save_settings
 from sweep.settings import Settings
 from trainer.contract import TrialSpec
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 
     from sweep.config import Composed
     from sweep.dispatch.local import LocalDispatcher
+    from sweep.dispatch.slurm import SlurmDispatcher
     from sweep.loop import Controller, Listener
     from sweep.nursery import Nursery
     from sweep.study import OptunaStudy, StudyConfig
@@ -88,7 +91,7 @@ def reading_storage(room: Room, settings: Settings) -> BaseStorage | str:
 
 
 def worker_count(settings: Settings) -> int:
-    """How many workers the queue comes to on this machine."""
+    """How many workers the queue comes to; on this machine, where the configuration leaves it open."""
     from sweep.dispatch.local import cores, visible_gpus
 
     if settings.queue.workers is not None:
@@ -105,6 +108,8 @@ def on_gpu(settings: Settings) -> bool:
     from sweep.dispatch.local import visible_gpus
 
     device = str(settings.torchtune.get("device"))
+    if isinstance(settings.queue, SlurmQueue):
+        return device.startswith("cuda")
     if device.startswith("cuda") and not visible_gpus():
         raise ConfigError(
             f"device={device}, but this machine shows no GPU to queue=local; "
@@ -113,8 +118,16 @@ def on_gpu(settings: Settings) -> bool:
     return device.startswith("cuda")
 
 
-def make_dispatcher(room: Room, settings: Settings, nursery: Nursery | None = None) -> LocalDispatcher:
-    """The dispatcher of the configured queue; without a nursery it starts each worker by itself."""
+def make_dispatcher(
+    room: Room, settings: Settings, nursery: Nursery | None = None
+) -> LocalDispatcher | SlurmDispatcher:
+    """The dispatcher of the configured queue; without a nursery the local one starts each worker by itself."""
+    if isinstance(settings.queue, SlurmQueue):
+        return _slurm_dispatcher(room, settings, settings.queue)
+    return _local_dispatcher(room, settings, nursery)
+
+
+def _local_dispatcher(room: Room, settings: Settings, nursery: Nursery | None) -> LocalDispatcher:
     from sweep.dispatch.local import LocalDispatcher, cores, visible_gpus
 
     queue = settings.queue
@@ -125,18 +138,54 @@ def make_dispatcher(room: Room, settings: Settings, nursery: Nursery | None = No
         threads=threads,
         trials=queue.trials_per_worker or 0,
         idle_seconds=queue.idle_seconds,
-        env=queue.env,
+        env=queue.worker_env,
         nursery=nursery,
     )
+
+
+def _slurm_dispatcher(room: Room, settings: Settings, queue: SlurmQueue, reads: bool = False) -> SlurmDispatcher:
+    from sweep.dispatch.slurm import SlurmDispatcher
+    from sweep.submit import Submission
+
+    threads = str(queue.threads or queue.cpus_per_task or 1)
+    options = {
+        "trials": queue.trials_per_worker or 0,
+        "idle_seconds": queue.idle_seconds,
+        "seconds": queue.timeout_min * 60 - queue.slurm_signal_delay_s,
+        "gpu": on_gpu(settings),
+        "env": {"OMP_NUM_THREADS": threads, "PYTHONUNBUFFERED": "1", **queue.worker_env},
+    }
+    submission = Submission(room, settings.name, queue.job, options, queue.python)
+    return SlurmDispatcher(room, submission, queue.query_seconds, reads)
+
+
+def job_viewer(room: Room, settings: Settings) -> Callable[[], Mapping[str, Job]]:
+    """What the queue says of the workers' jobs, for somebody who only looks; it never fails."""
+    from sweep.dispatch.local import LocalDispatcher
+
+    queue = settings.queue
+    dispatcher: LocalDispatcher | SlurmDispatcher
+    if isinstance(queue, SlurmQueue):
+        dispatcher = _slurm_dispatcher(room, settings, queue, reads=True)
+    else:
+        dispatcher = LocalDispatcher(room, (), 1)
+    seen: dict[str, Job] = {}
+
+    def look() -> Mapping[str, Job]:
+        with suppress(SweepError):  # the scheduler cannot be asked from here, or not now: show what was seen
+            seen.update(dispatcher.poll())
+        return seen
+
+    return look
 
 
 def make_nursery(settings: Settings) -> Nursery:
     """Processes that import torch while the data are counted; none is started yet."""
     from sweep.nursery import Nursery
 
-    if not on_gpu(settings):
-        return Nursery()
-    dispatcher = make_dispatcher(Room(Path()), settings)
+    if isinstance(settings.queue, SlurmQueue) or not on_gpu(settings):
+        return Nursery(env=settings.queue.worker_env)
+    dispatcher = _local_dispatcher(Room(Path()), settings, None)
     return Nursery([dispatcher.own_env(place) for place in range(worker_count(settings))])
 
 

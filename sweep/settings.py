@@ -18,12 +18,12 @@ from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 from sweep.errors import ConfigError, unknown_key
 from sweep.grammar import parse_space
 from sweep.model import Limits
+from sweep.queues import CONTROLLER_WORDS, KINDS, SHARED_WORDS, Queue, SlurmQueue, Submitit
 from sweep.space import Space
 from trainer.contract import Guard
 
 SCHEMA_VERSION = 1
 METRICS = ("val_loss", "loss")
-QUEUES = ("local",)
 T = TypeVar("T")
 
 
@@ -85,37 +85,6 @@ class Trial:
     equal_data: bool = True
     loss_ratio: float = 2.0
     grad_norm_ratio: float = 1000.0
-
-
-@dataclass
-class Queue:
-    """Where jobs run.
-
-    Args:
-        kind: local.
-        workers: how many at once; null: one per GPU, or one per core where the recipe trains on the CPU.
-        slots: trials side by side in one worker.
-        trials_per_worker: trials after which a worker ends; null: no limit.
-        threads: OMP_NUM_THREADS of a worker; null: the cores shared out evenly.
-        env: further environment variables of a worker; no secrets, they are frozen into the room.
-        idle_seconds: how long a worker waits for an assignment before it ends by itself.
-        silence_seconds: how long a beat may be missing before the worker's job is cancelled.
-        start_seconds: how long a worker may take until it is ready.
-        stop_grace_seconds: how long a trial may take to obey a stop before its worker's job is cancelled.
-        poll_seconds: pause between two looks at the room.
-    """
-
-    kind: str = "local"
-    workers: int | None = None
-    slots: int = 1
-    trials_per_worker: int | None = None
-    threads: int | None = None
-    env: dict[str, str] = field(default_factory=dict)
-    idle_seconds: float = 900.0
-    silence_seconds: float = 120.0
-    start_seconds: float = 600.0
-    stop_grace_seconds: float = 60.0
-    poll_seconds: float = 0.2
 
 
 @dataclass
@@ -205,7 +174,6 @@ class Settings:
 
 SECTIONS: dict[str, type] = {
     "recipe": Recipe,
-    "queue": Queue,
     "objective": Objective,
     "search": Search,
     "trial": Trial,
@@ -224,10 +192,36 @@ def settings_from_json(raw: Mapping[str, Any], where: str) -> Settings:
     values = {k: v for k, v in raw.items() if k != "v"}
     for name, kind in SECTIONS.items():
         values[name] = read_section(kind, values.get(name), name)
+    values["queue"] = read_queue(values.get("queue"))
     try:
         return Settings(**values)
     except TypeError as error:
         raise ConfigError(f"{where} is no frozen sweep of this program: {error}") from error
+
+
+def read_queue(raw: Any) -> Queue:
+    """The queue's section, by its kind.
+
+    Raises:
+        ConfigError: another kind, or what `read_section` refuses; in `queue.controller` too.
+    """
+    kind = raw.get("kind", "local") if isinstance(raw, Mapping) else "local"
+    if kind not in KINDS:
+        raise ConfigError(f"queue.kind={kind} is not allowed; it must be {' or '.join(KINDS)}")
+    queue = read_section(KINDS[kind], raw, "queue")
+    if isinstance(queue, SlurmQueue):
+        controller_job(queue)
+    return queue
+
+
+def controller_job(queue: SlurmQueue) -> Submitit:
+    """What the controller's own job asks for.
+
+    Raises:
+        ConfigError: `queue.controller` has an unknown key or a wrong value.
+    """
+    shared = {key: getattr(queue, key) for key in SHARED_WORDS}
+    return read_section(Submitit, {**shared, **CONTROLLER_WORDS, **queue.controller}, "queue.controller")
 
 
 def read_section(kind: type[T], raw: Any, where: str) -> T:
@@ -249,7 +243,7 @@ def read_section(kind: type[T], raw: Any, where: str) -> T:
         reason = str(error).splitlines()[0]
         raise ConfigError(f"{where}.{error.full_key or error.key}: {reason}") from error
     for (name, key), (allowed, text) in _RANGES.items():
-        value = getattr(section, key, None) if name == where else None
+        value = getattr(section, key, None) if name == where.partition(".")[0] else None
         if value is not None and not allowed(value):
             raise ConfigError(f"{where}.{key}={value} is not allowed; it must be {text}")
     return section
@@ -269,7 +263,13 @@ _RANGES: dict[tuple[str, str], tuple[Any, str]] = {
     ("trial", "checkpoint_every"): (lambda value: value >= 0, "0 or more"),
     ("trial", "loss_ratio"): (lambda value: value > 1, "above 1 (inf switches it off)"),
     ("trial", "grad_norm_ratio"): (lambda value: value > 1, "above 1 (inf switches it off)"),
-    ("queue", "kind"): (lambda value: value in QUEUES, "local"),
+    ("queue", "timeout_min"): _AT_LEAST_ONE,
+    ("queue", "cpus_per_task"): _AT_LEAST_ONE,
+    ("queue", "gpus_per_node"): (lambda value: value >= 0, "0 or more"),
+    ("queue", "mem_gb"): _POSITIVE,
+    ("queue", "slurm_array_parallelism"): _AT_LEAST_ONE,
+    ("queue", "slurm_signal_delay_s"): _AT_LEAST_ONE,
+    ("queue", "query_seconds"): _POSITIVE,
     ("queue", "workers"): _AT_LEAST_ONE,
     ("queue", "slots"): (
         lambda value: value == 1,

@@ -78,11 +78,12 @@ def status(args: Namespace) -> int:
         print(json.dumps(_state_json(state)))
         return 0
     out = console()
-    out.print(f"[bold]{state.name}[/] in {room.root} – {'controller running' if state.controller else 'no controller'}")
+    at = f"controller: {rooms.controller_whereabouts(room)}" if state.controller else "no controller is running"
+    out.print(f"[bold]{state.name}[/] in {room.root} – {at}", highlight=False, soft_wrap=True)
     out.print(counts_text(state))
     out.print(trials_table(state, state.rows))
     if state.workers:
-        logs = {worker.name: str(room.worker(worker.name).log) for worker in state.workers}
+        logs = {worker.name: str(rooms.worker_log(room, worker.name)) for worker in state.workers}
         out.print(workers_table(state, logs))
     for row in state.rows:
         if row.state == "failed":
@@ -111,17 +112,25 @@ def watch(args: Namespace) -> int:
 def logs(args: Namespace) -> int:
     room = rooms.find_room(args.name)
     names = room.workers()
+    if args.controller:
+        from sweep.detached import controller_log
+
+        _print_log(controller_log(room), args.n)
+        return 0
     if args.trial is not None:
         attempts = room.attempts(args.trial)
         if not attempts:
             raise ConfigError(f"--trial={args.trial}: this sweep has no such trial; it has {room.trials()}")
         names = [rooms.worker_of(room, args.trial, number) for number in attempts]
-    for name in names:
-        path = room.worker(name).log
-        print(f"==> {path} <==")
-        lines = path.read_text(errors="replace").splitlines() if path.exists() else []
-        print("\n".join(lines[-args.n :]))
+    for path in dict.fromkeys(rooms.worker_log(room, name) for name in names):  # a requeued job goes on in its log
+        _print_log(path, args.n)
     return 0
+
+
+def _print_log(path: Path, lines: int) -> None:
+    print(f"==> {path} <==")
+    text = path.read_text(errors="replace") if path.exists() else "(nothing is written yet)"
+    print("\n".join(text.splitlines()[-lines:]))
 
 
 def stop(args: Namespace) -> int:
@@ -134,11 +143,24 @@ def stop(args: Namespace) -> int:
         write_atomic(control_path(room), mode.value)
         while rooms.controller_runs(room):
             time.sleep(0.1)
-        print(f"stopped: {room.root.name}")
-        return 0
+        if not control_path(room).exists():  # else it handed over before it saw the wish
+            print(f"stopped: {room.root.name}")
+            return 0
+    _end_controller_job(room)
     finish = drive(room, Wish(room, mode), Nursery())  # nobody is there to obey: do it ourselves
     print(f"{finish.how}: {finish.reason}")
     return 0
+
+
+def _end_controller_job(room: Room) -> None:
+    """A controller that waits in a cluster's queue would later undo what is done now."""
+    from sweep.queues import SlurmQueue
+
+    if isinstance(rooms.load_settings(room).queue, SlurmQueue):
+        from sweep.detached import cancel_controller
+
+        if job := cancel_controller(room):
+            print(f"cancelled the controller's job {job}")
 
 
 def best(args: Namespace) -> int:
@@ -218,7 +240,7 @@ def _stem(overrides: Sequence[str], recipe: str) -> str:
 
 def _room_of(composed: Composed, nursery: Nursery) -> Room:
     """The room of a composition: the one that exists where it is the very same sweep, else a new one."""
-    from sweep.probe import probe_data
+    from sweep.probe import check_base, probe_data
 
     settings = composed.settings
     existing = Room((rooms.rooms_dir() / settings.name).resolve())
@@ -226,7 +248,9 @@ def _room_of(composed: Composed, nursery: Nursery) -> Room:
         rooms.check_same_sweep(existing, settings)
         return existing
     tokens = 0
-    if settings.objective.milestone_tokens is None:
+    if settings.queue.offline:
+        check_base(settings)
+    if settings.objective.milestone_tokens is None or settings.queue.offline:
         print("counting the data …", file=sys.stderr, flush=True)
         tokens = probe_data(settings, nursery).trial_tokens
     return session.create_room(composed, tokens)
@@ -238,6 +262,8 @@ def _go(room: Room, detach: bool, nursery: Nursery) -> int:
     if detach:
         nursery.close()
         return _detach(room)
+    if not rooms.controller_runs(room):
+        _end_controller_job(room)
     finish = drive(room, Wish(room), nursery)
     _conclude(room, finish)
     return EXIT_CODES[finish.how]
@@ -245,7 +271,15 @@ def _go(room: Room, detach: bool, nursery: Nursery) -> int:
 
 def _detach(room: Room) -> int:
     from sweep.nursery import clean_env
+    from sweep.queues import SlurmQueue
 
+    name = room.root.name
+    if isinstance(rooms.load_settings(room).queue, SlurmQueue):
+        from sweep.detached import submit_controller
+
+        job = submit_controller(room)
+        print(f"{name} runs as SLURM job {job}; `sweep watch {name}`, `sweep stop {name}`, `sweep logs --controller`")
+        return 0
     log = room.root / "controller.log"
     with log.open("ab") as output:
         subprocess.Popen(
@@ -259,7 +293,6 @@ def _detach(room: Room) -> int:
     deadline = time.monotonic() + START_SECONDS
     while not rooms.controller_runs(room) and time.monotonic() < deadline:
         time.sleep(0.1)
-    name = room.root.name
     print(f"{name} runs in the background; `sweep watch {name}`, `sweep stop {name}`; its log is {log}")
     return 0
 

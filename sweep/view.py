@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,7 +18,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from sweep.model import SweepState, TrialRow
+from sweep.model import JobState, SweepState, TrialRow, WorkerFacts
 
 BLOCKS = "▁▂▃▄▅▆▇█"
 COLOURS = {
@@ -138,15 +139,30 @@ def counts_text(state: SweepState) -> Text:
 def workers_table(state: SweepState, logs: Mapping[str, str]) -> Table:
     """The living workers of a sweep."""
     table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False)
-    for heading in ("worker", "place", "state", "trials", "log"):
-        table.add_column(heading)
+    queued = any(worker.handle for worker in state.workers)  # jobs of a cluster have a number and a node
+    for heading in ("worker", *(("job", "node") if queued else ("place",)), "state", "trials", "log"):
+        table.add_column(heading, overflow="fold")
     for worker in state.workers:
         trials = ", ".join(
             str(row.number) for row in state.rows if row.state == "running" and row.worker == worker.name
         )
-        status = "draining" if worker.draining else ("ready" if worker.ready else "starting")
-        table.add_row(worker.name, str(worker.place), status, trials or "–", logs.get(worker.name, ""))
+        where = (worker.handle or "–", worker.node or "–") if queued else (str(worker.place),)
+        table.add_row(worker.name, *where, worker_status(worker), trials or "–", logs.get(worker.name, ""))
     return table
+
+
+def worker_status(worker: WorkerFacts) -> str:
+    """What a worker does, in a few words; why, where it waits for its queue."""
+    if worker.job is JobState.PENDING:
+        return f"waits: {worker.reason}" if worker.reason else "waits"
+    return "draining" if worker.draining else ("ready" if worker.ready else "starting")
+
+
+def waiting_text(workers: Sequence[WorkerFacts]) -> str:
+    """How many jobs wait in their queue, and why; empty where none does."""
+    reasons = Counter(worker.reason for worker in workers if worker.job is JobState.PENDING)
+    parts = [f"{count} {'jobs wait' if count > 1 else 'job waits'}: {reason}" for reason, count in reasons.items()]
+    return "; ".join(parts)
 
 
 def _header(state: SweepState) -> RenderableType:
@@ -161,12 +177,13 @@ def _header(state: SweepState) -> RenderableType:
     limit = state.limits.seconds
     left.append(Text(duration(state.seconds) + (f"/{duration(limit)}" if limit else "")))
     table.add_row(*left)
-    return Group(counts_text(state), table)
+    waiting = waiting_text(state.workers)
+    return Group(counts_text(state), table, *([Text(waiting, style="yellow")] if waiting else []))
 
 
 def _running_table(state: SweepState, running: Sequence[TrialRow]) -> RenderableType:
     if not running:
-        starting = sum(1 for worker in state.workers if not worker.ready)
+        starting = sum(1 for worker in state.workers if not worker.ready and worker.job is JobState.RUNNING)
         return Text(f"{starting} workers are starting" if starting else "no trial is running", style="dim")
     table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False, expand=True)
     for heading in (

@@ -152,7 +152,7 @@ class Attempt:
 
     def _resume(self, recipe: LoraRecipe) -> None:
         for number in reversed([n for n in self.room.attempts(self.spec.trial) if n < self.spec.attempt]):
-            path = self.room.attempt(self.spec.trial, number).checkpoint
+            path = self.room.attempt(self.spec.trial, number).resume_point()
             if not path.exists():
                 continue
             try:

@@ -156,8 +156,11 @@ class Outcome:
 
     @property
     def resumable(self) -> bool:
-        """Whether the trial stays open and goes on from its checkpoint."""
-        return self.cause is not None and self.cause.resumable
+        """Whether the trial stays open and goes on from its checkpoint.
+
+        A full disk is no fault of the trial's: it is tried again, as often as a lost one.
+        """
+        return self.failure is FailureKind.NO_SPACE or (self.cause is not None and self.cause.resumable)
 
 
 def encode(message: Any) -> str:

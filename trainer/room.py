@@ -7,12 +7,15 @@
                          /reports.jsonl     one line a token milestone (worker)
                          /steps.jsonl       one line an optimizer step (worker)
                          /checkpoint.pt     (worker)
+                         /fence             a newer attempt took over: how much of the reports counts (controller)
+                         /fenced.pt         the checkpoint from which that one goes on (moved by the controller)
                          /outcome.json      (worker, once)
                          /adapter/          the finished PEFT adapter (worker)
           /workers/w0001/inbox/00042-1      assignments (controller)
                         /drain              take no more (controller)
                         /job.json           the queue's handle (controller)
-                        /lock               held while the worker lives; its text is the process id (worker)
+                        /lock               held while a local worker lives; its text is the process id (worker)
+                        /exit               why it ended, where it had the time to say so (worker, once)
                         /beat               a counter (worker)
                         /log                standard output and error (worker)
 
@@ -26,6 +29,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -88,11 +92,12 @@ class Tail:
         self.path = path
         self._offset = 0
 
-    def lines(self) -> list[str]:
+    def lines(self, end: int | None = None) -> list[str]:
+        """New complete lines; those that begin at or after byte `end` are never shown."""
         try:
             with self.path.open("rb") as file:
                 file.seek(self._offset)
-                data = file.read()
+                data = file.read() if end is None else file.read(max(0, end - self._offset))
         except FileNotFoundError:
             return []
         complete = data[: data.rfind(b"\n") + 1]
@@ -133,12 +138,43 @@ class AttemptDir:
         return self.path / "checkpoint.pt"
 
     @property
+    def fence(self) -> Path:
+        return self.path / "fence"
+
+    @property
+    def fenced(self) -> Path:
+        return self.path / "fenced.pt"
+
+    @property
     def outcome(self) -> Path:
         return self.path / "outcome.json"
 
     @property
     def adapter(self) -> Path:
         return self.path / "adapter"
+
+    def raise_fence(self) -> None:
+        """Let nothing count that this attempt writes from now on; what it has written by now does.
+
+        An attempt that is taken for lost may still be running: a node that lost its network, a job requeued while its
+        first process goes on. The checkpoint is moved first, so that every milestone in it has a report that counts.
+        """
+        if self.fence.exists():
+            return
+        if not self.fenced.exists():
+            with suppress(FileNotFoundError):
+                self.checkpoint.replace(self.fenced)
+        written = self.reports.read_bytes() if self.reports.exists() else b""
+        write_atomic(self.fence, str(written.rfind(b"\n") + 1))
+
+    def counted(self) -> int | None:
+        """How many bytes of the reports count; None: all."""
+        text = read_text(self.fence)
+        return None if text is None else int(text)
+
+    def resume_point(self) -> Path:
+        """The checkpoint from which a later attempt goes on, whether or not it exists."""
+        return self.fenced if self.fence.exists() else self.checkpoint
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,6 +202,10 @@ class WorkerDir:
     @property
     def beat(self) -> Path:
         return self.path / "beat"
+
+    @property
+    def exit(self) -> Path:
+        return self.path / "exit"
 
     @property
     def log(self) -> Path:
@@ -209,6 +249,12 @@ class Room:
 
     def workers(self) -> list[str]:
         return sorted(entry.name for entry in _entries(self.root / "workers"))
+
+
+def worker_number(name: str) -> int:
+    """The number in a worker's name: 3 in `w0003`, and in `w0003r1`, which the job of `w0003` became when requeued."""
+    found = re.match(r"w(\d+)", name)
+    return int(found[1]) if found else 0
 
 
 @contextmanager

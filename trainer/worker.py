@@ -43,36 +43,45 @@ class Worker:
     Args:
         trials: how many attempts to take before it ends; 0 for no limit.
         idle_seconds: how long to wait for an assignment before it ends by itself.
+        ends_at: when to stop with a checkpoint, on this process's monotonic clock: before its job's time limit.
     """
 
     room: Room
     name: str
     trials: int = 0
     idle_seconds: float = 900.0
+    ends_at: float = float("inf")
     _cache: Cache = field(default_factory=Cache)
-    _told_to_end: bool = False
+    _told_to_end: str = ""
     _taken: set[tuple[int, int]] = field(default_factory=set)
 
     @property
     def dir(self) -> WorkerDir:
         return self.room.worker(self.name)
 
-    def run(self) -> None:
-        """Train what the inbox asks for until drained, told to end, idle for too long, or at its number of trials."""
-        for number in (signal.SIGTERM, signal.SIGINT):
+    def run(self) -> str:
+        """Train what the inbox asks for until drained, told to end, idle for too long, or at its number of trials.
+
+        Returns:
+            Why it ended.
+        """
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2):
             signal.signal(number, self._on_signal)
         with _beating(self.dir):
             idle_since = time.monotonic()
-            while not self._told_to_end:
+            while not self.told_to_end:
                 if (task := self._next()) is not None:
                     self._attempt(*task)
                     if self.trials and len(self._taken) >= self.trials:
-                        return
+                        return f"it took its {self.trials} trials"
                     idle_since = time.monotonic()
-                elif self.dir.drain.exists() or time.monotonic() - idle_since > self.idle_seconds:
-                    return
+                elif self.dir.drain.exists():
+                    return "it was drained"
+                elif time.monotonic() - idle_since > self.idle_seconds:
+                    return f"it had nothing to do for {self.idle_seconds:g} s"
                 else:
                     time.sleep(POLL_SECONDS)
+        return self.told_to_end
 
     def _next(self) -> tuple[int, int] | None:
         for task in self.dir.assignments():
@@ -99,11 +108,19 @@ class Worker:
         _end(attempt, outcome)
 
     @property
-    def told_to_end(self) -> bool:
+    def told_to_end(self) -> str:
+        """Why it must end now; empty while it need not."""
+        if time.monotonic() >= self.ends_at:
+            return "the time limit of its job is near"
         return self._told_to_end
 
+    @property
+    def signalled(self) -> bool:
+        """Whether a signal told it to end."""
+        return bool(self._told_to_end)
+
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        self._told_to_end = True
+        self._told_to_end = f"it was told to end by {signal.Signals(number).name}"
 
 
 @dataclass(slots=True)
@@ -115,12 +132,14 @@ class StopPoll:
     _looked: float = float("-inf")
 
     def __call__(self) -> tuple[StopCause, str] | None:
-        if self.worker.told_to_end:
-            return StopCause.PREEMPTED, "the worker was told to end"
+        if reason := self.worker.told_to_end:
+            return StopCause.PREEMPTED, f"its worker ends: {reason}"
         now = time.monotonic()
         if now - self._looked < STOP_POLL_SECONDS:
             return None
         self._looked = now
+        if self.attempt.fence.exists():
+            return StopCause.CANCELLED, "a newer attempt has taken over"
         text = read_text(self.attempt.stop)
         if text is None:
             return None

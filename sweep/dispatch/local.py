@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sweep.errors import RetryLater
-from sweep.model import JobState
+from sweep.model import Job, JobState
 from sweep.nursery import Nursery, clean_env
 from sweep.ports import WorkerSpec
 from trainer.room import Room, held, read_json, read_text, write_atomic
@@ -50,15 +50,16 @@ class LocalDispatcher:
         for worker in workers:
             self._start(worker)
 
-    def poll(self) -> Mapping[str, tuple[int, JobState]]:
+    def poll(self) -> Mapping[str, Job]:
         for child in self._children.values():
             child.poll()  # reap: a zombie holds no lock, but it is untidy
-        states: dict[str, tuple[int, JobState]] = {}
+        states: dict[str, Job] = {}
         for name in self.room.workers():
             if name not in self._gone and not held(self.room.worker(name).lock):
                 self._gone[name] = self._place(name)
             gone = name in self._gone
-            states[name] = (self._gone[name], JobState.GONE) if gone else (self._place(name), JobState.RUNNING)
+            place = self._gone[name] if gone else self._place(name)
+            states[name] = Job(place, JobState.GONE if gone else JobState.RUNNING)
         return states
 
     def cancel(self, workers: Sequence[str]) -> None:
@@ -68,9 +69,10 @@ class LocalDispatcher:
             if held(files.lock) and pid.isdigit():
                 _kill(int(pid))
 
-    def preview(self, worker: WorkerSpec) -> str:
-        env = " ".join(f"{key}={value}" for key, value in self.own_env(worker.place).items())
-        return f"env {env} {' '.join(self._command(worker.name))}"
+    def preview(self, workers: Sequence[WorkerSpec]) -> str:
+        first = workers[0]
+        env = " ".join(f"{key}={value}" for key, value in self.own_env(first.place).items())
+        return f"env {env} {' '.join(self._command(first.name))}"
 
     def _start(self, worker: WorkerSpec) -> None:
         files = self.room.worker(worker.name)

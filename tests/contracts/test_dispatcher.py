@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from sweep.dispatch.local import LocalDispatcher
-from sweep.model import JobState
+from sweep.model import Job, JobState
 from sweep.nursery import Nursery
 from sweep.ports import Dispatcher, WorkerSpec
 from tests.fakes import FastDispatcher
@@ -61,7 +61,7 @@ def until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
 
 
 def state(dispatcher: Dispatcher, name: str) -> JobState:
-    return dispatcher.poll()[name][1]
+    return dispatcher.poll()[name].state
 
 
 def test_nothing_was_started(make: Make, room: Room) -> None:
@@ -71,7 +71,7 @@ def test_nothing_was_started(make: Make, room: Room) -> None:
 def test_a_started_worker_is_seen_at_its_place_until_it_ends(make: Make, room: Room) -> None:
     dispatcher = make(room)
     dispatcher.start([WorkerSpec("w0001", 0), WorkerSpec("w0002", 5)])
-    assert {name: place for name, (place, _) in dispatcher.poll().items()} == {"w0001": 0, "w0002": 5}
+    assert {name: job.place for name, job in dispatcher.poll().items()} == {"w0001": 0, "w0002": 5}
     assert state(dispatcher, "w0001") is not JobState.GONE, "from the moment it was started"
     until(room.worker("w0001").beat.exists)
     assert state(dispatcher, "w0001") is JobState.RUNNING
@@ -113,11 +113,11 @@ def test_a_killed_worker_is_gone(make: Make, room: Room) -> None:
 def test_a_start_that_never_happened_is_gone(make: Make, room: Room) -> None:
     """The controller died between its intent and the start."""
     write_atomic(room.worker("w0001").job, '{"queue": "local", "place": 2}')
-    assert make(room).poll() == {"w0001": (2, JobState.GONE)}
+    assert make(room).poll() == {"w0001": Job(2, JobState.GONE)}
 
 
 def test_preview_starts_nothing(make: Make, room: Room) -> None:
-    text = make(room).preview(WorkerSpec("w0001", 0))
+    text = make(room).preview([WorkerSpec("w0001", 0)])
     assert "w0001" in text
     assert room.workers() == []
 

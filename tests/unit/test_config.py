@@ -6,7 +6,7 @@ import copy
 import dataclasses
 import json
 from collections.abc import Callable, Iterator
-from functools import cache
+from functools import cache, partial
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
@@ -28,9 +28,10 @@ from sweep.config import (
     targets,
 )
 from sweep.errors import ConfigError
+from sweep.queues import Queue
 from sweep.recipe import resolve
 from sweep.resources import conf_dir, embedded_dir, launch_queues_dir
-from sweep.settings import METRICS, SECTIONS, Objective, Settings, read_section, settings_from_json
+from sweep.settings import METRICS, SECTIONS, Objective, Settings, read_queue, read_section, settings_from_json
 
 LLAMA = "recipe.config=llama3_2/1B_lora_single_device"
 GRID = "space.optimizer.lr=choice(1e-4, 1e-3)"
@@ -486,7 +487,7 @@ def complaint_of(act: Callable[[], object]) -> str:
     ("words", "said"),
     [
         (["sampler=tpee"], ["sampler=tpee does not exist", "cma_es, gp, grid, qmc, random, tpe"]),
-        (["queue=slurm"], ["queue=slurm does not exist", "local"]),
+        (["queue=lsf"], ["queue=lsf does not exist", "local"]),
         (["experiment=demoo"], ["experiment=demoo does not exist", "demo", "gsm8k_base1m"]),
         (["search.trialz=3"], ["search: there is no key trialz", "did you mean trials?", "max_attempts"]),
         (["trials=3"], ["configuration: there is no key trials", "search", "trial"]),
@@ -598,12 +599,18 @@ def test_a_name_is_that_of_one_directory(name: str) -> None:
         ("trial", {"loss_ratio": 1}, ["trial.loss_ratio=1.0", "above 1"]),
         ("trial", {"grad_norm_ratio": 0.5}, ["trial.grad_norm_ratio=0.5", "above 1"]),
         ("trial", {"checkpoint_every": -1}, ["trial.checkpoint_every=-1", "0 or more"]),
-        ("queue", {"kind": "slurm"}, ["queue.kind=slurm", "local"]),
+        ("queue", {"kind": "lsf"}, ["queue.kind=lsf", "local or slurm"]),
         ("queue", {"slots": 2}, ["queue.slots=2", "must be 1"]),
         ("queue", {"workers": 0}, ["queue.workers=0", "at least 1"]),
         ("queue", {"poll_seconds": 0}, ["queue.poll_seconds=0", "above 0"]),
         ("queue", {"env": 3}, ["queue.env"]),
         ("queue", {"slotz": 1}, ["queue: there is no key slotz", "did you mean slots?"]),
+        ("queue", {"slurm_partition": "gpu"}, ["queue: there is no key slurm_partition"]),
+        ("queue", {"kind": "slurm", "slurm_partitoin": "a"}, ["did you mean slurm_partition?", "slurm_wckey"]),
+        ("queue", {"kind": "slurm", "timeout_min": 0}, ["queue.timeout_min=0", "at least 1"]),
+        ("queue", {"kind": "slurm", "slurm_setup": "module load x"}, ["queue.slurm_setup"]),
+        ("queue", {"kind": "slurm", "controller": {"time": 3}}, ["queue.controller: there is no key time"]),
+        ("queue", {"kind": "slurm", "controller": {"timeout_min": 0}}, ["queue.controller.timeout_min=0"]),
         ("warm_start", {"enqueue": 3}, ["warm_start.enqueue"]),
         ("warm_start", {"enqueue": [3]}, ["warm_start"]),
         ("recipe", {"config": "x", "overrides": 3}, ["recipe.overrides"]),
@@ -611,16 +618,17 @@ def test_a_name_is_that_of_one_directory(name: str) -> None:
     ],
 )
 def test_a_wrong_value_of_a_section(section: str, raw: dict[str, Any], said: list[str]) -> None:
-    text = complaint_of(lambda: read_section(SECTIONS[section], raw, section))
+    read = read_queue if section == "queue" else partial(read_section, SECTIONS.get(section), where=section)
+    text = complaint_of(lambda: read(raw=raw))
     for part in said:
         assert part in text
 
 
-@pytest.mark.parametrize("section", [name for name in SECTIONS if name != "recipe"])
+@pytest.mark.parametrize("section", [*(name for name in SECTIONS if name != "recipe"), "queue"])
 def test_the_shipped_sections_hold_the_defaults_that_a_user_of_python_gets(section: str) -> None:
     """`conf/` and `sweep.settings` must not say different things."""
     written: Any = OmegaConf.to_container(composition()[section], resolve=True)
-    kind: type[Any] = SECTIONS[section]
+    kind: type[Any] = SECTIONS.get(section, Queue)
     assert read_section(kind, written, section) == read_section(kind, {}, section)
     assert set(written) == {field.name for field in dataclasses.fields(kind)}
 

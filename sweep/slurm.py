@@ -1,0 +1,233 @@
+"""What SLURM's commands say, as values: the queue, the end of a job, the limits of a cluster.
+
+Invariants: nothing is decided here. Every command runs with a time limit and without the variables that a job of ours
+would hand down; a scheduler that does not answer is `RetryLater`, one that refuses is `GiveUp` with its own words.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from sweep.errors import GiveUp, RetryLater
+from sweep.nursery import DROPPED_ENV
+
+COMMAND_SECONDS = 60.0
+# squeue's long format with a separator of ours; names of nodes and jobs have no `|`
+FIELDS = ("Name", "JobArrayID", "State", "NodeList", "Reason", "RestartCnt")
+WAITS = {"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "SPECIAL_EXIT", "RESV_DEL_HOLD"}
+RUNS = {"RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT", "RESIZING"}
+NODE_TO_BLAME = {"FAILED", "NODE_FAIL", "BOOT_FAIL", "LAUNCH_FAILED"}
+# What a scheduler says that is busy or restarts, or when a limit of jobs is reached for the moment.
+FOR_NOW = (
+    "unable to contact slurm controller",
+    "socket timed out",
+    "timed out",
+    "connection refused",
+    "connection reset",
+    "temporarily unable to accept job",
+    "resource temporarily unavailable",
+    "slurm backup controller in standby mode",
+    "zero bytes were transmitted",
+    "submitlimit",  # AssocMaxSubmitJobLimit, QOSMaxSubmitJobPerUserLimit
+    "submit job limit",
+    "job submit limit",
+    "job violates accounting/qos policy",
+)
+# Variables that SLURM sets in a job and that its commands would read as options of a new one.
+INHERITED = ("SLURM", "SRUN", "SBATCH", "SQUEUE", "SCANCEL", "SUBMITIT")
+KEPT = ("SLURM_CONF", "SLURM_TIME_FORMAT")
+
+# SLURM's codes for why a job waits; the code itself is shown beside these words.
+REASONS = {
+    "AssocGrpGRES": "the account's GPUs are all in use",
+    "AssocMaxJobsLimit": "the account may run no more jobs at once",
+    "BadConstraints": "no node has what slurm_constraint asks for",
+    "BeginTime": "held off for a moment after a requeue",
+    "Dependency": "waits for another job to end",
+    "InvalidAccount": "the account does not exist",
+    "InvalidQOS": "the QOS does not exist or may not be used",
+    "JobArrayTaskLimit": "slurm_array_parallelism allows no more at once",
+    "JobHeldAdmin": "held by an administrator",
+    "JobHeldUser": "held; release it with `scontrol release`",
+    "Licenses": "waits for a licence",
+    "NodeDown": "a node that it needs is down",
+    "PartitionDown": "the partition is down",
+    "PartitionInactive": "the partition starts no jobs now",
+    "PartitionNodeLimit": "it asks for more nodes than the partition has",
+    "PartitionTimeLimit": "timeout_min is above the partition's limit",
+    "Priority": "other jobs are ahead of it",
+    "QOSGrpGRES": "the QOS's GPUs are all in use",
+    "QOSMaxGRESPerUser": "you use as many GPUs as the QOS allows",
+    "QOSMaxJobsPerUserLimit": "you run as many jobs as the QOS allows",
+    "QOSMaxWallDurationPerJobLimit": "timeout_min is above the QOS's limit",
+    "ReqNodeNotAvail": "a node that it needs is down or reserved",
+    "Reservation": "waits for its reservation",
+    "Resources": "waits for nodes to become free",
+    "launch_failed_requeued_held": "it failed to launch and is held; see `scontrol show job`",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class QueuedJob:
+    """A job as squeue shows it.
+
+    Args:
+        id: of an array's task with its index, as in 12_3.
+        restarts: how often it was requeued.
+    """
+
+    name: str
+    id: str
+    state: str
+    node: str
+    reason: str
+    restarts: int
+
+    @property
+    def index(self) -> int:
+        """Its index in its array; 0 for a job that is none."""
+        task = self.id.partition("_")[2]
+        return int(task) if task.isdigit() else 0
+
+    @property
+    def waits(self) -> bool:
+        return self.state in WAITS
+
+    @property
+    def runs(self) -> bool:
+        return self.state in RUNS
+
+
+def queue(names: Sequence[str]) -> list[QueuedJob]:
+    """The jobs of these names that the controller remembers, ended ones for as long as it does (MinJobAge).
+
+    Raises:
+        RetryLater: the scheduler does not answer.
+    """
+    form = ",".join(f"{field}:|" for field in FIELDS)
+    listing = command(["squeue", "-h", "-r", "-t", "all", f"--name={','.join(names)}", "-O", form])
+    found = []
+    for line in listing.splitlines():
+        values = [value.strip() for value in line.split("|")]
+        if len(values) >= len(FIELDS):
+            name, job, state, node, reason, restarts = values[: len(FIELDS)]
+            found.append(QueuedJob(name, job, state, node, reason, int(restarts) if restarts.isdigit() else 0))
+    return found
+
+
+def accounted(jobs: Sequence[str]) -> dict[str, str]:
+    """How these jobs ended, in accounting's words, by job id; empty where the cluster keeps no accounts."""
+    parents = sorted({job.partition("_")[0] for job in jobs})
+    try:
+        listing = command(["sacct", "-X", "-nP", "-j", ",".join(parents), "-o", "JobID,State,ExitCode,NodeList"])
+    except (RetryLater, GiveUp):
+        return {}
+    ends = {}
+    for line in listing.splitlines():
+        job, state, code, node = (line.split("|") + [""] * 4)[:4]
+        if job in jobs:
+            ends[job] = ended(state, node, code)
+    return ends
+
+
+def ended(state: str, node: str = "", code: str = "") -> str:
+    """How a job ended, for a person: SLURM's state, the node, and the exit code of a failed one."""
+    word, _, by = state.partition(" ")
+    text = f"{word.rstrip('+')} {by}".strip()
+    if word.startswith("FAILED") and code:
+        text += f" with exit code {code.partition(':')[0]}"
+    return text + (f" on {node}" if node and node != "None assigned" else "")
+
+
+def cancel(jobs: Sequence[str]) -> None:
+    """End these jobs; nothing where they are gone.
+
+    Raises:
+        RetryLater: the scheduler does not answer.
+    """
+    try:
+        command(["scancel", *jobs])
+    except GiveUp as error:
+        if "invalid job id" not in str(error).lower() and "already completing" not in str(error).lower():
+            raise
+
+
+def max_array() -> int:
+    """How many tasks one array may have.
+
+    Raises:
+        RetryLater: the scheduler does not answer.
+    """
+    found = re.search(r"MaxArraySize\s*=\s*(\d+)", command(["scontrol", "show", "config"]))
+    return max(1, int(found[1])) if found else 1
+
+
+def why_it_waits(code: str) -> str:
+    """SLURM's reason for a waiting job in plain words."""
+    key = code.strip("()").partition(",")[0].partition(":")[0].strip()
+    if key in ("", "None"):
+        return "the scheduler has not looked at it yet"
+    words = REASONS.get(key) or re.sub(r"(?<=[a-z])(?=[A-Z])", " ", key).replace("_", " ").lower()
+    return f"{words} ({key})"
+
+
+def job_env() -> dict[str, str]:
+    """This process's environment as a submission may see it: from within a job, without what SLURM set for that job.
+
+    Elsewhere a person's own defaults, SBATCH_PARTITION and the like, stay.
+    """
+    inherited = INHERITED if "SLURM_JOB_ID" in os.environ else ()
+    dropped = [key for key in os.environ if key.startswith(inherited) and key not in KEPT]
+    return {key: value for key, value in os.environ.items() if key not in (*dropped, *DROPPED_ENV)}
+
+
+def restarts() -> int:
+    """How often SLURM has requeued the job that this process is in."""
+    return int(os.environ.get("SLURM_RESTART_COUNT") or 0)
+
+
+def require(name: str) -> None:
+    """Make sure that a command of SLURM's is here.
+
+    Raises:
+        GiveUp: it is not.
+    """
+    if shutil.which(name) is None:
+        raise GiveUp(f"the command {name} is not here; run this where SLURM is, on a login node of the cluster")
+
+
+def command(words: Sequence[str], text: str | None = None, env: Mapping[str, str] | None = None) -> str:
+    """What a command prints.
+
+    Raises:
+        RetryLater: the scheduler does not answer, or refuses for now.
+        GiveUp: the command does not exist, or the scheduler refuses.
+    """
+    require(words[0])
+    try:
+        done = subprocess.run(
+            words,
+            input=text,
+            capture_output=True,
+            text=True,
+            timeout=COMMAND_SECONDS,
+            env=dict(env) if env is not None else job_env(),
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise RetryLater(f"{words[0]} did not answer within {COMMAND_SECONDS:g} s") from error
+    if done.returncode:
+        raise refusal(words[0], done.stderr or done.stdout)
+    return done.stdout + (done.stderr if words[0] == "sbatch" else "")  # sbatch --test-only speaks on stderr
+
+
+def refusal(name: str, words: str) -> RetryLater | GiveUp:
+    """What a scheduler's refusal calls for."""
+    said = " ".join(line.strip() for line in words.strip().splitlines()[-3:]) or "no output"
+    kind = RetryLater if any(hint in said.lower() for hint in FOR_NOW) else GiveUp
+    return kind(f"{name}: {said}")

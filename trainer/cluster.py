@@ -1,0 +1,84 @@
+"""What a job of a cluster runs: a worker of a room.
+
+Invariants: importing this module imports nothing heavy, and its function takes plain values, so that a pickle of the
+call holds a name and these values only. Once called, no signal reaches a handler that is not ours: the worker obeys
+USR2, TERM and INT by stopping its trials with a checkpoint. Why it ended is written down, if there is time to.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from trainer.room import Room, write_atomic
+
+# submitit hands USR2 on before a time limit and at a preemption; SLURM itself sends TERM
+END_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
+# What must not reach a worker: it would attach to the W&B service of whoever submitted it, and its run never end.
+DROPPED_ENV = ("WANDB_SERVICE",)
+
+
+class NoGpuError(Exception):
+    """The node shows no GPU, though the trials need one."""
+
+
+def serve(room: str, worker: str, options: Mapping[str, Any]) -> None:
+    """Serve a room as a worker until drained, told to end, or near the job's time limit.
+
+    Args:
+        options: `trials`, `idle_seconds` (see `Worker`), `seconds`: of the job that a worker may use; `gpu`: a CUDA
+            device is needed; `env`: variables to set.
+    """
+    began = time.monotonic()
+    for number in END_SIGNALS:
+        signal.signal(number, _end_at_once)
+    for name in DROPPED_ENV:
+        os.environ.pop(name, None)
+    os.environ.update(options["env"])
+    restarts = int(os.environ.get("SLURM_RESTART_COUNT") or 0)
+    name = f"{worker}r{restarts}" if restarts else worker
+    files = Room(Path(room)).worker(name)
+    node = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
+    print(f"worker {name} starts on {node}", flush=True)
+    end = {"reason": "it ended without a word", "node": node, "signalled": False, "failed": True}
+    try:
+        reason, signalled = _serve(Room(Path(room)), name, options, began + options["seconds"])
+        end |= {"reason": reason, "signalled": signalled, "failed": False}
+        print(f"worker {name} ends: {reason}", flush=True)
+    except SystemExit as error:
+        end |= {"reason": str(error), "signalled": True, "failed": False}
+        raise
+    except BaseException as error:
+        end["reason"] = f"{type(error).__name__} on {node}: {' '.join(str(error).split())}"
+        raise
+    finally:
+        with suppress(OSError):  # on a full disk the scheduler will tell
+            write_atomic(files.exit, json.dumps(end))
+
+
+def _serve(room: Room, name: str, options: Mapping[str, Any], ends_at: float) -> tuple[str, bool]:
+    """Why the worker ended, and whether a signal told it to."""
+    os.environ.setdefault("TIKTOKEN_CACHE_DIR", "")
+    import torch
+
+    from trainer.worker import Worker
+
+    if options["gpu"] and not torch.cuda.is_available():
+        raise NoGpuError("torch sees no CUDA device")
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    worker = Worker(room, name, options["trials"], options["idle_seconds"], ends_at=ends_at)
+    room.worker(name).lock.write_text(f"{os.getpid()}\n")
+    return worker.run(), worker.signalled
+
+
+def _end_at_once(number: int, frame: FrameType | None) -> None:
+    sys.exit(f"it was told to end by {signal.Signals(number).name} before it was ready")
