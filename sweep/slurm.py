@@ -228,6 +228,8 @@ def command(words: Sequence[str], text: str | None = None, env: Mapping[str, str
 
 def refusal(name: str, words: str) -> RetryLater | GiveUp:
     """What a scheduler's refusal calls for."""
-    said = " ".join(line.strip() for line in words.strip().splitlines()[-3:]) or "no output"
+    lines = [line.strip() for line in words.strip().splitlines() if line.strip()]
+    own = [line for line in lines if re.match(r"s\w+: ", line)] or lines[-3:]  # what SLURM said, and not who called it
+    said = "; ".join(dict.fromkeys(re.sub(r"^(s\w+: )?(error: |fatal: )?", "", line) for line in own)) or "no output"
     kind = RetryLater if any(hint in said.lower() for hint in FOR_NOW) else GiveUp
     return kind(f"{name}: {said}")

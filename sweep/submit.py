@@ -9,8 +9,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import io
 import os
-import re
 import shlex
 import subprocess
 import sys
@@ -96,6 +96,13 @@ class Submission:
         return found
 
 
+def check_function() -> Callable[[str, Mapping[str, str]], None]:
+    """What a job runs to see whether a worker could: of (directory, environment)."""
+    from trainer.cluster import check
+
+    return check
+
+
 def submitit_dir(room: Room) -> Path:
     """submitit's files: batch scripts, pickles and logs."""
     return room.root / "submitit"
@@ -147,7 +154,7 @@ def submit_calls(
         except (FailedJobError, FailedSubmissionError, subprocess.SubprocessError) as error:
             for path in set(folder.glob("*")) - before:  # submitit leaves the pickles of what was refused
                 path.unlink(missing_ok=True)
-            raise slurm.refusal("sbatch", _own_words(str(error))) from error
+            raise slurm.refusal("sbatch", str(error)) from error
     return [str(job.job_id) for job in jobs]
 
 
@@ -169,15 +176,9 @@ def _as_submitter() -> Iterator[None]:
     os.environ.clear()
     os.environ.update(shown)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):  # sbatch's words are in the error
             warnings.simplefilter("ignore")
             yield
     finally:
         os.environ.clear()
         os.environ.update(hidden)
-
-
-def _own_words(text: str) -> str:
-    """What sbatch itself said, out of submitit's message."""
-    lines = [line.strip() for line in text.splitlines() if "sbatch" in line and "error" in line.lower()]
-    return re.sub(r"^sbatch:\s*(error:\s*)?", "", lines[-1]) if lines else text

@@ -10,13 +10,17 @@ from __future__ import annotations
 import argparse
 import math
 import os
+import signal
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
+from types import FrameType
+from typing import IO, Any
 
 from sweep.dispatch.local import LocalDispatcher
+from trainer.cluster import END_SIGNALS, run_job
 from trainer.contract import Outcome, OutcomeKind, Report, StopCause, TrialSpec, decode, encode
 from trainer.room import AttemptDir, Room, append_line, read_text, write_atomic
 
@@ -37,6 +41,19 @@ class FastDispatcher(LocalDispatcher):
         return [*command, "--trials", str(self.trials), "--step-seconds", self.env.get("STEP_SECONDS", "0.01")]
 
 
+def serve_fast(room: str, worker: str, options: Mapping[str, Any]) -> None:
+    """What a SLURM job of the tests runs, in place of `trainer.cluster.serve`."""
+    run_job(room, worker, options, _serve_fast)
+
+
+def _serve_fast(room: Room, name: str, options: Mapping[str, Any], ends_at: float) -> tuple[str, bool]:
+    worker = FastWorker(room, name, options["trials"], float(os.environ.get("STEP_SECONDS", "0.01")), ends_at)
+    for number in END_SIGNALS:
+        signal.signal(number, worker.on_signal)
+    worker.run()
+    return worker.told or "it is done", worker.signalled
+
+
 @dataclass
 class FastWorker:
     """A worker of a room that trains nothing."""
@@ -45,10 +62,20 @@ class FastWorker:
     name: str
     trials: int
     step_seconds: float
+    ends_at: float = math.inf
     ledger: IO[str] = field(init=False)
+    signalled: bool = False
 
     def __post_init__(self) -> None:
         self.ledger = (self.room.root / "ledger").open("a")
+
+    def on_signal(self, number: int, frame: FrameType | None) -> None:
+        self.signalled = True
+
+    @property
+    def told(self) -> str:
+        limit = "the time limit of its job is near" if time.monotonic() > self.ends_at else ""
+        return "it was told to end" if self.signalled else limit
 
     def run(self) -> None:
         files = self.room.worker(self.name)
@@ -57,6 +84,9 @@ class FastWorker:
         taken: set[tuple[int, int]] = set()
         idle_since = time.monotonic()
         while time.monotonic() - idle_since < 20:
+            if self.told:
+                self._give_back(taken)
+                return
             write_atomic(files.beat, str(time.monotonic_ns()))
             new = [task for task in files.assignments() if task not in taken]
             if new:
@@ -69,6 +99,13 @@ class FastWorker:
                 return
             else:
                 time.sleep(0.005)
+
+    def _give_back(self, taken: set[tuple[int, int]]) -> None:
+        """What came too late is no lost attempt."""
+        for task in self.room.worker(self.name).assignments():
+            if task not in taken:
+                late = Outcome(OutcomeKind.STOPPED, "its worker ended", cause=StopCause.PREEMPTED)
+                write_atomic(self.room.attempt(*task).outcome, encode(late))
 
     def _attempt(self, trial: int, number: int) -> None:
         files = self.room.attempt(trial, number)
@@ -90,6 +127,10 @@ class FastWorker:
                 report = Report(milestone, milestone, milestone * 10, 0, value, 1.0, 1e-3, 1.0, 0.1, final=final)
                 append_line(reports, encode(report))
                 write_atomic(files.checkpoint, str(milestone))
+                if files.fence.exists():
+                    return Outcome(OutcomeKind.STOPPED, "fenced", cause=StopCause.CANCELLED, tokens=milestone * 10)
+                if self.told and not final:
+                    return Outcome(OutcomeKind.STOPPED, self.told, cause=StopCause.PREEMPTED, tokens=milestone * 10)
                 text = read_text(files.stop)
                 if text is not None and not final:
                     cause, _, reason = text.partition("\n")
@@ -97,7 +138,7 @@ class FastWorker:
         return Outcome(OutcomeKind.COMPLETED, tokens=MILESTONES * 10)
 
     def _resume_at(self, spec: TrialSpec) -> int:
-        done = [read_text(self.room.attempt(spec.trial, n).checkpoint) for n in self.room.attempts(spec.trial)]
+        done = [read_text(self.room.attempt(spec.trial, n).resume_point()) for n in self.room.attempts(spec.trial)]
         return max((int(text) for text in done if text), default=0)
 
 

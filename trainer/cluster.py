@@ -13,22 +13,28 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from trainer.room import Room, write_atomic
+from trainer.room import Room, held, write_atomic
 
 # submitit hands USR2 on before a time limit and at a preemption; SLURM itself sends TERM
 END_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
 # What must not reach a worker: it would attach to the W&B service of whoever submitted it, and its run never end.
 DROPPED_ENV = ("WANDB_SERVICE",)
+CHECK_SECONDS = 60.0
 
 
 class NoGpuError(Exception):
     """The node shows no GPU, though the trials need one."""
+
+
+# What a worker does once its process is set up: of (room, name, options, when to end on the monotonic clock); returns
+# why it ended, and whether a signal told it to.
+Work = Callable[[Room, str, Mapping[str, Any], float], tuple[str, bool]]
 
 
 def serve(room: str, worker: str, options: Mapping[str, Any]) -> None:
@@ -38,6 +44,11 @@ def serve(room: str, worker: str, options: Mapping[str, Any]) -> None:
         options: `trials`, `idle_seconds` (see `Worker`), `seconds`: of the job that a worker may use; `gpu`: a CUDA
             device is needed; `env`: variables to set.
     """
+    run_job(room, worker, options, _train)
+
+
+def run_job(room: str, worker: str, options: Mapping[str, Any], work: Work) -> None:
+    """Set this process up as a worker under the name that it has in this run of its job, and say how it ended."""
     began = time.monotonic()
     for number in END_SIGNALS:
         signal.signal(number, _end_at_once)
@@ -51,7 +62,7 @@ def serve(room: str, worker: str, options: Mapping[str, Any]) -> None:
     print(f"worker {name} starts on {node}", flush=True)
     end = {"reason": "it ended without a word", "node": node, "signalled": False, "failed": True}
     try:
-        reason, signalled = _serve(Room(Path(room)), name, options, began + options["seconds"])
+        reason, signalled = work(Room(Path(room)), name, options, began + options["seconds"])
         end |= {"reason": reason, "signalled": signalled, "failed": False}
         print(f"worker {name} ends: {reason}", flush=True)
     except SystemExit as error:
@@ -65,8 +76,36 @@ def serve(room: str, worker: str, options: Mapping[str, Any]) -> None:
             write_atomic(files.exit, json.dumps(end))
 
 
-def _serve(room: Room, name: str, options: Mapping[str, Any], ends_at: float) -> tuple[str, bool]:
-    """Why the worker ended, and whether a signal told it to."""
+def check(directory: str, env: Mapping[str, str]) -> None:
+    """Say in `answer.json` what a worker would find on this node: packages, GPUs, the room's files and its locks.
+
+    Whoever submitted this holds a lock on `lock`, and writes `ping` once it sees `hello`.
+
+    Args:
+        env: variables to set.
+    """
+    folder = Path(directory)
+    os.environ.update(env)
+    answer: dict[str, Any] = {"node": os.environ.get("SLURMD_NODENAME") or socket.gethostname(), "error": ""}
+    try:
+        import torch
+        import torchtune  # noqa: F401
+
+        import trainer.worker  # noqa: F401
+
+        answer |= {"torch": torch.__version__, "gpus": torch.cuda.device_count()}
+    except Exception as error:
+        answer["error"] = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    answer["python"] = ".".join(map(str, sys.version_info[:3]))
+    answer["lock"] = held(folder / "lock")
+    began = time.monotonic()
+    write_atomic(folder / "hello", "")
+    while not (folder / "ping").exists() and time.monotonic() - began < CHECK_SECONDS:
+        time.sleep(0.02)
+    write_atomic(folder / "answer.json", json.dumps({**answer, "seconds": time.monotonic() - began}))
+
+
+def _train(room: Room, name: str, options: Mapping[str, Any], ends_at: float) -> tuple[str, bool]:
     os.environ.setdefault("TIKTOKEN_CACHE_DIR", "")
     import torch
 

@@ -68,19 +68,26 @@ class Worker:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2):
             signal.signal(number, self._on_signal)
         with _beating(self.dir):
-            idle_since = time.monotonic()
-            while not self.told_to_end:
-                if (task := self._next()) is not None:
-                    self._attempt(*task)
-                    if self.trials and len(self._taken) >= self.trials:
-                        return f"it took its {self.trials} trials"
-                    idle_since = time.monotonic()
-                elif self.dir.drain.exists():
-                    return "it was drained"
-                elif time.monotonic() - idle_since > self.idle_seconds:
-                    return f"it had nothing to do for {self.idle_seconds:g} s"
-                else:
-                    time.sleep(POLL_SECONDS)
+            reason = self._serve()
+            while (task := self._next()) is not None:  # it came too late: given back, and no lost attempt
+                stopped = Outcome(OutcomeKind.STOPPED, f"its worker ended: {reason}", cause=StopCause.PREEMPTED)
+                _end(self.room.attempt(*task), stopped)
+        return reason
+
+    def _serve(self) -> str:
+        idle_since = time.monotonic()
+        while not self.told_to_end:
+            if (task := self._next()) is not None:
+                self._attempt(*task)
+                if self.trials and len(self._taken) >= self.trials:
+                    return f"it took its {self.trials} trials"
+                idle_since = time.monotonic()
+            elif self.dir.drain.exists():
+                return "it was drained"
+            elif time.monotonic() - idle_since > self.idle_seconds:
+                return f"it had nothing to do for {self.idle_seconds:g} s"
+            else:
+                time.sleep(POLL_SECONDS)
         return self.told_to_end
 
     def _next(self) -> tuple[int, int] | None:

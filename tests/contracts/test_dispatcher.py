@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from sweep.dispatch.local import LocalDispatcher
-from sweep.model import Job, JobState
+from sweep.model import JobState
 from sweep.nursery import Nursery
 from sweep.ports import Dispatcher, WorkerSpec
 from tests.fakes import FastDispatcher
@@ -111,9 +111,12 @@ def test_a_killed_worker_is_gone(make: Make, room: Room) -> None:
 
 
 def test_a_start_that_never_happened_is_gone(make: Make, room: Room) -> None:
-    """The controller died between its intent and the start."""
-    write_atomic(room.worker("w0001").job, '{"queue": "local", "place": 2}')
-    assert make(room).poll() == {"w0001": Job(2, JobState.GONE)}
+    """The controller died between its intent and the start, minutes ago."""
+    job = room.worker("w0001").job
+    write_atomic(job, '{"place": 2, "name": "never-submitted-w0001"}')
+    os.utime(job, (time.time() - 300, time.time() - 300))
+    found = make(room).poll()
+    assert {name: (job.place, job.state) for name, job in found.items()} == {"w0001": (2, JobState.GONE)}
 
 
 def test_preview_starts_nothing(make: Make, room: Room) -> None:

@@ -16,12 +16,16 @@ from optuna.storages.journal import JournalFileBackend
 from sweep import channel, session
 from sweep.config import compose_config, freeze
 from sweep.dispatch import local
+from sweep.dispatch import slurm as slurm_dispatch
+from sweep.dispatch.slurm import SlurmDispatcher
 from sweep.loop import Controller, Ports
 from sweep.model import Effect, Finish, Mode, View
+from sweep.queues import SlurmQueue
 from sweep.results import open_reader
 from sweep.rooms import controller_lock, journal_path, load_settings
 from sweep.settings import Settings
-from tests.fakes import FastDispatcher
+from sweep.submit import Submission
+from tests.fakes import FastDispatcher, serve_fast
 from trainer import room as trainer_room
 from trainer.contract import Report
 from trainer.room import Room, held, hold
@@ -65,7 +69,11 @@ def controller(room: Room, listener: Quiet, mode: Mode = Mode.RUN) -> Controller
     study = session.open_study(room, settings)
     workers = session.worker_count(settings)
     env = {"STEP_SECONDS": STEP_SECONDS, **settings.queue.env}
-    dispatcher = FastDispatcher(room, (), 1, settings.queue.trials_per_worker or 0, env=env)
+    dispatcher: FastDispatcher | SlurmDispatcher
+    if isinstance(settings.queue, SlurmQueue):
+        dispatcher = fast_slurm(room, settings.queue)
+    else:
+        dispatcher = FastDispatcher(room, (), 1, settings.queue.trials_per_worker or 0, env=env)
     return Controller(
         ports=Ports(study, channel.RoomChannel(room), dispatcher, session.WallClock()),
         limits=settings.limits(workers),
@@ -75,6 +83,15 @@ def controller(room: Room, listener: Quiet, mode: Mode = Mode.RUN) -> Controller
         created=settings.created,
         poll_seconds=0.005,
     )
+
+
+def fast_slurm(room: Room, queue: SlurmQueue) -> SlurmDispatcher:
+    """The SLURM dispatcher, submitting workers that need no torch."""
+    env = {"STEP_SECONDS": STEP_SECONDS, **queue.env}
+    seconds = queue.timeout_min * 60 - queue.slurm_signal_delay_s
+    options = {"trials": queue.trials_per_worker or 0, "idle_seconds": 20, "seconds": seconds, "env": env}
+    submission = Submission(room, "s", queue.job, options, queue.python, serve_fast)
+    return SlurmDispatcher(room, submission, queue.query_seconds)
 
 
 def run_here(room: Room, mode: Mode = Mode.RUN) -> Finish:
@@ -126,7 +143,7 @@ def die_at_write(count: int) -> Callable[[], None]:
 
     def install() -> None:
         write = wrap(trainer_room.write_atomic)
-        for module in (trainer_room, channel, local):
+        for module in (trainer_room, channel, local, slurm_dispatch):
             module.write_atomic = write  # type: ignore[attr-defined]
         JournalFileBackend.append_logs = wrap(JournalFileBackend.append_logs)  # type: ignore[method-assign, assignment]
         subprocess.Popen = wrap(subprocess.Popen)  # type: ignore[misc, assignment]

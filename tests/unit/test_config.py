@@ -6,7 +6,7 @@ import copy
 import dataclasses
 import json
 from collections.abc import Callable, Iterator
-from functools import cache, partial
+from functools import cache
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
@@ -618,8 +618,9 @@ def test_a_name_is_that_of_one_directory(name: str) -> None:
     ],
 )
 def test_a_wrong_value_of_a_section(section: str, raw: dict[str, Any], said: list[str]) -> None:
-    read = read_queue if section == "queue" else partial(read_section, SECTIONS.get(section), where=section)
-    text = complaint_of(lambda: read(raw=raw))
+    text = complaint_of(
+        lambda: read_queue(raw) if section == "queue" else read_section(SECTIONS[section], raw, section)
+    )
     for part in said:
         assert part in text
 

@@ -29,9 +29,8 @@ LAYERS = (
     "sweep.session",
     "sweep.results sweep.plan",
     "sweep.export sweep.report",
-    "sweep.run",
-    "sweep.detached",
-    "sweep.doctor",
+    "sweep.run sweep.clusterdoctor",
+    "sweep.detached sweep.doctor",
     "sweep.verbs",
     "sweep.cli",
 )
