@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sweep.errors import ConfigError, SweepError
+from sweep.errors import ConfigError
 from sweep.model import Job, Mode
 from sweep.queues import SlurmQueue
 from sweep.rooms import find_room, journal_path, load_settings, rooms_dir, save_settings
@@ -169,14 +168,7 @@ def job_viewer(room: Room, settings: Settings) -> Callable[[], Mapping[str, Job]
         dispatcher = _slurm_dispatcher(room, settings, queue, reads=True)
     else:
         dispatcher = LocalDispatcher(room, (), 1)
-    seen: dict[str, Job] = {}
-
-    def look() -> Mapping[str, Job]:
-        with suppress(SweepError):  # the scheduler cannot be asked from here, or not now: show what was seen
-            seen.update(dispatcher.poll())
-        return seen
-
-    return look
+    return dispatcher.poll
 
 
 def make_nursery(settings: Settings) -> Nursery:

@@ -71,7 +71,7 @@ def test_the_controller_is_killed_around_its_submissions(rooms: Path, cluster: C
     lives = 1
 
     def prepare() -> None:
-        die_at_write(every + lives % 7)()
+        die_at_write(every + lives % 19)()  # more than what waiting for a lost submission writes
 
     while not run_killed(room, prepare):
         lives += 1

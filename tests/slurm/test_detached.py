@@ -1,0 +1,68 @@
+"""The controller as a job of its own: outlives the login session, hands over before its limit, obeys from afar."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from sweep.results import open_reader
+from tests.faults.harness import tell_counts
+from tests.integration.cli import SMALL, status, sweep
+from tests.slurm.cluster import Cluster
+from tests.slurm.harness import training, until, use
+from trainer.room import Room, read_json
+
+pytestmark = pytest.mark.slow
+
+WORDS = (*(word for word in SMALL if word != "queue.threads=1"), "queue=slurm_cpu", "queue.query_seconds=1")
+LONG = ("recipe.overrides.dataset.split=train[:512]", "pruner=none", "queue.idle_seconds=60")
+
+
+@pytest.fixture(autouse=True)
+def on_the_cluster(cluster: Cluster, rooms: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_CONF", "")
+    use(cluster)
+
+
+def controller(room: Room) -> dict[str, object]:
+    found: dict[str, object] = read_json(room.root / "controller.json")
+    return found
+
+
+def test_a_detached_controller_hands_over_before_its_time_limit(cluster: Cluster, rooms: Path) -> None:
+    """A minute at most, told 50 s before its end: it goes on as the next job, and so do the workers."""
+    room = Room(rooms / "s")
+    short = "queue.controller={timeout_min: 1, slurm_signal_delay_s: 50}"
+    said = sweep("run", *WORDS, *LONG, "queue.workers=2", "search.trials=5", short, "name=s", "--detach").stdout
+    first = str(controller(room)["id"])
+    assert f"runs as SLURM job {first}" in said
+    assert "there already" in sweep("resume", "s", "--detach", code=1).stderr
+    until(lambda: status("s")["controller"], 60)
+    assert f"SLURM job {first}" in sweep("status", "s").stdout
+    until(lambda: [row["state"] for row in status("s")["rows"]] == ["complete"] * 5, 200)
+    until(lambda: not status("s")["controller"], 30)
+    assert int(str(controller(room)["number"])) > 1
+    log = (room.root / "submitit" / f"{first}_0_log.out").read_text()
+    assert "the next controller is job" in log
+    assert all(count == 1 for count in tell_counts(room).values())
+    assert [row.attempts for row in open_reader(room).state().rows] == [1] * 5, "no trial noticed"
+    assert "done: all 5 trials have ended" in sweep("logs", "s", "--controller").stdout
+    until(lambda: cluster.run("squeue", "-h") == "", 30)
+
+
+def test_stop_reaches_a_detached_controller_and_one_that_still_waits(cluster: Cluster, rooms: Path) -> None:
+    room = Room(rooms / "s")
+    sweep("run", *WORDS, *LONG, "queue.workers=1", "search.trials=4", "name=s", "--detach")
+    until(lambda: training(room), 120)
+    assert "stopped: s" in sweep("stop", "s", timeout=60).stdout
+    until(lambda: cluster.run("squeue", "-h") == "", 30)
+    assert {row.state for row in open_reader(room).state().rows} <= {"waiting", "complete"}
+    nowhere = "queue.controller={slurm_dependency: 'afterany:1', slurm_additional_parameters: {begin: now+1hour}}"
+    sweep("resume", "s", nowhere, "--detach")
+    waiting = str(controller(room)["id"])
+    said = sweep("stop", "s", timeout=60).stdout
+    assert f"cancelled the controller's job {waiting}" in said
+    until(lambda: cluster.run("squeue", "-h") == "", 30)
+    done = sweep("resume", "s", "search.trials=2")
+    assert "done: all 2 trials have ended" in done.stdout

@@ -1,0 +1,53 @@
+"""The commands of docs/slurm.md run, in its order, on a cluster."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from sweep.queues import SlurmQueue
+from sweep.resources import launch_queues_dir
+from tests.integration.cli import command
+from tests.slurm.cluster import Cluster
+from tests.slurm.harness import until, use
+
+ROOT = Path(__file__).resolve().parents[2]
+TEXT = (ROOT / "docs" / "slurm.md").read_text()
+
+
+@pytest.mark.slow
+def test_the_walk_through_runs(cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SWEEP_ROOMS", raising=False)
+    monkeypatch.setenv("SLURM_CONF", "")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    use(cluster)
+    said: dict[str, str] = {}
+    blocks = re.findall(r"^```console\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL)
+    lines = [line for block in blocks for line in block.splitlines()]
+    assert len(lines) >= 9
+    for line in lines:
+        program, *words = shlex.split(line)
+        assert program == "sweep", line
+        result = subprocess.run(command(*words), capture_output=True, text=True, cwd=tmp_path, timeout=400, check=False)
+        assert result.returncode == 0, f"{line}\n{result.stdout}\n{result.stderr}"
+        said[line] = result.stdout
+    (run,) = (said[line] for line in lines if "name=first" in line)
+    assert "all 12 trials have ended" in run
+    assert "pruned" in run
+    assert "reproduced by tune run" in said["sweep export first --verify"]
+    assert "all 4 trials have ended" in said["sweep logs second --controller"]
+    until(lambda: cluster.run("squeue", "-h") == "", 30)
+
+
+def test_every_queue_and_every_key_is_named() -> None:
+    queues = [path.stem for path in launch_queues_dir().glob("slurm*.yaml")]
+    assert [name for name in queues if f"`{name}`" not in TEXT] == []
+    common = {"kind", "slots", "threads", "idle_seconds", "silence_seconds", "start_seconds"}
+    common |= {"stop_grace_seconds", "poll_seconds"}
+    keys = {field.name for field in dataclasses.fields(SlurmQueue)} - common
+    assert [key for key in sorted(keys) if f"`{key}`" not in TEXT and f"`queue.{key}" not in TEXT] == []
