@@ -78,6 +78,7 @@ class Log:
     lines: deque[str] = field(default_factory=lambda: deque(maxlen=200))
     view: LiveView | None = None
     waiting: str = ""
+    cancelled: set[str] = field(default_factory=set)
 
     def reported(self, trial: int, report: Report) -> None:
         value = getattr(report, self.metric)
@@ -98,7 +99,8 @@ class Log:
                 self.say(f"trial {trial} shall stop ({cause}): {reason}")
             case Tell(trial, ending, reason):
                 self.say(f"trial {trial} {ending.value}{self._value(trial)}{': ' if reason else ''}{reason}")
-            case Cancel(worker, reason):
+            case Cancel(worker, reason) if worker not in self.cancelled:  # repeated until the queue has obeyed
+                self.cancelled.add(worker)
                 self.say(f"worker {worker} is ended: {reason}")
         if self.view:
             self.view.refresh(self)

@@ -12,13 +12,13 @@ import subprocess
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sweep import rooms, session
 from sweep.errors import ConfigError
-from sweep.model import Finish, Finished, Mode
+from sweep.model import Finish, Finished, Job, JobState, Mode
 from trainer.room import Room, write_atomic
 
 if TYPE_CHECKING:
@@ -139,17 +139,25 @@ def stop(args: Namespace) -> int:
 
     room = rooms.find_room(args.name)
     mode = Mode.CANCEL if args.cancel else Mode.DETACH if args.detach else Mode.STOP
+    look = session.job_viewer(room, rooms.load_settings(room))
+    living = [name for name, job in look().items() if job.state is not JobState.GONE]
     if rooms.controller_runs(room):
         write_atomic(control_path(room), mode.value)
         while rooms.controller_runs(room):
             time.sleep(0.1)
         if not control_path(room).exists():  # else it handed over before it saw the wish
-            print(f"stopped: {room.root.name}")
+            print(f"stopped: {room.root.name}{_ended_jobs(living, look())}")
             return 0
     _end_controller_job(room)
     finish = drive(room, Wish(room, mode), Nursery())  # nobody is there to obey: do it ourselves
-    print(f"{finish.how}: {finish.reason}")
+    print(f"{finish.how}: {finish.reason}{_ended_jobs(living, look())}")
     return 0
+
+
+def _ended_jobs(names: Sequence[str], jobs: Mapping[str, Job]) -> str:
+    """A line for each of these workers whose queue has a handle for its job: what became of it."""
+    found = [(name, jobs[name]) for name in names if jobs[name].handle]
+    return "".join(f"\n  {name}, job {job.handle}: {job.reason or job.state}" for name, job in found)
 
 
 def _end_controller_job(room: Room) -> None:

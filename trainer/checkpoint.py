@@ -7,8 +7,10 @@ unfinished accumulation, data position, and every random generator that training
 
 from __future__ import annotations
 
+import errno
 import io
 import random
+import time
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,8 @@ from trainer.room import write_atomic
 
 VERSION = 1
 PARTS = ("recipe", "milestones", "guard")
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+SPACE_SECONDS = 60.0
 
 
 class CheckpointError(Exception):
@@ -26,14 +30,22 @@ class CheckpointError(Exception):
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
-    """Write a trial's state.
+    """Write a trial's state; on a full disk, wait a while for space.
 
     Raises:
-        OSError: the disk is full; an earlier checkpoint at the same path stays.
+        OSError: the disk stays full; an earlier checkpoint at the same path stays.
     """
     buffer = io.BytesIO()
     torch.save({"version": VERSION, **state}, buffer)
-    write_atomic(path, buffer.getvalue())
+    deadline = time.monotonic() + SPACE_SECONDS
+    while True:
+        try:
+            return write_atomic(path, buffer.getvalue())
+        except OSError as error:
+            if error.errno not in NO_SPACE or time.monotonic() > deadline:
+                raise
+            print(f"checkpoint not written yet: {error}", flush=True)
+            time.sleep(1.0)
 
 
 def load(path: Path) -> dict[str, Any]:

@@ -33,6 +33,22 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 NAME = "bench"
 
 
+def environment(scratch: Path, **more: str) -> dict[str, str]:
+    """This process's environment, with one thread and without a network, for what is measured."""
+    kept = {key: value for key, value in os.environ.items() if key != "WANDB_SERVICE"}
+    paths = [str(CHECKOUT), *filter(None, [kept.get("PYTHONPATH")])]
+    return kept | {
+        "PYTHONPATH": os.pathsep.join(paths),
+        "PYTHONUNBUFFERED": "1",
+        "OMP_NUM_THREADS": "1",
+        "TIKTOKEN_CACHE_DIR": "",
+        "HF_HUB_OFFLINE": "1",
+        "HF_DATASETS_CACHE": str(scratch / "datasets"),
+        "TOKENIZERS_PARALLELISM": "false",
+        **more,
+    }
+
+
 @dataclass(frozen=True, slots=True)
 class Job:
     """What all arms do.
@@ -72,18 +88,7 @@ class Job:
 
     def env(self, **more: str) -> dict[str, str]:
         """The environment of every process of every arm."""
-        kept = {key: value for key, value in os.environ.items() if key != "WANDB_SERVICE"}
-        paths = [str(CHECKOUT), *filter(None, [kept.get("PYTHONPATH")])]
-        return kept | {
-            "PYTHONPATH": os.pathsep.join(paths),
-            "PYTHONUNBUFFERED": "1",
-            "OMP_NUM_THREADS": "1",
-            "TIKTOKEN_CACHE_DIR": "",
-            "HF_HUB_OFFLINE": "1",
-            "HF_DATASETS_CACHE": str(self.scratch / "datasets"),
-            "TOKENIZERS_PARALLELISM": "false",
-            **more,
-        }
+        return environment(self.scratch, **more)
 
 
 @dataclass(frozen=True, slots=True)

@@ -73,7 +73,7 @@ def measure(job: Job, arms: Sequence[str], args: argparse.Namespace) -> int:
                 args.json.write_text(json.dumps(_to_json(args, repetitions), indent=1))
             shutil.rmtree(scratch)
     whole = _whole(repetitions)
-    print(f"\n{_machine()}; {job.trials} trials, {job.workers} slots, {args.repeat} repetitions\n")
+    print(f"\n{machine()}; {job.trials} trials, {job.workers} slots, {args.repeat} repetitions\n")
     print(table(whole))
     print(f"\n{ratio_lines(ratios(whole))}\n{sameness(whole[-1])}", flush=True)
     return 1 if failed else 0
@@ -81,7 +81,7 @@ def measure(job: Job, arms: Sequence[str], args: argparse.Namespace) -> int:
 
 def _to_json(args: argparse.Namespace, repetitions: list[dict[str, Measured]]) -> dict[str, Any]:
     return {
-        "machine": _machine(),
+        "machine": machine(),
         "options": {key: str(value) for key, value in vars(args).items()},
         "repetitions": [[run.to_json() for run in repetition.values()] for repetition in repetitions],
         "ratios": ratios(_whole(repetitions)),
@@ -94,7 +94,8 @@ def _whole(repetitions: list[dict[str, Measured]]) -> list[dict[str, Measured]]:
     return [repetition for repetition in repetitions if repetition.keys() == arms]
 
 
-def _machine() -> str:
+def machine() -> str:
+    """Processor, cores and versions, in a line."""
     packages = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
     return f"{_processor()}, {len(os.sched_getaffinity(0))} cores; Python {platform.python_version()}, {packages}"
 

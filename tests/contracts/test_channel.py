@@ -159,3 +159,27 @@ def test_a_wait_ends_early_when_an_attempt_ends_or_a_worker_gets_ready(make: Mak
     nothing_left = Ticks(lambda: None)
     channel.wait(nothing_left, 2.0)
     assert nothing_left.time == pytest.approx(2.0, abs=0.02), "what has been seen wakes nobody again"
+
+
+def test_what_a_fenced_out_attempt_writes_does_not_count(make: Make, room: Room) -> None:
+    """It was taken for lost; its worker runs on, in this controller's time and in the next one's."""
+    channel = make(room)
+    channel.assign(SPEC)
+    worker_reports(room, REPORT)
+    channel.assign(replace(SPEC, attempt=2, worker="w0002"))
+    worker_reports(room, replace(REPORT, milestone=2))
+    write_atomic(room.attempt(3, 1).outcome, encode(Outcome(OutcomeKind.COMPLETED)))
+    for one in (channel, make(room)):
+        first, second = one.observe([3], ["w0002"])[0][3]
+        assert [report.milestone for report in first.reports] == [1]
+        assert (second.number, second.outcome) == (2, None), "the last attempt decides"
+    assert room.worker("w0001").drain.exists(), "it has nothing left to do"
+
+
+def test_an_attempt_with_an_outcome_needs_no_fence(make: Make, room: Room) -> None:
+    channel = make(room)
+    channel.assign(SPEC)
+    write_atomic(room.attempt(3, 1).outcome, encode(Outcome(OutcomeKind.STOPPED, cause=StopCause.PREEMPTED)))
+    channel.assign(replace(SPEC, attempt=2))
+    assert not room.attempt(3, 1).fence.exists()
+    assert not room.worker("w0001").drain.exists()

@@ -31,6 +31,7 @@ from trainer.contract import (
 from trainer.recipe import LoraRecipe
 from trainer.reporter import RoomReporter
 from trainer.room import Room, Tail, write_atomic
+from trainer.worker import Worker
 
 pytestmark = pytest.mark.slow
 
@@ -184,6 +185,41 @@ def test_a_full_disk_fails_the_trial_with_that_reason(
     outcome = run(Room(tmp_path), cache, spec())
     assert (outcome.kind, outcome.failure) == (OutcomeKind.FAILED, FailureKind.NO_SPACE)
     assert "No space left on device" in outcome.reason
+
+
+def test_a_checkpoint_waits_for_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tries: list[int] = []
+
+    def full_twice(path: Path, data: bytes) -> None:
+        tries.append(len(data))
+        if len(tries) < 3:
+            raise OSError(errno.EDQUOT, "Disk quota exceeded")
+        write_atomic(path, data)
+
+    monkeypatch.setattr(checkpoint, "write_atomic", full_twice)
+    monkeypatch.setattr("trainer.checkpoint.time.sleep", lambda seconds: None)
+    state: dict[str, object] = {part: {} for part in checkpoint.PARTS}
+    checkpoint.save(tmp_path / "checkpoint.pt", state)
+    assert len(tries) == 3
+    assert checkpoint.load(tmp_path / "checkpoint.pt")["guard"] == {}
+    tries.clear()
+    monkeypatch.setattr(checkpoint, "SPACE_SECONDS", -1.0)
+    with pytest.raises(OSError, match="quota"):
+        checkpoint.save(tmp_path / "checkpoint.pt", state)
+
+
+def test_a_fenced_attempt_ends_and_keeps_nothing(cache: Cache, tmp_path: Path) -> None:
+    """A newer attempt has taken over while this one, taken for lost, trained on."""
+    room = Room(tmp_path)
+    task = room.worker("w0001")
+    write_atomic(room.attempt(0, 1).spec, encode(spec()))
+    task.assign(0, 1)
+    write_atomic(room.attempt(0, 1).fence, "0")
+    write_atomic(task.drain, "")
+    assert Worker(room, "w0001", _cache=cache).run() == "it was drained"
+    outcome = decode(Outcome, room.attempt(0, 1).outcome.read_text())
+    assert (outcome.cause, outcome.reason) == (StopCause.CANCELLED, "a newer attempt has taken over")
+    assert not room.attempt(0, 1).checkpoint.exists()
 
 
 def test_the_adapter_loads_with_peft_and_gives_the_trained_loss(cache: Cache, tmp_path: Path) -> None:

@@ -26,12 +26,14 @@ pytestmark = pytest.mark.slow
 SLURM = ("queue=slurm_cpu", "queue.query_seconds=1", "queue.poll_seconds=0.1")
 # A trial takes several seconds, so that something can happen in its middle.
 DATA = (
-    ("experiment=gsm8k_base1m", f"recipe.overrides.root={SHARED}", "recipe.overrides.dataset.split=train[:256]")
+    ("experiment=gsm8k_base1m", f"recipe.overrides.root={SHARED}", "recipe.overrides.dataset.split=train[:192]")
     if (SHARED / "base1m").is_dir()
     else ("experiment=demo", "space.optimizer.lr=tag(log,interval(3e-4,1e-1))", "recipe.overrides.epochs=4")
 )
 VALIDATION = "recipe.overrides.dataset_val.split=train[:16]"
 LONG = (*DATA, VALIDATION, "sampler=random", "objective.milestones=8", "search.seed=3")
+# No verdict before the sixth milestone: what happens between the second and the fifth meets a trial that goes on.
+LATE = ("pruner=median", "pruner.n_startup_trials=3", "pruner.n_warmup_steps=5")
 
 
 @pytest.fixture
@@ -57,7 +59,7 @@ def pick(room: Room, taken: set[str]) -> tuple[str, int]:
 def test_twelve_trials_through_all_that_a_cluster_does(on: Any, cluster: Cluster, rooms: Path, tmp_path: Path) -> None:
     """A killed controller, a requeue, a preemption and a node that dies, each in the middle of trials."""
     on(cluster)
-    words = (*LONG, *SLURM, "search.trials=12", "queue.workers=4", "queue.slurm_exclusive=true", "name=s")
+    words = (*LONG, *LATE, *SLURM, "search.trials=12", "queue.workers=4", "queue.slurm_exclusive=true", "name=s")
     partition = "queue.slurm_partition=low"
     room, taken = Room(rooms / "s"), set[str]()
     first = start("run", *words, partition, log=tmp_path / "first")

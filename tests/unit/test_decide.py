@@ -37,6 +37,7 @@ W1 = WorkerFacts("w0001", 0, JobState.RUNNING, ready=True, started=NOW - 50, bea
 GONE = replace(W1, job=JobState.GONE)
 PRUNE = Verdict(3, 2.5, "worse than the others")
 COMPLETED = Outcome(OutcomeKind.COMPLETED)
+NO_SPACE = Outcome(OutcomeKind.FAILED, "No space left", failure=FailureKind.NO_SPACE)
 
 
 def trial(number: int = 0, *attempts: AttemptFacts, verdict: Verdict | None = None) -> TrialFacts:
@@ -207,6 +208,38 @@ SPENT = StudyFacts(complete=4)
             view(workers=(GONE,), start_failures=3),
             [Finish(Finished.FAILED, "3 workers in a row ended before they were ready; see `sweep logs`")],
             id="workers that never start end the sweep",
+        ),
+        pytest.param(
+            view(workers=(GONE,), start_failures=3, start_failure="FAILED on n1"),
+            [
+                Finish(
+                    Finished.FAILED,
+                    "3 workers in a row ended before they were ready (FAILED on n1); see `sweep logs`",
+                )
+            ],
+            id="and the word says how the last of them did",
+        ),
+        pytest.param(
+            view(trial(0, attempt(), verdict=PRUNE), trial(1, attempt(COMPLETED)), mode=Mode.HANDOVER),
+            [Finish(Finished.HANDED_OVER, "another controller goes on")],
+            id="a handover leaves all as it is",
+        ),
+        pytest.param(
+            view(trial(0, attempt(NO_SPACE))),
+            [Assign(0, 2, "w0001")],
+            id="a full disk is no fault of the trial: it is tried again",
+        ),
+        pytest.param(
+            view(trial(0, attempt(NO_SPACE), attempt(number=2, worker="w0000"), attempt(NO_SPACE, number=3))),
+            [
+                Tell(
+                    0,
+                    Ending.FAIL,
+                    "its worker was lost 1 times and it failed 2 times, last by No space left (search.max_attempts=3)",
+                ),
+                Ask(),
+            ],
+            id="but not for ever",
         ),
     ],
 )

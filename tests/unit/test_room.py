@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +19,18 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from trainer import room as room_module
-from trainer.room import Room, Tail, append_line, held, hold, read_json, read_text, write_atomic
+from trainer.room import (
+    AttemptDir,
+    Room,
+    Tail,
+    append_line,
+    held,
+    hold,
+    read_json,
+    read_text,
+    worker_number,
+    write_atomic,
+)
 
 FAST = settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -292,3 +304,63 @@ def test_assignments_are_in_numeric_order(tmp_path: Path, given_out: list[tuple[
     for trial, attempt in given_out:
         worker.assign(trial, attempt)
     assert worker.assignments() == given_out
+
+
+# --- fences -------------------------------------------------------------------------------------------------------
+
+
+def reports_of(attempt: AttemptDir) -> list[str]:
+    return Tail(attempt.reports).lines(attempt.counted())
+
+
+def test_nothing_counts_that_is_written_behind_a_fence(tmp_path: Path) -> None:
+    attempt = Room(tmp_path).attempt(0, 1)
+    write_atomic(attempt.reports, "one\ntwo\nthr")
+    write_atomic(attempt.checkpoint, "at two")
+    assert attempt.counted() is None
+    assert attempt.resume_point().read_text() == "at two"
+    attempt.raise_fence()
+    with attempt.reports.open("a") as late:
+        late.write("ee\nfour\n")
+    write_atomic(attempt.checkpoint, "at four")
+    assert reports_of(attempt) == ["one", "two"]
+    assert attempt.resume_point().read_text() == "at two"
+    attempt.raise_fence()
+    assert reports_of(attempt) == ["one", "two"], "a fence that stands is not moved"
+
+
+def test_a_fence_before_anything_was_written_lets_nothing_through(tmp_path: Path) -> None:
+    attempt = Room(tmp_path).attempt(0, 1)
+    attempt.path.mkdir(parents=True)
+    attempt.raise_fence()
+    write_atomic(attempt.reports, "late\n")
+    write_atomic(attempt.checkpoint, "late")
+    assert reports_of(attempt) == []
+    assert not attempt.resume_point().exists()
+
+
+def test_a_fence_that_was_half_raised_is_finished_with_the_first_checkpoint(tmp_path: Path) -> None:
+    """The controller died after it had moved the checkpoint; the old attempt wrote another one since."""
+    attempt = Room(tmp_path).attempt(0, 1)
+    write_atomic(attempt.reports, "one\n")
+    write_atomic(attempt.fenced, "at one")
+    write_atomic(attempt.checkpoint, "later")
+    attempt.raise_fence()
+    assert attempt.resume_point().read_text() == "at one"
+
+
+@given(st.lists(st.text("ab", max_size=4), max_size=6), st.integers(0, 40))
+def test_a_tail_shows_the_lines_before_its_end_and_no_others(lines: list[str], cut: int) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "lines"
+        text = "".join(f"{line}\n" for line in lines)
+        path.write_text(text)
+        whole = text[:cut].rpartition("\n")[0]
+        tail = Tail(path)
+        assert tail.lines(cut) == (whole.split("\n") if "\n" in text[:cut] else [])
+        assert tail.lines(cut) == []
+
+
+@pytest.mark.parametrize(("name", "number"), [("w0003", 3), ("w0003r1", 3), ("w12345r10", 12345), ("x", 0)])
+def test_a_worker_s_number(name: str, number: int) -> None:
+    assert worker_number(name) == number

@@ -28,6 +28,7 @@ from sweep.view import (
     short_keys,
     sparkline,
     trials_table,
+    waiting_text,
     workers_table,
 )
 from trainer.contract import Report
@@ -365,3 +366,32 @@ def test_workers_table(worker: WorkerFacts, status: str) -> None:
     for word in (worker.name, str(worker.place), status, "4", "/room/log"):
         assert word in line
     assert "5" not in line
+
+
+def job(name: str, **more: Any) -> WorkerFacts:
+    return WorkerFacts(name, 0, **{"job": JobState.RUNNING, "ready": True, **more})
+
+
+@pytest.mark.parametrize(
+    ("worker", "status"),
+    [
+        (job("w0001", job=JobState.PENDING, reason="other jobs are ahead of it (Priority)"), "waits: other jobs"),
+        (job("w0001", job=JobState.PENDING), "waits"),
+        (job("w0001", ready=False), "starting"),
+        (job("w0001"), "ready"),
+    ],
+)
+def test_a_cluster_s_workers_have_a_job_and_a_node(worker: WorkerFacts, status: str) -> None:
+    with_job = dataclasses.replace(worker, handle="12_3", node="n7")
+    text = shown(workers_table(SweepState("s", "loss", (), workers=(with_job,)), {"w0001": "/room/log"}))
+    for part in ("job", "node", "12_3", "n7", status, "/room/log"):
+        assert part in text
+
+
+def test_what_waits_is_counted_by_its_reason() -> None:
+    waits = {"job": JobState.PENDING, "ready": False}
+    workers = (job("w0001"), job("w0002", reason="a", **waits), job("w0003", reason="a", **waits))
+    assert waiting_text(workers) == "2 jobs wait: a"
+    assert waiting_text((*workers, job("w0004", reason="b", **waits))) == "2 jobs wait: a; 1 job waits: b"
+    assert waiting_text(workers[:1]) == ""
+    assert "2 jobs wait: a" in shown(live_view(SweepState("s", "loss", (), workers=workers), [], 30))
