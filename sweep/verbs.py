@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-import subprocess
 import sys
 import time
 from argparse import Namespace
@@ -24,8 +23,6 @@ from trainer.room import Room, write_atomic
 if TYPE_CHECKING:
     from sweep.config import Composed
     from sweep.nursery import Nursery
-
-START_SECONDS = 30.0
 
 
 def run(args: Namespace) -> int:
@@ -94,16 +91,21 @@ def status(args: Namespace) -> int:
 def watch(args: Namespace) -> int:
     from rich.live import Live
 
+    from sweep.detached import COMING_SECONDS, coming_controller
     from sweep.results import open_reader
     from sweep.view import console, live_view
 
-    reader = open_reader(rooms.find_room(args.name))
+    room = rooms.find_room(args.name)
+    reader = open_reader(room)
     out = console()
     with Live(console=out, auto_refresh=False, transient=out.is_terminal) as live:
+        coming, asked = "", float("-inf")
         while True:
             state = reader.state()
-            live.update(live_view(state, [], out.height), refresh=True)
-            if not state.controller and not state.workers:
+            if not state.controller and time.monotonic() - asked > COMING_SECONDS:
+                coming, asked = coming_controller(room), time.monotonic()
+            live.update(live_view(state, [coming] if coming else [], out.height), refresh=True)
+            if not state.controller and not state.workers and not coming:
                 break
             time.sleep(1.0)
     return status(Namespace(name=args.name, json=False))
@@ -134,6 +136,7 @@ def _print_log(path: Path, lines: int) -> None:
 
 
 def stop(args: Namespace) -> int:
+    from sweep.detached import take_over
     from sweep.nursery import Nursery
     from sweep.run import Wish, control_path, drive
 
@@ -148,7 +151,8 @@ def stop(args: Namespace) -> int:
         if not control_path(room).exists():  # else it handed over before it saw the wish
             print(f"stopped: {room.root.name}{_ended_jobs(living, look())}")
             return 0
-    _end_controller_job(room)
+    if job := take_over(room):
+        print(f"cancelled the controller's job {job}")
     finish = drive(room, Wish(room, mode), Nursery())  # nobody is there to obey: do it ourselves
     print(f"{finish.how}: {finish.reason}{_ended_jobs(living, look())}")
     return 0
@@ -158,17 +162,6 @@ def _ended_jobs(names: Sequence[str], jobs: Mapping[str, Job]) -> str:
     """A line for each of these workers whose queue has a handle for its job: what became of it."""
     found = [(name, jobs[name]) for name in names if jobs[name].handle]
     return "".join(f"\n  {name}, job {job.handle}: {job.reason or job.state}" for name, job in found)
-
-
-def _end_controller_job(room: Room) -> None:
-    """A controller that waits in a cluster's queue would later undo what is done now."""
-    from sweep.queues import SlurmQueue
-
-    if isinstance(rooms.load_settings(room).queue, SlurmQueue):
-        from sweep.detached import cancel_controller
-
-        if job := cancel_controller(room):
-            print(f"cancelled the controller's job {job}")
 
 
 def best(args: Namespace) -> int:
@@ -265,44 +258,18 @@ def _room_of(composed: Composed, nursery: Nursery) -> Room:
 
 
 def _go(room: Room, detach: bool, nursery: Nursery) -> int:
+    from sweep.detached import start_detached, take_over
     from sweep.run import EXIT_CODES, Wish, drive
 
     if detach:
         nursery.close()
-        return _detach(room)
-    if not rooms.controller_runs(room):
-        _end_controller_job(room)
+        print(start_detached(room))
+        return 0
+    if not rooms.controller_runs(room) and (job := take_over(room)):
+        print(f"cancelled the controller's job {job}, which had not come to run", file=sys.stderr)
     finish = drive(room, Wish(room), nursery)
     _conclude(room, finish)
     return EXIT_CODES[finish.how]
-
-
-def _detach(room: Room) -> int:
-    from sweep.nursery import clean_env
-    from sweep.queues import SlurmQueue
-
-    name = room.root.name
-    if isinstance(rooms.load_settings(room).queue, SlurmQueue):
-        from sweep.detached import submit_controller
-
-        job = submit_controller(room)
-        print(f"{name} runs as SLURM job {job}; `sweep watch {name}`, `sweep stop {name}`, `sweep logs --controller`")
-        return 0
-    log = room.root / "controller.log"
-    with log.open("ab") as output:
-        subprocess.Popen(
-            [sys.executable, "-m", "sweep.cli", "resume", str(room.root)],
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            env=clean_env(),
-        )
-    deadline = time.monotonic() + START_SECONDS
-    while not rooms.controller_runs(room) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    print(f"{name} runs in the background; `sweep watch {name}`, `sweep stop {name}`; its log is {log}")
-    return 0
 
 
 def _conclude(room: Room, finish: Finish) -> None:

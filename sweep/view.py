@@ -184,7 +184,8 @@ def _header(state: SweepState) -> RenderableType:
 def _running_table(state: SweepState, running: Sequence[TrialRow]) -> RenderableType:
     if not running:
         starting = sum(1 for worker in state.workers if not worker.ready and worker.job is JobState.RUNNING)
-        return Text(f"{starting} workers are starting" if starting else "no trial is running", style="dim")
+        many = f"{starting} workers are" if starting > 1 else "a worker is"
+        return Text(f"{many} starting" if starting else "no trial is running", style="dim")
     table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False, expand=True)
     for heading in (
         "trial",

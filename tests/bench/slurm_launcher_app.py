@@ -34,10 +34,10 @@ def train(cfg: DictConfig) -> None:
     times["imported"] = time.time()
     recipe = recipe_class(cfg=config)
     recipe.setup(cfg=config)
-    times["set_up"] = time.time()
+    times |= {"set_up": time.time(), "cpu_before_training": time.process_time()}
     recipe.train()
     recipe.cleanup()
-    times["trained"] = time.time()
+    times |= {"trained": time.time(), "cpu": time.process_time()}
     (out / f"{number}.json").write_text(json.dumps(times))
 
 

@@ -27,7 +27,7 @@ def fast_room(rooms: Path, *overrides: str, step: float = 0.05) -> Room:
     return make_room(rooms, *FAST, f"queue.env={{STEP_SECONDS: '{step}'}}", *overrides)
 
 
-def until(condition: Callable[[], object], seconds: float = 60) -> None:
+def until(condition: Callable[[], object], seconds: float = 180) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it did not happen"

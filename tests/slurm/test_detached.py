@@ -38,31 +38,31 @@ def test_a_detached_controller_hands_over_before_its_time_limit(cluster: Cluster
     first = str(controller(room)["id"])
     assert f"runs as SLURM job {first}" in said
     assert "there already" in sweep("resume", "s", "--detach", code=1).stderr
-    until(lambda: status("s")["controller"], 60)
+    until(lambda: status("s")["controller"])
     assert f"SLURM job {first}" in sweep("status", "s").stdout
-    until(lambda: sum(row["state"] in ("complete", "pruned") for row in status("s")["rows"]) == 5, 200)
-    until(lambda: not status("s")["controller"], 30)
+    until(lambda: sum(row["state"] in ("complete", "pruned") for row in status("s")["rows"]) == 5)
+    until(lambda: not status("s")["controller"])
     assert int(str(controller(room)["number"])) > 1
     log = (room.root / "submitit" / f"{first}_0_log.out").read_text()
     assert "the next controller is job" in log
     assert all(count == 1 for count in tell_counts(room).values())
     assert [row.attempts for row in open_reader(room).state().rows] == [1] * 5, "no trial noticed"
     assert "done: all 5 trials have ended" in sweep("logs", "s", "--controller").stdout
-    until(lambda: cluster.run("squeue", "-h") == "", 30)
+    until(lambda: cluster.run("squeue", "-h") == "")
 
 
 def test_stop_reaches_a_detached_controller_and_one_that_still_waits(cluster: Cluster, rooms: Path) -> None:
     room = Room(rooms / "s")
     sweep("run", *WORDS, *LONG, "queue.workers=1", "search.trials=4", "name=s", "--detach")
-    until(lambda: training(room), 120)
+    until(lambda: training(room))
     assert "stopped: s" in sweep("stop", "s", timeout=60).stdout
-    until(lambda: cluster.run("squeue", "-h") == "", 30)
+    until(lambda: cluster.run("squeue", "-h") == "")
     assert {row.state for row in open_reader(room).state().rows} <= {"waiting", "complete"}
     nowhere = "queue.controller={slurm_dependency: 'afterany:1', slurm_additional_parameters: {begin: now+1hour}}"
     sweep("resume", "s", nowhere, "--detach")
     waiting = str(controller(room)["id"])
     said = sweep("stop", "s", timeout=60).stdout
     assert f"cancelled the controller's job {waiting}" in said
-    until(lambda: cluster.run("squeue", "-h") == "", 30)
+    until(lambda: cluster.run("squeue", "-h") == "")
     done = sweep("resume", "s", "search.trials=2")
     assert "done: all 2 trials have ended" in done.stdout

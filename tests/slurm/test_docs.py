@@ -41,7 +41,7 @@ def test_the_walk_through_runs(cluster: Cluster, tmp_path: Path, monkeypatch: py
     assert "pruned" in run
     assert "reproduced by tune run" in said["sweep export first --verify"]
     assert "all 4 trials have ended" in said["sweep logs second --controller"]
-    until(lambda: cluster.run("squeue", "-h") == "", 30)
+    until(lambda: cluster.run("squeue", "-h") == "")
 
 
 def test_every_queue_and_every_key_is_named() -> None:

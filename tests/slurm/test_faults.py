@@ -223,7 +223,7 @@ def test_stop_cancels_what_waits_and_resume_goes_on(rooms: Path, cluster: Cluste
     room = fast_room(rooms, *words, step=0.5)
     run_killed(room, lambda: 8)  # one trains, the other waits for the node
     assert run_here(room, Mode.STOP).how is Finished.STOPPED
-    until(lambda: cluster.run("squeue", "-h") == "", 20)
+    until(lambda: cluster.run("squeue", "-h") == "")
     assert run_here(room).how is Finished.DONE
     check_told_once(room, 3)
 

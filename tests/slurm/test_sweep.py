@@ -50,7 +50,7 @@ def pick(room: Room, taken: set[str]) -> tuple[str, int]:
         late = training(room, 5)
         return {w: trial for w, trial in training(room, 2).items() if w not in late and w not in taken}
 
-    until(found, 120)
+    until(found)
     worker, trial = next(iter(found().items()))
     taken.add(worker)
     return worker, trial
@@ -127,7 +127,7 @@ def test_without_accounting_a_lost_job_is_noticed_all_the_same(on: Any, bare_clu
     long = ("recipe.overrides.dataset.split=train[:256]", "pruner=none")
     log = rooms.parent / "log"
     run = start("run", *words, *long, *SLURM, "queue.workers=2", "name=bare", log=log)
-    until(lambda: training(room, 1), 120)
+    until(lambda: training(room, 1))
     worker = next(iter(training(room, 1)))
     bare_cluster.run("scancel", "--signal=KILL", job_of(room, worker))
     assert run.wait(200) == 0, log.read_text()
@@ -143,19 +143,19 @@ def test_status_says_where_workers_run_and_why_others_wait(on: Any, cluster: Clu
     words = [word for word in SMALL if word != "queue.threads=1"]
     nodes = ("queue.slurm_nodelist=n3", "queue.slurm_exclusive=true", "recipe.overrides.dataset.split=train[:512]")
     run = start("run", *words, *nodes, *SLURM, "queue.workers=2", "name=s", log=rooms.parent / "log")
-    until(lambda: training(room, 1), 120)
+    until(lambda: training(room, 1))
     worker = next(iter(training(room, 1)))
     said = sweep("status", "s").stdout
     assert f"controller: process {run.pid} on " in said
     assert job_of(room, worker) in said
     assert "n3" in said
-    assert "waits for nodes to become free (Resources)" in " ".join(said.split()) or "(Priority)" in said
+    assert "no node is free yet (Resources)" in " ".join(said.split()) or "(Priority)" in said
     assert str(room.root / "submitit" / f"{job_of(room, worker)}_0_log.out") in "".join(said.split())
     assert "starts on n3" in sweep("logs", "s").stdout
     stopped = sweep("stop", "s", timeout=60)
     assert "stopped: s" in stopped.stdout
     run.wait(60)
-    until(lambda: cluster.run("squeue", "-h") == "", 30)
+    until(lambda: cluster.run("squeue", "-h") == "")
     kinds = [read_outcome(room, trial) for trial in room.trials()]
     assert all(outcome is None or outcome.kind is not OutcomeKind.FAILED for outcome in kinds)
 

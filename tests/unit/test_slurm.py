@@ -60,7 +60,7 @@ def test_a_refusal_is_final_or_for_now(words: str, kind: type[Exception], said: 
     ("code", "said"),
     [
         ("Priority", "other jobs are ahead of it (Priority)"),
-        ("(Resources)", "waits for nodes to become free (Resources)"),
+        ("(Resources)", "no node is free yet (Resources)"),
         ("ReqNodeNotAvail, UnavailableNodes:n[1-3]", "a node that it needs is down or reserved (ReqNodeNotAvail)"),
         ("AssocGrpCpuLimit", "assoc grp cpu limit (AssocGrpCpuLimit)"),
         ("None", "the scheduler has not looked at it yet"),
