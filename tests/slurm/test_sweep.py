@@ -173,6 +173,20 @@ def test_the_doctor_sees_what_is_there_and_what_is_wrong(on: Any, cluster: Clust
     assert not list(rooms.glob(".doctor-*"))
 
 
+def test_nodes_without_the_gpu_that_a_trial_needs_end_the_sweep_with_a_word(
+    on: Any, cluster: Cluster, rooms: Path
+) -> None:
+    """SLURM has given each job a GPU, and there is none behind it."""
+    on(cluster)
+    words = [word for word in SMALL if word != "queue.threads=1"]
+    gpu = ("recipe.overrides.device=cuda", "queue.gpus_per_node=1", "queue.workers=3", "queue.slurm_exclusive=true")
+    ended = sweep("run", *words, *gpu, *SLURM, "name=s", code=1)
+    said = " ".join(ended.stdout.split())
+    assert "3 workers in a row ended before they were ready (NoGpuError on n" in said
+    assert "torch sees no CUDA device" in said
+    assert open_reader(Room(rooms / "s")).state().rows == (), "no trial paid for it"
+
+
 def test_without_slurm_a_word_and_no_traceback(rooms: Path, tmp_path: Path) -> None:
     words = [word for word in SMALL if word != "queue.threads=1"]
     command = ["sweep.cli", "run", *words, "queue=slurm_cpu"]
