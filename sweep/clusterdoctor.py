@@ -107,7 +107,7 @@ def _request(queue: SlurmQueue) -> str:
 
 def _node(queue: SlurmQueue, gpu: bool) -> str:
     """A job that imports what a worker needs, and sees how quickly files and locks of the room reach a node."""
-    words = dataclasses.replace(queue.job, timeout_min=2, slurm_signal_delay_s=10)
+    words = dataclasses.replace(queue.job, timeout_min=1, slurm_signal_delay_s=10)
     with _folder() as folder, hold(folder / "lock", "doctor"):
         room = Room(folder)
         parameters = executor_parameters(words, f"sweep-doctor-{folder.name}")

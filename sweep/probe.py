@@ -66,7 +66,7 @@ def check_base(settings: Settings) -> str:
     files = checkpointer.get("checkpoint_files")
     missing = [name for name in (files if isinstance(files, list) else []) if not (directory / str(name)).exists()]
     if not directory.is_dir() or missing:
-        lacks = f" lacks {', '.join(missing)}" if missing else " does not exist"
+        lacks = f" lacks {', '.join(missing)}" if directory.is_dir() else " does not exist"
         raise ConfigError(f"checkpointer.checkpoint_dir={directory}{lacks}; fetch the base with `tune download`")
     return str(directory)
 

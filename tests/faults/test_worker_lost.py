@@ -14,6 +14,7 @@ import pytest
 from optuna.storages.journal import JournalFileBackend
 
 from sweep import session
+from sweep.channel import RoomChannel
 from sweep.errors import GiveUp, RetryLater
 from sweep.model import Finished
 from sweep.nursery import Nursery
@@ -104,6 +105,23 @@ def test_a_second_controller_is_refused(rooms: Path) -> None:
 def _in_other_process(room: Room) -> None:
     """`flock` is held by an open file, so that a second open in this very process is refused like another's."""
     drive(room, Wish(room), Nursery())
+
+
+def test_a_shared_file_system_that_stumbles_is_waited_for(rooms: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    room = make_room(rooms, "search.trials=2")
+    observe, calls = RoomChannel.observe, [0]
+
+    def stumbling(self: RoomChannel, *words: Any) -> Any:
+        calls[0] += 1
+        if calls[0] in (3, 4, 9):
+            raise OSError(errno.ESTALE, "Stale file handle")
+        return observe(self, *words)
+
+    monkeypatch.setattr(RoomChannel, "observe", stumbling)
+    assert run_here(room).how is Finished.DONE
+    assert calls[0] > 9
+    wait_for_workers(room)
+    check_sweep(room, 2)
 
 
 def test_a_full_disk_ends_the_controller_with_a_word_and_resume_goes_on(

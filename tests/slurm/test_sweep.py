@@ -187,6 +187,17 @@ def test_nodes_without_the_gpu_that_a_trial_needs_end_the_sweep_with_a_word(
     assert open_reader(Room(rooms / "s")).state().rows == (), "no trial paid for it"
 
 
+def test_what_offline_nodes_would_lack_is_missed_before_the_first_job(rooms: Path) -> None:
+    words = ("queue=slurm_cpu", "queue.offline=true", "recipe.overrides.checkpointer.checkpoint_dir=/no/such/base")
+    base = sweep("run", "experiment=demo", *words, code=2).stderr
+    assert "checkpointer.checkpoint_dir=/no/such/base does not exist" in base
+    hub = "recipe.overrides.dataset.source=tatsu-lab/alpaca"
+    data = sweep("run", "experiment=demo", *words[:2], hub, "objective.milestone_tokens=99", code=2).stderr
+    assert "cannot train here" in data
+    assert "tatsu-lab/alpaca" in data
+    assert not list(rooms.glob("*")), "no room was made, and no job submitted"
+
+
 def test_without_slurm_a_word_and_no_traceback(rooms: Path, tmp_path: Path) -> None:
     words = [word for word in SMALL if word != "queue.threads=1"]
     command = ["sweep.cli", "run", *words, "queue=slurm_cpu"]
