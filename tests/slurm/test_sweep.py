@@ -26,7 +26,7 @@ pytestmark = pytest.mark.slow
 SLURM = ("queue=slurm_cpu", "queue.query_seconds=1", "queue.poll_seconds=0.1")
 # A trial takes several seconds, so that something can happen in its middle.
 DATA = (
-    ("experiment=gsm8k_base1m", f"recipe.overrides.root={SHARED}", "recipe.overrides.dataset.split=train[:192]")
+    ("experiment=gsm8k_base1m", f"recipe.overrides.root={SHARED}", "recipe.overrides.dataset.split=train[:128]")
     if (SHARED / "base1m").is_dir()
     else ("experiment=demo", "space.optimizer.lr=tag(log,interval(3e-4,1e-1))", "recipe.overrides.epochs=4")
 )
@@ -95,7 +95,8 @@ def test_twelve_trials_through_all_that_a_cluster_does(on: Any, cluster: Cluster
 
 def check_losses(room: Room, numbers: list[int], params: list[dict[str, Any]]) -> None:
     """The same trials, trained here without any disturbance, have the same losses at every step that both did."""
-    enqueue = f"warm_start.enqueue={json.dumps(params)}".replace('"', "'")
+    trials = ", ".join("{" + ", ".join(f"{key}: {value}" for key, value in one.items()) + "}" for one in params)
+    enqueue = f"warm_start.enqueue=[{trials}]"
     budget = f"search.trials={len(params)}"
     sweep("run", *LONG, "pruner=none", budget, enqueue, "queue.workers=2", "queue.threads=1", "name=calm", timeout=400)
     for index, number in enumerate(numbers):
