@@ -53,6 +53,7 @@ class Lab:
 
     scratch: Path
     calls: Calls
+    cluster: Cluster
 
     @property
     def rooms(self) -> Path:
@@ -61,6 +62,13 @@ class Lab:
     def env(self) -> dict[str, str]:
         """The environment of a command line on the cluster's login node."""
         return environment(self.scratch, SWEEP_ROOMS=str(self.rooms))
+
+    def processor_seconds(self, prefix: str) -> float:
+        """What all jobs used whose names begin so, user and system, by the cluster's accounting."""
+        # without -X, else the line of a job lacks what its steps used
+        listing = self.cluster.run("sacct", "-nP", "-S", "now-1days", "-o", "TotalCPU,JobName")
+        jobs = (line.partition("|") for line in listing.splitlines())
+        return sum(_seconds(used) for used, _, name in jobs if name.startswith(prefix))
 
 
 @contextmanager
@@ -74,7 +82,14 @@ def lab(nodes: int, cpus: int) -> Iterator[Lab]:
         with Cluster(scratch / "lab", nodes=nodes, cpus=cpus) as cluster:
             os.environ.update(cluster.env(), PATH=f"{calls.directory}{os.pathsep}{PATH}")
             try:
-                yield Lab(scratch, calls)
+                yield Lab(scratch, calls, cluster)
             finally:
                 os.environ.clear()
                 os.environ.update(before)
+
+
+def _seconds(text: str) -> float:
+    """Of a duration as sacct writes it: [days-][hours:]minutes:seconds.milliseconds, or nothing."""
+    days, _, rest = text.rpartition("-")
+    parts = [float(part) for part in (rest or "0").split(":")]
+    return int(days or 0) * 86400.0 + sum(part * 60.0**power for power, part in enumerate(reversed(parts)))

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from sweep.export import read_tune_log
-from tests.bench.arms import Job, Prepared, prepare, warm
+from tests.bench.arms import NAME, Job, Prepared, prepare, warm
 from tests.bench.clocks import ArmFailed, FirstWrites, run_to_end
 from tests.bench.dispatch import BATCH_SIZE, OVERRIDES
 from tests.bench.results import Measured, Trained, p90, sameness
@@ -67,7 +67,8 @@ def launcher_section(lab: Lab, args: argparse.Namespace) -> tuple[str, dict[str,
     print(f"d, sweep run: {ours.seconds:.1f} s for {job.trials} trials on {job.workers} warm workers", flush=True)
     theirs = launch(prepared, lab.scratch / "launcher", args.launcher_python)
     print(f"d, hydra-submitit-launcher: {theirs.measured.seconds:.1f} s", flush=True)
-    return _text(job, ours, theirs, lab.calls), _numbers(ours, theirs, lab.calls)
+    used = {"warm": lab.processor_seconds(f"{NAME}-"), "launcher": lab.processor_seconds(_app().stem)}
+    return _text(job, ours, theirs, lab.calls, used), _numbers(ours, theirs, lab.calls, used)
 
 
 def warm_up(prepared: Prepared, scratch: Path, python: str) -> None:
@@ -120,17 +121,18 @@ def _app() -> Path:
     return Path(__file__).with_name("slurm_launcher_app.py")
 
 
-def _text(job: Job, ours: Measured, theirs: Launched, calls: Calls) -> str:
+def _text(job: Job, ours: Measured, theirs: Launched, calls: Calls, used: Mapping[str, float]) -> str:
     other, ratio = theirs.measured, theirs.measured.seconds / ours.seconds
     lines = [
         f"### d. {job.trials} short trials, {job.workers} at once: hydra-submitit-launcher takes {ratio:.2f} times our "
         f"wall-clock; aim >= {AIM:g}: {'reached' if ratio >= AIM else 'NOT reached'}\n",
         "| arm | wall-clock s | first step after s | then s | a trial from its first step on, median ms | "
-        "scheduler calls | controller CPU s |",
-        "|---|---|---|---|---|---|---|",
-        _line("sweep, warm workers", ours, calls),
-        _line("hydra-submitit-launcher, a job a trial", other, calls),
-        f"\nFrom the first step on: {other.running / ours.running:.2f} times. Ours: freed worker → next trial's first "
+        "jobs' processor time s | controller CPU s | scheduler calls |",
+        "|---|---|---|---|---|---|---|---|",
+        _line("sweep, warm workers", ours, calls, used),
+        _line("hydra-submitit-launcher, a job a trial", other, calls, used),
+        f"\nFrom the first step on: {other.running / ours.running:.2f} times; in processor time of the jobs "
+        f"{used['launcher'] / used['warm']:.2f} times. Ours: freed worker → next trial's first "
         f"step, median / p90 {_ms(ours.gaps())} ms; each worker's own first step, median / last "
         f"{statistics.median(_starts(ours)):.1f} / {_starts(ours)[-1]:.1f} s after the command. The launcher's jobs:\n",
         "| span | median s | p90 s |",
@@ -142,11 +144,15 @@ def _text(job: Job, ours: Measured, theirs: Launched, calls: Calls) -> str:
     return "\n".join(lines)
 
 
-def _numbers(ours: Measured, theirs: Launched, calls: Calls) -> dict[str, Any]:
+def _numbers(ours: Measured, theirs: Launched, calls: Calls, used: Mapping[str, float]) -> dict[str, Any]:
     return {
-        "arms": [{**arm.to_json(), "scheduler_calls": _calls(arm, calls)} for arm in (ours, theirs.measured)],
+        "arms": [
+            {**arm.to_json(), "scheduler_calls": _calls(arm, calls), "jobs_processor_seconds": used[arm.arm]}
+            for arm in (ours, theirs.measured)
+        ],
         "ratio": theirs.measured.seconds / ours.seconds,
         "ratio_from_first_step": theirs.measured.running / ours.running,
+        "ratio_of_processor_time": used["launcher"] / used["warm"],
         "aim": AIM,
         "same_work": same(ours, theirs.measured),
         "worker_first_steps_seconds": _starts(ours),
@@ -164,12 +170,12 @@ def same(ours: Measured, other: Measured) -> bool:
     )
 
 
-def _line(title: str, run: Measured, calls: Calls) -> str:
+def _line(title: str, run: Measured, calls: Calls, used: Mapping[str, float]) -> str:
     made = ", ".join(f"{count} {name}" for name, count in _calls(run, calls).items())
     cpu = "–" if run.cpu is None else f"{run.cpu:.1f}"
     return (
         f"| {title} | {run.seconds:.1f} | {run.start_up:.1f} | {run.running:.1f} | {run.lasting * 1e3:.0f} | "
-        f"{made or 'none'} | {cpu} |"
+        f"{used[run.arm]:.0f} | {cpu} | {made or 'none'} |"
     )
 
 
