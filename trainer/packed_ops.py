@@ -1,0 +1,407 @@
+"""The passes of a packed decoder, forward and backward, on flat tokens.
+
+Notation: T tokens of k slots on one line, D features in, N out, R the rank that all slots are padded to, M adapters
+that share one input.
+
+Invariants: frozen weights get no gradient. Gradients of adapters are added to the store's own tensors as the backward
+pass goes by, never to autograd's, so that nothing is copied and a slot's accumulate in its row. No product mixes
+tokens of two slots, so what is not finite in one slot stays there. Element-wise work is compiled on a GPU, for any
+number of tokens at once: nothing is compiled again when slots come and go.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch.autograd import Function
+
+from trainer.packed_layout import Layout
+
+Tensor = torch.Tensor
+
+
+# --- products of each slot's tokens with its own matrices -----------------------------------------------------------
+
+
+def shrink(x: Tensor, weights: Tensor, layout: Layout) -> Tensor:
+    """x · wᵀ for each slot's own w: x [T, D], weights [k, R, D]; returns [T, R]."""
+    if (n := layout.even) is not None:
+        return torch.bmm(_stacked(x, n), weights.transpose(1, 2)).flatten(0, 1)
+    if _grouped(x):
+        return _grouped_mm(x, weights.transpose(1, 2), layout.offsets)
+    return torch.cat([x[a:b] @ w.t() for (a, b), w in zip(layout.segments(), weights, strict=True)])
+
+
+def expand(h: Tensor, weights: Tensor, layout: Layout, out: Tensor) -> None:
+    """out = h · wᵀ for each slot's own w: h [T, R], weights [k, N, R]; out [T, N] may be columns of a wider one."""
+    if (n := layout.even) is not None:
+        torch.bmm(_stacked(h, n), weights.transpose(1, 2), out=_stacked(out, n))
+    elif _grouped(h):
+        out.copy_(_grouped_mm(h, weights.transpose(1, 2), layout.offsets))
+    else:
+        for (a, b), w in zip(layout.segments(), weights, strict=True):
+            torch.mm(h[a:b], w.t(), out=out[a:b])
+
+
+def accumulate_outer(a: Tensor, b: Tensor, layout: Layout, into: Tensor) -> None:
+    """into += aᵀ · b over each slot's tokens: a [T, P], b [T, Q], into [k, P, Q]."""
+    if (n := layout.even) is not None:
+        into.baddbmm_(_stacked(a, n).transpose(1, 2), _stacked(b, n))
+    elif _grouped(a):
+        into.add_(_grouped_mm(a.t(), b, layout.offsets))
+    else:
+        for (start, end), one in zip(layout.segments(), into, strict=True):
+            one.addmm_(a[start:end].t(), b[start:end])
+
+
+def _stacked(x: Tensor, n: int) -> Tensor:
+    return x.unflatten(0, (-1, n))
+
+
+def _grouped(x: Tensor) -> bool:
+    return x.is_cuda and x.dtype is torch.bfloat16 and torch.cuda.get_device_capability(x.device) >= (9, 0)
+
+
+def _grouped_mm(a: Tensor, b: Tensor, offsets: Tensor) -> Tensor:
+    product: Callable[..., Tensor] = getattr(F, "grouped_mm", None) or torch._grouped_mm
+    return product(a, b, offs=offsets)
+
+
+# --- frozen projections with adapters --------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class Projection:
+    """Linear layers that share their input, as one product, some of them with an adapter.
+
+    Args:
+        weight: the frozen weights one above another, shape [N, D]; bias: shape [N] or None.
+        columns: of the M adapted layers, where their outputs begin and end in N.
+        names: of the M adapted layers, as torchtune names their modules.
+        covered: every output column belongs to an adapter.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+    columns: tuple[tuple[int, int], ...]
+    names: tuple[str, ...]
+    covered: bool
+
+
+@dataclass(slots=True)
+class Adapters:
+    """The rows of the store that a projection trains in this pass.
+
+    Args:
+        a: shape [k, M·R, D]; b: M tensors of shape [k, N_m, R]; grad_a and grad_b: the same of the gradients, added to.
+        scale: alpha / rank of each token's slot, shape [T, 1].
+        noise: M dropout masks of shape [T, D], already divided by what they keep; empty without dropout.
+    """
+
+    a: Tensor
+    b: Sequence[Tensor]
+    grad_a: Tensor
+    grad_b: Sequence[Tensor]
+    scale: Tensor
+    noise: Sequence[Tensor] = ()
+
+
+class Project(Function):
+    """x [T, D] → x Wᵀ + (alpha / rank) · (x ∘ noise) Aᵀ Bᵀ, shape [T, N].
+
+    The adapters' part is written first and the frozen product added to it, so that the sum costs no pass of its own.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, anchor: Tensor, layout: Layout, frozen: Projection, lora: Adapters | None
+    ) -> Tensor:
+        ctx.layout, ctx.frozen, ctx.lora = layout, frozen, lora
+        if lora is None:
+            return F.linear(x, frozen.weight, frozen.bias)
+        h = _lora_in(x, lora, layout)
+        make = x.new_empty if frozen.covered else x.new_zeros
+        y = make(x.shape[0], frozen.weight.shape[0])
+        for (begin, end), part, b in zip(frozen.columns, h.chunk(len(lora.b), dim=1), lora.b, strict=True):
+            expand(part, b, layout, y[:, begin:end])
+        y.addmm_(x, frozen.weight.t())
+        if frozen.bias is not None:
+            y.add_(frozen.bias)
+        ctx.save_for_backward(x, h)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (dy,) = grads
+        layout, frozen, lora = ctx.layout, ctx.frozen, ctx.lora
+        wanted: bool = ctx.needs_input_grad[0]
+        if lora is None:
+            return (dy @ frozen.weight if wanted else None), None, None, None, None
+        x, h = ctx.saved_tensors
+        parts = list(zip(frozen.columns, h.chunk(len(lora.b), dim=1), lora.b, lora.grad_b, strict=True))
+        for (begin, end), part, _, grad in parts:
+            accumulate_outer(dy[:, begin:end], part, layout, grad)
+        dh = torch.cat([shrink(dy[:, begin:end], b.transpose(1, 2), layout) for (begin, end), _, b, _ in parts], dim=1)
+        dh.mul_(lora.scale)
+        dx = _lora_back(x, dh, lora, layout, wanted)
+        if dx is not None:
+            dx.addmm_(dy, frozen.weight)
+        return dx, None, None, None, None
+
+
+def _lora_in(x: Tensor, lora: Adapters, layout: Layout) -> Tensor:
+    """Each slot's scaled x Aᵀ, shape [T, M·R]."""
+    if not lora.noise:
+        return shrink(x, lora.a, layout).mul_(lora.scale)
+    matrices = lora.a.chunk(len(lora.noise), dim=1)
+    return torch.cat([shrink(x * m, a, layout) for m, a in zip(lora.noise, matrices, strict=True)], 1).mul_(lora.scale)
+
+
+def _lora_back(x: Tensor, dh: Tensor, lora: Adapters, layout: Layout, wanted: bool) -> Tensor | None:
+    """Add to the gradient of A; returns the adapters' part of the input's gradient, [T, D], where it is wanted."""
+    dx = torch.empty_like(x) if wanted else None
+    if not lora.noise:
+        accumulate_outer(dh, x, layout, lora.grad_a)
+        if dx is not None:
+            expand(dh, lora.a.transpose(1, 2), layout, dx)
+        return dx
+    count = len(lora.noise)
+    total = torch.zeros_like(x) if wanted else None
+    matrices, gradients = lora.a.chunk(count, dim=1), lora.grad_a.chunk(count, dim=1)
+    for m, a, grad, part in zip(lora.noise, matrices, gradients, dh.chunk(count, dim=1), strict=True):
+        accumulate_outer(part, x * m, layout, grad)
+        if total is not None and dx is not None:
+            expand(part, a.transpose(1, 2), layout, dx)
+            total.addcmul_(dx, m)
+    return total
+
+
+# --- element-wise passes ---------------------------------------------------------------------------------------------
+
+
+def _fused(function: Callable[..., Any], *tensors: Tensor) -> Any:
+    """The function of these tensors, compiled where they lie on a GPU; their first dimension may differ each time."""
+    if not tensors[0].is_cuda:
+        return function(*tensors)
+    for one in tensors:
+        if one.shape[0] == tensors[0].shape[0]:
+            torch._dynamo.maybe_mark_dynamic(one, 0)
+    return _compiled(function)(*tensors)
+
+
+@cache
+def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    return torch.compile(function)
+
+
+@cache
+def _norms(eps: float) -> _Norms:
+    return _Norms(eps)
+
+
+class _Norms:
+    """The passes around an RMS norm with this eps, each one function, so that it is compiled once."""
+
+    def __init__(self, eps: float) -> None:
+        def norm(h: Tensor, scale: Tensor) -> Tensor:
+            wide = h.float()
+            return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps) * scale.float()).to(h.dtype)
+
+        def add_norm(x: Tensor, y: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+            h = x + y
+            return h, norm(h, scale)
+
+        def norm_back(dn: Tensor, h: Tensor, scale: Tensor) -> Tensor:
+            wide, grad = h.float(), dn.float() * scale.float()
+            rate = torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
+            unit = wide * rate
+            return (rate * (grad - unit * (grad * unit).mean(-1, keepdim=True))).to(h.dtype)
+
+        def add_norm_back(dh: Tensor, dn: Tensor, h: Tensor, scale: Tensor) -> Tensor:
+            return dh + norm_back(dn, h, scale)
+
+        self.norm, self.add_norm, self.norm_back, self.add_norm_back = norm, add_norm, norm_back, add_norm_back
+
+
+class AddNorm(Function):
+    """x, y [T, D] → the residual sum h = x + y and its RMS norm, both [T, D]."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, y: Tensor, scale: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        h, normed = _fused(_norms(eps).add_norm, x, y, scale)
+        ctx.save_for_backward(h, scale)
+        ctx.eps = eps
+        ctx.set_materialize_grads(False)
+        return h, normed
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        dh, dn = grads
+        h, scale = ctx.saved_tensors
+        passes = _norms(ctx.eps)
+        last = dh is None  # the last sum goes nowhere but into its norm
+        d = _fused(passes.norm_back, dn, h, scale) if last else _fused(passes.add_norm_back, dh, dn, h, scale)
+        return d, d, None, None
+
+
+def norm(x: Tensor, scale: Tensor, eps: float) -> Tensor:
+    """RMS norm of the embeddings, which need no gradient."""
+    normed: Tensor = _fused(_norms(eps).norm, x, scale)
+    return normed
+
+
+def _silu_mul(both: Tensor) -> Tensor:
+    gate, up = both.chunk(2, dim=-1)
+    return F.silu(gate) * up
+
+
+def _silu_mul_back(d: Tensor, both: Tensor) -> Tensor:
+    gate, up = both.chunk(2, dim=-1)
+    wide, grad = gate.float(), d.float()
+    sigmoid = torch.sigmoid(wide)
+    d_gate = grad * up.float() * sigmoid * (1 + wide * (1 - sigmoid))
+    return torch.cat([d_gate, grad * wide * sigmoid], dim=-1).to(both.dtype)
+
+
+class SiluMul(Function):
+    """gate and up side by side, [T, 2 F] → silu(gate) · up, [T, F]."""
+
+    @staticmethod
+    def forward(ctx: Any, both: Tensor) -> Tensor:
+        ctx.save_for_backward(both)
+        out: Tensor = _fused(_silu_mul, both)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        (both,) = ctx.saved_tensors
+        d: Tensor = _fused(_silu_mul_back, grads[0], both)
+        return d
+
+
+# --- attention -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Heads:
+    """How a fused projection divides into heads of `size` features: queries, then keys, then values."""
+
+    queries: int
+    keys: int
+    size: int
+
+    def split(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """[T, …] → q [T, queries, size], k and v [T, keys, size]."""
+        q, k, v = qkv.unflatten(-1, (-1, self.size)).split([self.queries, self.keys, self.keys], dim=1)
+        return q, k, v
+
+
+def _turn(x: Tensor, angles: Tensor) -> Tensor:
+    """Rotary embedding of torchtune's interleaved kind: x [T, h, size], angles [T, size / 2, 2] (cosine, sine)."""
+    even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)
+    cos, sin = angles[:, None, :, 0], angles[:, None, :, 1]
+    return torch.stack([even * cos - odd * sin, odd * cos + even * sin], dim=-1).flatten(-2).to(x.dtype)
+
+
+@cache
+def _turner(heads: Heads) -> Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """Queries and keys of a fused projection, turned; one function for one division, so that it is compiled once."""
+    queries, keys, size = heads.queries, heads.keys, heads.size
+
+    def turn(qkv: Tensor, positions: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
+        both = qkv[:, : (queries + keys) * size].unflatten(-1, (queries + keys, size))
+        turned = _turn(both, table[positions])
+        return turned[:, :queries].contiguous(), turned[:, queries:].contiguous()
+
+    return turn
+
+
+def _turn_back(dq: Tensor, dk: Tensor, dv: Tensor, positions: Tensor, table: Tensor) -> Tensor:
+    cos, sin = table[positions].unbind(-1)
+    angles = torch.stack([cos, -sin], dim=-1)
+    return torch.cat([_turn(dq, angles), _turn(dk, angles), dv], dim=1).flatten(1)
+
+
+class FlashAttention(Function):
+    """Causal attention within each sequence, by the flash kernel for sequences of many lengths: [T, …] → [T, …]."""
+
+    @staticmethod
+    def forward(ctx: Any, qkv: Tensor, table: Tensor, layout: Layout, heads: Heads) -> Tensor:
+        q, k = _fused(_turner(heads), qkv, layout.positions, table)
+        v = heads.split(qkv)[2]
+        out, lse, seed, offset, _ = torch.ops.aten._flash_attention_forward(
+            q, k, v, layout.starts, layout.starts, layout.longest, layout.longest, 0.0, True, False
+        )
+        ctx.save_for_backward(q, k, v, out, lse, seed, offset, table)
+        ctx.layout, ctx.heads = layout, heads
+        return out.flatten(1)  # type: ignore[no-any-return]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, out, lse, seed, offset, table = ctx.saved_tensors
+        layout = ctx.layout
+        d = grads[0].unflatten(1, (-1, ctx.heads.size))
+        span = layout.starts, layout.starts, layout.longest, layout.longest
+        dq, dk, dv = torch.ops.aten._flash_attention_backward(d, q, k, v, out, lse, *span, 0.0, True, seed, offset)
+        return _fused(_turn_back, dq, dk, dv, layout.positions, table), None, None, None
+
+
+def attention(qkv: Tensor, table: Tensor, layout: Layout, heads: Heads) -> Tensor:
+    """Causal attention within each sequence: qkv [T, (queries + 2 keys) · size] → [T, queries · size].
+
+    Args:
+        table: cosines and sines by position, shape [positions, size / 2, 2].
+    """
+    if qkv.is_cuda and qkv.dtype is torch.bfloat16:
+        out: Tensor = FlashAttention.apply(qkv, table, layout, heads)
+        return out
+    q, k, v = heads.split(qkv)
+    angles = table[layout.positions]
+    places, back = layout.squares()
+    repeats = heads.queries // heads.keys
+    q, k, v = _turn(q, angles), _turn(k, angles).repeat_interleave(repeats, dim=1), v.repeat_interleave(repeats, dim=1)
+    square = [one[places].transpose(1, 2) for one in (q, k, v)]  # [n, queries, longest, size]
+    mixed = F.scaled_dot_product_attention(*square, is_causal=True)
+    return mixed.transpose(1, 2).flatten(0, 1)[back].flatten(1)
+
+
+# --- loss ------------------------------------------------------------------------------------------------------------
+
+
+def _cross_entropy(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    wide = logits.float()
+    total = torch.logsumexp(wide, dim=-1)
+    hit = torch.arange(wide.shape[1], device=wide.device) == targets[:, None]
+    loss = total - torch.where(hit, wide, 0.0).sum(-1)
+    return loss, (torch.exp(wide - total[:, None]) - hit.float()).to(logits.dtype)
+
+
+def summed_loss(hidden: Tensor, weight: Tensor, layout: Layout, chunk: int, gradient: bool) -> tuple[Tensor, Tensor]:
+    """Output projection and cross entropy over the tokens with a label, the gradient made on the way.
+
+    Args:
+        hidden: [T, D]; weight: of the output projection, [V, D].
+        chunk: tokens whose logits exist at one time.
+
+    Returns:
+        nats summed over each slot's labels, shape [k], fp32; the gradient of their sum, shape [T, D] (without
+        `gradient`: empty).
+    """
+    chosen = hidden[layout.picked]
+    losses = torch.empty(chosen.shape[0], device=hidden.device)
+    back = torch.empty_like(chosen) if gradient else chosen.new_empty(0)
+    for start in range(0, chosen.shape[0], chunk):
+        part = slice(start, start + chunk)
+        logits = chosen[part] @ weight.t()
+        losses[part], d = _fused(_cross_entropy, logits, layout.targets[part])
+        if gradient:
+            torch.mm(d, weight, out=back[part])
+    sums: Tensor = torch.segment_reduce(losses, "sum", lengths=layout.counts, initial=0.0, unsafe=True)
+    if gradient and chosen.shape[0] != hidden.shape[0]:
+        back = torch.zeros_like(hidden).index_copy_(0, layout.picked, back)
+    return sums, back

@@ -1,0 +1,62 @@
+"""A trial's own random generators, beside those of other trials in the same process.
+
+Invariant: what is drawn within `own` comes from this trial's generators, and leaves every other's untouched.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+
+from trainer.checkpoint import random_state
+
+
+class Randomness:
+    """The generators as they stand when this is made, which go on from there whenever `own` is entered."""
+
+    def __init__(self) -> None:
+        self._state = _read()
+
+    @contextmanager
+    def own(self) -> Iterator[None]:
+        """Draw from this trial's generators while the block runs."""
+        outside = _read()
+        _write(self._state)
+        try:
+            yield
+        finally:
+            self._state = _read()
+            _write(outside)
+
+    def rewind(self, state: Any) -> None:
+        """Go back to where `now` was."""
+        self._state = state
+
+    @property
+    def now(self) -> Any:
+        """Where the generators stand; only for `rewind`."""
+        return self._state
+
+    def to_checkpoint(self) -> dict[str, Any]:
+        """The same as `checkpoint.random_state` gives of a trial alone."""
+        with self.own():
+            return random_state()
+
+
+def _read() -> tuple[Any, ...]:
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
+    return torch.get_rng_state(), cuda, random.getstate(), np.random.get_state(legacy=True)
+
+
+def _write(state: tuple[Any, ...]) -> None:
+    cpu, cuda, python, numpy = state
+    torch.set_rng_state(cpu)
+    if cuda is not None:
+        torch.cuda.set_rng_state_all(cuda)
+    random.setstate(python)
+    np.random.set_state(numpy)
