@@ -22,7 +22,7 @@ class Row:
     Args:
         slot: its index in the store.
         shape: (b, s) of its micro-batch, as torchtune would have trained it.
-        labels: label tokens.
+        labels: label tokens, a row's first included.
     """
 
     slot: int
@@ -42,6 +42,7 @@ class Layout:
         starts: where each sequence begins, and T: shape [n + 1], int32.
         longest: tokens of the longest sequence.
         picked, targets: shape [L]: which tokens have a label, and the label, the token that follows.
+        weights: shape [L], fp32: what a token's loss counts; see `lay_out`.
         counts: shape [k]: labels of each slot.
         sources: shape [T]: the index of each token in its slot's flattened (b, s).
         offsets: shape [k], int32: where each slot's tokens end.
@@ -56,6 +57,7 @@ class Layout:
     longest: int
     picked: torch.Tensor
     targets: torch.Tensor
+    weights: torch.Tensor
     counts: torch.Tensor
     sources: torch.Tensor
     offsets: torch.Tensor
@@ -99,6 +101,9 @@ class Layout:
 def lay_out(batches: Sequence[dict[str, torch.Tensor]], first: int, ignored: int, device: torch.device) -> Layout:
     """Lay micro-batches out on one line.
 
+    torchtune multiplies a micro-batch's mean loss, over the labels that follow a token, by the number of all labels. The
+    two differ where a row's first token has a label, which follows none: a token then counts a little more than once.
+
     Args:
         batches: `tokens` and `labels` of shape [b, s] each, on the CPU, for the slots first, first + 1, ….
         ignored: the label that counts for nothing.
@@ -121,12 +126,15 @@ def lay_out(batches: Sequence[dict[str, torch.Tensor]], first: int, ignored: int
     label_counts = [int(part.sum()) for part in counted.sum(dim=1).split(per_slot)]
     starts = torch.cat([torch.zeros(1, dtype=torch.int64), lengths[lengths > 0].cumsum(0)]).int()
     bounds = (0, *accumulate(sizes))
+    all_labels = [int((batch["labels"] != ignored).sum()) for batch in batches]
+    weights = [all_ / max(some, 1) for all_, some in zip(all_labels, label_counts, strict=True)]
     flat = [
         tokens[kept],
         places.expand_as(kept)[kept],
         starts,
         counted[kept].nonzero().squeeze(1),
         targets[kept & counted],
+        torch.repeat_interleave(torch.tensor(weights), torch.tensor(label_counts)),
         torch.tensor(label_counts),
         (own * widths)[:, None].add(places)[kept],
         torch.tensor(bounds[1:], dtype=torch.int32),
@@ -134,7 +142,7 @@ def lay_out(batches: Sequence[dict[str, torch.Tensor]], first: int, ignored: int
     moved = [one.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else one for one in flat]
     rows = tuple(
         Row(first + index, (batch["tokens"].shape[0], batch["tokens"].shape[1]), count)
-        for index, (batch, count) in enumerate(zip(batches, label_counts, strict=True))
+        for index, (batch, count) in enumerate(zip(batches, all_labels, strict=True))
     )
     head, tail = moved[:3], moved[3:]
     return Layout(rows, first, bounds, *head, int(lengths.max()), *tail)

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torchtune.models.llama3_1 import Llama3ScaledRoPE
 from torchtune.modules import (
     FeedForward,
     MultiHeadAttention,
@@ -22,7 +23,6 @@ from torchtune.modules import (
     TransformerSelfAttentionLayer,
 )
 from torchtune.modules.peft import LoRALinear
-from torchtune.models.llama3_1 import Llama3ScaledRoPE
 
 from trainer.packed_layout import Layout
 from trainer.packed_ops import AddNorm, Heads, Project, Projection, SiluMul, attention, norm, summed_loss

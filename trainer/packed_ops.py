@@ -373,12 +373,13 @@ def attention(qkv: Tensor, table: Tensor, layout: Layout, heads: Heads) -> Tenso
 # --- loss ------------------------------------------------------------------------------------------------------------
 
 
-def _cross_entropy(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+def _cross_entropy(logits: Tensor, targets: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
     wide = logits.float()
     total = torch.logsumexp(wide, dim=-1)
     hit = torch.arange(wide.shape[1], device=wide.device) == targets[:, None]
     loss = total - torch.where(hit, wide, 0.0).sum(-1)
-    return loss, (torch.exp(wide - total[:, None]) - hit.float()).to(logits.dtype)
+    back = (torch.exp(wide - total[:, None]) - hit.float()) * weights[:, None]
+    return loss * weights, back.to(logits.dtype)
 
 
 def summed_loss(hidden: Tensor, weight: Tensor, layout: Layout, chunk: int, gradient: bool) -> tuple[Tensor, Tensor]:
@@ -398,7 +399,7 @@ def summed_loss(hidden: Tensor, weight: Tensor, layout: Layout, chunk: int, grad
     for start in range(0, chosen.shape[0], chunk):
         part = slice(start, start + chunk)
         logits = chosen[part] @ weight.t()
-        losses[part], d = _fused(_cross_entropy, logits, layout.targets[part])
+        losses[part], d = _fused(_cross_entropy, logits, layout.targets[part], layout.weights[part])
         if gradient:
             torch.mm(d, weight, out=back[part])
     sums: Tensor = torch.segment_reduce(losses, "sum", lengths=layout.counts, initial=0.0, unsafe=True)
