@@ -44,9 +44,32 @@ class Slot:
     row: int
     random: Randomness
     batches: Iterator[Batch] = field(init=False)
+    ahead: Fed | Passed | None = None
+    _behind: tuple[dict[str, Any], Any] = field(init=False)
 
     def __post_init__(self) -> None:
         self.batches = self.recipe.batches()
+
+    def fetch(self, longest: int) -> None:
+        """Draw the next micro-batch, before the numbers of the last are known: a GPU is still busy with them."""
+        self._behind = self.recipe.loader_state(), self.random.now
+        try:
+            with self.random.own():
+                batch = next(self.batches)
+            if batch["tokens"].shape[1] > longest:
+                raise ValueError(
+                    f"a row of {batch['tokens'].shape[1]} tokens is longer than the model's max_seq_len ({longest})"
+                )
+            self.ahead = Fed(self, batch, self.recipe.label_tokens(batch))
+        except Exception as error:
+            self.ahead = Passed(self, None, error)
+
+    def where(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The loader and the generators as they stood before the micro-batch that is drawn ahead."""
+        if self.ahead is None:
+            return self.recipe.loader_state(), self.random.to_checkpoint(self.random.now)
+        loader, random = self._behind
+        return loader, self.random.to_checkpoint(random)
 
     @property
     def dropout(self) -> float:
@@ -146,7 +169,7 @@ class Pack:
         layer = _first_lora(recipe.model)
         slot = Slot(recipe, self._store.take(layer.alpha / layer.rank), random)
         bind(recipe.model, recipe.optimizer, self._store, slot.row, copy=True)
-        recipe.join(random.to_checkpoint, lambda batch: self._mean_loss(slot, batch))
+        recipe.join(slot.where, lambda batch: self._mean_loss(slot, batch))
         self.slots.append(slot)
         return slot
 
@@ -162,21 +185,24 @@ class Pack:
 
     def step(self) -> list[Passed]:
         """Train one micro-batch of every slot."""
-        fed, passed = self._fetch()
+        fed, passed = self._fed()
         sums: dict[Slot, torch.Tensor] = {}
         for group in self._rounds(fed):
             done, failed = self._attempt(group)
             sums.update(done)
             passed += failed
         trained = [one for one in fed if one.slot in sums]
-        due = [one for one in trained if (one.slot.recipe.position + 1) % one.slot.recipe.accumulation == 0]
+        due = [one for one in trained if one.slot.recipe.advance(one.labels)]
         norms = self._update(due)
+        for one in trained:  # while the GPU works
+            if one.slot.recipe.position < one.slot.recipe.total:
+                one.slot.fetch(self.decoder.max_length)
         numbers = torch.stack([sums[one.slot] for one in trained] + norms).tolist() if trained else []
         norm_of = dict(zip([one.slot for one in due], numbers[len(trained) :], strict=True))
         for one, value in zip(trained, numbers, strict=False):
             recipe = one.slot.recipe
             # no label at all: torchtune's mean over none of them
-            recipe.took(torch.tensor(value if one.labels else float("nan")), one.labels)
+            recipe.took(torch.tensor(value if one.labels else float("nan")))
             step = recipe.stepped(norm_of[one.slot]) if one.slot in norm_of else None
             passed.append(Passed(one.slot, recipe.progress(step)))
         return passed
@@ -196,22 +222,15 @@ class Pack:
         names = tuple(name for name, module in model.named_modules() if isinstance(module, LoRALinear))
         return id(model.tok_embeddings.weight), names, recipe.ignored
 
-    def _fetch(self) -> tuple[list[Fed], list[Passed]]:
-        fed: list[Fed] = []
-        failed: list[Passed] = []
+    def _fed(self) -> tuple[list[Fed], list[Passed]]:
+        """What was drawn ahead, and is no more: the slots that can be trained, and those that cannot go on."""
+        drawn = []
         for slot in self.slots:
-            try:
-                with slot.random.own():
-                    batch = next(slot.batches)
-                if batch["tokens"].shape[1] > self.decoder.max_length:
-                    raise ValueError(
-                        f"a row of {batch['tokens'].shape[1]} tokens is longer than the model's max_seq_len "
-                        f"({self.decoder.max_length})"
-                    )
-                fed.append(Fed(slot, batch, slot.recipe.label_tokens(batch)))
-            except Exception as error:
-                failed.append(Passed(slot, None, error))
-        return fed, failed
+            if slot.ahead is None:
+                slot.fetch(self.decoder.max_length)
+            drawn.append(slot.ahead)
+            slot.ahead = None
+        return [one for one in drawn if isinstance(one, Fed)], [one for one in drawn if isinstance(one, Passed)]
 
     def _rounds(self, fed: Sequence[Fed]) -> list[list[Fed]]:
         """Slots that are trained in one pass: neighbours in the store, as many as the budget allows."""
@@ -291,7 +310,7 @@ class Pack:
         for one in due:
             recipe, row = one.slot.recipe, one.slot.row
             grad = store.grads[row]
-            count = recipe.tokens_of_step + one.labels
+            count = recipe.tokens_of_step
             norm = torch.linalg.vector_norm(grad, dtype=torch.float32) / count
             norms.append(norm)
             divisor = torch.full_like(norm, count)

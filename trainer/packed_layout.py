@@ -101,8 +101,8 @@ class Layout:
 def lay_out(batches: Sequence[dict[str, torch.Tensor]], first: int, ignored: int, device: torch.device) -> Layout:
     """Lay micro-batches out on one line.
 
-    torchtune multiplies a micro-batch's mean loss, over the labels that follow a token, by the number of all labels. The
-    two differ where a row's first token has a label, which follows none: a token then counts a little more than once.
+    torchtune multiplies a micro-batch's mean loss, over the labels that follow a token, by the number of all labels.
+    Where a row's first token has a label, which follows none, the two differ: a token counts a little more than once.
 
     Args:
         batches: `tokens` and `labels` of shape [b, s] each, on the CPU, for the slots first, first + 1, ….

@@ -280,8 +280,11 @@ class SiluMul(Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
         (both,) = ctx.saved_tensors
-        d: Tensor = _fused(_silu_mul_back, grads[0], both)
-        return d
+        if both.is_cuda:
+            from trainer import packed_kernels
+
+            return packed_kernels.silu_mul_back(grads[0], both)
+        return _silu_mul_back(grads[0], both)
 
 
 # --- attention -------------------------------------------------------------------------------------------------------
@@ -308,32 +311,18 @@ def _turn(x: Tensor, angles: Tensor) -> Tensor:
     return torch.stack([even * cos - odd * sin, odd * cos + even * sin], dim=-1).flatten(-2).to(x.dtype)
 
 
-@cache
-def _turner(heads: Heads) -> Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """Queries and keys of a fused projection, turned; one function for one division, so that it is compiled once."""
-    queries, keys, size = heads.queries, heads.keys, heads.size
-
-    def turn(qkv: Tensor, positions: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
-        both = qkv[:, : (queries + keys) * size].unflatten(-1, (queries + keys, size))
-        turned = _turn(both, table[positions])
-        return turned[:, :queries].contiguous(), turned[:, queries:].contiguous()
-
-    return turn
-
-
-def _turn_back(dq: Tensor, dk: Tensor, dv: Tensor, positions: Tensor, table: Tensor) -> Tensor:
-    cos, sin = table[positions].unbind(-1)
-    angles = torch.stack([cos, -sin], dim=-1)
-    return torch.cat([_turn(dq, angles), _turn(dk, angles), dv], dim=1).flatten(1)
-
-
 class FlashAttention(Function):
     """Causal attention within each sequence, by the flash kernel for sequences of many lengths: [T, …] → [T, …]."""
 
     @staticmethod
     def forward(ctx: Any, qkv: Tensor, table: Tensor, layout: Layout, heads: Heads) -> Tensor:
-        q, k = _fused(_turner(heads), qkv, layout.positions, table)
-        v = heads.split(qkv)[2]
+        from trainer import packed_kernels
+
+        both = qkv[:, : (heads.queries + heads.keys) * heads.size].unflatten(1, (-1, heads.size))
+        packed_kernels.turn(
+            both, both, table, layout.positions, 1.0
+        )  # in place: nobody else reads a projection's output
+        q, k, v = heads.split(qkv)
         out, lse, seed, offset, _ = torch.ops.aten._flash_attention_forward(
             q, k, v, layout.starts, layout.starts, layout.longest, layout.longest, 0.0, True, False
         )
@@ -343,12 +332,19 @@ class FlashAttention(Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        from trainer import packed_kernels
+
         q, k, v, out, lse, seed, offset, table = ctx.saved_tensors
-        layout = ctx.layout
-        d = grads[0].unflatten(1, (-1, ctx.heads.size))
+        layout, heads = ctx.layout, ctx.heads
+        d = grads[0].unflatten(1, (-1, heads.size))
         span = layout.starts, layout.starts, layout.longest, layout.longest
         dq, dk, dv = torch.ops.aten._flash_attention_backward(d, q, k, v, out, lse, *span, 0.0, True, seed, offset)
-        return _fused(_turn_back, dq, dk, dv, layout.positions, table), None, None, None
+        back = q.new_empty(q.shape[0], (heads.queries + 2 * heads.keys) * heads.size)
+        into_q, into_k, into_v = heads.split(back)
+        packed_kernels.turn(dq, into_q, table, layout.positions, -1.0)
+        packed_kernels.turn(dk, into_k, table, layout.positions, -1.0)
+        into_v.copy_(dv)
+        return back, None, None, None
 
 
 def attention(qkv: Tensor, table: Tensor, layout: Layout, heads: Heads) -> Tensor:
@@ -373,13 +369,19 @@ def attention(qkv: Tensor, table: Tensor, layout: Layout, heads: Heads) -> Tenso
 # --- loss ------------------------------------------------------------------------------------------------------------
 
 
-def _cross_entropy(logits: Tensor, targets: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+def _cross_entropy(logits: Tensor, targets: Tensor, weights: Tensor, backward: bool) -> Tensor:
+    """Weighted nats of each row, fp32; with `backward`, the logits are overwritten by their gradient."""
+    if logits.is_cuda:
+        from trainer import packed_kernels
+
+        return packed_kernels.cross_entropy(logits, targets, weights, backward)
     wide = logits.float()
-    total = torch.logsumexp(wide, dim=-1)
-    hit = torch.arange(wide.shape[1], device=wide.device) == targets[:, None]
-    loss = total - torch.where(hit, wide, 0.0).sum(-1)
-    back = (torch.exp(wide - total[:, None]) - hit.float()) * weights[:, None]
-    return loss * weights, back.to(logits.dtype)
+    losses = F.cross_entropy(wide, targets, reduction="none")
+    if backward:
+        back = torch.softmax(wide, dim=-1)
+        back[torch.arange(len(targets)), targets] -= 1
+        logits.copy_(back.mul_(weights[:, None]))
+    return losses * weights
 
 
 def summed_loss(hidden: Tensor, weight: Tensor, layout: Layout, chunk: int, gradient: bool) -> tuple[Tensor, Tensor]:
@@ -399,9 +401,9 @@ def summed_loss(hidden: Tensor, weight: Tensor, layout: Layout, chunk: int, grad
     for start in range(0, chosen.shape[0], chunk):
         part = slice(start, start + chunk)
         logits = chosen[part] @ weight.t()
-        losses[part], d = _fused(_cross_entropy, logits, layout.targets[part], layout.weights[part])
+        losses[part] = _cross_entropy(logits, layout.targets[part], layout.weights[part], gradient)
         if gradient:
-            torch.mm(d, weight, out=back[part])
+            torch.mm(logits, weight, out=back[part])
     sums: Tensor = torch.segment_reduce(losses, "sum", lengths=layout.counts, initial=0.0, unsafe=True)
     if gradient and chosen.shape[0] != hidden.shape[0]:
         back = torch.zeros_like(hidden).index_copy_(0, layout.picked, back)

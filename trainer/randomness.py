@@ -39,13 +39,17 @@ class Randomness:
 
     @property
     def now(self) -> Any:
-        """Where the generators stand; only for `rewind`."""
+        """Where the generators stand; for `rewind` and `to_checkpoint`."""
         return self._state
 
-    def to_checkpoint(self) -> dict[str, Any]:
-        """The same as `checkpoint.random_state` gives of a trial alone."""
-        with self.own():
+    def to_checkpoint(self, state: Any) -> dict[str, Any]:
+        """What `checkpoint.random_state` gives of a trial alone, for generators at a `now`."""
+        outside = _read()
+        _write(state)
+        try:
             return random_state()
+        finally:
+            _write(outside)
 
 
 def _read() -> tuple[Any, ...]:

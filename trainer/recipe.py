@@ -6,7 +6,8 @@ the epoch cannot finish, so no micro-batch leaks into the next epoch. The loop k
 room and no reason to stop: it yields after every micro-batch, where its state can be saved, and goes on when asked.
 
 A trial is driven in one of two ways. Alone, by `train`. In a pack (see `trainer.packed`) the forward and backward
-passes are the pack's: it draws from `batches`, and tells the trial what came of it by `took` and `stepped`. All else,
+passes are the pack's: it draws from `batches`, and tells the trial what came of it by `advance`,
+`took` and `stepped`. All else,
 the data's order, the schedule, the counters, the state, is the same object's, so that a trial moves between the two.
 """
 
@@ -86,7 +87,7 @@ class LoraRecipe:
 
         clip = cfg.get("clip_grad_norm")
         self.clip = None if clip is None else float(clip)
-        self._random_state: Callable[[], dict[str, Any]] = random_state
+        self._where: Callable[[], tuple[dict[str, Any], dict[str, Any]]] = self._own_where
         self._mean_loss: Callable[[dict[str, torch.Tensor]], torch.Tensor] = self._own_mean_loss
         self.position = 0
         self.step = 0
@@ -95,7 +96,8 @@ class LoraRecipe:
         self._step_tokens = 0
         self._lap_loss = torch.zeros((), device=self.device)
         self._lap_tokens = 0
-        self._random: dict[str, Any] | None = None
+        self._random: dict[str, Any] | None = None  # of a checkpoint, until training goes on
+        self._loader_state: dict[str, Any] | None = None
 
     def train(self) -> Iterator[MicroBatch]:
         """Train from where the trial stands to its end, yielding after every micro-batch."""
@@ -103,15 +105,16 @@ class LoraRecipe:
             yield self._micro_batch(batch)
 
     def batches(self) -> Iterator[dict[str, torch.Tensor]]:
-        """The trial's micro-batches from where it stands to its end, on the CPU; `took` must follow each."""
+        """The trial's micro-batches from where it stands to its end, on the CPU; `advance` must follow each."""
         batches_per_epoch = self.steps_per_epoch * self.accumulation
         while self.position < self.total:
             epoch, skipped = divmod(self.position, batches_per_epoch)
             self._loader.sampler.set_epoch(epoch)
-            if skipped:
+            if skipped and self._loader_state is not None:
                 self._loader.load_state_dict(self._loader_state)
             else:
                 self._restore_random()  # opening the loader of a new epoch draws, as it did in the first place
+            self._loader_state = None
             for batch in self._loader:
                 self._restore_random()  # within an epoch that draw had been made: undo it
                 yield batch
@@ -122,19 +125,22 @@ class LoraRecipe:
         """How many labels of a micro-batch count; asked while it is on the CPU, so that no device waits."""
         return int((batch["labels"] != self.ignored).sum())
 
-    def took(self, weighted: torch.Tensor, count: int) -> bool:
-        """Take one micro-batch into account: its summed loss in nats, over `count` label tokens.
+    def advance(self, count: int) -> bool:
+        """Count one micro-batch of so many label tokens; `took` may follow when its loss is known.
 
         Returns:
-            Whether it completed an accumulation, so that an optimizer step is due.
+            Whether it completes an accumulation, so that an optimizer step is due.
         """
-        self._step_loss = self._step_loss + weighted
-        self._lap_loss = self._lap_loss + weighted
         self._step_tokens += count
         self._lap_tokens += count
         self.tokens += count
         self.position += 1
         return self.position % self.accumulation == 0
+
+    def took(self, weighted: torch.Tensor) -> None:
+        """Take a micro-batch's loss into account: nats, summed over its label tokens."""
+        self._step_loss = self._step_loss + weighted
+        self._lap_loss = self._lap_loss + weighted
 
     def stepped(self, norm: float) -> Step:
         """Take an optimizer step into account: move the schedule on and begin the next accumulation."""
@@ -151,15 +157,17 @@ class LoraRecipe:
         return MicroBatch(self.position, self.total, epoch, self.tokens, step)
 
     def join(
-        self, random_state: Callable[[], dict[str, Any]], mean_loss: Callable[[dict[str, torch.Tensor]], torch.Tensor]
+        self,
+        where: Callable[[], tuple[dict[str, Any], dict[str, Any]]],
+        mean_loss: Callable[[dict[str, torch.Tensor]], torch.Tensor],
     ) -> None:
         """Become a slot of a pack.
 
         Args:
-            random_state: the slot's generators, for a checkpoint.
+            where: the state of the loader and of the slot's generators, for a checkpoint.
             mean_loss: nats per label token of a batch on the CPU, by the pack's forward pass.
         """
-        self._random_state, self._mean_loss = random_state, mean_loss
+        self._where, self._mean_loss = where, mean_loss
         self._step_loss, self._lap_loss = self._step_loss.cpu(), self._lap_loss.cpu()
         mark_stepped(self.optimizer)
 
@@ -202,6 +210,7 @@ class LoraRecipe:
 
     def state(self) -> dict[str, Any]:
         """Everything that a bit-exact resume needs; tensors and plain values only."""
+        loader, random = self._where()
         gradients = [None if p.grad is None else compact(p.grad) for p in self.trainable]
         return {
             "adapter": self.adapter(),
@@ -211,13 +220,21 @@ class LoraRecipe:
             "position": self.position,
             "total": self.total,
             "accumulation": self.accumulation,
-            "loader": self._loader.state_dict(),
+            "loader": loader,
             "step": self.step,
             "tokens": self.tokens,
             "step_loss": [self._step_loss.cpu(), self._step_tokens],
             "lap_loss": [self._lap_loss.cpu(), self._lap_tokens],
-            "random": self._random_state(),
+            "random": random,
         }
+
+    def loader_state(self) -> dict[str, Any]:
+        """Where the data's order stands, after the last batch drawn; empty at an epoch's beginning, where asking the
+        loader would open it, and draw."""
+        if self._loader_state is not None:
+            return self._loader_state
+        at_start = self.position % (self.steps_per_epoch * self.accumulation) == 0
+        return {} if at_start else self._loader.state_dict()
 
     def adapter(self) -> dict[str, torch.Tensor]:
         """The adapter's parameters by torchtune's names, as tensors of their own on the CPU."""
@@ -246,7 +263,7 @@ class LoraRecipe:
         self.position, self.step, self.tokens = state["position"], state["step"], state["tokens"]
         (step_loss, self._step_tokens), (lap_loss, self._lap_tokens) = state["step_loss"], state["lap_loss"]
         self._step_loss, self._lap_loss = step_loss.to(self.device), lap_loss.to(self.device)
-        self._loader_state, self._random = state["loader"], state["random"]
+        self._loader_state, self._random = state["loader"] or None, state["random"]
 
     def save_adapter(self, to: Path) -> bool:
         """Write the adapter in PEFT format, as torchtune's checkpointer makes it.
@@ -314,7 +331,8 @@ class LoraRecipe:
         utils.batch_to_device(batch, self.device)
         weighted = self._loss(batch) * count
         torch.autograd.backward(weighted)
-        due = self.took(weighted.detach(), count)
+        due = self.advance(count)
+        self.took(weighted.detach())
         return self.progress(self._optimizer_step() if due else None)
 
     def _optimizer_step(self) -> Step:
@@ -325,6 +343,9 @@ class LoraRecipe:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return self.stepped(float(norm))
+
+    def _own_where(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        return self.loader_state(), random_state()
 
     def _own_mean_loss(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         return self._loss({key: value.to(self.device) for key, value in batch.items()})

@@ -72,16 +72,16 @@ STEPS = 7
 
 
 class RandomRows:
-    """A data set of random tokens, named in configurations by its path; every token has a label."""
+    """A data set of random tokens from number `first` on; every token has a label."""
 
-    def __init__(self, tokenizer: Any, rows: int, length: int, spread: int, words: int) -> None:
-        self._rows, self._length, self._spread, self._words = rows, length, spread, words
+    def __init__(self, tokenizer: Any, rows: int, length: int, spread: int, words: int, first: int) -> None:  # noqa: PLR0913
+        self._rows, self._length, self._spread, self._words, self._first = rows, length, spread, words, first
 
     def __len__(self) -> int:
         return self._rows
 
     def __getitem__(self, index: int) -> dict[str, list[int]]:
-        generator = torch.Generator().manual_seed(index)
+        generator = torch.Generator().manual_seed(self._first + index)
         length = self._length - int(torch.randint(self._spread + 1, (), generator=generator))
         tokens = torch.randint(self._words, (length,), generator=generator).tolist()
         return {"tokens": tokens, "labels": tokens}
@@ -114,6 +114,7 @@ def make_config(args: argparse.Namespace, rows: int, length: int, index: int) ->
         "length": length,
         "spread": args.spread,
         "words": SHAPES[args.shape]["vocab_size"],
+        "first": index * 10_000,
     }
     del config["dataset_val"]
     config["optimizer"] |= {"lr": 1e-4 * (1 + index % 7)}

@@ -37,9 +37,7 @@ def test_fp32_has_the_numbers_of_each_alone(tmp_path: Path) -> None:
     cache = Cache()
     changes = [on_gpu(change, "fp32") for change in TRIALS]
     found = packed(cache, tmp_path, changes)
-    differences = [
-        worst(ours, alone(cache, tmp_path, change)) for ours, change in zip(found, changes, strict=True)
-    ]
+    differences = [worst(ours, alone(cache, tmp_path, change)) for ours, change in zip(found, changes, strict=True)]
     print("largest relative difference of each trial", differences)
     assert max(differences) < 1e-4
 

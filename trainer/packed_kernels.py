@@ -1,0 +1,111 @@
+"""Triton kernels for the passes that `torch.compile` leaves two to seven times slower than the memory they move.
+
+Found by profiling (docs/performance.md): the backward pass of SwiGLU and the rotary embeddings, where what is written
+side by side is computed once for each side, and the cross entropy, which it reads three times.
+
+Invariants: imported only where there is a GPU; Triton comes with torch there. Sums are fp32. The number of tokens is
+never a constant of a kernel, so that none is compiled again when slots come and go.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+Tensor = torch.Tensor
+FEATURES = 1024  # of a row, for one program
+WORDS = 4096  # of the vocabulary, at a time
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _silu_mul_back(d_ptr, both_ptr, out_ptr, size, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+    row = tl.program_id(0).to(tl.int64)
+    at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    mask = at < size
+    gate_at = row * 2 * size + at
+    gate = tl.load(both_ptr + gate_at, mask=mask, other=0.0).to(tl.float32)
+    up = tl.load(both_ptr + gate_at + size, mask=mask, other=0.0).to(tl.float32)
+    d = tl.load(d_ptr + row * size + at, mask=mask, other=0.0).to(tl.float32)
+    sigmoid = tl.sigmoid(gate)
+    tl.store(out_ptr + gate_at, (d * up * sigmoid * (1 + gate * (1 - sigmoid))).to(out_ptr.dtype.element_ty), mask=mask)
+    tl.store(out_ptr + gate_at + size, (d * gate * sigmoid).to(out_ptr.dtype.element_ty), mask=mask)
+
+
+def silu_mul_back(d: Tensor, both: Tensor) -> Tensor:
+    """Gradient of silu(gate) · up: d [T, F], gate and up side by side [T, 2 F]; returns [T, 2 F]."""
+    rows, size = d.shape
+    out = torch.empty_like(both)
+    _silu_mul_back[(rows, triton.cdiv(size, FEATURES))](d, both, out, size, BLOCK=FEATURES, num_warps=4)
+    return out
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _turn(  # type: ignore[no-untyped-def]  # noqa: PLR0913, PLR0917
+    x_ptr, x_row, out_ptr, out_row, table_ptr, positions_ptr, sign, heads, SIZE: tl.constexpr, HEADS: tl.constexpr
+):
+    row = tl.program_id(0).to(tl.int64)
+    position = tl.load(positions_ptr + row)
+    half = tl.arange(0, SIZE // 2)
+    cos = tl.load(table_ptr + position * SIZE + 2 * half)[None, :]
+    sin = tl.load(table_ptr + position * SIZE + 2 * half + 1)[None, :] * sign
+    head = tl.program_id(1) * HEADS + tl.arange(0, HEADS)
+    mask = (head < heads)[:, None]
+    at = head[:, None] * SIZE + tl.arange(0, SIZE)[None, :]
+    x = tl.load(x_ptr + row * x_row + at, mask=mask, other=0.0).to(tl.float32)
+    even, odd = tl.split(tl.reshape(x, (HEADS, SIZE // 2, 2)))
+    turned = tl.reshape(tl.join(even * cos - odd * sin, odd * cos + even * sin), (HEADS, SIZE))
+    tl.store(out_ptr + row * out_row + at, turned.to(out_ptr.dtype.element_ty), mask=mask)
+
+
+def turn(x: Tensor, out: Tensor, table: Tensor, positions: Tensor, sign: float) -> None:
+    """Rotary embedding of torchtune's interleaved kind: x [T, h, size] → out, which may be x itself.
+
+    Args:
+        table: cosines and sines by position, [positions, size / 2, 2], fp32.
+        sign: -1 turns back, which is the gradient.
+    """
+    rows, heads, size = x.shape
+    block = min(16, triton.next_power_of_2(heads))
+    grid = (rows, triton.cdiv(heads, block))
+    _turn[grid](x, x.stride(0), out, out.stride(0), table, positions, sign, heads, SIZE=size, HEADS=block, num_warps=2)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _cross_entropy(  # type: ignore[no-untyped-def]  # noqa: PLR0913, PLR0917
+    logits_ptr, targets_ptr, weights_ptr, losses_ptr, words: tl.constexpr, BACK: tl.constexpr, BLOCK: tl.constexpr
+):
+    row = tl.program_id(0).to(tl.int64)
+    logits_ptr += row * words
+    target = tl.load(targets_ptr + row)
+    weight = tl.load(weights_ptr + row)
+    hit = tl.load(logits_ptr + target).to(tl.float32)
+    top = tl.full((BLOCK,), float("-inf"), tl.float32)  # of each lane, so that lanes meet only once
+    total = tl.zeros((BLOCK,), tl.float32)
+    for start in range(0, words, BLOCK):
+        at = start + tl.arange(0, BLOCK)
+        x = tl.load(logits_ptr + at, mask=at < words, other=float("-inf")).to(tl.float32)
+        higher = tl.maximum(top, x)
+        base = tl.where(higher == float("-inf"), 0.0, higher)  # a lane that has seen nothing yet
+        total = total * tl.exp(top - base) + tl.exp(x - base)
+        top = higher
+    peak = tl.max(top, axis=0)
+    normaliser = peak + tl.log(tl.sum(total * tl.exp(top - peak), axis=0))
+    tl.store(losses_ptr + row, (normaliser - hit) * weight)
+    if BACK:
+        for start in range(0, words, BLOCK):
+            at = start + tl.arange(0, BLOCK)
+            x = tl.load(logits_ptr + at, mask=at < words, other=float("-inf")).to(tl.float32)
+            d = (tl.exp(x - normaliser) - tl.where(at == target, 1.0, 0.0)) * weight
+            tl.store(logits_ptr + at, d.to(logits_ptr.dtype.element_ty), mask=at < words)
+
+
+def cross_entropy(logits: Tensor, targets: Tensor, weights: Tensor, backward: bool) -> Tensor:
+    """Weighted nats of each row, fp32: logits [L, V], targets and weights [L].
+
+    With `backward`, the logits are overwritten by their gradient. A row that is not finite gives a loss that is not.
+    """
+    rows, words = logits.shape
+    losses = torch.empty(rows, device=logits.device)
+    _cross_entropy[(rows,)](logits, targets, weights, losses, words, BACK=backward, BLOCK=WORDS, num_warps=16)
+    return losses
