@@ -1,8 +1,8 @@
 """One attempt of a trial, from its specification to its outcome.
 
 An attempt is fed: `begin` builds its trial, `after` takes each micro-batch in, whoever trained it, `fail` ends it with
-an error. Each answers with the outcome where it ended the attempt. `run` feeds one attempt by itself; a crew (see
-`trainer.crew`) feeds several from one pack.
+an error. Each answers with the outcome where it ended the attempt. `advance` trains an attempt by itself; a
+crew (see `trainer.crew`) feeds several from one pack.
 
 Invariants: every way an attempt can end becomes exactly one `Outcome`; whatever it raises stays here. What it
 writes lies in its own directory. It goes on from the newest checkpoint of an earlier attempt that can be read.
@@ -15,7 +15,7 @@ import math
 import shutil
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -50,6 +50,7 @@ class Attempt:
     _guard: DivergenceGuard = field(init=False)
     _began: float = field(init=False)
     _lap: tuple[float, int] = (0.0, 0)
+    _batches: Iterator[MicroBatch] | None = None
 
     def __post_init__(self) -> None:
         self._milestones = Milestones(self.spec.milestone_tokens)
@@ -63,11 +64,8 @@ class Attempt:
     def run(self) -> Outcome:
         """Train the trial to its end, a stop, a divergence or a failure."""
         ended = self.begin()
-        if ended is not None:
-            return ended
-        batches = self.recipe.train()
         while ended is None:
-            ended = self._guarded(lambda: self._after(next(batches)))
+            ended = self.advance()
         if ended.failure is FailureKind.OUT_OF_MEMORY:
             self.cache.clear()
         return ended
@@ -75,6 +73,13 @@ class Attempt:
     def begin(self) -> Outcome | None:
         """Build the trial and go on from its checkpoint; an outcome where that failed, or it was at its end."""
         return self._guarded(self._begin)
+
+    def advance(self) -> Outcome | None:
+        """Train the next micro-batch by itself, and take it in."""
+        if self._batches is None:
+            self._batches = self.recipe.train()
+        batches = self._batches
+        return self._guarded(lambda: self._after(next(batches)))
 
     def after(self, batch: MicroBatch) -> Outcome | None:
         """Take in that a micro-batch was trained."""
@@ -101,7 +106,7 @@ class Attempt:
 
     def _close(self, ended: Outcome) -> Outcome:
         shutil.rmtree(self.dir.path / "scratch", ignore_errors=True)
-        self._recipe = None
+        self._recipe = self._batches = None
         return ended
 
     def _begin(self) -> Outcome | None:

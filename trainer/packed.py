@@ -23,7 +23,7 @@ from torchtune.modules.loss import CEWithChunkedOutputLoss
 from torchtune.modules.peft import LoRALinear
 
 from trainer.packed_layout import Layout, lay_out
-from trainer.packed_model import Decoder, Noise, unpackable
+from trainer.packed_model import CHUNK, Decoder, Noise, unpackable
 from trainer.packed_store import Store, bind
 from trainer.progress import MicroBatch
 from trainer.randomness import Randomness
@@ -131,14 +131,15 @@ def _odd_optimizer(optimizer: torch.optim.Optimizer) -> str | None:
 
 
 class Pack:
-    """Up to `capacity` trials on one base.
+    """Trials on one base.
 
     Args:
         budget: tokens, padding included, of the largest pass to try; None: all slots in one.
     """
 
-    def __init__(self, capacity: int, budget: int | None = None) -> None:
-        self.capacity, self.budget = capacity, budget
+    def __init__(self, budget: int | None = None) -> None:
+        self.budget = budget
+        self._longest = 0
         self.slots: list[Slot] = []
         self._decoder: Decoder | None = None
         self._store: Store | None = None
@@ -162,8 +163,8 @@ class Pack:
             self._base = self._identity(recipe)
         rank = _first_lora(recipe.model).rank
         if self._store is None:
-            self._store = Store(self.decoder.groups, self.capacity, rank, self.decoder.like)
-        elif self._store.grow(rank):
+            self._store = Store(self.decoder.groups, 1, rank, self.decoder.like)
+        elif self._store.make_room(rank):
             for slot in self.slots:
                 bind(slot.recipe.model, slot.recipe.optimizer, self._store, slot.row, copy=False)
         layer = _first_lora(recipe.model)
@@ -172,6 +173,21 @@ class Pack:
         recipe.join(slot.where, lambda batch: self._mean_loss(slot, batch))
         self.slots.append(slot)
         return slot
+
+    def estimate(self, rank: int, rows: int) -> tuple[int, int]:
+        """Bytes that the next pass would take with one more trial of this rank and so many rows, and bytes free.
+
+        What a row is long is taken from those seen so far; without a GPU both are 0.
+        """
+        like = self.decoder.like
+        if like.device.type != "cuda":
+            return 0, 0
+        tokens = self._longest * rows + sum(self._longest * int(slot.recipe.cfg.batch_size) for slot in self.slots)
+        if self.budget is not None:
+            tokens = min(tokens, max(self.budget, self._longest * rows))
+        logits = CHUNK * self.decoder.words * like.element_size()
+        free = torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+        return self.store.room_bytes(rank) + tokens * self.decoder.activation_bytes() + logits, free
 
     def remove(self, slot: Slot) -> None:
         """Let go of a trial; what it holds must have been saved before."""
@@ -256,6 +272,7 @@ class Pack:
             return {one.slot: value for one, value in zip(group, sums.unbind(), strict=True)}, []
         except Exception as error:
             failure: Exception = error
+        if len(group) > 1 or isinstance(failure, torch.OutOfMemoryError):
             failure.__traceback__ = None  # its frames hold the tensors of the pass
         self.store.grads[rows].copy_(before) if before is not None else self.store.grads[rows].zero_()
         for one, state in zip(group, randoms, strict=True):
@@ -275,6 +292,7 @@ class Pack:
 
     def _pass(self, group: Sequence[Fed]) -> torch.Tensor:
         layout = self._layout([one.batch for one in group], group[0].slot)
+        self._longest = max(self._longest, layout.longest)
         if layout.size == 0:
             return torch.zeros(len(group), device=self.decoder.like.device)
         return self.decoder.loss(self.store, layout, self._noise([one.slot for one in group], layout), backward=True)

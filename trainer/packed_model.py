@@ -120,16 +120,16 @@ class Decoder:
         return self._output
 
     @property
-    def layers(self) -> int:
-        return len(self._blocks)
+    def words(self) -> int:
+        """Of the vocabulary."""
+        return self._output.shape[0]
 
     def activation_bytes(self) -> int:
         """An estimate of what one token keeps in memory from the forward to the backward pass."""
         dim = self._output.shape[1]
-        per_layer = 0
-        for block in self._blocks[:1]:
-            wide = block.gate_up.frozen.weight.shape[0]
-            per_layer = 4 * dim + 2 * block.qkv.frozen.weight.shape[0] + 2 * dim + wide + wide // 2
+        first = self._blocks[0]  # norms and residual sums, attention in and out, gate and up, and their product
+        wide = first.gate_up.frozen.weight.shape[0]
+        per_layer = 4 * dim + first.qkv.frozen.weight.shape[0] + 2 * first.out.frozen.weight.shape[1] + wide + wide // 2
         return self._output.element_size() * (per_layer * len(self._blocks) + 8 * dim)
 
     def loss(self, store: Store, layout: Layout, noise: dict[int, Noise], backward: bool) -> torch.Tensor:

@@ -47,7 +47,7 @@ class Store:
 
     Args:
         projections: the groups of adapted layers, in order.
-        rank: the largest that fits; `grow` makes room for more.
+        capacity, rank: how many rows there are, and the largest rank that fits; `make_room` makes more.
     """
 
     def __init__(self, projections: Sequence[Projection], capacity: int, rank: int, like: torch.Tensor) -> None:
@@ -57,8 +57,6 @@ class Store:
         ]
         self.capacity, self.rank, self.used = capacity, padded(rank), 0
         self._like = like
-        self.steps = torch.zeros(capacity, device=like.device)
-        self.scales = torch.ones(capacity, device=like.device)
         self._make()
 
     @property
@@ -110,20 +108,31 @@ class Store:
                     tuple(kind[group].b[index][row, :, :rank] for kind in kinds),
                 )
 
-    def grow(self, rank: int) -> bool:
-        """Make room for a rank; True where the rows are other ones now, and every trial must be bound anew."""
-        if rank <= self.rank:
+    def make_room(self, rank: int) -> bool:
+        """Make room for one more row of a rank; True where the rows are other ones now, and every trial must be bound
+        anew."""
+        if rank <= self.rank and self.used < self.capacity:
             return False
-        old, before = (self._values, self._grads, self._averages, self._squares), self.rank
-        self.rank = padded(rank)
+        old = self._values, self._grads, self._averages, self._squares
+        before, kept, steps, scales = self.rank, slice(0, self.used), self.steps, self.scales
+        self.rank = max(self.rank, padded(rank))
+        self.capacity = self.capacity if self.used < self.capacity else 2 * self.capacity
         self._make()
-        for kind, kept in zip((self._values, self._grads, self._averages, self._squares), old, strict=True):
-            for to, of in zip(kind, kept, strict=True):
+        self.steps[kept], self.scales[kept] = steps[kept], scales[kept]
+        for kind, origin in zip((self._values, self._grads, self._averages, self._squares), old, strict=True):
+            for to, of in zip(kind, origin, strict=True):
                 count = len(to.b)
-                to.a.unflatten(1, (count, -1))[:, :, :before].copy_(of.a.unflatten(1, (count, -1)))
+                to.a[kept].unflatten(1, (count, -1))[:, :, :before] = of.a[kept].unflatten(1, (count, -1))
                 for new, one in zip(to.b, of.b, strict=True):
-                    new[:, :, :before].copy_(one)
+                    new[kept, :, :before] = one[kept]
         return True
+
+    def room_bytes(self, rank: int) -> int:
+        """Memory that `make_room` would take, while old and new rows exist side by side."""
+        if rank <= self.rank and self.used < self.capacity:
+            return 0
+        rows = self.capacity if self.used < self.capacity else 2 * self.capacity
+        return rows * self.row_bytes(max(rank, self.rank))
 
     def row_bytes(self, rank: int) -> int:
         """Memory of one slot: its adapter, gradient and moments."""
@@ -134,6 +143,8 @@ class Store:
             one[row].zero_()
 
     def _make(self) -> None:
+        self.steps = torch.zeros(self.capacity, device=self._like.device)
+        self.scales = torch.ones(self.capacity, device=self._like.device)
         size = sum(shape.size(self.rank) for shape in self.shapes)
         kinds = [torch.zeros(self.capacity, size, dtype=self._like.dtype, device=self._like.device) for _ in range(4)]
         self.values, self.grads, self.averages, self.squares = kinds

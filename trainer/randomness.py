@@ -21,6 +21,12 @@ class Randomness:
 
     def __init__(self) -> None:
         self._state = _read()
+        self.resumed = False
+
+    def resume(self) -> None:
+        """Make them the process's generators, for good."""
+        _write(self._state)
+        self.resumed = True
 
     @contextmanager
     def own(self) -> Iterator[None]:

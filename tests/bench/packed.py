@@ -74,7 +74,7 @@ STEPS = 7
 class RandomRows:
     """A data set of random tokens from number `first` on; every token has a label."""
 
-    def __init__(self, tokenizer: Any, rows: int, length: int, spread: int, words: int, first: int) -> None:  # noqa: PLR0913
+    def __init__(self, tokenizer: Any, rows: int, length: int, spread: int, words: int, first: int) -> None:
         self._rows, self._length, self._spread, self._words, self._first = rows, length, spread, words, first
 
     def __len__(self) -> int:
@@ -209,7 +209,7 @@ def measure(args: argparse.Namespace, case: str, scratch: Path) -> Iterator[dict
             yield line("alone, compiled", 1, timed(alone(recipe(0, compile=True)), args.device))
             torch.compiler.reset()
     sizes = sorted(int(size) for size in args.slots.split(","))
-    pack = Pack(max(sizes))
+    pack = Pack()
     for size in sizes:
         if size * rows * length > args.most_tokens:
             break

@@ -23,7 +23,7 @@ def on_gpu(change: Change, dtype: str, **more: Any) -> Change:
 
 def packed(cache: Cache, scratch: Path, changes: list[Change]) -> list[list[Step]]:
     """Steps of each trial, all in one pack; they start one pass after another."""
-    pack = Pack(len(changes))
+    pack = Pack()
     steps: dict[Slot, list[Step]] = {}
     slots = []
     for change in changes:

@@ -67,11 +67,11 @@ def worst(ours: Sequence[Step], theirs: Sequence[Step]) -> float:
 
 def test_mixed_trials_with_staggered_starts(cache: Cache, tmp_path: Path) -> None:
     """A smaller rank first, so that the store grows under a running trial; places are refilled as they get free."""
-    pack = Pack(3)
+    pack = Pack()
     steps: dict[Slot, list[Step]] = {}
     slots: list[Slot] = []
     for change in TRIALS:
-        while len(pack.slots) == pack.capacity:
+        while len(pack.slots) == 3:
             drive(pack, steps, 1)
         recipe = make(cache, tmp_path, change)
         assert pack.refuses(recipe) is None
@@ -88,7 +88,7 @@ def test_mixed_trials_with_staggered_starts(cache: Cache, tmp_path: Path) -> Non
 def test_validation_and_the_adapter_are_the_trial_s_own(cache: Cache, tmp_path: Path) -> None:
     single = make(cache, tmp_path, TRIALS[0])
     list(single.train())
-    pack = Pack(2)
+    pack = Pack()
     slots = [pack.put(make(cache, tmp_path, change)) for change in TRIALS[:2]]
     for _ in range(single.total):
         pack.step()
@@ -110,7 +110,7 @@ def saved(recipe: LoraRecipe, path: Path) -> dict[str, Any]:
 def test_a_trial_moves_between_a_pack_and_itself_alone(stop_at: int, cache: Cache, tmp_path: Path) -> None:
     """Out of a pack within an accumulation, at a step, and at an epoch's end; on alone, and into another pack."""
     change, other = TRIALS[2], TRIALS[0]
-    pack = Pack(2)
+    pack = Pack()
     steps: dict[Slot, list[Step]] = {}
     beside, slot = pack.put(make(cache, tmp_path, other)), pack.put(make(cache, tmp_path, change))
     drive(pack, steps, stop_at)
@@ -133,7 +133,7 @@ def test_a_trial_moves_between_a_pack_and_itself_alone(stop_at: int, cache: Cach
 
 
 def test_a_diverging_neighbour_changes_nothing(cache: Cache, tmp_path: Path) -> None:
-    pack = Pack(2)
+    pack = Pack()
     steps: dict[Slot, list[Step]] = {}
     bad = pack.put(make(cache, tmp_path, {"optimizer__lr": 1e30, "clip_grad_norm": None}))
     good = pack.put(make(cache, tmp_path, TRIALS[0]))
@@ -159,7 +159,7 @@ def fails(pack: Pack, error: Callable[[int], Exception | None]) -> list[int]:
 
 
 def test_out_of_memory_halves_the_passes_and_loses_no_trial(cache: Cache, tmp_path: Path) -> None:
-    pack = Pack(4)
+    pack = Pack()
     steps: dict[Slot, list[Step]] = {}
     changes = [{**TRIALS[2], "seed": seed} for seed in range(4)]
     slots = [pack.put(make(cache, tmp_path, change)) for change in changes]
@@ -173,7 +173,7 @@ def test_out_of_memory_halves_the_passes_and_loses_no_trial(cache: Cache, tmp_pa
 
 
 def test_a_failure_is_one_slot_s(cache: Cache, tmp_path: Path) -> None:
-    pack = Pack(3)
+    pack = Pack()
     slots = [pack.put(make(cache, tmp_path, TRIALS[0])) for _ in range(3)]
     pack.step()
     real = pack._pass
@@ -201,6 +201,6 @@ def test_a_failure_is_one_slot_s(cache: Cache, tmp_path: Path) -> None:
     ],
 )
 def test_what_cannot_be_packed_is_named(change: Change, reason: str, cache: Cache, tmp_path: Path) -> None:
-    refused = Pack(2).refuses(make(cache, tmp_path, change))
+    refused = Pack().refuses(make(cache, tmp_path, change))
     assert refused is not None
     assert reason in refused
