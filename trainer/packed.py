@@ -140,6 +140,7 @@ class Pack:
     def __init__(self, budget: int | None = None) -> None:
         self.budget = budget
         self._longest = 0
+        self._layouts: dict[tuple[int, ...], tuple[Sequence[Fed], Layout]] = {}
         self.slots: list[Slot] = []
         self._decoder: Decoder | None = None
         self._store: Store | None = None
@@ -213,6 +214,7 @@ class Pack:
         for one in trained:  # while the GPU works
             if one.slot.recipe.position < one.slot.recipe.total:
                 one.slot.fetch(self.decoder.max_length)
+        self._lay_out_ahead()
         numbers = torch.stack([sums[one.slot] for one in trained] + norms).tolist() if trained else []
         norm_of = dict(zip([one.slot for one in due], numbers[len(trained) :], strict=True))
         for one, value in zip(trained, numbers, strict=False):
@@ -291,11 +293,19 @@ class Pack:
         return done | more, failed + others
 
     def _pass(self, group: Sequence[Fed]) -> torch.Tensor:
-        layout = self._layout([one.batch for one in group], group[0].slot)
+        _, layout = self._layouts.get(_key(group)) or (group, self._group_layout(group))
         self._longest = max(self._longest, layout.longest)
         if layout.size == 0:
             return torch.zeros(len(group), device=self.decoder.like.device)
         return self.decoder.loss(self.store, layout, self._noise([one.slot for one in group], layout), backward=True)
+
+    def _lay_out_ahead(self) -> None:
+        """Bring the next pass's micro-batches onto the device, should its slots be the same."""
+        fed = [slot.ahead for slot in self.slots if isinstance(slot.ahead, Fed)]
+        self._layouts = {_key(group): (group, self._group_layout(group)) for group in self._rounds(fed)}
+
+    def _group_layout(self, group: Sequence[Fed]) -> Layout:
+        return self._layout([one.batch for one in group], group[0].slot)
 
     def _layout(self, batches: Sequence[Batch], first: Slot) -> Layout:
         return lay_out(batches, first.row, first.recipe.ignored, self.decoder.like.device)
@@ -361,6 +371,11 @@ class Pack:
         layout = self._layout([batch], slot)
         sums = self.decoder.loss(self.store, layout, {}, backward=False)
         return sums[0] / layout.rows[0].labels
+
+
+def _key(group: Sequence[Fed]) -> tuple[int, ...]:
+    """Which micro-batches, and where their slots lie."""
+    return group[0].slot.row, *(id(one) for one in group)
 
 
 def _first_lora(model: nn.Module) -> LoRALinear:

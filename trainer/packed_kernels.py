@@ -1,7 +1,8 @@
 """Triton kernels for the passes that `torch.compile` leaves two to seven times slower than the memory they move.
 
 Found by profiling (docs/performance.md): the backward pass of SwiGLU and the rotary embeddings, where what is written
-side by side is computed once for each side, and the cross entropy, which it reads three times.
+side by side is computed once for each side; the cross entropy, which it reads three times; and the product of slots of
+uneven lengths with their own B, which torch writes to a tensor of its own and then copies.
 
 Invariants: imported only where there is a GPU; Triton comes with torch there. Sums are fp32. The number of tokens is
 never a constant of a kernel, so that none is compiled again when slots come and go.
@@ -12,6 +13,8 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
+
+from trainer.packed_layout import ROWS
 
 Tensor = torch.Tensor
 FEATURES = 1024  # of a row, for one program
@@ -69,6 +72,43 @@ def turn(x: Tensor, out: Tensor, table: Tensor, positions: Tensor, sign: float) 
     block = min(16, triton.next_power_of_2(heads))
     grid = (rows, triton.cdiv(heads, block))
     _turn[grid](x, x.stride(0), out, out.stride(0), table, positions, sign, heads, SIZE=size, HEADS=block, num_warps=2)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _expand(  # type: ignore[no-untyped-def]  # noqa: PLR0913, PLR0917
+    h_ptr, h_row, w_ptr, w_slot, w_out, w_in, out_ptr, out_row, blocks_ptr, size, rank,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, RANK: tl.constexpr
+):  # fmt: skip
+    block = blocks_ptr + 3 * tl.program_id(0)
+    slot = tl.load(block).to(tl.int64)
+    row = tl.load(block + 1).to(tl.int64) + tl.arange(0, ROWS)
+    rows = (row < tl.load(block + 2))[:, None]
+    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    columns = (column < size)[None, :]
+    total = tl.zeros((ROWS, COLUMNS), tl.float32)
+    for start in range(0, rank, RANK):
+        inner = start + tl.arange(0, RANK)
+        h = tl.load(h_ptr + row[:, None] * h_row + inner[None, :], mask=rows & (inner < rank)[None, :], other=0.0)
+        at = slot * w_slot + column[None, :] * w_out + inner[:, None] * w_in
+        w = tl.load(w_ptr + at, mask=columns & (inner < rank)[:, None], other=0.0)
+        total += tl.dot(h, w, input_precision="ieee")
+    out_at = out_ptr + row[:, None] * out_row + column[None, :]
+    tl.store(out_at, total.to(out_ptr.dtype.element_ty), mask=rows & columns)
+
+
+def expand(h: Tensor, weights: Tensor, blocks: Tensor, out: Tensor) -> None:
+    """out = h · wᵀ for each slot's own w: h [T, R], weights [k, N, R]; out [T, N] may be columns of a wider one.
+
+    Args:
+        blocks: for each piece of at most `ROWS` tokens of one slot its slot, first token and end: [pieces, 3], int32.
+    """
+    size, rank = weights.shape[1:]
+    grid = (blocks.shape[0], triton.cdiv(size, 128))
+    inner = 16 if rank <= 16 else 32
+    _expand[grid](
+        h, h.stride(0), weights, *weights.stride(), out, out.stride(0), blocks, size, rank,
+        ROWS=ROWS, COLUMNS=128, RANK=inner, num_warps=4,
+    )  # fmt: skip
 
 
 @triton.jit  # type: ignore[untyped-decorator]

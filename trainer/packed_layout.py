@@ -14,6 +14,9 @@ from itertools import accumulate
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
+# A kernel over slots of uneven lengths takes so many tokens of one slot at a time.
+ROWS = 64
+
 
 @dataclass(slots=True)
 class Row:
@@ -46,6 +49,7 @@ class Layout:
         counts: shape [k]: labels of each slot.
         sources: shape [T]: the index of each token in its slot's flattened (b, s).
         offsets: shape [k], int32: where each slot's tokens end.
+        blocks: shape [pieces, 3], int32: slot (from 0), first token and end of each piece of at most `ROWS` tokens.
     """
 
     rows: tuple[Row, ...]
@@ -61,6 +65,7 @@ class Layout:
     counts: torch.Tensor
     sources: torch.Tensor
     offsets: torch.Tensor
+    blocks: torch.Tensor
     _squares: tuple[torch.Tensor, torch.Tensor] | None = field(default=None)
 
     @property
@@ -78,6 +83,12 @@ class Layout:
     def slots(self) -> slice:
         """The slots as rows of the store."""
         return slice(self.first, self.first + len(self.rows))
+
+    @property
+    def rectangle(self) -> tuple[int, int] | None:
+        """How many sequences there are, and how long they are, where all are of one length, else None."""
+        count = self.starts.shape[0] - 1
+        return (count, self.longest) if count * self.longest == self.size else None
 
     def segments(self) -> list[tuple[int, int]]:
         """Where each slot's tokens begin and end."""
@@ -138,6 +149,7 @@ def lay_out(batches: Sequence[dict[str, torch.Tensor]], first: int, ignored: int
         torch.tensor(label_counts),
         (own * widths)[:, None].add(places)[kept],
         torch.tensor(bounds[1:], dtype=torch.int32),
+        _blocks(bounds),
     ]
     moved = [one.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else one for one in flat]
     rows = tuple(
@@ -146,3 +158,12 @@ def lay_out(batches: Sequence[dict[str, torch.Tensor]], first: int, ignored: int
     )
     head, tail = moved[:3], moved[3:]
     return Layout(rows, first, bounds, *head, int(lengths.max()), *tail)
+
+
+def _blocks(bounds: tuple[int, ...]) -> torch.Tensor:
+    edges = torch.tensor(bounds)
+    begins, ends = edges[:-1], edges[1:]
+    pieces = (ends - begins + ROWS - 1) // ROWS
+    slot = torch.repeat_interleave(torch.arange(len(pieces)), pieces)
+    nth = torch.arange(len(slot)) - (pieces.cumsum(0) - pieces)[slot]
+    return torch.stack([slot, begins[slot] + ROWS * nth, ends[slot]], dim=1).int()

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch.autograd import Function
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from trainer.packed_layout import Layout
 
@@ -41,8 +42,10 @@ def expand(h: Tensor, weights: Tensor, layout: Layout, out: Tensor) -> None:
     """out = h · wᵀ for each slot's own w: h [T, R], weights [k, N, R]; out [T, N] may be columns of a wider one."""
     if (n := layout.even) is not None:
         torch.bmm(_stacked(h, n), weights.transpose(1, 2), out=_stacked(out, n))
-    elif _grouped(h):
-        out.copy_(_grouped_mm(h, weights.transpose(1, 2), layout.offsets))
+    elif h.is_cuda:
+        from trainer import packed_kernels
+
+        packed_kernels.expand(h, weights, layout.blocks, out)
     else:
         for (a, b), w in zip(layout.segments(), weights, strict=True):
             torch.mm(h[a:b], w.t(), out=out[a:b])
@@ -312,7 +315,10 @@ def _turn(x: Tensor, angles: Tensor) -> Tensor:
 
 
 class FlashAttention(Function):
-    """Causal attention within each sequence, by the flash kernel for sequences of many lengths: [T, …] → [T, …]."""
+    """Causal attention within each sequence: [T, …] → [T, …].
+
+    By the flash kernel for sequences of many lengths; where all have one length, by the faster one for that.
+    """
 
     @staticmethod
     def forward(ctx: Any, qkv: Tensor, table: Tensor, layout: Layout, heads: Heads) -> Tensor:
@@ -323,28 +329,50 @@ class FlashAttention(Function):
             both, both, table, layout.positions, 1.0
         )  # in place: nobody else reads a projection's output
         q, k, v = heads.split(qkv)
+        ctx.layout, ctx.heads, ctx.table = layout, heads, table
+        ctx.square = None
+        if (shape := layout.rectangle) is not None:
+            ctx.square = _square_attention(*(one.detach().unflatten(0, shape).transpose(1, 2) for one in (q, k, v)))
+            mixed: Tensor = ctx.square[-1].detach().transpose(1, 2)
+            return mixed.flatten(2).flatten(0, 1)
         out, lse, seed, offset, _ = torch.ops.aten._flash_attention_forward(
             q, k, v, layout.starts, layout.starts, layout.longest, layout.longest, 0.0, True, False
         )
-        ctx.save_for_backward(q, k, v, out, lse, seed, offset, table)
-        ctx.layout, ctx.heads = layout, heads
+        ctx.save_for_backward(q, k, v, out, lse, seed, offset)
         return out.flatten(1)  # type: ignore[no-any-return]
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         from trainer import packed_kernels
 
-        q, k, v, out, lse, seed, offset, table = ctx.saved_tensors
-        layout, heads = ctx.layout, ctx.heads
+        layout, heads, table = ctx.layout, ctx.heads, ctx.table
         d = grads[0].unflatten(1, (-1, heads.size))
-        span = layout.starts, layout.starts, layout.longest, layout.longest
-        dq, dk, dv = torch.ops.aten._flash_attention_backward(d, q, k, v, out, lse, *span, 0.0, True, seed, offset)
-        back = q.new_empty(q.shape[0], (heads.queries + 2 * heads.keys) * heads.size)
+        if ctx.square is not None:
+            *inputs, mixed = ctx.square
+            ctx.square = None
+            found = torch.autograd.grad(mixed, inputs, d.unflatten(0, layout.rectangle).transpose(1, 2))
+            dq, dk, dv = (one.transpose(1, 2).flatten(0, 1).contiguous() for one in found)
+        else:
+            q, k, v, out, lse, seed, offset = ctx.saved_tensors
+            span = layout.starts, layout.starts, layout.longest, layout.longest
+            dq, dk, dv = torch.ops.aten._flash_attention_backward(d, q, k, v, out, lse, *span, 0.0, True, seed, offset)
+        back = d.new_empty(d.shape[0], (heads.queries + 2 * heads.keys) * heads.size)
         into_q, into_k, into_v = heads.split(back)
         packed_kernels.turn(dq, into_q, table, layout.positions, -1.0)
         packed_kernels.turn(dk, into_k, table, layout.positions, -1.0)
         into_v.copy_(dv)
         return back, None, None, None
+
+
+def _square_attention(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Sequences of one length, [n, heads, s, size]: cuDNN's kernel, where there is one, is the fastest (measured).
+
+    Returns:
+        q, k, v as leaves, and what they came to, [n, queries, s, size], for a gradient of its own.
+    """
+    with torch.enable_grad(), sdpa_kernel([SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION], set_priority=True):
+        leaves = q.requires_grad_(), k.requires_grad_(), v.requires_grad_()
+        return *leaves, F.scaled_dot_product_attention(*leaves, is_causal=True, enable_gqa=True)
 
 
 def attention(qkv: Tensor, table: Tensor, layout: Layout, heads: Heads) -> Tensor:
