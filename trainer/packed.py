@@ -211,6 +211,7 @@ class Pack:
         trained = [one for one in fed if one.slot in sums]
         due = [one for one in trained if one.slot.recipe.advance(one.labels)]
         norms = self._update(due)
+        rates = {one.slot: one.slot.recipe.reschedule() for one in due}
         for one in trained:  # while the GPU works
             if one.slot.recipe.position < one.slot.recipe.total:
                 one.slot.fetch(self.decoder.max_length)
@@ -221,7 +222,7 @@ class Pack:
             recipe = one.slot.recipe
             # no label at all: torchtune's mean over none of them
             recipe.took(torch.tensor(value if one.labels else float("nan")))
-            step = recipe.stepped(norm_of[one.slot]) if one.slot in norm_of else None
+            step = recipe.stepped(norm_of[one.slot], rates[one.slot]) if one.slot in norm_of else None
             passed.append(Passed(one.slot, recipe.progress(step)))
         return passed
 

@@ -1,8 +1,9 @@
-"""Triton kernels for the passes that `torch.compile` leaves two to seven times slower than the memory they move.
+"""Triton kernels for the element-wise passes, and for the product of slots of uneven lengths with their own B.
 
-Found by profiling (docs/performance.md): the backward pass of SwiGLU and the rotary embeddings, where what is written
-side by side is computed once for each side; the cross entropy, which it reads three times; and the product of slots of
-uneven lengths with their own B, which torch writes to a tensor of its own and then copies.
+Profiling led to them (docs/performance.md): compiled by `torch.compile`, the backward pass of SwiGLU and the rotary
+embeddings took two to seven times what the memory that they move would, and a pack of few tokens waited for the host,
+which checks a compiled function's guards at every call; torch's grouped product writes to a tensor of its own, which
+then must be copied to where it belongs.
 
 Invariants: imported only where there is a GPU; Triton comes with torch there. Sums are fp32. The number of tokens is
 never a constant of a kernel, so that none is compiled again when slots come and go.
@@ -40,6 +41,81 @@ def silu_mul_back(d: Tensor, both: Tensor) -> Tensor:
     rows, size = d.shape
     out = torch.empty_like(both)
     _silu_mul_back[(rows, triton.cdiv(size, FEATURES))](d, both, out, size, BLOCK=FEATURES, num_warps=4)
+    return out
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _silu_mul(both_ptr, out_ptr, size, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+    row = tl.program_id(0).to(tl.int64)
+    at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    mask = at < size
+    gate = tl.load(both_ptr + row * 2 * size + at, mask=mask, other=0.0).to(tl.float32)
+    up = tl.load(both_ptr + row * 2 * size + size + at, mask=mask, other=0.0).to(tl.float32)
+    active = (gate * tl.sigmoid(gate)).to(out_ptr.dtype.element_ty).to(tl.float32)  # rounded, as torchtune's is
+    tl.store(out_ptr + row * size + at, (active * up).to(out_ptr.dtype.element_ty), mask=mask)
+
+
+def silu_mul(both: Tensor) -> Tensor:
+    """silu(gate) · up: gate and up side by side [T, 2 F] → [T, F]."""
+    rows, size = both.shape[0], both.shape[1] // 2
+    out = both.new_empty(rows, size)
+    _silu_mul[(rows, triton.cdiv(size, FEATURES))](both, out, size, BLOCK=FEATURES, num_warps=4)
+    return out
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _add_norm(  # type: ignore[no-untyped-def]  # noqa: PLR0913, PLR0917
+    x_ptr, y_ptr, scale_ptr, sum_ptr, out_ptr, size, eps, ADDS: tl.constexpr, BLOCK: tl.constexpr
+):
+    at = tl.program_id(0).to(tl.int64) * size + tl.arange(0, BLOCK)
+    mask = tl.arange(0, BLOCK) < size
+    x = tl.load(x_ptr + at, mask=mask, other=0.0).to(tl.float32)
+    if ADDS:
+        x += tl.load(y_ptr + at, mask=mask, other=0.0).to(tl.float32)
+        x = x.to(sum_ptr.dtype.element_ty)
+        tl.store(sum_ptr + at, x, mask=mask)
+        x = x.to(tl.float32)
+    scale = tl.load(scale_ptr + tl.arange(0, BLOCK), mask=mask, other=0.0).to(tl.float32)
+    unit = x * tl.rsqrt(tl.sum(x * x, axis=0) / size + eps)
+    tl.store(out_ptr + at, (unit * scale).to(out_ptr.dtype.element_ty), mask=mask)
+
+
+def add_norm(x: Tensor, y: Tensor | None, scale: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """The sum of x and y [T, D] (without y: x itself) and its RMS norm."""
+    rows, size = x.shape
+    total = x if y is None else torch.empty_like(x)
+    out = torch.empty_like(x)
+    block = triton.next_power_of_2(size)
+    warps = min(16, max(1, block // 512))
+    _add_norm[(rows,)](x, x if y is None else y, scale, total, out, size, eps, y is not None, block, num_warps=warps)
+    return total, out
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _norm_back(  # type: ignore[no-untyped-def]  # noqa: PLR0913, PLR0917
+    dh_ptr, dn_ptr, h_ptr, scale_ptr, out_ptr, size, eps, ADDS: tl.constexpr, BLOCK: tl.constexpr
+):
+    at = tl.program_id(0).to(tl.int64) * size + tl.arange(0, BLOCK)
+    mask = tl.arange(0, BLOCK) < size
+    h = tl.load(h_ptr + at, mask=mask, other=0.0).to(tl.float32)
+    scale = tl.load(scale_ptr + tl.arange(0, BLOCK), mask=mask, other=0.0).to(tl.float32)
+    grad = tl.load(dn_ptr + at, mask=mask, other=0.0).to(tl.float32) * scale
+    rate = tl.rsqrt(tl.sum(h * h, axis=0) / size + eps)
+    unit = h * rate
+    d = rate * (grad - unit * (tl.sum(grad * unit, axis=0) / size))
+    if ADDS:
+        d += tl.load(dh_ptr + at, mask=mask, other=0.0).to(tl.float32)
+    tl.store(out_ptr + at, d.to(out_ptr.dtype.element_ty), mask=mask)
+
+
+def norm_back(dh: Tensor | None, dn: Tensor, h: Tensor, scale: Tensor, eps: float) -> Tensor:
+    """Gradient of `add_norm`'s inputs, [T, D], from those of its sum (or none) and of its norm."""
+    rows, size = h.shape
+    out = torch.empty_like(h)
+    block = triton.next_power_of_2(size)
+    warps = min(16, max(1, block // 512))
+    first = dn if dh is None else dh
+    _norm_back[(rows,)](first, dn, h, scale, out, size, eps, dh is not None, block, num_warps=warps)
     return out
 
 

@@ -50,6 +50,8 @@ class Layout:
         sources: shape [T]: the index of each token in its slot's flattened (b, s).
         offsets: shape [k], int32: where each slot's tokens end.
         blocks: shape [pieces, 3], int32: slot (from 0), first token and end of each piece of at most `ROWS` tokens.
+        even: tokens of each slot where all have the same number, else None.
+        rectangle: how many sequences there are, and how long they are, where all are of one length, else None.
     """
 
     rows: tuple[Row, ...]
@@ -66,7 +68,15 @@ class Layout:
     sources: torch.Tensor
     offsets: torch.Tensor
     blocks: torch.Tensor
+    even: int | None = field(init=False)
+    rectangle: tuple[int, int] | None = field(init=False)
     _squares: tuple[torch.Tensor, torch.Tensor] | None = field(default=None)
+
+    def __post_init__(self) -> None:
+        sizes = {end - begin for begin, end in self.segments()}
+        self.even = sizes.pop() if len(sizes) == 1 else None
+        count = self.starts.shape[0] - 1
+        self.rectangle = (count, self.longest) if count * self.longest == self.size else None
 
     @property
     def size(self) -> int:
@@ -74,21 +84,9 @@ class Layout:
         return self.bounds[-1]
 
     @property
-    def even(self) -> int | None:
-        """Tokens of each slot where all have the same number, else None."""
-        sizes = {end - begin for begin, end in zip(self.bounds, self.bounds[1:], strict=False)}
-        return sizes.pop() if len(sizes) == 1 else None
-
-    @property
     def slots(self) -> slice:
         """The slots as rows of the store."""
         return slice(self.first, self.first + len(self.rows))
-
-    @property
-    def rectangle(self) -> tuple[int, int] | None:
-        """How many sequences there are, and how long they are, where all are of one length, else None."""
-        count = self.starts.shape[0] - 1
-        return (count, self.longest) if count * self.longest == self.size else None
 
     def segments(self) -> list[tuple[int, int]]:
         """Where each slot's tokens begin and end."""

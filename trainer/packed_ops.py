@@ -5,15 +5,14 @@ that share one input.
 
 Invariants: frozen weights get no gradient. Gradients of adapters are added to the store's own tensors as the backward
 pass goes by, never to autograd's, so that nothing is copied and a slot's accumulate in its row. No product mixes
-tokens of two slots, so what is not finite in one slot stays there. Element-wise work is compiled on a GPU, for any
-number of tokens at once: nothing is compiled again when slots come and go.
+tokens of two slots, so what is not finite in one slot stays there. On a GPU, element-wise work is done by
+`trainer.packed_kernels`; nothing is compiled again when slots come and go.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import torch
@@ -32,7 +31,7 @@ Tensor = torch.Tensor
 def shrink(x: Tensor, weights: Tensor, layout: Layout) -> Tensor:
     """x · wᵀ for each slot's own w: x [T, D], weights [k, R, D]; returns [T, R]."""
     if (n := layout.even) is not None:
-        return torch.bmm(_stacked(x, n), weights.transpose(1, 2)).flatten(0, 1)
+        return torch.bmm(_stacked(x, n), weights.transpose(1, 2)).view(-1, weights.shape[1])
     if _grouped(x):
         return _grouped_mm(x, weights.transpose(1, 2), layout.offsets)
     return torch.cat([x[a:b] @ w.t() for (a, b), w in zip(layout.segments(), weights, strict=True)])
@@ -63,7 +62,7 @@ def accumulate_outer(a: Tensor, b: Tensor, layout: Layout, into: Tensor) -> None
 
 
 def _stacked(x: Tensor, n: int) -> Tensor:
-    return x.unflatten(0, (-1, n))
+    return x.view(-1, n, x.shape[1])
 
 
 def _grouped(x: Tensor) -> bool:
@@ -187,48 +186,35 @@ def _lora_back(x: Tensor, dh: Tensor, lora: Adapters, layout: Layout, wanted: bo
 # --- element-wise passes ---------------------------------------------------------------------------------------------
 
 
-def _fused(function: Callable[..., Any], *tensors: Tensor) -> Any:
-    """The function of these tensors, compiled where they lie on a GPU; their first dimension may differ each time."""
-    if not tensors[0].is_cuda:
-        return function(*tensors)
-    for one in tensors:
-        if one.shape[0] == tensors[0].shape[0]:
-            torch._dynamo.maybe_mark_dynamic(one, 0)
-    return _compiled(function)(*tensors)
+def norm(x: Tensor, scale: Tensor, eps: float) -> Tensor:
+    """RMS norm of [T, D], as torchtune's: in fp32, then rounded."""
+    if x.is_cuda:
+        from trainer import packed_kernels
+
+        return packed_kernels.add_norm(x, None, scale, eps)[1]
+    wide = x.float()
+    return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps) * scale.float()).to(x.dtype)
 
 
-@cache
-def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    return torch.compile(function)
+def _add_norm(x: Tensor, y: Tensor, scale: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    if x.is_cuda:
+        from trainer import packed_kernels
+
+        return packed_kernels.add_norm(x, y, scale, eps)
+    h = x + y
+    return h, norm(h, scale, eps)
 
 
-@cache
-def _norms(eps: float) -> _Norms:
-    return _Norms(eps)
+def _norm_back(dh: Tensor | None, dn: Tensor, h: Tensor, scale: Tensor, eps: float) -> Tensor:
+    if h.is_cuda:
+        from trainer import packed_kernels
 
-
-class _Norms:
-    """The passes around an RMS norm with this eps, each one function, so that it is compiled once."""
-
-    def __init__(self, eps: float) -> None:
-        def norm(h: Tensor, scale: Tensor) -> Tensor:
-            wide = h.float()
-            return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps) * scale.float()).to(h.dtype)
-
-        def add_norm(x: Tensor, y: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-            h = x + y
-            return h, norm(h, scale)
-
-        def norm_back(dn: Tensor, h: Tensor, scale: Tensor) -> Tensor:
-            wide, grad = h.float(), dn.float() * scale.float()
-            rate = torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
-            unit = wide * rate
-            return (rate * (grad - unit * (grad * unit).mean(-1, keepdim=True))).to(h.dtype)
-
-        def add_norm_back(dh: Tensor, dn: Tensor, h: Tensor, scale: Tensor) -> Tensor:
-            return dh + norm_back(dn, h, scale)
-
-        self.norm, self.add_norm, self.norm_back, self.add_norm_back = norm, add_norm, norm_back, add_norm_back
+        return packed_kernels.norm_back(dh, dn, h, scale, eps)
+    wide, grad = h.float(), dn.float() * scale.float()
+    rate = torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
+    unit = wide * rate
+    back = (rate * (grad - unit * (grad * unit).mean(-1, keepdim=True))).to(h.dtype)
+    return back if dh is None else dh + back
 
 
 class AddNorm(Function):
@@ -236,7 +222,7 @@ class AddNorm(Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, y: Tensor, scale: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-        h, normed = _fused(_norms(eps).add_norm, x, y, scale)
+        h, normed = _add_norm(x, y, scale, eps)
         ctx.save_for_backward(h, scale)
         ctx.eps = eps
         ctx.set_materialize_grads(False)
@@ -244,26 +230,25 @@ class AddNorm(Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        dh, dn = grads
         h, scale = ctx.saved_tensors
-        passes = _norms(ctx.eps)
-        last = dh is None  # the last sum goes nowhere but into its norm
-        d = _fused(passes.norm_back, dn, h, scale) if last else _fused(passes.add_norm_back, dh, dn, h, scale)
+        d = _norm_back(*grads, h, scale, ctx.eps)  # the last sum goes nowhere but into its norm: dh is None there
         return d, d, None, None
 
 
-def norm(x: Tensor, scale: Tensor, eps: float) -> Tensor:
-    """RMS norm of the embeddings, which need no gradient."""
-    normed: Tensor = _fused(_norms(eps).norm, x, scale)
-    return normed
-
-
 def _silu_mul(both: Tensor) -> Tensor:
+    if both.is_cuda:
+        from trainer import packed_kernels
+
+        return packed_kernels.silu_mul(both)
     gate, up = both.chunk(2, dim=-1)
     return F.silu(gate) * up
 
 
 def _silu_mul_back(d: Tensor, both: Tensor) -> Tensor:
+    if both.is_cuda:
+        from trainer import packed_kernels
+
+        return packed_kernels.silu_mul_back(d, both)
     gate, up = both.chunk(2, dim=-1)
     wide, grad = gate.float(), d.float()
     sigmoid = torch.sigmoid(wide)
@@ -277,16 +262,11 @@ class SiluMul(Function):
     @staticmethod
     def forward(ctx: Any, both: Tensor) -> Tensor:
         ctx.save_for_backward(both)
-        out: Tensor = _fused(_silu_mul, both)
-        return out
+        return _silu_mul(both)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
         (both,) = ctx.saved_tensors
-        if both.is_cuda:
-            from trainer import packed_kernels
-
-            return packed_kernels.silu_mul_back(grads[0], both)
         return _silu_mul_back(grads[0], both)
 
 
@@ -303,13 +283,14 @@ class Heads:
 
     def split(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """[T, …] → q [T, queries, size], k and v [T, keys, size]."""
-        q, k, v = qkv.unflatten(-1, (-1, self.size)).split([self.queries, self.keys, self.keys], dim=1)
+        heads = qkv.view(qkv.shape[0], -1, self.size)
+        q, k, v = heads.split([self.queries, self.keys, self.keys], dim=1)
         return q, k, v
 
 
 def _turn(x: Tensor, angles: Tensor) -> Tensor:
     """Rotary embedding of torchtune's interleaved kind: x [T, h, size], angles [T, size / 2, 2] (cosine, sine)."""
-    even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)
+    even, odd = x.float().reshape(*x.shape[:-1], -1, 2).unbind(-1)
     cos, sin = angles[:, None, :, 0], angles[:, None, :, 1]
     return torch.stack([even * cos - odd * sin, odd * cos + even * sin], dim=-1).flatten(-2).to(x.dtype)
 
@@ -324,7 +305,7 @@ class FlashAttention(Function):
     def forward(ctx: Any, qkv: Tensor, table: Tensor, layout: Layout, heads: Heads) -> Tensor:
         from trainer import packed_kernels
 
-        both = qkv[:, : (heads.queries + heads.keys) * heads.size].unflatten(1, (-1, heads.size))
+        both = qkv.view(qkv.shape[0], -1, heads.size)[:, : heads.queries + heads.keys]
         packed_kernels.turn(
             both, both, table, layout.positions, 1.0
         )  # in place: nobody else reads a projection's output
@@ -332,7 +313,7 @@ class FlashAttention(Function):
         ctx.layout, ctx.heads, ctx.table = layout, heads, table
         ctx.square = None
         if (shape := layout.rectangle) is not None:
-            ctx.square = _square_attention(*(one.detach().unflatten(0, shape).transpose(1, 2) for one in (q, k, v)))
+            ctx.square = _square_attention(*(_square(one.detach(), shape) for one in (q, k, v)))
             mixed: Tensor = ctx.square[-1].detach().transpose(1, 2)
             return mixed.flatten(2).flatten(0, 1)
         out, lse, seed, offset, _ = torch.ops.aten._flash_attention_forward(
@@ -346,11 +327,11 @@ class FlashAttention(Function):
         from trainer import packed_kernels
 
         layout, heads, table = ctx.layout, ctx.heads, ctx.table
-        d = grads[0].unflatten(1, (-1, heads.size))
+        d = grads[0].view(grads[0].shape[0], -1, heads.size)
         if ctx.square is not None:
             *inputs, mixed = ctx.square
             ctx.square = None
-            found = torch.autograd.grad(mixed, inputs, d.unflatten(0, layout.rectangle).transpose(1, 2))
+            found = torch.autograd.grad(mixed, inputs, _square(d, layout.rectangle))
             dq, dk, dv = (one.transpose(1, 2).flatten(0, 1).contiguous() for one in found)
         else:
             q, k, v, out, lse, seed, offset = ctx.saved_tensors
@@ -364,6 +345,11 @@ class FlashAttention(Function):
         return back, None, None, None
 
 
+def _square(x: Tensor, shape: tuple[int, int]) -> Tensor:
+    """[n · s, heads, size] as [n, heads, s, size]."""
+    return x.view(*shape, *x.shape[1:]).transpose(1, 2)
+
+
 def _square_attention(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Sequences of one length, [n, heads, s, size]: cuDNN's kernel, where there is one, is the fastest (measured).
 
@@ -372,7 +358,8 @@ def _square_attention(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, 
     """
     with torch.enable_grad(), sdpa_kernel([SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION], set_priority=True):
         leaves = q.requires_grad_(), k.requires_grad_(), v.requires_grad_()
-        return *leaves, F.scaled_dot_product_attention(*leaves, is_causal=True, enable_gqa=True)
+        mixed = F.scaled_dot_product_attention(*leaves, is_causal=True, enable_gqa=True)  # type: ignore[misc, arg-type]
+        return *leaves, mixed
 
 
 def attention(qkv: Tensor, table: Tensor, layout: Layout, heads: Heads) -> Tensor:

@@ -90,10 +90,17 @@ class Store:
 
     def adapters(self, group: int, layout: Layout, scale: torch.Tensor, noise: Sequence[torch.Tensor]) -> Adapters:
         """What a pass over the layout's slots reads and adds to."""
-        values, grads, slots = self._values[group], self._grads[group], layout.slots
-        return Adapters(
-            values.a[slots], [b[slots] for b in values.b], grads.a[slots], [b[slots] for b in grads.b], scale, noise
-        )
+        slots = layout.slots
+        key = group, slots.start, slots.stop
+        if key not in self._slices:  # the same in every pass, until slots come or go
+            values, grads = self._values[group], self._grads[group]
+            self._slices[key] = (
+                values.a[slots],
+                tuple(b[slots] for b in values.b),
+                grads.a[slots],
+                tuple(b[slots] for b in grads.b),
+            )
+        return Adapters(*self._slices[key], scale, noise)
 
     def views(self, row: int, rank: int) -> Iterator[tuple[str, tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]]:
         """For each adapted layer its name, then (value, gradient, two moments) of its A [rank, D], then of its B
@@ -122,7 +129,7 @@ class Store:
         for kind, origin in zip((self._values, self._grads, self._averages, self._squares), old, strict=True):
             for to, of in zip(kind, origin, strict=True):
                 count = len(to.b)
-                to.a[kept].unflatten(1, (count, -1))[:, :, :before] = of.a[kept].unflatten(1, (count, -1))
+                _apart(to.a[kept], count)[:, :, :before] = _apart(of.a[kept], count)
                 for new, one in zip(to.b, of.b, strict=True):
                     new[kept, :, :before] = one[kept]
         return True
@@ -143,6 +150,7 @@ class Store:
             one[row].zero_()
 
     def _make(self) -> None:
+        self._slices: dict[tuple[int, int, int], tuple[Any, ...]] = {}
         self.steps = torch.zeros(self.capacity, device=self._like.device)
         self.scales = torch.ones(self.capacity, device=self._like.device)
         size = sum(shape.size(self.rank) for shape in self.shapes)
@@ -154,13 +162,18 @@ class Store:
         begin = 0
         for shape in self.shapes:
             height = len(shape.outputs) * self.rank
-            a = rows[:, begin : begin + height * shape.inputs].unflatten(1, (height, shape.inputs))
+            a = _apart(rows[:, begin : begin + height * shape.inputs], height)
             begin += height * shape.inputs
             found = []
             for outputs in shape.outputs:
-                found.append(rows[:, begin : begin + outputs * self.rank].unflatten(1, (outputs, self.rank)))
+                found.append(_apart(rows[:, begin : begin + outputs * self.rank], outputs))
                 begin += outputs * self.rank
             yield Places(a, tuple(found))
+
+
+def _apart(x: torch.Tensor, count: int) -> torch.Tensor:
+    """The second dimension as two, the first of which has this size; a view."""
+    return x.view(x.shape[0], count, x.shape[1] // count, *x.shape[2:])
 
 
 def padded(rank: int) -> int:

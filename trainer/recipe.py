@@ -142,11 +142,15 @@ class LoraRecipe:
         self._step_loss = self._step_loss + weighted
         self._lap_loss = self._lap_loss + weighted
 
-    def stepped(self, norm: float) -> Step:
-        """Take an optimizer step into account: move the schedule on and begin the next accumulation."""
+    def reschedule(self) -> float:
+        """Move the schedule on after an optimizer step; returns the rate that the step used."""
         lr = self.learning_rate
         self.scheduler.step()
         self.step += 1
+        return lr
+
+    def stepped(self, norm: float, lr: float) -> Step:
+        """Take an optimizer step's loss into account, and begin the next accumulation."""
         loss = float(self._step_loss / self._step_tokens)
         self._step_loss, self._step_tokens = torch.zeros_like(self._step_loss), 0
         return Step(self.step, self.tokens, loss, norm, lr)
@@ -342,7 +346,7 @@ class LoraRecipe:
             nn.utils.clip_grads_with_norm_(self.trainable, self.clip, norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return self.stepped(float(norm))
+        return self.stepped(float(norm), self.reschedule())
 
     def _own_where(self) -> tuple[dict[str, Any], dict[str, Any]]:
         return self.loader_state(), random_state()

@@ -11,7 +11,7 @@ import torch
 from omegaconf import OmegaConf
 
 from tests.conftest import embedded_config
-from trainer import checkpoint
+from trainer import base, checkpoint
 from trainer.base import Cache
 from trainer.contract import Step
 from trainer.packed import Pack, Slot
@@ -83,6 +83,22 @@ def test_mixed_trials_with_staggered_starts(cache: Cache, tmp_path: Path) -> Non
     ]
     print(differences)
     assert max(differences) < TOLERANCE
+
+
+def test_some_adapted_layers_and_biases(cache: Cache, tmp_path: Path) -> None:
+    """Only q and v of the three that share an input; Qwen's biases, at random."""
+    shape = {"lora_attn_modules": ["q_proj", "v_proj"], "apply_lora_to_mlp": False, "lora_rank": 8, "lora_alpha": 16}
+    sizes = {"vocab_size": 1024, "num_layers": 2, "num_heads": 4, "num_kv_heads": 2, "embed_dim": 64}
+    qwen = {"_component_": "torchtune.models.qwen2.lora_qwen2", "intermediate_dim": 96, "max_seq_len": 256}
+    change = {"model": {**qwen, **sizes, **shape, "norm_eps": 1e-6}, "optimizer__lr": 1e-3}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(base, "_load_base", lambda cfg, model, scratch: base._frozen(model))
+        alone_steps = alone(cache, tmp_path, change)
+        pack = Pack()
+        steps: dict[Slot, list[Step]] = {}
+        slots = [pack.put(make(cache, tmp_path, change)) for _ in range(2)]
+        drive(pack, steps)
+    assert max(worst(steps[slot], alone_steps) for slot in slots) < TOLERANCE
 
 
 def test_validation_and_the_adapter_are_the_trial_s_own(cache: Cache, tmp_path: Path) -> None:
