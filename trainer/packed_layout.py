@@ -154,8 +154,23 @@ def lay_out(batches: Sequence[dict[str, torch.Tensor]], first: int, ignored: int
         Row(first + index, (batch["tokens"].shape[0], batch["tokens"].shape[1]), count)
         for index, (batch, count) in enumerate(zip(batches, all_labels, strict=True))
     )
-    head, tail = moved[:3], moved[3:]
-    return Layout(rows, first, bounds, *head, int(lengths.max()), *tail)
+    line, positions, begins, picked, wanted, weighed, numbers, sources, offsets, blocks = moved
+    return Layout(
+        rows=rows,
+        first=first,
+        bounds=bounds,
+        tokens=line,
+        positions=positions,
+        starts=begins,
+        longest=int(lengths.max()),
+        picked=picked,
+        targets=wanted,
+        weights=weighed,
+        counts=numbers,
+        sources=sources,
+        offsets=offsets,
+        blocks=blocks,
+    )
 
 
 def _blocks(bounds: tuple[int, ...]) -> torch.Tensor:

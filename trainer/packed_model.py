@@ -25,7 +25,7 @@ from torchtune.modules import (
 from torchtune.modules.peft import LoRALinear
 
 from trainer.packed_layout import Layout
-from trainer.packed_ops import AddNorm, Heads, Project, Projection, SiluMul, attention, norm, summed_loss
+from trainer.packed_ops import ADD_NORM, PROJECT, SILU_MUL, Heads, Projection, attention, norm, summed_loss
 from trainer.packed_store import Store
 
 # Logits of so many tokens exist at one time: at 128k words, a gigabyte in bf16.
@@ -54,7 +54,7 @@ class Block:
     down: Group
 
 
-def unpackable(model: nn.Module) -> str | None:
+def unpackable(model: Any) -> str | None:
     """Why a model's layers cannot be packed, as half a sentence; None where they can."""
     if type(model) is not TransformerDecoder:
         return f"{type(model).__name__} is no plain decoder"
@@ -73,7 +73,7 @@ def unpackable(model: nn.Module) -> str | None:
     return None
 
 
-def _odd_layer(layer: nn.Module) -> str | None:
+def _odd_layer(layer: Any) -> str | None:
     if type(layer) is not TransformerSelfAttentionLayer:
         return f"is a {type(layer).__name__}"
     attn, mlp = layer.attn, layer.mlp
@@ -154,7 +154,7 @@ class Decoder:
         def project(x: torch.Tensor, group: Group) -> torch.Tensor:
             index = group.index
             lora = None if index is None else store.adapters(index, layout, scale, noise.get(index, ()))
-            out: torch.Tensor = Project.apply(x, self._anchor, layout, group.frozen, lora)
+            out: torch.Tensor = PROJECT(x, self._anchor, layout, group.frozen, lora)
             return out
 
         x = self._embed(layout.tokens)
@@ -163,9 +163,9 @@ class Decoder:
         following = [*(block.attention_norm for block in self._blocks[1:]), self._last_norm]
         for block, after in zip(self._blocks, following, strict=True):
             mixed = attention(project(normed, block.qkv), self._table, layout, self._heads)
-            x, normed = AddNorm.apply(x, project(mixed, block.out), block.mlp_norm.scale, block.mlp_norm.eps)
-            active = SiluMul.apply(project(normed, block.gate_up))
-            x, normed = AddNorm.apply(x, project(active, block.down), after.scale, after.eps)
+            x, normed = ADD_NORM(x, project(mixed, block.out), block.mlp_norm.scale, block.mlp_norm.eps)
+            active = SILU_MUL(project(normed, block.gate_up))
+            x, normed = ADD_NORM(x, project(active, block.down), after.scale, after.eps)
         return normed
 
     def _block(self, layer: TransformerSelfAttentionLayer, named: dict[int, str]) -> Block:

@@ -231,7 +231,8 @@ class AddNorm(Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         h, scale = ctx.saved_tensors
-        d = _norm_back(*grads, h, scale, ctx.eps)  # the last sum goes nowhere but into its norm: dh is None there
+        dh, dn = grads  # the last sum goes nowhere but into its norm: dh is None there
+        d = _norm_back(dh, dn, h, scale, ctx.eps)
         return d, d, None, None
 
 
@@ -358,7 +359,7 @@ def _square_attention(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, 
     """
     with torch.enable_grad(), sdpa_kernel([SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION], set_priority=True):
         leaves = q.requires_grad_(), k.requires_grad_(), v.requires_grad_()
-        mixed = F.scaled_dot_product_attention(*leaves, is_causal=True, enable_gqa=True)  # type: ignore[misc, arg-type]
+        mixed = F.scaled_dot_product_attention(leaves[0], leaves[1], leaves[2], is_causal=True, enable_gqa=True)
         return *leaves, mixed
 
 
@@ -369,7 +370,7 @@ def attention(qkv: Tensor, table: Tensor, layout: Layout, heads: Heads) -> Tenso
         table: cosines and sines by position, shape [positions, size / 2, 2].
     """
     if qkv.is_cuda and qkv.dtype is torch.bfloat16:
-        out: Tensor = FlashAttention.apply(qkv, table, layout, heads)
+        out: Tensor = FLASH_ATTENTION(qkv, table, layout, heads)
         return out
     q, k, v = heads.split(qkv)
     angles = table[layout.positions]
@@ -377,7 +378,7 @@ def attention(qkv: Tensor, table: Tensor, layout: Layout, heads: Heads) -> Tenso
     repeats = heads.queries // heads.keys
     q, k, v = _turn(q, angles), _turn(k, angles).repeat_interleave(repeats, dim=1), v.repeat_interleave(repeats, dim=1)
     square = [one[places].transpose(1, 2) for one in (q, k, v)]  # [n, queries, longest, size]
-    mixed = F.scaled_dot_product_attention(*square, is_causal=True)
+    mixed = F.scaled_dot_product_attention(square[0], square[1], square[2], is_causal=True)
     return mixed.transpose(1, 2).flatten(0, 1)[back].flatten(1)
 
 
@@ -423,3 +424,10 @@ def summed_loss(hidden: Tensor, weight: Tensor, layout: Layout, chunk: int, grad
     if gradient and chosen.shape[0] != hidden.shape[0]:
         back = torch.zeros_like(hidden).index_copy_(0, layout.picked, back)
     return sums, back
+
+
+# autograd's own entry has no types
+PROJECT: Callable[..., Any] = Project.apply
+ADD_NORM: Callable[..., Any] = AddNorm.apply
+SILU_MUL: Callable[..., Any] = SiluMul.apply
+FLASH_ATTENTION: Callable[..., Any] = FlashAttention.apply

@@ -100,7 +100,8 @@ class Store:
                 grads.a[slots],
                 tuple(b[slots] for b in grads.b),
             )
-        return Adapters(*self._slices[key], scale, noise)
+        a, b, grad_a, grad_b = self._slices[key]
+        return Adapters(a, b, grad_a, grad_b, scale, noise)
 
     def views(self, row: int, rank: int) -> Iterator[tuple[str, tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]]:
         """For each adapted layer its name, then (value, gradient, two moments) of its A [rank, D], then of its B

@@ -118,7 +118,7 @@ def make_config(args: argparse.Namespace, rows: int, length: int, index: int) ->
     }
     del config["dataset_val"]
     config["optimizer"] |= {"lr": 1e-4 * (1 + index % 7)}
-    return config | {
+    return dict(config) | {
         "root": str(Path(embedded).parent),
         "batch_size": rows,
         "device": args.device,

@@ -106,7 +106,7 @@ def test_a_stopped_trial_goes_on_in_another_pack(cache: Cache, tmp_path: Path) -
 def test_what_cannot_be_packed_trains_by_itself_in_its_turn(
     cache: Cache, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    odd = {"optimizer": {"_component_": "torch.optim.SGD", "lr": 0.05}, "model__lora_dropout": 0.1}
+    odd: dict[str, Any] = {"optimizer": {"_component_": "torch.optim.SGD", "lr": 0.05}, "model__lora_dropout": 0.1}
     alone = Hands(Room(tmp_path / "1"), cache, 1)
     alone.give(0, **odd)
     alone.finish()
