@@ -131,8 +131,8 @@ def lay_out(batches: Sequence[dict[str, torch.Tensor]], first: int, ignored: int
     widths = torch.tensor([batch["tokens"].shape[1] for batch in batches for _ in batch["tokens"]])
     own = torch.cat([torch.arange(len(batch["tokens"])) for batch in batches])
     per_slot = [len(batch["tokens"]) for batch in batches]
-    sizes = [int(part.sum()) for part in lengths.split(per_slot)]
-    label_counts = [int(part.sum()) for part in counted.sum(dim=1).split(per_slot)]
+    sizes = [int(part.sum()) for part in lengths.split(per_slot)]  # type: ignore[no-untyped-call]
+    label_counts = [int(part.sum()) for part in counted.sum(dim=1).split(per_slot)]  # type: ignore[no-untyped-call]
     starts = torch.cat([torch.zeros(1, dtype=torch.int64), lengths[lengths > 0].cumsum(0)]).int()
     bounds = (0, *accumulate(sizes))
     all_labels = [int((batch["labels"] != ignored).sum()) for batch in batches]

@@ -285,7 +285,7 @@ class Heads:
     def split(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """[T, …] → q [T, queries, size], k and v [T, keys, size]."""
         heads = qkv.view(qkv.shape[0], -1, self.size)
-        q, k, v = heads.split([self.queries, self.keys, self.keys], dim=1)
+        q, k, v = heads.split([self.queries, self.keys, self.keys], dim=1)  # type: ignore[no-untyped-call]
         return q, k, v
 
 

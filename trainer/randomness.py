@@ -59,7 +59,7 @@ class Randomness:
 
 
 def _read() -> tuple[Any, ...]:
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None  # type: ignore[no-untyped-call]
     return torch.get_rng_state(), cuda, random.getstate(), np.random.get_state(legacy=True)
 
 
