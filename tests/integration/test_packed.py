@@ -85,20 +85,26 @@ def test_mixed_trials_with_staggered_starts(cache: Cache, tmp_path: Path) -> Non
     assert max(differences) < TOLERANCE
 
 
-def test_some_adapted_layers_and_biases(cache: Cache, tmp_path: Path) -> None:
-    """Only q and v of the three that share an input; Qwen's biases, at random."""
-    shape = {"lora_attn_modules": ["q_proj", "v_proj"], "apply_lora_to_mlp": False, "lora_rank": 8, "lora_alpha": 16}
+def test_some_adapted_layers(cache: Cache, tmp_path: Path) -> None:
+    """Only q and v of the three that share an input, and no MLP."""
+    change = {"model__lora_attn_modules": ["q_proj", "v_proj"], "model__apply_lora_to_mlp": False}
+    pack = Pack()
+    steps: dict[Slot, list[Step]] = {}
+    slots = [pack.put(make(cache, tmp_path, {**change, "model__lora_rank": rank})) for rank in (4, 8)]
+    drive(pack, steps)
+    for slot, rank in zip(slots, (4, 8), strict=True):
+        whole = alone(cache, tmp_path, {**change, "model__lora_rank": rank})
+        assert worst(steps[slot], whole) < TOLERANCE
+
+
+def test_positions_of_another_kind_are_not_packed(cache: Cache, tmp_path: Path) -> None:
+    lora = {"lora_attn_modules": ["q_proj"], "lora_rank": 8, "lora_alpha": 16, "apply_lora_to_mlp": False}
     sizes = {"vocab_size": 1024, "num_layers": 2, "num_heads": 4, "num_kv_heads": 2, "embed_dim": 64}
     qwen = {"_component_": "torchtune.models.qwen2.lora_qwen2", "intermediate_dim": 96, "max_seq_len": 256}
-    change = {"model": {**qwen, **sizes, **shape, "norm_eps": 1e-6}, "optimizer__lr": 1e-3}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(base, "_load_base", lambda cfg, model, scratch: base._frozen(model))
-        alone_steps = alone(cache, tmp_path, change)
-        pack = Pack()
-        steps: dict[Slot, list[Step]] = {}
-        slots = [pack.put(make(cache, tmp_path, change)) for _ in range(2)]
-        drive(pack, steps)
-    assert max(worst(steps[slot], alone_steps) for slot in slots) < TOLERANCE
+        refused = Pack().refuses(make(Cache(), tmp_path, {"model": {**qwen, **sizes, **lora}}))
+    assert refused == "layer 0 has Qwen2RotaryPositionalEmbeddings for positions"
 
 
 def test_validation_and_the_adapter_are_the_trial_s_own(cache: Cache, tmp_path: Path) -> None:
@@ -177,7 +183,7 @@ def fails(pack: Pack, error: Callable[[int], Exception | None]) -> list[int]:
 def test_out_of_memory_halves_the_passes_and_loses_no_trial(cache: Cache, tmp_path: Path) -> None:
     pack = Pack()
     steps: dict[Slot, list[Step]] = {}
-    changes = [{**TRIALS[2], "seed": seed} for seed in range(4)]
+    changes = [{**TRIALS[2], "epochs": 1, "seed": seed} for seed in range(4)]
     slots = [pack.put(make(cache, tmp_path, change)) for change in changes]
     drive(pack, steps, 1)
     seen = fails(pack, lambda count: torch.OutOfMemoryError("CUDA out of memory") if count > 2 else None)
