@@ -103,7 +103,10 @@ class RoomChannel:
 
     def _worker(self, name: str, assigned: int) -> WorkerSight:
         files = self._room.worker(name)
-        return WorkerSight(name, read_text(files.beat), assigned, files.drain.exists())
+        slots = (read_text(files.slots) or "").strip()
+        return WorkerSight(
+            name, read_text(files.beat), assigned, files.drain.exists(), int(slots) if slots.isdigit() else None
+        )
 
 
 def _outcome(text: str | None) -> Outcome | None:

@@ -298,7 +298,8 @@ class _Decision:
         """Trials that a worker can still take, now or once it is ready."""
         if worker.draining:
             return 0
-        slots = self.limits.slots - len(self._load(worker))
+        held = self.limits.slots if worker.slots is None else worker.slots
+        slots = held - len(self._load(worker))
         quota = self.limits.trials_per_worker
         return max(0, slots if quota is None else min(slots, quota - worker.assigned))
 

@@ -28,6 +28,8 @@ RECIPE = "lora_finetune_single_device"
 TUNE = (sys.executable, "-m", "torchtune._cli.tune")
 # The relative difference up to which two runs count as the same.
 TOLERANCE = {"fp32": 1e-6, "bf16": 2e-2}
+# Of a trial that may have been packed: the same sums in another order, whose rounding AdamW lets grow over the steps.
+PACKED_TOLERANCE = {"fp32": 1e-4, "bf16": 1e-1}
 _FIELD = re.compile(r"(\w+):\s*([-+.\w]+)")
 
 
@@ -94,7 +96,8 @@ def verify(room: Room, settings: Settings, row: TrialRow) -> Comparison:
         path.write_text(export_text(room, settings, row))
         run_tune(path, Path(scratch), clip_is_set=settings.torchtune.get("clip_grad_norm") is not None)
         logged = read_tune_log(Path(scratch) / "logs")
-    return compare(recorded, logged, TOLERANCE.get(str(settings.torchtune["dtype"]), 1e-6))
+    tolerance = TOLERANCE if settings.queue.slots == 1 else PACKED_TOLERANCE
+    return compare(recorded, logged, tolerance[str(settings.torchtune["dtype"])])
 
 
 def run_tune(config: Path, output: Path, clip_is_set: bool) -> None:

@@ -193,6 +193,7 @@ class Controller:
             beat=self._seen(("beat", sight.name), sight.beat),
             assigned=sight.assigned,
             draining=sight.draining,
+            slots=sight.slots,
             handle=job.handle,
             node=job.node,
             reason=job.reason,

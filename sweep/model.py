@@ -113,6 +113,7 @@ class WorkerFacts:
         ready: its beat was seen.
         started, beat: when the controller first saw it, and when its beat last changed.
         assigned: attempts ever put into its inbox.
+        slots: how many it holds at a time, where it has chosen by itself.
         handle, node, reason: see `Job`; for a person.
     """
 
@@ -124,6 +125,7 @@ class WorkerFacts:
     beat: float = 0.0
     assigned: int = 0
     draining: bool = False
+    slots: int | None = None
     handle: str = ""
     node: str = ""
     reason: str = ""

@@ -37,12 +37,13 @@ class AttemptSight:
 
 @dataclass(frozen=True, slots=True)
 class WorkerSight:
-    """A worker as the channel shows it; a beat is only ever compared with an earlier one."""
+    """A worker as the channel shows it; a beat is only ever compared with an earlier one, `slots` is its own choice."""
 
     name: str
     beat: str | None
     assigned: int
     draining: bool
+    slots: int | None = None
 
 
 class Dispatcher(Protocol):

@@ -21,7 +21,7 @@ class Queue:
     Args:
         kind: local or slurm.
         workers: how many at once; null: one per GPU, or one per core where the recipe trains on the CPU (local only).
-        slots: trials side by side in one worker.
+        slots: trials side by side in one worker; auto: as many as pay, measured by the worker while they train.
         trials_per_worker: trials after which a worker ends; null: no limit.
         threads: OMP_NUM_THREADS of a worker; null: the cores shared out evenly, or cpus_per_task.
         env: further environment variables of a worker; no secrets, they are frozen into the room.
@@ -36,7 +36,7 @@ class Queue:
 
     kind: str = "local"
     workers: int | None = None
-    slots: int = 1
+    slots: int | str = 1
     trials_per_worker: int | None = None
     threads: int | None = None
     env: dict[str, str] = field(default_factory=dict)
@@ -46,6 +46,11 @@ class Queue:
     start_seconds: float = 600.0
     stop_grace_seconds: float = 60.0
     poll_seconds: float = 0.2
+
+    @property
+    def worker_slots(self) -> int:
+        """What a worker is told: 0 for a number that it chooses by measuring."""
+        return 0 if self.slots == "auto" else int(self.slots)
 
     @property
     def worker_env(self) -> dict[str, str]:

@@ -137,6 +137,7 @@ def _local_dispatcher(room: Room, settings: Settings, nursery: Nursery | None) -
         threads=threads,
         trials=queue.trials_per_worker or 0,
         idle_seconds=queue.idle_seconds,
+        slots=queue.worker_slots,
         env=queue.worker_env,
         nursery=nursery,
     )
@@ -150,6 +151,7 @@ def _slurm_dispatcher(room: Room, settings: Settings, queue: SlurmQueue, reads: 
     options = {
         "trials": queue.trials_per_worker or 0,
         "idle_seconds": queue.idle_seconds,
+        "slots": queue.worker_slots,
         "seconds": queue.timeout_min * 60 - queue.slurm_signal_delay_s,
         "gpu": on_gpu(settings),
         "env": {"OMP_NUM_THREADS": threads, "PYTHONUNBUFFERED": "1", **queue.worker_env},

@@ -159,7 +159,7 @@ class Settings:
             seconds=search.seconds,
             target=search.target,
             workers=workers,
-            slots=queue.slots,
+            slots=1 if queue.slots == "auto" else int(queue.slots),  # auto: until a worker says what it holds
             trials_per_worker=queue.trials_per_worker,
             max_attempts=search.max_attempts,
             max_failure_share=search.max_failure_share,
@@ -272,8 +272,8 @@ _RANGES: dict[tuple[str, str], tuple[Any, str]] = {
     ("queue", "query_seconds"): _POSITIVE,
     ("queue", "workers"): _AT_LEAST_ONE,
     ("queue", "slots"): (
-        lambda value: value == 1,
-        "1: several trials on one base come with the packed trainer",
+        lambda value: value == "auto" or (isinstance(value, int) and value >= 1),
+        "at least 1, or auto",
     ),
     ("queue", "trials_per_worker"): _AT_LEAST_ONE,
     ("queue", "threads"): _AT_LEAST_ONE,

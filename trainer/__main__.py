@@ -19,6 +19,7 @@ def main() -> int:
     serve.add_argument("--worker", required=True)
     serve.add_argument("--trials", type=int, default=0, help="end after this many; 0: no limit")
     serve.add_argument("--idle-seconds", type=float, default=900.0)
+    serve.add_argument("--slots", type=int, default=1, help="trials side by side; 0: as many as pay, by measuring")
     serve.add_argument("--lock-held", action="store_true", help="the starter handed the worker's lock down")
     probe = verbs.add_parser("probe", help="read a torchtune configuration as JSON, print what it would train on")
     probe.add_argument("--speed", action="store_true", help="also train a few micro-batches to measure the speed")
@@ -29,6 +30,8 @@ def main() -> int:
 
     # torchtune's tokenizer caches files by path, so that a changed tokenizer would go unnoticed
     os.environ.setdefault("TIKTOKEN_CACHE_DIR", "")
+    # trials of many lengths come and go: segments that grow leave no holes in a GPU's memory
+    os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
     if args.verb == "probe":
         from trainer.probe import main as run_probe
 
@@ -41,7 +44,8 @@ def main() -> int:
     from trainer.worker import Worker, run_worker
 
     room = Room(args.room)
-    return run_worker(room, Worker(room, args.worker, args.trials, args.idle_seconds), args.lock_held)
+    worker = Worker(room, args.worker, args.trials, args.idle_seconds, slots=args.slots)
+    return run_worker(room, worker, args.lock_held)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,9 @@
 """One attempt of a trial, from its specification to its outcome.
 
+An attempt is fed: `begin` builds its trial, `after` takes each micro-batch in, whoever trained it, `fail` ends it with
+an error. Each answers with the outcome where it ended the attempt. `advance` trains an attempt by itself; a
+crew (see `trainer.crew`) feeds several from one pack.
+
 Invariants: every way an attempt can end becomes exactly one `Outcome`; whatever it raises stays here. What it
 writes lies in its own directory. It goes on from the newest checkpoint of an earlier attempt that can be read.
 """
@@ -11,7 +15,7 @@ import math
 import shutil
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -32,7 +36,7 @@ StopSignal = Callable[[], tuple[StopCause, str] | None]
 
 @dataclass(slots=True)
 class Attempt:
-    """An attempt that a worker runs; `run` may be called once."""
+    """An attempt that a worker runs, once: by `run`, or by `begin` and then `after` each micro-batch."""
 
     room: Room
     spec: TrialSpec
@@ -46,6 +50,7 @@ class Attempt:
     _guard: DivergenceGuard = field(init=False)
     _began: float = field(init=False)
     _lap: tuple[float, int] = (0.0, 0)
+    _batches: Iterator[MicroBatch] | None = None
 
     def __post_init__(self) -> None:
         self._milestones = Milestones(self.spec.milestone_tokens)
@@ -58,32 +63,66 @@ class Attempt:
 
     def run(self) -> Outcome:
         """Train the trial to its end, a stop, a divergence or a failure."""
-        scratch = self.dir.path / "scratch"
-        try:
-            if torch.cuda.is_available():
-                torch.cuda.reset_peak_memory_stats()
-            check_components(self.spec.config, self.spec.components)
-            self._recipe = LoraRecipe(_current(self.spec), self.cache, scratch)
-            self._resume(self._recipe)
-            return self._train(self._recipe)
-        except Exception as error:
-            if isinstance(error, torch.OutOfMemoryError):
-                self.cache.clear()
-            print(
-                f"trial {self.spec.trial} attempt {self.spec.attempt} failed:\n{traceback.format_exc()}",
-                flush=True,
-            )
-            return self._outcome(OutcomeKind.FAILED, describe(error), failure=classify(error))
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
-            self._recipe = None
+        ended = self.begin()
+        while ended is None:
+            ended = self.advance()
+        if ended.failure is FailureKind.OUT_OF_MEMORY:
+            self.cache.clear()
+        return ended
 
-    def _train(self, recipe: LoraRecipe) -> Outcome:
-        self._lap = time.perf_counter(), recipe.tokens
-        for batch in recipe.train():
-            if ended := self._after_step(batch) or self._at_milestone(recipe, batch) or self._obey(recipe):
-                return ended
-        return self._completed(recipe)
+    def begin(self) -> Outcome | None:
+        """Build the trial and go on from its checkpoint; an outcome where that failed, or it was at its end."""
+        return self._guarded(self._begin)
+
+    def advance(self) -> Outcome | None:
+        """Train the next micro-batch by itself, and take it in."""
+        if self._batches is None:
+            self._batches = self.recipe.train()
+        batches = self._batches
+        return self._guarded(lambda: self._after(next(batches)))
+
+    def after(self, batch: MicroBatch) -> Outcome | None:
+        """Take in that a micro-batch was trained."""
+        return self._guarded(lambda: self._after(batch))
+
+    def fail(self, error: Exception) -> Outcome:
+        """End with what went wrong."""
+        text = "".join(traceback.format_exception(error))
+        print(f"trial {self.spec.trial} attempt {self.spec.attempt} failed:\n{text}", flush=True)
+        return self._close(self._outcome(OutcomeKind.FAILED, describe(error), failure=classify(error)))
+
+    @property
+    def recipe(self) -> LoraRecipe:
+        """The trial in training, from `begin` until it ends."""
+        assert self._recipe is not None
+        return self._recipe
+
+    def _guarded(self, act: Callable[[], Outcome | None]) -> Outcome | None:
+        try:
+            ended = act()
+        except Exception as error:
+            return self.fail(error)
+        return None if ended is None else self._close(ended)
+
+    def _close(self, ended: Outcome) -> Outcome:
+        shutil.rmtree(self.dir.path / "scratch", ignore_errors=True)
+        self._recipe = self._batches = None
+        return ended
+
+    def _begin(self) -> Outcome | None:
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+        check_components(self.spec.config, self.spec.components)
+        self._recipe = LoraRecipe(current(self.spec), self.cache, self.dir.path / "scratch")
+        self._resume(self._recipe)
+        self._lap = time.perf_counter(), self._recipe.tokens
+        return self._completed(self._recipe) if self._recipe.position == self._recipe.total else None
+
+    def _after(self, batch: MicroBatch) -> Outcome | None:
+        recipe = self.recipe
+        if ended := self._after_step(batch) or self._at_milestone(recipe, batch) or self._obey(recipe):
+            return ended
+        return self._completed(recipe) if batch.position == batch.total else None
 
     def _after_step(self, batch: MicroBatch) -> Outcome | None:
         if batch.step is None:
@@ -225,7 +264,8 @@ def _chain(error: BaseException | None) -> list[BaseException]:
     return found
 
 
-def _current(spec: TrialSpec) -> DictConfig:
+def current(spec: TrialSpec) -> DictConfig:
+    """A specification's configuration, with today's names of components."""
     cfg = OmegaConf.create(dict(spec.config))
     for key, path in components(spec.config):
         if current_path(path) != path:

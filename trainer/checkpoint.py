@@ -63,6 +63,15 @@ def load(path: Path) -> dict[str, Any]:
     return state
 
 
+def compact(value: Any) -> Any:
+    """Tensors within dicts and lists as contiguous copies on the CPU: none drags a larger tensor's memory along."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().to("cpu", copy=True).contiguous()
+    if isinstance(value, dict):
+        return {key: compact(item) for key, item in value.items()}
+    return [compact(item) for item in value] if isinstance(value, list) else value
+
+
 def random_state() -> dict[str, Any]:
     """The state of every generator that torchtune seeds, as tensors and numbers."""
     _, python_words, python_gauss = random.getstate()

@@ -41,8 +41,8 @@ def serve(room: str, worker: str, options: Mapping[str, Any]) -> None:
     """Serve a room as a worker until drained, told to end, or near the job's time limit.
 
     Args:
-        options: `trials`, `idle_seconds` (see `Worker`), `seconds`: of the job that a worker may use; `gpu`: a CUDA
-            device is needed; `env`: variables to set.
+        options: `trials`, `idle_seconds`, `slots` (see `Worker`), `seconds`: of the job that a worker may use; `gpu`: a
+            CUDA device is needed; `env`: variables to set.
     """
     run_job(room, worker, options, _train)
 
@@ -114,7 +114,7 @@ def _train(room: Room, name: str, options: Mapping[str, Any], ends_at: float) ->
     if options["gpu"] and not torch.cuda.is_available():
         raise NoGpuError("torch sees no CUDA device")
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-    worker = Worker(room, name, options["trials"], options["idle_seconds"], ends_at=ends_at)
+    worker = Worker(room, name, options["trials"], options["idle_seconds"], ends_at, options["slots"])
     room.worker(name).lock.write_text(f"{os.getpid()}\n")
     return worker.run(), worker.signalled
 

@@ -84,7 +84,7 @@ def _become_worker(request: dict[str, Any], files: list[int]) -> None:
 
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
         room = Room(Path(request["room"]))
-        serving = Worker(room, request["worker"], request["trials"], request["idle_seconds"])
+        serving = Worker(room, request["worker"], request["trials"], request["idle_seconds"], slots=request["slots"])
         code = run_worker(room, serving, lock_held=True)
     except BaseException:
         import traceback

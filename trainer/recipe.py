@@ -4,13 +4,18 @@ Invariants: for the same resolved configuration the loss and grad_norm of every 
 what torchtune draws at random is drawn here in the same order, and validation draws nothing. No step starts that
 the epoch cannot finish, so no micro-batch leaks into the next epoch. The loop knows no reporter, no file of a
 room and no reason to stop: it yields after every micro-batch, where its state can be saved, and goes on when asked.
+
+A trial is driven in one of two ways. Alone, by `train`. In a pack (see `trainer.packed`) the forward and backward
+passes are the pack's: it draws from `batches`, and tells the trial what came of it by `advance`,
+`took` and `stepped`. All else,
+the data's order, the schedule, the counters, the state, is the same object's, so that a trial moves between the two.
 """
 
 from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +28,7 @@ from torchtune import config, training, utils
 from torchtune.modules.peft import get_adapter_state_dict, get_lora_module_names
 
 from trainer.base import Cache, build_collate, build_dataset, build_model, build_tokenizer
-from trainer.checkpoint import random_state, set_random_state
+from trainer.checkpoint import compact, random_state, set_random_state
 from trainer.contract import Step
 from trainer.progress import MicroBatch
 
@@ -55,14 +60,14 @@ class LoraRecipe:
         self._offload = training.get_act_offloading_ctx_manager(
             self.model, cfg.get("enable_activation_offloading", False)
         )
-        self._trainable = [p for p in self.model.parameters() if p.requires_grad]
-        self._optimizer = config.instantiate(cfg.optimizer, self.model.parameters())
-        self._loss_fn = config.instantiate(cfg.loss)
+        self.trainable = [p for p in self.model.parameters() if p.requires_grad]
+        self.optimizer = config.instantiate(cfg.optimizer, self.model.parameters())
+        self.loss = config.instantiate(cfg.loss)
         if cfg.get("compile"):
-            self._loss_fn = training.compile_loss(self._loss_fn)
-        if type(self._loss_fn).__name__ == "CEWithChunkedOutputLoss":
+            self.loss = training.compile_loss(self.loss)
+        if type(self.loss).__name__ == "CEWithChunkedOutputLoss":
             chunked: Any = self.model
-            chunked.set_num_output_chunks(self._loss_fn.num_output_chunks)
+            chunked.set_num_output_chunks(self.loss.num_output_chunks)
 
         self.accumulation = int(cfg.gradient_accumulation_steps)
         self.epochs = int(cfg.epochs)
@@ -78,8 +83,12 @@ class LoraRecipe:
         batches_per_epoch = self.steps_per_epoch * self.accumulation
         self.leftover_batches = len(self._loader) - batches_per_epoch if possible == self.steps_per_epoch else 0
         self.total = batches_per_epoch * self.epochs
-        self._scheduler = self._setup_scheduler(last_epoch=-1)
+        self.scheduler = self._setup_scheduler(last_epoch=-1)
 
+        clip = cfg.get("clip_grad_norm")
+        self.clip = None if clip is None else float(clip)
+        self._where: Callable[[], tuple[dict[str, Any], dict[str, Any]]] = self._own_where
+        self._mean_loss: Callable[[dict[str, torch.Tensor]], torch.Tensor] = self._own_mean_loss
         self.position = 0
         self.step = 0
         self.tokens = 0
@@ -87,33 +96,104 @@ class LoraRecipe:
         self._step_tokens = 0
         self._lap_loss = torch.zeros((), device=self.device)
         self._lap_tokens = 0
-        self._random: dict[str, Any] | None = None
+        self._random: dict[str, Any] | None = None  # of a checkpoint, until training goes on
+        self._loader_state: dict[str, Any] | None = None
 
     def train(self) -> Iterator[MicroBatch]:
         """Train from where the trial stands to its end, yielding after every micro-batch."""
+        for batch in self.batches():
+            yield self._micro_batch(batch)
+
+    def batches(self) -> Iterator[dict[str, torch.Tensor]]:
+        """The trial's micro-batches from where it stands to its end, on the CPU; `advance` must follow each."""
         batches_per_epoch = self.steps_per_epoch * self.accumulation
         while self.position < self.total:
             epoch, skipped = divmod(self.position, batches_per_epoch)
             self._loader.sampler.set_epoch(epoch)
-            if skipped:
+            if skipped and self._loader_state is not None:
                 self._loader.load_state_dict(self._loader_state)
             else:
                 self._restore_random()  # opening the loader of a new epoch draws, as it did in the first place
+            self._loader_state = None
             for batch in self._loader:
                 self._restore_random()  # within an epoch that draw had been made: undo it
-                yield self._micro_batch(batch, epoch)
+                yield batch
                 if self.position == (epoch + 1) * batches_per_epoch:
                     break
+
+    def label_tokens(self, batch: dict[str, torch.Tensor]) -> int:
+        """How many labels of a micro-batch count; asked while it is on the CPU, so that no device waits."""
+        return int((batch["labels"] != self.ignored).sum())
+
+    def advance(self, count: int) -> bool:
+        """Count one micro-batch of so many label tokens; `took` may follow when its loss is known.
+
+        Returns:
+            Whether it completes an accumulation, so that an optimizer step is due.
+        """
+        self._step_tokens += count
+        self._lap_tokens += count
+        self.tokens += count
+        self.position += 1
+        return self.position % self.accumulation == 0
+
+    def took(self, weighted: torch.Tensor) -> None:
+        """Take a micro-batch's loss into account: nats, summed over its label tokens."""
+        self._step_loss = self._step_loss + weighted
+        self._lap_loss = self._lap_loss + weighted
+
+    def reschedule(self) -> float:
+        """Move the schedule on after an optimizer step; returns the rate that the step used."""
+        lr = self.learning_rate
+        self.scheduler.step()
+        self.step += 1
+        return lr
+
+    def stepped(self, norm: float, lr: float) -> Step:
+        """Take an optimizer step's loss into account, and begin the next accumulation."""
+        loss = float(self._step_loss / self._step_tokens)
+        self._step_loss, self._step_tokens = torch.zeros_like(self._step_loss), 0
+        return Step(self.step, self.tokens, loss, norm, lr)
+
+    def progress(self, step: Step | None) -> MicroBatch:
+        """Where the trial stands after its last micro-batch."""
+        epoch = (self.position - 1) // (self.steps_per_epoch * self.accumulation)
+        return MicroBatch(self.position, self.total, epoch, self.tokens, step)
+
+    def join(
+        self,
+        where: Callable[[], tuple[dict[str, Any], dict[str, Any]]],
+        mean_loss: Callable[[dict[str, torch.Tensor]], torch.Tensor],
+    ) -> None:
+        """Become a slot of a pack.
+
+        Args:
+            where: the state of the loader and of the slot's generators, for a checkpoint.
+            mean_loss: nats per label token of a batch on the CPU, by the pack's forward pass.
+        """
+        self._where, self._mean_loss = where, mean_loss
+        self._step_loss, self._lap_loss = self._step_loss.cpu(), self._lap_loss.cpu()
+        mark_stepped(self.optimizer)
+
+    @property
+    def ignored(self) -> int:
+        """The label that counts for nothing."""
+        return int(self.loss.ignore_index)
+
+    @property
+    def tokens_of_step(self) -> int:
+        """Label tokens since the last optimizer step: what its gradients are divided by."""
+        return self._step_tokens
 
     @property
     def learning_rate(self) -> float:
         """The rate that the next step will use."""
-        return float(self._optimizer.param_groups[0]["lr"])
+        return float(self.optimizer.param_groups[0]["lr"])
 
     def mean_loss(self) -> float:
         """Mean nats per label token since this was last asked; NaN where nothing was trained."""
         mean = float(self._lap_loss) / self._lap_tokens if self._lap_tokens else float("nan")
-        self._lap_loss, self._lap_tokens = torch.zeros((), device=self.device), 0
+        self._lap_loss, self._lap_tokens = torch.zeros_like(self._lap_loss), 0
         return mean
 
     @torch.no_grad()
@@ -126,31 +206,44 @@ class LoraRecipe:
         tokens = 0
         self.model.eval()
         for batch in self._validation_batches(dataset):
-            on_device = {key: value.to(self.device) for key, value in batch.items()}
-            count = int((batch["labels"] != self._loss_fn.ignore_index).sum())
-            total += self._loss(on_device).double().cpu() * count
+            count = self.label_tokens(batch)
+            total += self._mean_loss(batch).double().cpu() * count
             tokens += count
         self.model.train()
         return float(total) / tokens if tokens else None
 
     def state(self) -> dict[str, Any]:
         """Everything that a bit-exact resume needs; tensors and plain values only."""
-        gradients = [None if p.grad is None else p.grad.detach().cpu() for p in self._trainable]
+        loader, random = self._where()
+        gradients = [None if p.grad is None else compact(p.grad) for p in self.trainable]
         return {
-            "adapter": {k: v.detach().cpu() for k, v in get_adapter_state_dict(self.model.state_dict()).items()},
-            "optimizer": self._optimizer.state_dict(),
-            "scheduler": {k: v for k, v in self._scheduler.state_dict().items() if k != "lr_lambdas"},
+            "adapter": self.adapter(),
+            "optimizer": compact(self.optimizer.state_dict()),
+            "scheduler": {k: v for k, v in self.scheduler.state_dict().items() if k != "lr_lambdas"},
             "gradients": gradients if self.position % self.accumulation else None,
             "position": self.position,
             "total": self.total,
             "accumulation": self.accumulation,
-            "loader": self._loader.state_dict(),
+            "loader": loader,
             "step": self.step,
             "tokens": self.tokens,
             "step_loss": [self._step_loss.cpu(), self._step_tokens],
             "lap_loss": [self._lap_loss.cpu(), self._lap_tokens],
-            "random": random_state(),
+            "random": random,
         }
+
+    def loader_state(self) -> dict[str, Any]:
+        """Where the data's order stands, after the last batch drawn; empty at an epoch's beginning, where asking the
+        loader would open it, and draw."""
+        if self._loader_state is not None:
+            return self._loader_state
+        at_start = self.position % (self.steps_per_epoch * self.accumulation) == 0
+        return {} if at_start else self._loader.state_dict()
+
+    def adapter(self) -> dict[str, torch.Tensor]:
+        """The adapter's parameters by torchtune's names, as tensors of their own on the CPU."""
+        found: dict[str, torch.Tensor] = compact(get_adapter_state_dict(self.model.state_dict()))
+        return found
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Go on from a saved state. More epochs than it was saved with are allowed: a finished trial is extended.
@@ -166,15 +259,15 @@ class LoraRecipe:
         _, unexpected = self.model.load_state_dict(state["adapter"], strict=False)
         if unexpected:
             raise ValueError(f"the checkpoint holds other adapters: {unexpected[:3]}")
-        self._optimizer.load_state_dict(state["optimizer"])
+        self.optimizer.load_state_dict(state["optimizer"])
         self._load_schedule(state["scheduler"], extended=state["total"] != self.total)
         if state["gradients"] is not None:
-            for parameter, gradient in zip(self._trainable, state["gradients"], strict=True):
+            for parameter, gradient in zip(self.trainable, state["gradients"], strict=True):
                 parameter.grad = None if gradient is None else gradient.to(parameter.device)
         self.position, self.step, self.tokens = state["position"], state["step"], state["tokens"]
         (step_loss, self._step_tokens), (lap_loss, self._lap_tokens) = state["step_loss"], state["lap_loss"]
         self._step_loss, self._lap_loss = step_loss.to(self.device), lap_loss.to(self.device)
-        self._loader_state, self._random = state["loader"], state["random"]
+        self._loader_state, self._random = state["loader"] or None, state["random"]
 
     def save_adapter(self, to: Path) -> bool:
         """Write the adapter in PEFT format, as torchtune's checkpointer makes it.
@@ -193,7 +286,7 @@ class LoraRecipe:
             "peft_type": "LORA",
             "task_type": "CAUSAL_LM",
         }
-        adapter = get_adapter_state_dict(self.model.state_dict())
+        adapter = self.adapter()
         if any("magnitude" in name for name in adapter):
             adapter_config["use_dora"] = True
         checkpointer = config.instantiate(OmegaConf.merge(self.cfg.checkpointer, {"output_dir": str(self._scratch)}))
@@ -207,7 +300,7 @@ class LoraRecipe:
         dataset = build_dataset(self.cfg.dataset, self.cfg, self._cache, "dataset")
         tokenizer = build_tokenizer(self.cfg, self._cache)
         sampler = StatefulDistributedSampler(dataset, num_replicas=1, rank=0, shuffle=self.cfg.shuffle, seed=0)
-        collate = build_collate(self.cfg, self.cfg.dataset, dataset, self._loss_fn.ignore_index, tokenizer)
+        collate = build_collate(self.cfg, self.cfg.dataset, dataset, self.ignored, tokenizer)
         return StatefulDataLoader(
             dataset=dataset,
             batch_size=self.cfg.batch_size,
@@ -219,7 +312,7 @@ class LoraRecipe:
     def _setup_scheduler(self, last_epoch: int) -> Any:
         steps = self.epochs * self.steps_per_epoch
         return config.instantiate(
-            self.cfg.lr_scheduler, self._optimizer, num_training_steps=steps, last_epoch=last_epoch
+            self.cfg.lr_scheduler, self.optimizer, num_training_steps=steps, last_epoch=last_epoch
         )
 
     def _restore_random(self) -> None:
@@ -229,46 +322,40 @@ class LoraRecipe:
 
     def _load_schedule(self, state: dict[str, Any], extended: bool) -> None:
         """Take a saved schedule over. Its functions come from this trial's configuration, not from the file."""
-        functions = {key: value for key, value in self._scheduler.state_dict().items() if key == "lr_lambdas"}
-        self._scheduler.load_state_dict({**state, **functions})
+        functions = {key: value for key, value in self.scheduler.state_dict().items() if key == "lr_lambdas"}
+        self.scheduler.load_state_dict({**state, **functions})
         if extended and functions:  # the saved rate belongs to the shorter schedule's end
             for group, base, rate in zip(
-                self._optimizer.param_groups, self._scheduler.base_lrs, self._scheduler.lr_lambdas, strict=True
+                self.optimizer.param_groups, self.scheduler.base_lrs, self.scheduler.lr_lambdas, strict=True
             ):
-                group["lr"] = base * rate(self._scheduler.last_epoch)
+                group["lr"] = base * rate(self.scheduler.last_epoch)
 
-    def _micro_batch(self, batch: dict[str, torch.Tensor], epoch: int) -> MicroBatch:
-        count = int((batch["labels"] != self._loss_fn.ignore_index).sum())  # counted on the CPU: no device sync
+    def _micro_batch(self, batch: dict[str, torch.Tensor]) -> MicroBatch:
+        count = self.label_tokens(batch)
         utils.batch_to_device(batch, self.device)
         weighted = self._loss(batch) * count
         torch.autograd.backward(weighted)
-        self._step_loss = self._step_loss + weighted.detach()
-        self._lap_loss = self._lap_loss + weighted.detach()
-        self._step_tokens += count
-        self._lap_tokens += count
-        self.tokens += count
-        self.position += 1
-        step = self._optimizer_step() if self.position % self.accumulation == 0 else None
-        return MicroBatch(self.position, self.total, epoch, self.tokens, step)
+        due = self.advance(count)
+        self.took(weighted.detach())
+        return self.progress(self._optimizer_step() if due else None)
 
     def _optimizer_step(self) -> Step:
-        tokens = torch.tensor(self._step_tokens)
-        training.scale_grads(self.model, 1 / tokens)
-        clip = self.cfg.get("clip_grad_norm")
-        norm = nn.utils.get_total_norm([p.grad for p in self._trainable if p.grad is not None])
-        if clip is not None:
-            nn.utils.clip_grads_with_norm_(self._trainable, float(clip), norm)
-        lr = self.learning_rate
-        self._optimizer.step()
-        self._optimizer.zero_grad(set_to_none=True)
-        self._scheduler.step()
-        self.step += 1
-        loss = float(self._step_loss / self._step_tokens)
-        self._step_loss, self._step_tokens = torch.zeros((), device=self.device), 0
-        return Step(self.step, self.tokens, loss, float(norm), lr)
+        training.scale_grads(self.model, 1 / torch.tensor(self._step_tokens))
+        norm = nn.utils.get_total_norm([p.grad for p in self.trainable if p.grad is not None])
+        if self.clip is not None:
+            nn.utils.clip_grads_with_norm_(self.trainable, self.clip, norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return self.stepped(float(norm), self.reschedule())
+
+    def _own_where(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        return self.loader_state(), random_state()
+
+    def _own_mean_loss(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        return self._loss({key: value.to(self.device) for key, value in batch.items()})
 
     def _loss(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        ignored = self._loss_fn.ignore_index
+        ignored = self.ignored
         inputs = {key: value for key, value in batch.items() if key != "labels"}
         # shape [b, s]: the label of a position is the token that follows it
         labels = nn.functional.pad(batch["labels"][:, 1:], (0, 1), value=ignored)
@@ -276,7 +363,7 @@ class LoraRecipe:
             logits = self.model(**inputs)
         if not isinstance(logits, list):
             labels, logits = labels.reshape(-1), logits.reshape(-1, logits.size(-1))
-        loss: torch.Tensor = self._loss_fn(logits, labels)
+        loss: torch.Tensor = self.loss(logits, labels)
         return loss
 
     def _validation_batches(self, dataset: Any) -> list[dict[str, torch.Tensor]]:
@@ -286,11 +373,16 @@ class LoraRecipe:
         def make() -> list[dict[str, torch.Tensor]]:
             data = build_dataset(dataset, cfg, self._cache, "dataset_val")
             tokenizer = build_tokenizer(cfg, self._cache)
-            collate = build_collate(cfg, dataset, data, self._loss_fn.ignore_index, tokenizer)
+            collate = build_collate(cfg, dataset, data, self.ignored, tokenizer)
             rows = [data[index] for index in range(len(data))]
             return [collate(rows[start : start + size]) for start in range(0, len(rows), size)]
 
         return self._cache.get("validation", [cfg.tokenizer, dataset, size, cfg.get("collate_fn")], make)
+
+
+def mark_stepped(optimizer: torch.optim.Optimizer) -> None:
+    """Tell the schedule, which would warn, that steps are taken: by the pack, without this object."""
+    optimizer._opt_called = True  # type: ignore[attr-defined]
 
 
 def _collect_adapter(scratch: Path, to: Path) -> bool:

@@ -17,6 +17,7 @@
                         /lock               held while a local worker lives; its text is the process id (worker)
                         /exit               why it ended, where it had the time to say so (worker, once)
                         /beat               a counter (worker)
+                        /slots              trials that it holds at a time, where it chooses by itself (worker)
                         /log                standard output and error (worker)
 
 Invariants: standard library only. Every file has one writer: an attempt has a directory of its own, so that a
@@ -206,6 +207,10 @@ class WorkerDir:
     @property
     def exit(self) -> Path:
         return self.path / "exit"
+
+    @property
+    def slots(self) -> Path:
+        return self.path / "slots"
 
     @property
     def log(self) -> Path:

@@ -1,4 +1,4 @@
-"""A worker process: it takes trials from its inbox, one after another, and keeps the base between them.
+"""A worker process: it takes trials from its inbox, as many at a time as it has slots, and keeps the base between them.
 
 Invariants: it writes only below its own directory and those of its attempts. It takes an assignment whose
 attempt has no outcome, once. SIGTERM and SIGINT become a stop with a checkpoint, whose outcome says `preempted`.
@@ -28,6 +28,7 @@ from trainer.contract import (
     decode,
     encode,
 )
+from trainer.crew import Crew, Task
 from trainer.reporter import RoomReporter
 from trainer.room import AttemptDir, Room, WorkerDir, hold, read_text, write_atomic
 
@@ -43,6 +44,7 @@ class Worker:
     Args:
         trials: how many attempts to take before it ends; 0 for no limit.
         idle_seconds: how long to wait for an assignment before it ends by itself.
+        slots: attempts side by side; 0: as many as pay, which it measures, and says in its directory.
         ends_at: when to stop with a checkpoint, on this process's monotonic clock: before its job's time limit.
     """
 
@@ -51,6 +53,7 @@ class Worker:
     trials: int = 0
     idle_seconds: float = 900.0
     ends_at: float = float("inf")
+    slots: int = 1
     _cache: Cache = field(default_factory=Cache)
     _told_to_end: str = ""
     _taken: set[tuple[int, int]] = field(default_factory=set)
@@ -76,12 +79,14 @@ class Worker:
 
     def _serve(self) -> str:
         idle_since = time.monotonic()
-        while not self.told_to_end:
-            if (task := self._next()) is not None:
-                self._attempt(*task)
-                if self.trials and len(self._taken) >= self.trials:
-                    return f"it took its {self.trials} trials"
+        crew = Crew(self.slots, self._cache, self._announce)
+        while crew.busy or not self.told_to_end:
+            self._take(crew)
+            if crew.busy:
+                crew.step()
                 idle_since = time.monotonic()
+            elif self.trials and len(self._taken) >= self.trials:
+                return f"it took its {self.trials} trials"
             elif self.dir.drain.exists():
                 return "it was drained"
             elif time.monotonic() - idle_since > self.idle_seconds:
@@ -89,6 +94,20 @@ class Worker:
             else:
                 time.sleep(POLL_SECONDS)
         return self.told_to_end
+
+    def _take(self, crew: Crew) -> None:
+        """Give the crew what it has room for; once told to end, hand back what it has not begun."""
+        if reason := self.told_to_end:
+            crew.give_back(Outcome(OutcomeKind.STOPPED, f"its worker ends: {reason}", cause=StopCause.PREEMPTED))
+            return
+        while crew.free > 0 and not (self.trials and len(self._taken) >= self.trials):
+            task = self._next()
+            if task is None:
+                return
+            self._give(crew, *task)
+
+    def _announce(self, slots: int) -> None:
+        write_atomic(self.dir.slots, str(slots), durable=False)
 
     def _next(self) -> tuple[int, int] | None:
         for task in self.dir.assignments():
@@ -98,7 +117,7 @@ class Worker:
                     return task
         return None
 
-    def _attempt(self, trial: int, number: int) -> None:
+    def _give(self, crew: Crew, trial: int, number: int) -> None:
         attempt = self.room.attempt(trial, number)
         try:
             spec = decode(TrialSpec, read_text(attempt.spec) or "")
@@ -107,12 +126,13 @@ class Worker:
             return
         print(f"trial {trial} attempt {number} starts", flush=True)
         reporter = RoomReporter(attempt)
-        try:
-            outcome = Attempt(self.room, spec, self._cache, reporter, StopPoll(self, attempt)).run()
-        finally:
+
+        def end(outcome: Outcome) -> None:
             reporter.close()
-        print(f"trial {trial} attempt {number} {outcome.kind}: {outcome.reason or 'done'}", flush=True)
-        _end(attempt, outcome)
+            print(f"trial {trial} attempt {number} {outcome.kind}: {outcome.reason or 'done'}", flush=True)
+            _end(attempt, outcome)
+
+        crew.add(Task(spec, lambda: Attempt(self.room, spec, self._cache, reporter, StopPoll(self, attempt)), end))
 
     @property
     def told_to_end(self) -> str:

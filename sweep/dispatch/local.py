@@ -33,6 +33,7 @@ class LocalDispatcher:
         gpus: ids for CUDA_VISIBLE_DEVICES, one a place; empty: workers train on the CPU.
         threads: OMP_NUM_THREADS of each worker.
         trials: attempts after which a worker ends; 0: no limit.
+        slots: attempts side by side in a worker; 0: as many as pay.
         nursery: forks workers in milliseconds; where it is absent or dead, each imports torch by itself.
     """
 
@@ -41,6 +42,7 @@ class LocalDispatcher:
     threads: int
     trials: int = 0
     idle_seconds: float = 900.0
+    slots: int = 1
     env: Mapping[str, str] = field(default_factory=dict)
     nursery: Nursery | None = None
     _gone: dict[str, int] = field(default_factory=dict)
@@ -104,13 +106,14 @@ class LocalDispatcher:
             "worker": worker.name,
             "trials": self.trials,
             "idle_seconds": self.idle_seconds,
+            "slots": self.slots,
             "env": self.own_env(worker.place),
         }
 
     def _command(self, name: str) -> list[str]:
         command = [sys.executable, "-m", "trainer", "serve", "--room", str(self.room.root), "--worker", name]
-        command += ["--trials", str(self.trials), "--idle-seconds", f"{self.idle_seconds:g}", "--lock-held"]
-        return command
+        command += ["--trials", str(self.trials), "--idle-seconds", f"{self.idle_seconds:g}"]
+        return [*command, "--slots", str(self.slots), "--lock-held"]
 
     def own_env(self, place: int) -> dict[str, str]:
         """What the worker at a place gets beside this process's own environment."""

@@ -284,3 +284,18 @@ def test_a_plan_counts_measures_and_starts_nothing(rooms: Path) -> None:
     assert (away["data"]["trial_rows"], away["seconds"]) == (64, None)
     assert "/nowhere" in away["unknown"]
     assert not rooms.exists()
+
+
+def test_several_trials_in_one_worker(rooms: Path) -> None:
+    """Packed on one base, pruned and refilled, by one process; the winner reproduces under `tune run`."""
+    sweep("run", *SMALL, "name=packed", "queue.workers=1", "queue.slots=3", "search.trials=6")
+    found = status("packed")
+    assert {row["state"] for row in found["rows"]} <= {"complete", "pruned"}
+    assert len(found["rows"]) == 6
+    room = Room(rooms / "packed")
+    assert len(room.workers()) == 1
+    log = room.worker(room.workers()[0]).log.read_text()
+    third, first_end = log.index("trial 2 attempt 1 starts"), min(log.index(f"trial {n} attempt 1 c") for n in (0,))
+    assert third < first_end, "three began before the first had ended"
+    assert "trains by itself" not in log
+    assert "reproduced by tune run" in sweep("export", "packed", "--verify").stdout

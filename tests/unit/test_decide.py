@@ -304,3 +304,22 @@ def test_a_worker_takes_no_more_than_its_number_of_trials(assigned: int, effects
 def test_a_draining_worker_keeps_its_place_and_gets_nothing() -> None:
     facts = view(trial(0, attempt()), workers=(replace(W1, draining=True),), study=StudyFacts(open=(0,)))
     assert decide(facts, Limits(trials=5, workers=2), NOW) == (StartWorkers((1,)),)
+
+
+def test_a_worker_with_slots_is_filled_and_refilled() -> None:
+    """Waiting trials first, then proposals, up to its slots; a worker that has chosen its own number is held to it."""
+    running = TrialFacts(0, (AttemptFacts(1, "w0001"),))
+    waiting = TrialFacts(1)
+    limits = Limits(trials=9, workers=1, slots=4)
+
+    def effects(slots: int | None) -> list[Effect]:
+        worker = WorkerFacts("w0001", 0, JobState.RUNNING, ready=True, assigned=1, slots=slots)
+        return list(decide(View(StudyFacts(open=(0, 1)), (running, waiting), (worker,)), limits, 0.0))
+
+    assert effects(None) == [Assign(1, 1, "w0001"), Ask(), Ask()]
+    assert effects(3) == [Assign(1, 1, "w0001"), Ask()]
+    assert effects(1) == []
+    ended = TrialFacts(0, (AttemptFacts(1, "w0001", outcome=Outcome(OutcomeKind.COMPLETED)),))
+    worker = WorkerFacts("w0001", 0, JobState.RUNNING, ready=True, assigned=2, slots=1)
+    refilled = decide(View(StudyFacts(open=(0, 1)), (ended, waiting), (worker,)), limits, 0.0)
+    assert Assign(1, 1, "w0001") in refilled

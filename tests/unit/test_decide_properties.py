@@ -73,6 +73,7 @@ def views(draw: st.DrawFn) -> View:
             beat=draw(TIMES),
             assigned=draw(st.integers(0, 5)),
             draining=draw(st.booleans()),
+            slots=draw(st.none() | st.integers(1, 4)),
         )
         for place, name in enumerate(NAMES)
     ]
@@ -146,7 +147,7 @@ def test_decisions_keep_the_controller_s_promises(view: View, limits: Limits, no
     for name, worker in live.items():
         new = [e for e in assigned if e.worker == name and not running[e.trial]]
         load = sum(1 for attempts in running.values() for a in attempts if a.worker == name)
-        assert not new or load + len(new) <= limits.slots
+        assert not new or load + len(new) <= (limits.slots if worker.slots is None else worker.slots)
         assert not new or (worker.ready and not worker.draining)
 
     finishes = [index for index, effect in enumerate(effects) if isinstance(effect, Finish)]

@@ -1,0 +1,164 @@
+"""A worker with several slots: what is packed, what trains by itself, and that no trial pays for another."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.conftest import embedded_config
+from tests.integration.test_attempt import Stops, steps
+from tests.integration.test_packed import TOLERANCE, worst
+from trainer.attempt import Attempt
+from trainer.base import Cache
+from trainer.contract import Outcome, OutcomeKind, Report, StopCause, TrialSpec, decode, encode
+from trainer.crew import Crew, Task
+from trainer.reporter import RoomReporter
+from trainer.room import Room, Tail, write_atomic
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def cache() -> Cache:
+    return Cache()
+
+
+class Hands:
+    """Gives attempts to a crew, and keeps what became of them."""
+
+    def __init__(self, room: Room, cache: Cache, slots: int) -> None:
+        self.room, self.cache = room, cache
+        self.crew = Crew(slots, cache, lambda _: None)
+        self.ended: dict[int, Outcome] = {}
+
+    def give(self, trial: int, stop: Stops = lambda: None, attempt: int = 1, **changes: Any) -> None:
+        spec = TrialSpec("s", trial, attempt, "w0001", embedded_config(**changes), milestone_tokens=180)
+        files = self.room.attempt(trial, attempt)
+        write_atomic(files.spec, encode(spec))
+        reporter = RoomReporter(files)
+
+        def end(outcome: Outcome) -> None:
+            assert trial not in self.ended, "told once"
+            reporter.close()
+            self.ended[trial] = outcome
+
+        self.crew.add(Task(spec, lambda: Attempt(self.room, spec, self.cache, reporter, stop), end))
+
+    def finish(self) -> None:
+        while self.crew.busy:
+            self.crew.step()
+
+
+def numbers(room: Room, trial: int) -> list[Report]:
+    return [decode(Report, line) for line in Tail(room.attempt(trial, 1).reports).lines()]
+
+
+def stop_after(count: int, cause: StopCause) -> Stops:
+    calls = iter(range(count))
+    return lambda: None if next(calls, None) is not None else (cause, "enough")
+
+
+CHANGES: list[dict[str, Any]] = [
+    {"model__lora_rank": 4, "optimizer__lr": 1e-3},
+    {"gradient_accumulation_steps": 3, "optimizer__lr": 2e-3},
+    {"model__lora_rank": 16, "batch_size": 2, "optimizer__lr": 1e-3, "dataset__split": "train[:16]"},
+    {"optimizer__lr": 1e-3, "seed": 7, "model__lora_dropout": 0.1},
+]
+
+
+def test_the_same_trials_one_by_one_and_side_by_side(cache: Cache, tmp_path: Path) -> None:
+    single, packed = Hands(Room(tmp_path / "1"), cache, 1), Hands(Room(tmp_path / "3"), cache, 3)
+    for hands in (single, packed):
+        for trial, change in enumerate(CHANGES):
+            hands.give(trial, **change)
+        hands.finish()
+        assert {outcome.kind for outcome in hands.ended.values()} == {OutcomeKind.COMPLETED}
+    assert next(iter(packed.ended)) == 2, "the shortest ended first, and the fourth took its place"
+    for trial in range(len(CHANGES)):
+        ours, theirs = numbers(packed.room, trial), numbers(single.room, trial)
+        assert [(r.milestone, r.step, r.tokens, r.lr) for r in ours] == [
+            (r.milestone, r.step, r.tokens, r.lr) for r in theirs
+        ]
+        assert [r.loss for r in ours] == pytest.approx([r.loss for r in theirs], rel=TOLERANCE)
+        assert [r.val_loss for r in ours] == pytest.approx([r.val_loss for r in theirs], rel=TOLERANCE)
+        assert (packed.room.attempt(trial, 1).adapter / "adapter_model.safetensors").exists()
+
+
+def test_a_stopped_trial_goes_on_in_another_pack(cache: Cache, tmp_path: Path) -> None:
+    room, whole = Room(tmp_path / "a"), Hands(Room(tmp_path / "b"), cache, 1)
+    whole.give(0, **CHANGES[1])
+    whole.finish()
+    first, second = Hands(room, cache, 2), Hands(room, cache, 2)
+    first.give(0, stop_after(6, StopCause.INTERRUPTED), **CHANGES[1])
+    first.give(1, **CHANGES[0])
+    first.finish()
+    assert first.ended[0].cause is StopCause.INTERRUPTED
+    second.give(2, **CHANGES[3])
+    second.give(0, attempt=2, **CHANGES[1])
+    second.finish()
+    assert second.ended[0].resumed_from == 1
+    assert worst(steps(room) + steps(room, 2), steps(whole.room)) < TOLERANCE
+
+
+def test_what_cannot_be_packed_trains_by_itself_in_its_turn(
+    cache: Cache, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    odd: dict[str, Any] = {"optimizer": {"_component_": "torch.optim.SGD", "lr": 0.05}, "model__lora_dropout": 0.1}
+    alone = Hands(Room(tmp_path / "1"), cache, 1)
+    alone.give(0, **odd)
+    alone.finish()
+    hands = Hands(Room(tmp_path / "2"), cache, 2)
+    hands.give(1, **CHANGES[0])
+    hands.give(0, **odd)
+    hands.give(2, **CHANGES[2])
+    hands.finish()
+    assert "trial 0 trains by itself: its optimizer is SGD, not AdamW" in capsys.readouterr().out
+    assert list(hands.ended) == [1, 0, 2], "nobody overtakes"
+    assert steps(hands.room) == steps(alone.room)
+
+
+def test_a_waiting_trial_obeys_a_stop_and_a_failure_is_its_own(cache: Cache, tmp_path: Path) -> None:
+    hands = Hands(Room(tmp_path), cache, 2)
+    hands.give(0, **CHANGES[0])
+    hands.give(1, dataset__data_files="/nowhere/train.jsonl")
+    hands.give(2, lambda: (StopCause.CANCELLED, "not wanted"), **CHANGES[1])
+    hands.give(3, optimizer__lr=1e30, clip_grad_norm=None)
+    hands.finish()
+    kinds = {trial: outcome.kind for trial, outcome in hands.ended.items()}
+    assert kinds == {
+        0: OutcomeKind.COMPLETED,
+        1: OutcomeKind.FAILED,
+        2: OutcomeKind.STOPPED,
+        3: OutcomeKind.DIVERGED,
+    }
+
+
+def test_no_memory_to_build_a_trial_makes_it_wait(
+    cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hands = Hands(Room(tmp_path), cache, 4)
+    begin = Attempt._begin
+    beside: list[int] = []
+
+    def tight(self: Attempt) -> Outcome | None:
+        if self.spec.trial == 2 and len(hands.crew._packed) > 1:
+            beside.append(len(hands.crew._packed))
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return begin(self)
+
+    monkeypatch.setattr(Attempt, "_begin", tight)
+    for trial in (0, 1, 2):
+        hands.give(trial, **CHANGES[trial])
+    hands.finish()
+    assert beside == [2], "it was tried once, then waited for a place"
+    assert {outcome.kind for outcome in hands.ended.values()} == {OutcomeKind.COMPLETED}
+
+
+def test_auto_on_the_cpu_trains_one_at_a_time(cache: Cache, tmp_path: Path) -> None:
+    said: list[int] = []
+    assert not torch.cuda.is_available()
+    crew = Crew(0, cache, said.append)
+    assert (crew.free, said) == (1, [1])

@@ -1,0 +1,228 @@
+"""A pack against each of its trials alone: the same loss and grad_norm at every step, whatever happens beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from tests.conftest import embedded_config
+from trainer import base, checkpoint
+from trainer.base import Cache
+from trainer.contract import Step
+from trainer.packed import Pack, Slot
+from trainer.recipe import LoraRecipe
+
+pytestmark = pytest.mark.slow
+
+TOLERANCE = 1e-5
+Change = dict[str, Any]
+# ranks, rates, schedules, accumulations, decay, clipping, dropout, seeds, batch shapes and data, each differing
+TRIALS: tuple[Change, ...] = (
+    {"model__lora_rank": 4, "optimizer__lr": 1e-3, "seed": 1},
+    {"model__lora_rank": 16, "model__lora_alpha": 8, "gradient_accumulation_steps": 3, "clip_grad_norm": None},
+    {"model__lora_dropout": 0.1, "gradient_accumulation_steps": 2, "seed": 3, "epochs": 2, "optimizer__lr": 2e-3},
+    {"batch_size": 2, "optimizer__weight_decay": 0.3, "clip_grad_norm": 0.1, "optimizer__lr": 1e-3},
+    {"dataset__train_on_input": True, "lr_scheduler__num_warmup_steps": 1, "optimizer__lr": 1e-3},
+)
+
+
+@pytest.fixture(scope="module")
+def cache() -> Cache:
+    return Cache()
+
+
+def make(cache: Cache, scratch: Path, change: Change) -> LoraRecipe:
+    return LoraRecipe(OmegaConf.create(embedded_config(**change)), cache, scratch / "scratch")
+
+
+def alone(cache: Cache, scratch: Path, change: Change) -> list[Step]:
+    return [batch.step for batch in make(cache, scratch, change).train() if batch.step]
+
+
+def drive(pack: Pack, steps: dict[Slot, list[Step]], rounds: int | None = None) -> None:
+    """Train until so many passes are over, or every slot is; a slot at its end is given back."""
+    while pack.slots and rounds != 0:
+        rounds = None if rounds is None else rounds - 1
+        for passed in pack.step():
+            assert passed.error is None, passed.error
+            assert passed.batch is not None
+            steps.setdefault(passed.slot, []).extend([passed.batch.step] if passed.batch.step else [])
+            if passed.batch.position == passed.batch.total:
+                pack.remove(passed.slot)
+
+
+def worst(ours: Sequence[Step], theirs: Sequence[Step]) -> float:
+    """The largest relative difference of a loss or a grad_norm; all else must be equal."""
+    assert [(s.step, s.tokens, s.lr) for s in ours] == [(s.step, s.tokens, s.lr) for s in theirs]
+    assert len(ours) > 0
+    pairs = [(a.loss, b.loss) for a, b in zip(ours, theirs, strict=True)]
+    pairs += [(a.grad_norm, b.grad_norm) for a, b in zip(ours, theirs, strict=True)]
+    return max(abs(a - b) / abs(b) for a, b in pairs)
+
+
+def test_mixed_trials_with_staggered_starts(cache: Cache, tmp_path: Path) -> None:
+    """A smaller rank first, so that the store grows under a running trial; places are refilled as they get free."""
+    pack = Pack()
+    steps: dict[Slot, list[Step]] = {}
+    slots: list[Slot] = []
+    for change in TRIALS:
+        while len(pack.slots) == 3:
+            drive(pack, steps, 1)
+        recipe = make(cache, tmp_path, change)
+        assert pack.refuses(recipe) is None
+        slots.append(pack.put(recipe))
+        drive(pack, steps, 2)
+    drive(pack, steps)
+    differences = [
+        worst(steps[slot], alone(cache, tmp_path, change)) for slot, change in zip(slots, TRIALS, strict=True)
+    ]
+    print(differences)
+    assert max(differences) < TOLERANCE
+
+
+def test_some_adapted_layers(cache: Cache, tmp_path: Path) -> None:
+    """Only q and v of the three that share an input, and no MLP."""
+    change = {"model__lora_attn_modules": ["q_proj", "v_proj"], "model__apply_lora_to_mlp": False}
+    pack = Pack()
+    steps: dict[Slot, list[Step]] = {}
+    slots = [pack.put(make(cache, tmp_path, {**change, "model__lora_rank": rank})) for rank in (4, 8)]
+    drive(pack, steps)
+    for slot, rank in zip(slots, (4, 8), strict=True):
+        whole = alone(cache, tmp_path, {**change, "model__lora_rank": rank})
+        assert worst(steps[slot], whole) < TOLERANCE
+
+
+def test_positions_of_another_kind_are_not_packed(cache: Cache, tmp_path: Path) -> None:
+    lora = {"lora_attn_modules": ["q_proj"], "lora_rank": 8, "lora_alpha": 16, "apply_lora_to_mlp": False}
+    sizes = {"vocab_size": 1024, "num_layers": 2, "num_heads": 4, "num_kv_heads": 2, "embed_dim": 64}
+    qwen = {"_component_": "torchtune.models.qwen2.lora_qwen2", "intermediate_dim": 96, "max_seq_len": 256}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(base, "_load_base", lambda cfg, model, scratch: base._frozen(model))
+        refused = Pack().refuses(make(Cache(), tmp_path, {"model": {**qwen, **sizes, **lora}}))
+    assert refused == "layer 0 has Qwen2RotaryPositionalEmbeddings for positions"
+
+
+def test_validation_and_the_adapter_are_the_trial_s_own(cache: Cache, tmp_path: Path) -> None:
+    single = make(cache, tmp_path, TRIALS[0])
+    list(single.train())
+    pack = Pack()
+    slots = [pack.put(make(cache, tmp_path, change)) for change in TRIALS[:2]]
+    for _ in range(single.total):
+        pack.step()
+        assert single.evaluate() == pytest.approx(single.evaluate())
+    assert slots[0].recipe.evaluate() == pytest.approx(single.evaluate(), rel=1e-5)
+    for name, ours in slots[0].recipe.adapter().items():
+        assert torch.allclose(ours, single.adapter()[name], atol=1e-4), name
+    assert slots[0].recipe.save_adapter(tmp_path / "adapter")
+
+
+def saved(recipe: LoraRecipe, path: Path) -> dict[str, Any]:
+    checkpoint.save(path, {"recipe": recipe.state(), "milestones": {}, "guard": {}})
+    assert path.stat().st_size < 4e6, "a row, not the whole store"
+    state: dict[str, Any] = checkpoint.load(path)["recipe"]
+    return state
+
+
+@pytest.mark.parametrize("stop_at", [3, 4, 12])
+def test_a_trial_moves_between_a_pack_and_itself_alone(stop_at: int, cache: Cache, tmp_path: Path) -> None:
+    """Out of a pack within an accumulation, at a step, and at an epoch's end; on alone, and into another pack."""
+    change, other = TRIALS[2], TRIALS[0]
+    pack = Pack()
+    steps: dict[Slot, list[Step]] = {}
+    beside, slot = pack.put(make(cache, tmp_path, other)), pack.put(make(cache, tmp_path, change))
+    drive(pack, steps, stop_at)
+    first = steps[slot]
+    state = saved(slot.recipe, tmp_path / "c.pt")
+    if slot in pack.slots:
+        pack.remove(slot)
+    single = make(cache, tmp_path, change)
+    single.load_state(state)
+    batches = single.train()
+    onward = [batch.step for _, batch in zip(range(5), batches, strict=False) if batch.step]
+    state = saved(single, tmp_path / "d.pt")
+    again = make(cache, tmp_path, change)
+    again.load_state(state)
+    last = pack.put(again)
+    drive(pack, steps)
+    whole = alone(cache, tmp_path, change)
+    assert worst(first + onward + steps[last], whole) < TOLERANCE
+    assert worst(steps[beside], alone(cache, tmp_path, other)) < TOLERANCE
+
+
+def test_a_diverging_neighbour_changes_nothing(cache: Cache, tmp_path: Path) -> None:
+    pack = Pack()
+    steps: dict[Slot, list[Step]] = {}
+    bad = pack.put(make(cache, tmp_path, {"optimizer__lr": 1e30, "clip_grad_norm": None}))
+    good = pack.put(make(cache, tmp_path, TRIALS[0]))
+    drive(pack, steps)
+    assert any(step.loss != step.loss for step in steps[bad]), "it is not finite"
+    assert worst(steps[good], alone(cache, tmp_path, TRIALS[0])) < TOLERANCE
+
+
+def fails(pack: Pack, error: Callable[[int], Exception | None]) -> list[int]:
+    """Have passes fail, given the number of their slots, after their backward pass; returns those numbers."""
+    seen: list[int] = []
+    real = pack._pass
+
+    def one(group: Any) -> torch.Tensor:
+        seen.append(len(group))
+        sums = real(group)
+        if (failure := error(len(group))) is not None:
+            raise failure
+        return sums
+
+    pack._pass = one  # type: ignore[method-assign]
+    return seen
+
+
+def test_out_of_memory_halves_the_passes_and_loses_no_trial(cache: Cache, tmp_path: Path) -> None:
+    pack = Pack()
+    steps: dict[Slot, list[Step]] = {}
+    changes = [{**TRIALS[2], "epochs": 1, "seed": seed} for seed in range(4)]
+    slots = [pack.put(make(cache, tmp_path, change)) for change in changes]
+    drive(pack, steps, 1)
+    seen = fails(pack, lambda count: torch.OutOfMemoryError("CUDA out of memory") if count > 2 else None)
+    drive(pack, steps)
+    assert seen[:3] == [4, 2, 2]
+    assert max(seen[1:]) <= 3, "not all in one pass again"
+    for slot, change in zip(slots, changes, strict=True):
+        assert worst(steps[slot], alone(cache, tmp_path, change)) < TOLERANCE
+
+
+def test_a_failure_is_one_slot_s(cache: Cache, tmp_path: Path) -> None:
+    pack = Pack()
+    slots = [pack.put(make(cache, tmp_path, TRIALS[0])) for _ in range(3)]
+    pack.step()
+    real = pack._pass
+
+    def one(group: Any) -> torch.Tensor:
+        if any(fed.slot is slots[1] for fed in group):
+            raise RuntimeError("a kernel of its own")
+        return real(group)
+
+    pack._pass = one  # type: ignore[method-assign]
+    passed = {found.slot: found for found in pack.step()}
+    assert "a kernel of its own" in str(passed[slots[1]].error)
+    assert all(passed[slot].batch is not None for slot in (slots[0], slots[2]))
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"optimizer": {"_component_": "torch.optim.SGD", "lr": 0.1}}, "its optimizer is SGD, not AdamW"),
+        ({"optimizer__amsgrad": True, "optimizer__fused": False}, "its AdamW has amsgrad"),
+        ({"enable_activation_checkpointing": True}, "enable_activation_checkpointing is set"),
+        ({"model__use_dora": True}, "is a DoRALinear, not a plain LoRALinear"),
+        ({"model__apply_lora_to_output": True}, "its output projection is adapted"),
+        ({"loss": {"_component_": "torch.nn.CrossEntropyLoss", "label_smoothing": 0.1}}, "CrossEntropyLoss"),
+    ],
+)
+def test_what_cannot_be_packed_is_named(change: Change, reason: str, cache: Cache, tmp_path: Path) -> None:
+    refused = Pack().refuses(make(cache, tmp_path, change))
+    assert refused is not None
+    assert reason in refused
