@@ -10,6 +10,8 @@ import os
 import sys
 from pathlib import Path
 
+from trainer import PROCESS_ENV
+
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m trainer", description=__doc__)
@@ -28,10 +30,8 @@ def main() -> int:
     nursery.add_argument("--forks", action="store_true", help="fork each worker; else become the first one")
     args = parser.parse_args()
 
-    # torchtune's tokenizer caches files by path, so that a changed tokenizer would go unnoticed
-    os.environ.setdefault("TIKTOKEN_CACHE_DIR", "")
-    # trials of many lengths come and go: segments that grow leave no holes in a GPU's memory
-    os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+    for key, value in PROCESS_ENV.items():
+        os.environ.setdefault(key, value)
     if args.verb == "probe":
         from trainer.probe import main as run_probe
 

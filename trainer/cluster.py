@@ -19,6 +19,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from trainer import PROCESS_ENV
 from trainer.room import Room, held, write_atomic
 
 # submitit hands USR2 on before a time limit and at a preemption; SLURM itself sends TERM
@@ -106,7 +107,8 @@ def check(directory: str, env: Mapping[str, str]) -> None:
 
 
 def _train(room: Room, name: str, options: Mapping[str, Any], ends_at: float) -> tuple[str, bool]:
-    os.environ.setdefault("TIKTOKEN_CACHE_DIR", "")
+    for key, value in PROCESS_ENV.items():
+        os.environ.setdefault(key, value)
     import torch
 
     from trainer.worker import Worker
