@@ -21,7 +21,7 @@ demo: install
 	$(BIN)/sweep run experiment=demo
 
 test: install lint
-	$(BIN)/pytest -n 3 --dist worksteal
+	$(BIN)/pytest -n 3 --dist worksteal --durations=15
 
 unit: install
 	$(BIN)/pytest tests/unit

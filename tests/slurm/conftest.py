@@ -1,4 +1,5 @@
-"""Two real SLURM clusters, each started when the first test wants it and shared by all processes of pytest-xdist.
+"""Two real SLURM clusters for each process of pytest-xdist, each started when a test first wants it: these tests mostly
+wait, so that they run well side by side.
 
 Skips, with the reason, where they cannot run; with CI=true a missing package is a failure.
 `pytest -m "not slurm"` leaves these tests out.
@@ -10,9 +11,8 @@ import fcntl
 import hashlib
 import os
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
 
 import pytest
 
@@ -35,91 +35,70 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture
-def cluster(_cluster: Cluster) -> Iterator[Cluster]:
-    """Four nodes of eight processors and two GPUs, with accounting; all of it for this test."""
-    with _alone(_cluster):
-        yield _cluster
+def cluster(_cluster: Cluster) -> Cluster:
+    """Four nodes of eight processors and two GPUs, with accounting; without jobs, and with all its nodes."""
+    _cluster.calm()
+    return _cluster
 
 
 @pytest.fixture
-def bare_cluster(_bare_cluster: Cluster) -> Iterator[Cluster]:
+def bare_cluster(_bare_cluster: Cluster) -> Cluster:
     """Two such nodes, without accounting: `sacct` knows nothing."""
-    with _alone(_bare_cluster):
-        yield _bare_cluster
+    _bare_cluster.calm()
+    return _bare_cluster
 
 
 @pytest.fixture(scope="session")
 def _cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     _require(missing())
-    with shared(Cluster(PLACE / f"{_session(tmp_path_factory)}-a")) as ours:
-        yield ours
+    with ours(Cluster(PLACE / f"{_process(tmp_path_factory)}-a")) as found:
+        yield found
 
 
 @pytest.fixture(scope="session")
 def _bare_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     _require(missing(accounting=False))
-    with shared(Cluster(PLACE / f"{_session(tmp_path_factory)}-b", nodes=2, accounting=False)) as ours:
-        yield ours
+    with ours(Cluster(PLACE / f"{_process(tmp_path_factory)}-b", nodes=2, accounting=False)) as found:
+        yield found
 
 
 @contextmanager
-def _alone(ours: Cluster) -> Iterator[None]:
-    """One test at a time has a cluster, and finds it without jobs and with all its nodes."""
-    with _file(ours, "test").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        ours.calm()
-        yield
-
-
-@contextmanager
-def shared(ours: Cluster) -> Iterator[Cluster]:
-    """Whoever may need the cluster holds a shared lock, which the kernel takes back from the dead. The first to come
-    starts it, and the last to leave, who can get the lock for himself, stops it."""
-    with ExitStack() as last:
-        with _turn():
-            for path in PLACE.glob("*.users"):
-                _stop_unless_used(Cluster(path.with_suffix("")))  # also those of sessions that were killed
-            users = _file(ours, "users").open("w")
-            fcntl.flock(users, fcntl.LOCK_SH)
-            last.callback(_leave, ours, users)
-            ours.up()
-        yield ours
-
-
-def _leave(ours: Cluster, users: IO[str]) -> None:
-    with _turn():
-        users.close()
-        _stop_unless_used(ours)
-
-
-def _stop_unless_used(some: Cluster) -> None:
-    with _file(some, "users").open("w") as users, suppress(BlockingIOError):
-        fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        some.down()
-        _file(some, "test").unlink(missing_ok=True)
-        _file(some, "users").unlink()
-
-
-@contextmanager
-def _turn() -> Iterator[None]:
-    """One process at a time comes or leaves."""
+def ours(some: Cluster) -> Iterator[Cluster]:
+    """A cluster while the block runs. Its user holds a lock, which the kernel takes back from the dead: so whoever
+    comes next stops what a killed process has left behind."""
     PLACE.mkdir(mode=0o700, exist_ok=True)
     if PLACE.is_symlink() or PLACE.stat().st_uid != os.getuid():
         pytest.fail(f"{PLACE} is someone else's")
-    with (PLACE / "turn").open("w") as turn:
+    with (PLACE / "turn").open("w") as turn:  # one process at a time comes or leaves
         fcntl.flock(turn, fcntl.LOCK_EX)
-        yield
+        for path in PLACE.glob("*.user"):
+            _stop_unless_used(Cluster(path.with_suffix("")))
+        user = _lock(some).open("w")
+        fcntl.flock(user, fcntl.LOCK_EX)
+    try:
+        some.up()
+        yield some
+    finally:
+        with (PLACE / "turn").open("w") as turn:
+            fcntl.flock(turn, fcntl.LOCK_EX)
+            user.close()
+            _stop_unless_used(some)
 
 
-def _file(some: Cluster, suffix: str) -> Path:
-    return some.directory.with_suffix(f".{suffix}")
+def _stop_unless_used(some: Cluster) -> None:
+    with _lock(some).open("w") as user, suppress(BlockingIOError):
+        fcntl.flock(user, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        some.down()
+        _lock(some).unlink()
 
 
-def _session(factory: pytest.TempPathFactory) -> str:
-    """A name that all processes of this run agree on, and no other run has."""
-    base = factory.getbasetemp()
-    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-    return hashlib.sha256(str(base).encode()).hexdigest()[:8]
+def _lock(some: Cluster) -> Path:
+    return some.directory.with_suffix(".user")
+
+
+def _process(factory: pytest.TempPathFactory) -> str:
+    """A name that no other process has, of this run or of another."""
+    return hashlib.sha256(str(factory.getbasetemp()).encode()).hexdigest()[:8]
 
 
 def _require(packages: list[str]) -> None:
