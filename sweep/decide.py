@@ -257,6 +257,12 @@ class _Decision:
         return loads
 
     @cached_property
+    def _ending(self) -> set[str]:
+        """Workers that were told to end from outside, as their trials say: what they were given now would be lost."""
+        outcomes = ((attempt.worker, attempt.outcome) for trial in self.view.trials for attempt in trial.attempts)
+        return {worker for worker, outcome in outcomes if outcome and outcome.cause is StopCause.PREEMPTED}
+
+    @cached_property
     def _going_on(self) -> bool:
         return self.view.mode is Mode.RUN and self._abort_reason is None and not self._target_reached
 
@@ -296,7 +302,7 @@ class _Decision:
 
     def _room_left(self, worker: WorkerFacts) -> float:
         """Trials that a worker can still take, now or once it is ready."""
-        if worker.draining:
+        if worker.draining or worker.name in self._ending:
             return 0
         held = self.limits.slots if worker.slots is None else worker.slots
         slots = held - len(self._load(worker))

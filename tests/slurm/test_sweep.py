@@ -134,7 +134,7 @@ def test_without_accounting_a_lost_job_is_noticed_all_the_same(on: Any, bare_clu
     assert run.wait(200) == 0, log.read_text()
     rows = status("bare")["rows"]
     assert [row["state"] for row in rows] == ["complete"] * 4
-    assert max(row["attempts"] for row in rows) == 2
+    assert max(row["attempts"] for row in rows) > 1
     assert ends(room)[worker].startswith(("FAILED", "CANCELLED")), "as squeue says it"
 
 

@@ -117,7 +117,7 @@ SPENT = StudyFacts(complete=4)
             id="a cancelled trial is told FAIL, marked",
         ),
         pytest.param(
-            view(trial(0, attempt(stopped(StopCause.PREEMPTED)))),
+            view(trial(0, attempt(stopped(StopCause.PREEMPTED), worker="w0000"))),
             [Assign(0, 2, "w0001")],
             id="a preempted trial goes on as its next attempt, with its number",
         ),
@@ -141,9 +141,9 @@ SPENT = StudyFacts(complete=4)
             view(
                 trial(
                     0,
-                    attempt(stopped(StopCause.PREEMPTED)),
-                    attempt(stopped(StopCause.PREEMPTED), number=2),
-                    attempt(stopped(StopCause.PREEMPTED), number=3),
+                    attempt(stopped(StopCause.PREEMPTED), worker="w0000"),
+                    attempt(stopped(StopCause.PREEMPTED), number=2, worker="w0000"),
+                    attempt(stopped(StopCause.PREEMPTED), number=3, worker="w0000"),
                 )
             ),
             [Assign(0, 4, "w0001")],
@@ -218,6 +218,19 @@ SPENT = StudyFacts(complete=4)
                 )
             ],
             id="and the word says how the last of them did",
+        ),
+        pytest.param(
+            view(trial(0, attempt(stopped(StopCause.PREEMPTED)))),
+            [],
+            id="a worker whose trial was preempted is about to end, and gets nothing more",
+        ),
+        pytest.param(
+            view(
+                trial(0, attempt(stopped(StopCause.PREEMPTED))),
+                workers=(W1, replace(W1, name="w0002", place=1)),
+            ),
+            [Assign(0, 2, "w0002")],
+            id="another goes on with it",
         ),
         pytest.param(
             view(trial(0, attempt(), verdict=PRUNE), trial(1, attempt(COMPLETED)), mode=Mode.HANDOVER),
