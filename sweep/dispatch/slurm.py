@@ -225,7 +225,8 @@ class SlurmDispatcher:
         self._seen[record.worker] = record.job(node=node)
         if self.reads:
             return
-        if to_blame and node and not self.room.worker(record.worker).beat.exists():
+        files = self.room.worker(record.worker)
+        if to_blame and node and not files.beat.exists() and not files.drain.exists():
             self._bad_nodes.add(node)  # nothing starts there: without this it would draw every next job
         self._write(record)
 

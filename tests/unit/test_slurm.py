@@ -285,6 +285,17 @@ def test_nodes_on_which_workers_fail_to_start_are_left_out(room: Room, scheduler
     assert scheduler.submitted[-1][2] == ["n1"], "a cancelled job and one that had been ready blame no node"
 
 
+def test_a_worker_that_a_signal_ended_before_it_was_ready_blames_no_node(room: Room, scheduler: Scheduler) -> None:
+    dispatcher = SlurmDispatcher(room, submission(room), query_seconds=0)
+    dispatcher.start([WorkerSpec("w0001", 0)])
+    said = {"reason": "told to end by SIGUSR2 before it was ready", "node": "n1", "signalled": True, "failed": False}
+    write_atomic(room.worker("w0001").exit, json.dumps(said))
+    scheduler.jobs = [job(dispatcher, 0, "FAILED")]
+    assert dispatcher.poll()["w0001"].state is JobState.GONE
+    dispatcher.start([WorkerSpec("w0002", 0)])
+    assert scheduler.submitted[-1][2] == []
+
+
 def test_a_refusal_without_the_bad_nodes_is_tried_with_them(
     room: Room, scheduler: Scheduler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
