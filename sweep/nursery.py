@@ -20,9 +20,9 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from trainer.contract import DROPPED_ENV
+
 ANSWER_BYTES = 1 << 16
-# A worker or nursery must not attach to the W&B service of whoever started it: its run would never end.
-DROPPED_ENV = ("WANDB_SERVICE",)
 OWN_ENV = {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
 
 

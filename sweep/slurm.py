@@ -10,11 +10,11 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sweep.errors import GiveUp, RetryLater
-from sweep.nursery import DROPPED_ENV
+from trainer.contract import DROPPED_ENV
 
 COMMAND_SECONDS = 60.0
 # squeue's long format with a separator of ours; names of nodes and jobs have no `|`
@@ -201,7 +201,7 @@ def require(name: str) -> None:
         raise GiveUp(f"the command {name} is not here; run this where SLURM is, on a login node of the cluster")
 
 
-def command(words: Sequence[str], text: str | None = None, env: Mapping[str, str] | None = None) -> str:
+def command(words: Sequence[str], text: str | None = None) -> str:
     """What a command prints.
 
     Raises:
@@ -216,7 +216,7 @@ def command(words: Sequence[str], text: str | None = None, env: Mapping[str, str
             capture_output=True,
             text=True,
             timeout=COMMAND_SECONDS,
-            env=dict(env) if env is not None else job_env(),
+            env=job_env(),
             check=False,
         )
     except subprocess.TimeoutExpired as error:

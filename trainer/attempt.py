@@ -10,7 +10,6 @@ writes lies in its own directory. It goes on from the newest checkpoint of an ea
 
 from __future__ import annotations
 
-import errno
 import math
 import shutil
 import time
@@ -237,7 +236,7 @@ class Attempt:
 def classify(error: BaseException) -> FailureKind:
     """What a person has to look at."""
     chain = _chain(error)
-    if any(isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EDQUOT) for e in chain) or any(
+    if any(isinstance(e, OSError) and e.errno in checkpoint.NO_SPACE for e in chain) or any(
         "No space left" in str(e) for e in chain
     ):
         return FailureKind.NO_SPACE

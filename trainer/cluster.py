@@ -20,12 +20,11 @@ from types import FrameType
 from typing import Any
 
 from trainer import PROCESS_ENV
+from trainer.contract import DROPPED_ENV
 from trainer.room import Room, held, write_atomic
 
 # submitit hands USR2 on before a time limit and at a preemption; SLURM itself sends TERM
 END_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
-# What must not reach a worker: it would attach to the W&B service of whoever submitted it, and its run never end.
-DROPPED_ENV = ("WANDB_SERVICE",)
 CHECK_SECONDS = 60.0
 
 

@@ -15,6 +15,9 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, TypeVar
 
+# What no process of ours hands down to one that trains: it would attach to the W&B service of whoever started it, and
+# its run would never end.
+DROPPED_ENV = ("WANDB_SERVICE",)
 SCHEMA_VERSION = 1
 
 T = TypeVar("T")
