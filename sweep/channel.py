@@ -88,6 +88,7 @@ class RoomChannel:
             number=number,
             worker=worker,
             delivered=inbox is None or (trial, number) in inbox,
+            begun=outcome is not None or files.reports.exists(),
             stop=StopCause(cause) if cause else None,
             stop_reason=reason,
             outcome=outcome,

@@ -24,6 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from sweep import recipe as torchtune_recipe
+from sweep import tracking
 from sweep.errors import ConfigError
 from sweep.grammar import merged, parse_space
 from sweep.queues import SlurmQueue
@@ -34,6 +35,7 @@ from sweep.settings import (
     Search,
     Settings,
     Trial,
+    Wandb,
     WarmStart,
     controller_job,
     read_queue,
@@ -116,6 +118,7 @@ def freeze(cfg: DictConfig, name: str, config_dir: Path | None = None) -> Compos
         search=read_section(Search, section_of(cfg, "search"), "search"),
         trial=trial,
         warm_start=read_section(WarmStart, section_of(cfg, "warm_start"), "warm_start"),
+        wandb=read_section(Wandb, section_of(cfg, "wandb"), "wandb"),
         storage=cfg.get("storage"),
     )
     check(settings)
@@ -160,6 +163,7 @@ def check(settings: Settings) -> None:
     if settings.derive:
         first = {p.key: _any_value(p.domain) for p in space if not p.when}
         torchtune_recipe.resolve(settings.torchtune, first, settings.derive)
+    tracking.check(settings)
     build_sampler(settings, 0)
     build_pruner(settings)
 

@@ -25,6 +25,7 @@ from sweep.model import (
     JobState,
     Limits,
     Mode,
+    Send,
     StartWorkers,
     Stop,
     Tell,
@@ -56,6 +57,7 @@ class _Decision:
         yield from self._cancels()
         yield from self._assignments()
         yield from self._starts()
+        yield from self._sendings()
         yield from self._drains()
         if not ended and (finish := self._finish()):
             yield finish
@@ -91,7 +93,7 @@ class _Decision:
         if pruned is not None:
             return Tell(trial.number, Ending.PRUNED, pruned)
         failed = [a.outcome.reason for a in trial.attempts if a.outcome and a.outcome.kind is OutcomeKind.FAILED]
-        lost = sum(1 for attempt in trial.attempts if attempt.outcome is None and attempt.delivered)
+        lost = sum(1 for attempt in trial.attempts if attempt.outcome is None and attempt.begun)
         if lost + len(failed) >= self.limits.max_attempts:
             parts = [f"its worker was lost {lost} times"] if lost else []
             parts += [f"it failed {len(failed)} times, last by {failed[-1]}"] if failed else []
@@ -142,6 +144,8 @@ class _Decision:
                 yield Cancel(worker.name, reason)
 
     def _unwanted(self, worker: WorkerFacts) -> bool:
+        if worker.job is JobState.PLANNED and not self._going_on:
+            return True
         return not worker.ready and not self._load(worker) and not self._work_left
 
     def _hopeless(self, worker: WorkerFacts) -> str | None:
@@ -188,10 +192,18 @@ class _Decision:
         if count > 0:
             yield StartWorkers(tuple(sorted(places)[: int(count)]))
 
+    def _sendings(self) -> Iterator[Send]:
+        """A planned worker goes to its queue with its first trials: as many as it holds, or as are left."""
+        for worker in self._live:
+            more = self._room_left(worker) > 0 and self._work_left
+            if worker.job is JobState.PLANNED and self._going_on and self._load(worker) and not more:
+                yield Send(worker.name)
+
     def _drains(self) -> Iterator[Drain]:
         for worker in self._live:
             idle = not self._load(worker) and not self._work_left
-            if worker.ready and not worker.draining and (self.view.mode is not Mode.RUN or idle):
+            begun = worker.ready or bool(self._load(worker))
+            if begun and not worker.draining and (self.view.mode is not Mode.RUN or idle):
                 yield Drain(worker.name)
 
     # --- the end ----------------------------------------------------------------------------------------------
@@ -310,7 +322,8 @@ class _Decision:
         return max(0, slots if quota is None else min(slots, quota - worker.assigned))
 
     def _free(self, worker: WorkerFacts) -> int:
-        return int(self._room_left(worker)) if worker.ready and not self._hopeless(worker) else 0
+        takes = worker.ready or worker.job is JobState.PLANNED
+        return int(self._room_left(worker)) if takes and not self._hopeless(worker) else 0
 
     def _age(self, since: float) -> float:
         return self.now - since

@@ -26,6 +26,7 @@ from sweep.model import (
     JobState,
     Limits,
     Mode,
+    Send,
     StartWorkers,
     Stop,
     Tell,
@@ -90,6 +91,7 @@ class Controller:
     poll_seconds: float = 0.1
     _since: dict[tuple[str, object], tuple[object, float]] = field(default_factory=dict)
     _tokens: dict[int, int] = field(default_factory=dict)
+    _places: dict[str, int] = field(default_factory=dict)
     _first_name: int | None = None
     _last_name: int = 0
 
@@ -128,6 +130,7 @@ class Controller:
         study = self.ports.study
         # jobs first: an attempt whose job is gone by now has written all that it ever will
         jobs = self.ports.dispatcher.poll()
+        self._places = {name: job.place for name, job in jobs.items()}
         self._last_name = max([self._last_name, *map(worker_number, jobs)])
         self._first_name = self._last_name if self._first_name is None else self._first_name
         watched = [name for name, job in jobs.items() if job.state is not JobState.GONE or self._is_ours(name)]
@@ -156,6 +159,8 @@ class Controller:
                 ports.study.ask()
             case Assign(trial, attempt, worker):
                 ports.channel.assign(self.spec(trial, attempt, worker))
+            case Send(worker):
+                ports.dispatcher.start([WorkerSpec(worker, self._places[worker])])
             case Stop(trial, attempt, cause, reason):
                 ports.channel.stop(trial, attempt, cause, reason)
             case Cancel(worker):
@@ -181,7 +186,9 @@ class Controller:
 
     def _attempt(self, trial: int, sight: AttemptSight) -> AttemptFacts:
         stop_since = self._seen(("stop", (trial, sight.number)), sight.stop) if sight.stop else None
-        return AttemptFacts(sight.number, sight.worker, sight.delivered, sight.stop, stop_since, sight.outcome)
+        return AttemptFacts(
+            sight.number, sight.worker, sight.delivered, sight.begun, sight.stop, stop_since, sight.outcome
+        )
 
     def _worker(self, sight: WorkerSight, job: Job) -> WorkerFacts:
         return WorkerFacts(

@@ -15,8 +15,9 @@ from trainer.contract import Outcome, Report, StopCause
 
 
 class JobState(StrEnum):
-    """What a queue says of a worker's job."""
+    """What a queue says of a worker's job. A planned one is given its first trials, and then sent to the queue."""
 
+    PLANNED = "planned"
     PENDING = "pending"
     RUNNING = "running"
     GONE = "gone"
@@ -84,12 +85,14 @@ class AttemptFacts:
 
     Args:
         delivered: its worker has it in the inbox.
+        begun: its worker has taken it; only then can it have been the trial that ended the worker.
         stop_since: when the controller first saw the stop, None without one.
     """
 
     number: int
     worker: str
     delivered: bool = True
+    begun: bool = True
     stop: StopCause | None = None
     stop_since: float | None = None
     outcome: Outcome | None = None
@@ -233,6 +236,13 @@ class Stop:
 
 
 @dataclass(frozen=True, slots=True)
+class Send:
+    """Hand a planned worker to its queue, with the trials that it was given."""
+
+    worker: str
+
+
+@dataclass(frozen=True, slots=True)
 class Cancel:
     """Have the queue end a worker's job."""
 
@@ -265,7 +275,7 @@ class Finish:
     reason: str
 
 
-Effect = StartWorkers | Ask | Assign | Stop | Cancel | Tell | Drain | Finish
+Effect = StartWorkers | Ask | Assign | Send | Stop | Cancel | Tell | Drain | Finish
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,6 +29,7 @@ class AttemptSight:
     number: int
     worker: str
     delivered: bool
+    begun: bool
     stop: StopCause | None
     stop_reason: str
     outcome: Outcome | None
@@ -51,6 +52,9 @@ class Dispatcher(Protocol):
 
     def start(self, workers: Sequence[WorkerSpec]) -> None:
         """Start these workers, or adopt those found under their names.
+
+        Where a job carries its first trials, a worker that has none is only planned; a second call, once it has been
+        given some, hands it to the queue.
 
         Raises:
             GiveUp: the queue refuses; RetryLater: it cannot answer now.

@@ -16,6 +16,7 @@ from sweep.model import Job, Mode
 from sweep.queues import SlurmQueue
 from sweep.rooms import find_room, journal_path, load_settings, rooms_dir, save_settings
 from sweep.settings import Settings
+from sweep.tracking import tracking_of
 from trainer.contract import TrialSpec
 from trainer.room import Room, write_atomic
 
@@ -216,6 +217,7 @@ def trial_spec(settings: Settings, params: Any, identity: tuple[int, int, str]) 
     config = resolve(settings.torchtune, params, settings.derive)
     if config.get("seed") is None:
         config["seed"] = settings.search.seed  # torchtune would draw one, and the trial could not be repeated
+    tracking = tracking_of(settings, trial, config)
     return TrialSpec(
         sweep=settings.name,
         trial=trial,
@@ -226,6 +228,8 @@ def trial_spec(settings: Settings, params: Any, identity: tuple[int, int, str]) 
         checkpoint_every=settings.trial.checkpoint_every,
         guard=settings.guard,
         components=tuple(settings.recipe.components),
+        adapter_every=1 if tracking and settings.wandb.artifacts == "milestones" else 0,
+        tracking=tracking,
     )
 
 

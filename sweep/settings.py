@@ -88,6 +88,31 @@ class Trial:
 
 
 @dataclass
+class Wandb:
+    """What W&B is told.
+
+    Args:
+        mode: online, offline or disabled; null: as the recipe's own `metric_logger` says.
+        project, entity, group: null: as the recipe's WandBLogger says; else `sweep`, the key's own, the sweep's name.
+        init: further arguments of `wandb.init`.
+        artifacts: end: the adapter of a complete trial; milestones: also at every milestone; none.
+        registry: the collection to which the best adapter is linked.
+        hook: a function of a step whose numbers are logged too; its prefix must be in `recipe.components`.
+    """
+
+    mode: str | None = None
+    project: str | None = None
+    entity: str | None = None
+    group: str | None = None
+    job_type: str = "trial"
+    tags: list[str] = field(default_factory=list)
+    init: dict[str, Any] = field(default_factory=dict)
+    artifacts: str = "end"
+    registry: str | None = None
+    hook: str | None = None
+
+
+@dataclass
 class WarmStart:
     """What the study knows before its first own trial.
 
@@ -126,6 +151,7 @@ class Settings:
     search: Search
     trial: Trial
     warm_start: WarmStart
+    wandb: Wandb = field(default_factory=Wandb)
     storage: str | None = None
     trial_tokens: int = 0
     created: float = 0.0
@@ -178,6 +204,7 @@ SECTIONS: dict[str, type] = {
     "search": Search,
     "trial": Trial,
     "warm_start": WarmStart,
+    "wandb": Wandb,
 }
 
 
@@ -191,7 +218,8 @@ def settings_from_json(raw: Mapping[str, Any], where: str) -> Settings:
         raise ConfigError(f"{where} has schema version {raw.get('v')}; this program reads {SCHEMA_VERSION}")
     values = {k: v for k, v in raw.items() if k != "v"}
     for name, kind in SECTIONS.items():
-        values[name] = read_section(kind, values.get(name), name)
+        if name != "wandb" or name in values:  # sweeps that were frozen before there was one
+            values[name] = read_section(kind, values.get(name), name)
     values["queue"] = read_queue(values.get("queue"))
     try:
         return Settings(**values)
@@ -263,6 +291,8 @@ _RANGES: dict[tuple[str, str], tuple[Any, str]] = {
     ("trial", "checkpoint_every"): (lambda value: value >= 0, "0 or more"),
     ("trial", "loss_ratio"): (lambda value: value > 1, "above 1 (inf switches it off)"),
     ("trial", "grad_norm_ratio"): (lambda value: value > 1, "above 1 (inf switches it off)"),
+    ("wandb", "mode"): (lambda value: value in ("online", "offline", "disabled"), "online, offline, disabled or null"),
+    ("wandb", "artifacts"): (lambda value: value in ("end", "milestones", "none"), "end, milestones or none"),
     ("queue", "timeout_min"): _AT_LEAST_ONE,
     ("queue", "cpus_per_task"): _AT_LEAST_ONE,
     ("queue", "gpus_per_node"): (lambda value: value >= 0, "0 or more"),

@@ -73,6 +73,29 @@ class Guard:
 
 
 @dataclass(frozen=True, slots=True)
+class Tracking:
+    """A trial's run in W&B; attempts of one trial go on in the same run.
+
+    Args:
+        run: its id.
+        mode: online or offline.
+        init: arguments of `wandb.init`; `settings` maps fields of `wandb.Settings`.
+        adapter: the name of the artifact that the adapter becomes a version of; empty: it is not uploaded.
+        inputs: artifacts by reference that the adapter is made of: name to `type` and `uri`.
+        hook: a function `(Step) -> Mapping[str, float]` whose numbers are logged too; empty: none.
+        stop: the cause of a stop that was asked for in W&B.
+    """
+
+    run: str
+    mode: str
+    init: Mapping[str, Any] = field(default_factory=dict)
+    adapter: str = ""
+    inputs: Mapping[str, Any] = field(default_factory=dict)
+    hook: str = ""
+    stop: StopCause = StopCause.CANCELLED
+
+
+@dataclass(frozen=True, slots=True)
 class TrialSpec:
     """One attempt of a trial, as the controller asks for it.
 
@@ -80,6 +103,7 @@ class TrialSpec:
         config: the resolved torchtune configuration, plain JSON values only.
         milestone_tokens: label tokens between two reports.
         checkpoint_every: milestones between two checkpoints; 0 writes none.
+        adapter_every: milestones at which the adapter is written before the end; 0: none.
         components: prefixes beyond the built-in ones that `_component_` may name.
     """
 
@@ -92,6 +116,8 @@ class TrialSpec:
     checkpoint_every: int = 1
     guard: Guard = field(default_factory=Guard)
     components: tuple[str, ...] = ()
+    adapter_every: int = 0
+    tracking: Tracking | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,6 +273,7 @@ def _read(kind: str, value: Any) -> Any:
 _READERS: dict[str, Callable[[Any], Any]] = {
     "float": float,
     "Guard": lambda raw: from_plain(Guard, raw),
+    "Tracking": lambda raw: from_plain(Tracking, raw),
     "Mapping[str, Any]": _unpacked,
     "tuple[str, ...]": tuple,
     "OutcomeKind": OutcomeKind,

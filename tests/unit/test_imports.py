@@ -18,12 +18,12 @@ PACKAGES = ("sweep", "trainer")
 LAYERS = (
     "trainer",
     "trainer.contract trainer.room trainer.components trainer.embedded",
-    "trainer.progress trainer.reporter trainer.cluster",
+    "trainer.progress trainer.reporter trainer.tracking trainer.cluster",
     "sweep sweep.errors sweep.resources sweep.yamledit sweep.nursery",
     "sweep.model sweep.space sweep.queues sweep.slurm",
     "sweep.ports sweep.grammar sweep.submit",
     "sweep.decide sweep.channel sweep.dispatch sweep.dispatch.* sweep.recipe sweep.settings sweep.view",
-    "sweep.distributions",
+    "sweep.distributions sweep.tracking",
     "sweep.loop sweep.study sweep.words sweep.probe",
     "sweep.config sweep.rooms",
     "sweep.session",
@@ -38,6 +38,7 @@ LAYERS = (
 OWNERS = {
     "hydra": {"sweep.config", "sweep.words", "sweep.grammar"},
     "submitit": {"sweep.submit"},
+    "wandb": {"trainer.tracking"},
     "optuna": {"sweep.distributions", "sweep.study", "sweep.report", "sweep.plan"},
 }
 
