@@ -1,7 +1,8 @@
-"""The queues' sections of a configuration as typed values: this machine, and SLURM in submitit's words.
+"""The queues' sections of a configuration as typed values: this machine, SLURM in submitit's words, W&B Launch.
 
 Invariant: a value that exists is valid in itself. The fields of `Submitit` are the words of submitit's `AutoExecutor`
 and mean what they mean there; those that only we may set (the name, the log, one task on one node) are left out.
+Those of `LaunchQueue` are W&B's words where W&B has one.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ class Queue:
     """Where jobs run.
 
     Args:
-        kind: local or slurm.
+        kind: local, slurm or launch.
         workers: how many at once; null: one per GPU, or one per core where the recipe trains on the CPU (local only).
         slots: trials side by side in one worker; auto: as many as pay, measured by the worker while they train.
         trials_per_worker: trials after which a worker ends; null: no limit.
@@ -128,7 +129,59 @@ class SlurmQueue(Queue, Submitit):
         return Submitit(**{f.name: getattr(self, f.name) for f in dataclasses.fields(Submitit)})
 
 
-KINDS: dict[str, type[Queue]] = {"local": Queue, "slurm": SlurmQueue}
+@dataclass
+class LaunchQueue(Queue):
+    """A queue of W&B Launch, on which agents find jobs.
+
+    Args:
+        trials_per_worker: 1, a job for each trial, unless said otherwise.
+        name: the queue's name in W&B.
+        entity: the user or team that owns the queue; null: that of the `wandb` group, or W&B's default.
+        project: where the runs of the jobs are; null: that of the `wandb` group.
+        project_queue: the project that owns the queue; null: W&B's own for queues (model-registry).
+        resource: where the agent starts jobs: kubernetes, sagemaker, gcp-vertex, local-container or local-process.
+        job: the job artifact to push, `entity/project/job-NAME:latest`; null: the one that `sweep queue job` makes.
+        docker_image: an image to push in the place of a job; not for local-process.
+        priority: 0 critical, 1 high, 2 medium, 3 low; heeded where the queue has `prioritization`.
+        variables: values of the queue's template variables, for each push.
+        resource_args: what a push puts in the place of the queue's `template`, by resource; not beside `variables`.
+        template: the resource configuration that `sweep queue create` gives the queue. `{{name}}` stands for a
+            template variable, and what the agent fills in is written with a backslash: `\\${image_uri}`.
+        template_variables: by name a mapping with `schema` (a JSON schema with its default) and `description`.
+        prioritization: whether the queue heeds priorities.
+        max_jobs: jobs that one agent runs at once.
+        channel: how reports and stops travel: room (a file system or an object store) or wandb.
+        room: where jobs see the sweep's room, a path or a URL; null: at the same path as the controller.
+        query_seconds: at least so long between two questions to W&B.
+        pending_seconds: a pushed job that has not started after so long is given up and pushed anew; null: it waits.
+    """
+
+    kind: str = "launch"
+    workers: int | None = 4
+    trials_per_worker: int | None = 1
+    name: str = "sweep"
+    entity: str | None = None
+    project: str | None = None
+    project_queue: str | None = None
+    resource: str = "local-process"
+    job: str | None = None
+    docker_image: str | None = None
+    priority: int = 2
+    variables: dict[str, Any] = field(default_factory=dict)
+    resource_args: dict[str, Any] = field(default_factory=dict)
+    template: dict[str, Any] = field(default_factory=dict)
+    template_variables: dict[str, Any] = field(default_factory=dict)
+    prioritization: bool = True
+    max_jobs: int = 1
+    channel: str = "room"
+    room: str | None = None
+    query_seconds: float = 10.0
+    pending_seconds: float | None = None
+
+
+RESOURCES = ("kubernetes", "sagemaker", "gcp-vertex", "local-container", "local-process")
+CHANNELS = ("room", "wandb")
+KINDS: dict[str, type[Queue]] = {"local": Queue, "slurm": SlurmQueue, "launch": LaunchQueue}
 # What the controller's own job takes from its queue where `queue.controller` does not say it.
 SHARED_WORDS = ("slurm_account", "slurm_partition", "slurm_qos", "slurm_setup")
 CONTROLLER_WORDS: dict[str, Any] = {"timeout_min": 1440, "cpus_per_task": 1, "mem_gb": 2, "slurm_signal_delay_s": 120}

@@ -17,8 +17,19 @@ from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from sweep.errors import ConfigError, unknown_key
 from sweep.grammar import parse_space
+from sweep.launchtemplate import check_launch
 from sweep.model import Limits
-from sweep.queues import CONTROLLER_WORDS, KINDS, SHARED_WORDS, Queue, SlurmQueue, Submitit
+from sweep.queues import (
+    CHANNELS,
+    CONTROLLER_WORDS,
+    KINDS,
+    RESOURCES,
+    SHARED_WORDS,
+    LaunchQueue,
+    Queue,
+    SlurmQueue,
+    Submitit,
+)
 from sweep.space import Space
 from trainer.contract import Guard
 
@@ -239,6 +250,8 @@ def read_queue(raw: Any) -> Queue:
     queue = read_section(KINDS[kind], raw, "queue")
     if isinstance(queue, SlurmQueue):
         controller_job(queue)
+    if isinstance(queue, LaunchQueue):
+        check_launch(queue)
     return queue
 
 
@@ -312,4 +325,13 @@ _RANGES: dict[tuple[str, str], tuple[Any, str]] = {
     ("queue", "start_seconds"): _POSITIVE,
     ("queue", "stop_grace_seconds"): _POSITIVE,
     ("queue", "poll_seconds"): _POSITIVE,
+    ("queue", "name"): (
+        lambda value: 0 < len(value) <= 64 and not set(value) & set("/:"),
+        "1 to 64 characters without / and :",
+    ),
+    ("queue", "resource"): (lambda value: value in RESOURCES, f"one of {', '.join(RESOURCES)}"),
+    ("queue", "channel"): (lambda value: value in CHANNELS, " or ".join(CHANNELS)),
+    ("queue", "priority"): (lambda value: 0 <= value <= 3, "0 (critical), 1 (high), 2 (medium) or 3 (low)"),
+    ("queue", "max_jobs"): (lambda value: value >= 1 or value == -1, "at least 1, or -1 for no limit"),
+    ("queue", "pending_seconds"): _POSITIVE,
 }

@@ -48,6 +48,8 @@ BESIDE = {
     "recipe=torchtune": [LLAMA],
     "sampler=grid": [GRID],
     "experiment=gsm8k_base1m": ["recipe.overrides.root=ROOT"],
+    "queue=launch_sagemaker": ["queue.variables={role: arn:aws:iam::1:role/sweep, bucket: ours}"],
+    "queue=launch_vertex": ["queue.variables={bucket: ours}"],
 }
 # Groups that do not depend on each other are composed side by side, so that each option is seen once.
 LENGTH = max(len(GROUPS[group]) for group in ("sampler", "pruner", "objective", "queue"))
@@ -114,7 +116,7 @@ def described(settings: Settings) -> dict[str, str]:
 
 
 def test_every_shipped_file_is_composed_below() -> None:
-    files = {path for folder in (conf_dir(), launch_queues_dir()) for path in folder.rglob("*") if path.is_file()}
+    files = {path for folder in (conf_dir(), launch_queues_dir()) for path in folder.rglob("*.yaml")}
     words = {word for row in ROWS for word in row}
     assert {path.stem for path in files} == {word.partition("=")[2] for word in words} | {"config"}
     assert len(words) == len(files) - 1
