@@ -63,6 +63,7 @@ def test_one_job_for_each_trial_by_default() -> None:
         ({"query_seconds": 0}, ["queue.query_seconds=0", "above 0"]),
         ({"workers": None}, ["queue.workers=null", "queue.workers=4"]),
         ({"job": "e/p/job-a:latest", "docker_image": "a:1"}, ["queue.job and queue.docker_image are both set"]),
+        ({"project": "LoRA"}, ["queue.project=LoRA", "small letters", "use lora"]),
         ({"docker_image": "a:1", "resource": "local-process"}, ["local-process runs no image", "local-container"]),
         ({"resource_args": {"kubernetes": {}}, "variables": {"bucket": "a"}}, ["heeds one of them"]),
         ({"variables": {"bucket": "a", "gpu": 1}}, ["no key gpu", "did you mean gpus?"]),
