@@ -179,6 +179,19 @@ class LaunchQueue(Queue):
     pending_seconds: float | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a sweep's runs are: entity (None: the key's own), project and group."""
+
+    entity: str | None
+    project: str
+    group: str
+
+    @property
+    def path(self) -> str:
+        return f"{self.entity}/{self.project}" if self.entity else self.project
+
+
 RESOURCES = ("kubernetes", "sagemaker", "gcp-vertex", "local-container", "local-process")
 CHANNELS = ("room", "wandb")
 KINDS: dict[str, type[Queue]] = {"local": Queue, "slurm": SlurmQueue, "launch": LaunchQueue}

@@ -6,17 +6,18 @@ Invariant: what is expensive to import is imported when it is used.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sweep.errors import ConfigError
 from sweep.model import Job, Mode
-from sweep.queues import SlurmQueue
-from sweep.rooms import find_room, journal_path, load_settings, rooms_dir, save_settings
+from sweep.queues import LaunchQueue, SlurmQueue
+from sweep.rooms import find_room, journal_path, load_settings, mark_stopped, rooms_dir, save_settings, stopped_runs
 from sweep.settings import Settings
-from sweep.tracking import tracking_of
+from sweep.tracking import place, tracking_of
 from trainer.contract import TrialSpec
 from trainer.room import Room, write_atomic
 
@@ -24,10 +25,12 @@ if TYPE_CHECKING:
     from optuna.storages import BaseStorage
 
     from sweep.config import Composed
+    from sweep.dispatch.launch import LaunchDispatcher
     from sweep.dispatch.local import LocalDispatcher
     from sweep.dispatch.slurm import SlurmDispatcher
     from sweep.loop import Controller, Listener
     from sweep.nursery import Nursery
+    from sweep.ports import Channel, Dispatcher
     from sweep.study import OptunaStudy, StudyConfig
 
 
@@ -47,7 +50,7 @@ def create_room(composed: Composed, trial_tokens: int) -> Room:
     Raises:
         ConfigError: a warm start does not fit.
     """
-    settings = replace(composed.settings, trial_tokens=trial_tokens, created=time.time())
+    settings = _with_entity(replace(composed.settings, trial_tokens=trial_tokens, created=time.time()))
     room = Room((rooms_dir() / settings.name).resolve())
     write_atomic(room.root / "recipe.yaml", composed.recipe_text)
     study = open_study(room, settings)
@@ -57,6 +60,15 @@ def create_room(composed: Composed, trial_tokens: int) -> Room:
         _import(study, settings, source)
     save_settings(room, settings)
     return room
+
+
+def _with_entity(settings: Settings) -> Settings:
+    """Where Launch is used, say whose the runs are: the key's owner's default may change, a sweep's may not."""
+    if not isinstance(settings.queue, LaunchQueue) or place(settings).entity:
+        return settings
+    from sweep.launchapi import default_entity
+
+    return replace(settings, wandb=replace(settings.wandb, entity=default_entity()))
 
 
 def study_config(settings: Settings) -> StudyConfig:
@@ -108,7 +120,7 @@ def on_gpu(settings: Settings) -> bool:
     from sweep.dispatch.local import visible_gpus
 
     device = str(settings.torchtune.get("device"))
-    if isinstance(settings.queue, SlurmQueue):
+    if isinstance(settings.queue, SlurmQueue | LaunchQueue):
         return device.startswith("cuda")
     if device.startswith("cuda") and not visible_gpus():
         raise ConfigError(
@@ -118,12 +130,13 @@ def on_gpu(settings: Settings) -> bool:
     return device.startswith("cuda")
 
 
-def make_dispatcher(
-    room: Room, settings: Settings, nursery: Nursery | None = None
-) -> LocalDispatcher | SlurmDispatcher:
+def make_dispatcher(room: Room, settings: Settings, nursery: Nursery | None = None) -> Dispatcher:
     """The dispatcher of the configured queue; without a nursery the local one starts each worker by itself."""
-    if isinstance(settings.queue, SlurmQueue):
-        return _slurm_dispatcher(room, settings, settings.queue)
+    match settings.queue:
+        case SlurmQueue() as queue:
+            return _slurm_dispatcher(room, settings, queue)
+        case LaunchQueue() as queue:
+            return _launch_dispatcher(room, settings, queue)
     return _local_dispatcher(room, settings, nursery)
 
 
@@ -161,14 +174,46 @@ def _slurm_dispatcher(room: Room, settings: Settings, queue: SlurmQueue, reads: 
     return SlurmDispatcher(room, submission, queue.query_seconds, reads)
 
 
+def _launch_dispatcher(room: Room, settings: Settings, queue: LaunchQueue, reads: bool = False) -> LaunchDispatcher:
+    from sweep import launchjobs
+    from sweep.dispatch.launch import LaunchDispatcher
+    from sweep.launchapi import Runs, make_api
+
+    api = make_api(queue, place(settings), launchjobs.job_name(settings))
+    return LaunchDispatcher(
+        room=room,
+        queue=queue,
+        api=api,
+        runs=Runs(api, queue.query_seconds),
+        payload=lambda worker, specs: launchjobs.payload(settings, room, worker, specs, on_gpu(settings)),
+        run_of=lambda worker, specs: launchjobs.run_of(settings, worker, specs),
+        stopping=partial(mark_stopped, room),
+        reads=reads,
+    )
+
+
+def make_channel(room: Room, dispatcher: Dispatcher) -> Channel:
+    """How a sweep's reports and stops travel, as its queue has it."""
+    from sweep.channel import RoomChannel
+    from sweep.dispatch.launch import LaunchDispatcher
+
+    if isinstance(dispatcher, LaunchDispatcher) and dispatcher.queue.channel == "wandb":
+        from sweep.wandbchannel import WandbChannel
+
+        return WandbChannel(room, RoomChannel(room), dispatcher.api, dispatcher.runs, dispatcher.stopping)
+    return RoomChannel(room)
+
+
 def job_viewer(room: Room, settings: Settings) -> Callable[[], Mapping[str, Job]]:
     """What the queue says of the workers' jobs, for somebody who only looks; it never fails."""
     from sweep.dispatch.local import LocalDispatcher
 
     queue = settings.queue
-    dispatcher: LocalDispatcher | SlurmDispatcher
+    dispatcher: Dispatcher
     if isinstance(queue, SlurmQueue):
         dispatcher = _slurm_dispatcher(room, settings, queue, reads=True)
+    elif isinstance(queue, LaunchQueue):
+        dispatcher = _launch_dispatcher(room, settings, queue, reads=True)
     else:
         dispatcher = LocalDispatcher(room, (), 1)
     return dispatcher.poll
@@ -178,7 +223,7 @@ def make_nursery(settings: Settings) -> Nursery:
     """Processes that import torch while the data are counted; none is started yet."""
     from sweep.nursery import Nursery
 
-    if isinstance(settings.queue, SlurmQueue) or not on_gpu(settings):
+    if isinstance(settings.queue, SlurmQueue | LaunchQueue) or not on_gpu(settings):
         return Nursery(env=settings.queue.worker_env)
     dispatcher = _local_dispatcher(Room(Path()), settings, None)
     return Nursery([dispatcher.own_env(place) for place in range(worker_count(settings))])
@@ -192,16 +237,18 @@ def make_controller(
     mode: Callable[[], Mode],
 ) -> Controller:
     """A controller over the real world, from its study and nursery; the caller holds the room's lock."""
-    from sweep.channel import RoomChannel
     from sweep.loop import Controller, Ports
 
     study, nursery = parts
     workers = worker_count(settings)
-    ports = Ports(study, RoomChannel(room), make_dispatcher(room, settings, nursery), WallClock())
+    dispatcher = make_dispatcher(room, settings, nursery)
+    ports = Ports(study, make_channel(room, dispatcher), dispatcher, WallClock())
     return Controller(
         ports=ports,
         limits=settings.limits(workers),
-        spec=lambda trial, attempt, worker: trial_spec(settings, study.params(trial), (trial, attempt, worker)),
+        spec=lambda trial, attempt, worker: trial_spec(
+            settings, study.params(trial), (trial, attempt, worker), stopped_runs(room)
+        ),
         listener=listener,
         mode=mode,
         created=settings.created,
@@ -209,15 +256,21 @@ def make_controller(
     )
 
 
-def trial_spec(settings: Settings, params: Any, identity: tuple[int, int, str]) -> TrialSpec:
-    """The specification of an attempt (trial, attempt, worker)."""
+def trial_spec(
+    settings: Settings, params: Any, identity: tuple[int, int, str], stopped: Collection[str] = ()
+) -> TrialSpec:
+    """The specification of an attempt (trial, attempt, worker).
+
+    Args:
+        stopped: W&B runs that no attempt goes on in.
+    """
     from sweep.recipe import resolve
 
     trial, attempt, worker = identity
     config = resolve(settings.torchtune, params, settings.derive)
     if config.get("seed") is None:
         config["seed"] = settings.search.seed  # torchtune would draw one, and the trial could not be repeated
-    tracking = tracking_of(settings, trial, config)
+    tracking = tracking_of(settings, trial, config, stopped)
     return TrialSpec(
         sweep=settings.name,
         trial=trial,

@@ -9,12 +9,12 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from sweep.errors import ConfigError
+from sweep.queues import LaunchQueue, Place
 from sweep.settings import Settings
 from trainer.components import ComponentError, check_path
 from trainer.contract import Tracking
@@ -23,19 +23,6 @@ from trainer.contract import Tracking
 LOGGER = "WandBLogger"
 # What the logger's own keyword arguments and ours cannot both say.
 OURS = ("_component_", "dir", "log_dir", "id", "resume", "reinit", "config", "mode")
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where a sweep's runs are: entity (None: the key's own), project and group."""
-
-    entity: str | None
-    project: str
-    group: str
-
-    @property
-    def path(self) -> str:
-        return f"{self.entity}/{self.project}" if self.entity else self.project
 
 
 def logger_arguments(torchtune: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -50,6 +37,8 @@ def mode(settings: Settings, env: Mapping[str, str] = os.environ) -> str:
     """online, offline or disabled: as `wandb.mode` says; where it does not, as the recipe's WandBLogger does."""
     if settings.wandb.mode is not None:
         return settings.wandb.mode
+    if isinstance(settings.queue, LaunchQueue):
+        return "online"
     logger = logger_arguments(settings.torchtune)
     if logger is None:
         return "disabled"
@@ -67,9 +56,15 @@ def place(settings: Settings) -> Place:
     )
 
 
-def run_id(settings: Settings, trial: int) -> str:
-    """The id of a trial's run, the same for all its attempts; two sweeps of one name have different ones."""
-    return f"{_token(settings)}-{trial:05d}"
+def run_id(settings: Settings, trial: int, stopped: Collection[str] = ()) -> str:
+    """The id of a trial's run, the same for all its attempts; two sweeps of one name have different ones.
+
+    Args:
+        stopped: runs that W&B was asked to stop; a trial that goes on after that does so in a run of its own.
+    """
+    run = f"{_token(settings)}-{trial:05d}"
+    again = (run, *(f"{run}-{number}" for number in range(2, len(stopped) + 2)))
+    return next(name for name in again if name not in stopped)
 
 
 def worker_run_id(settings: Settings, worker: str) -> str:
@@ -82,20 +77,32 @@ def adapter_name(settings: Settings) -> str:
     return f"{_plain(settings.name)}-adapter"
 
 
-def tracking_of(settings: Settings, trial: int, config: Mapping[str, Any]) -> Tracking | None:
-    """The W&B run of a trial with this resolved configuration; None where nothing is tracked."""
+def tracking_of(
+    settings: Settings, trial: int, config: Mapping[str, Any], stopped: Collection[str] = ()
+) -> Tracking | None:
+    """The W&B run of a trial with this resolved configuration; None where nothing is tracked.
+
+    Args:
+        stopped: see `run_id`.
+    """
     chosen = mode(settings)
     if chosen == "disabled":
         return None
     section = settings.wandb
     return Tracking(
-        run=run_id(settings, trial),
+        run=run_id(settings, trial, stopped),
         mode=chosen,
         init=init_arguments(settings, f"{settings.name}-{trial}", section.job_type),
         adapter="" if section.artifacts == "none" else adapter_name(settings),
         inputs={} if section.artifacts == "none" else inputs_of(config),
         hook=section.hook or "",
+        checkpoint=f"{run_id(settings, trial)}-checkpoint" if carries(settings) else "",
     )
+
+
+def carries(settings: Settings) -> bool:
+    """Whether W&B is all that the controller shares with its jobs."""
+    return isinstance(settings.queue, LaunchQueue) and settings.queue.channel == "wandb"
 
 
 def init_arguments(settings: Settings, name: str, job_type: str) -> dict[str, Any]:
@@ -137,11 +144,26 @@ def check(settings: Settings) -> None:
         )
     if section.registry and mode(settings) == "disabled":
         raise ConfigError(f"wandb.registry={section.registry} needs W&B; set wandb=online (or offline, and sync later)")
+    if isinstance(settings.queue, LaunchQueue):
+        _check_launch(settings)
     if section.hook:
         try:
             check_path("wandb.hook", section.hook, settings.recipe.components)
         except ComponentError as error:
             raise ConfigError(str(error)) from error
+
+
+def _check_launch(settings: Settings) -> None:
+    if mode(settings) != "online":
+        raise ConfigError(
+            f"wandb.mode={mode(settings)}, but a Launch queue's jobs are W&B runs; leave wandb=auto, or use "
+            "wandb=online"
+        )
+    if carries(settings) and settings.wandb.artifacts == "none":
+        raise ConfigError(
+            "wandb.artifacts=none, but with queue.channel=wandb an adapter reaches you only as an artifact; "
+            "set it to end"
+        )
 
 
 def _data_uris(dataset: Any) -> list[str]:

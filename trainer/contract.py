@@ -19,6 +19,12 @@ from typing import Any, TypeVar
 # its run would never end.
 DROPPED_ENV = ("WANDB_SERVICE",)
 SCHEMA_VERSION = 1
+# Where W&B is all that controller and jobs share: a job in its run's configuration, reports and outcome in a trial's
+# summary (both say of which attempt), and why a run was asked to stop as the rest of a tag.
+JOB_KEY = "sweep_job"
+REPORTS_KEY = "sweep/reports"
+OUTCOME_KEY = "sweep/outcome"
+STOP_TAG = "stop:"
 
 T = TypeVar("T")
 
@@ -83,7 +89,8 @@ class Tracking:
         adapter: the name of the artifact that the adapter becomes a version of; empty: it is not uploaded.
         inputs: artifacts by reference that the adapter is made of: name to `type` and `uri`.
         hook: a function `(Step) -> Mapping[str, float]` whose numbers are logged too; empty: none.
-        stop: the cause of a stop that was asked for in W&B.
+        checkpoint: the artifact that carries an interrupted attempt's checkpoint to the next one, where W&B is all that
+            a job shares with the controller; empty: they share a room.
     """
 
     run: str
@@ -92,7 +99,7 @@ class Tracking:
     adapter: str = ""
     inputs: Mapping[str, Any] = field(default_factory=dict)
     hook: str = ""
-    stop: StopCause = StopCause.CANCELLED
+    checkpoint: str = ""
 
 
 @dataclass(frozen=True, slots=True)

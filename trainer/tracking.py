@@ -9,6 +9,7 @@ step that an earlier attempt has logged is not logged again. A run ends with the
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import threading
 import time
@@ -22,6 +23,9 @@ import yaml
 
 from trainer.components import check_path
 from trainer.contract import (
+    OUTCOME_KEY,
+    REPORTS_KEY,
+    STOP_TAG,
     ContractError,
     Outcome,
     OutcomeKind,
@@ -35,13 +39,14 @@ from trainer.contract import (
 )
 from trainer.room import Room, write_atomic
 
-# What the controller reads where W&B is all that it shares with a job: a row's whole report, a run's whole outcome.
-REPORT_KEY = "sweep/report"
-OUTCOME_KEY = "sweep/outcome"
-# How a run's tag says why it was asked to stop.
-STOP_TAG = "stop:"
 # Several runs share one process: what it prints belongs to none of them.
 SETTINGS: Mapping[str, Any] = {"silent": True, "console": "off"}
+# Where the controller waits for what a run sends, it is sent more often than the client's every 15 s.
+CARRYING_SETTINGS: Mapping[str, Any] = {"x_file_stream_transmit_interval": 5}
+# How long an ending worker waits for what W&B has not got yet: a copy of it stays in the room, or none does.
+FINISH_SECONDS = 30.0
+CARRYING_FINISH_SECONDS = 900.0
+RETRY_SECONDS = 15.0
 
 Act = Callable[[Any], None]
 Hook = Callable[[Step], Mapping[str, float]]
@@ -61,6 +66,7 @@ class Tracker:
         self._hook: Hook | None = None
         self._every = int(spec.config.get("log_every_n_steps") or 1)
         self._last: dict[str, Any] = {}
+        self._reports: list[str] = []
         self._lap: tuple[float, int] | None = None
         self._acts: SimpleQueue[Act | None] = SimpleQueue()
         self._stop = threading.Event()
@@ -88,7 +94,9 @@ class Tracker:
         row |= {"memory_gib": report.memory_gib} if report.memory_gib else {}
         row |= {"val_loss": report.val_loss} if report.val_loss is not None else {}
         self._last |= row
-        self._acts.put(lambda run: self._log_report(run, {**row, REPORT_KEY: encode(report)}))
+        self._reports.append(encode(report))
+        told = {REPORTS_KEY: self._told("reports", list(self._reports))} if self._tracking.checkpoint else {}
+        self._acts.put(lambda run: self._log_report(run, row, told))
 
     def adapter(self, path: Path) -> None:
         if not self._tracking.adapter:
@@ -113,8 +121,13 @@ class Tracker:
         """A stop that was asked for in W&B: with its page's button, or by a controller that shares nothing else."""
         if not self._stop.is_set():
             return None
-        cause = self._tracking.stop
-        return (self._told_cause() if cause.resumable else cause), "it was stopped in W&B"
+        cause = self._told_cause() if self._tracking.checkpoint else StopCause.CANCELLED
+        return cause, "it was stopped in W&B"
+
+    @property
+    def patience(self) -> float:
+        """How long to wait for it at a worker's end, seconds."""
+        return CARRYING_FINISH_SECONDS if self._tracking.checkpoint else FINISH_SECONDS
 
     def wait(self, seconds: float) -> bool:
         """Wait until everything has been handed to W&B; False where it has not by then."""
@@ -138,8 +151,16 @@ class Tracker:
                 self._say(_short(error))
 
     def _open(self) -> Any:
+        deadline = time.monotonic() + self.patience
         try:
-            return self._init(self._tracking.mode)
+            while True:
+                try:
+                    return self._init(self._tracking.mode)
+                except Exception as error:
+                    if not self._tracking.checkpoint or time.monotonic() > deadline:
+                        raise
+                    self._say(f"cannot be reached, trying again: {_short(error)}")
+                    time.sleep(RETRY_SECONDS)
         except Exception as error:
             if self._tracking.mode == "offline":
                 raise
@@ -151,7 +172,8 @@ class Tracker:
         import wandb
 
         wanted = dict(self._tracking.init)
-        settings = {**SETTINGS, **wanted.pop("settings", {}), "stop_fn": self._stop.set}
+        carrying = CARRYING_SETTINGS if self._tracking.checkpoint else {}
+        settings = {**SETTINGS, **carrying, **wanted.pop("settings", {}), "stop_fn": self._stop.set}
         run: Any = wandb.init(
             **wanted,
             id=self._tracking.run,
@@ -183,20 +205,36 @@ class Tracker:
         if row["global_step"] > self._before:
             run.log(dict(row))
 
-    def _log_report(self, run: Any, row: Mapping[str, Any]) -> None:
+    def _log_report(self, run: Any, row: Mapping[str, Any], told: Mapping[str, Any]) -> None:
         if row["milestone"] > int(run.summary.get("milestone") or 0):
             run.log(dict(row))
+        run.summary.update(dict(told))
 
     def _finish(self, run: Any, outcome: Outcome | None) -> None:
         if outcome is not None:
-            run.summary.update({OUTCOME_KEY: encode(outcome), **summary_of(outcome)})
+            if self._tracking.checkpoint:
+                self._carry(run, outcome)
+            run.summary.update(summary_of(outcome))
             if outcome.cause is StopCause.PREEMPTED and not run.offline:
                 run.mark_preempting()
         run.finish(exit_code=exit_code(outcome))
         if not run.offline:
             write_atomic(self._files.path / "tracked", self._tracking.run)
 
+    def _carry(self, run: Any, outcome: Outcome) -> None:
+        """Hand over how it ended, after the checkpoint from which the next attempt goes on."""
+        if outcome.resumable and self._files.checkpoint.exists():
+            import wandb
+
+            artifact = wandb.Artifact(self._tracking.checkpoint, type="checkpoint")
+            artifact.add_file(str(self._files.checkpoint))
+            run.log_artifact(artifact).wait()
+        run.summary.update({OUTCOME_KEY: self._told("outcome", encode(outcome))})
+
     # --- parts ---------------------------------------------------------------------------------------------------
+
+    def _told(self, what: str, value: Any) -> str:
+        return json.dumps({"attempt": self._spec.attempt, "worker": self._spec.worker, what: value})
 
     def _rate(self, step: Step) -> dict[str, float]:
         now, before = time.perf_counter(), self._lap
@@ -233,7 +271,7 @@ class Tracker:
         return {key: value for key, value in found.items() if value is not None}
 
     def _told_cause(self) -> StopCause:
-        """Why the controller asked for the stop, as a tag of the run says; where it cannot be read, nothing is lost."""
+        """Why the controller asked for the stop, as a tag of the run says; without one, nothing is lost."""
         with suppress(Exception):
             import wandb
 
@@ -241,7 +279,7 @@ class Tracker:
             run = wandb.Api(timeout=10).run(f"{init['entity']}/{init['project']}/{self._tracking.run}")
             causes = [tag.removeprefix(STOP_TAG) for tag in run.tags if tag.startswith(STOP_TAG)]
             return StopCause(causes[-1])
-        return self._tracking.stop
+        return StopCause.INTERRUPTED
 
     def _say(self, text: str) -> None:
         print(f"trial {self._spec.trial} attempt {self._spec.attempt}: W&B: {text}", flush=True)

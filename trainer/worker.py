@@ -39,8 +39,6 @@ if TYPE_CHECKING:
 POLL_SECONDS = 0.02
 STOP_POLL_SECONDS = 0.1
 BEAT_SECONDS = 1.0
-# How long an ending worker waits for what W&B has not got yet; `sweep sync` uploads the rest.
-TRACKING_SECONDS = 30.0
 
 
 @dataclass(slots=True)
@@ -155,8 +153,8 @@ class Worker:
         return tracker
 
     def _wait_for_tracking(self) -> None:
-        deadline = time.monotonic() + TRACKING_SECONDS
-        behind = sum(not tracker.wait(max(0.0, deadline - time.monotonic())) for tracker in self._trackers)
+        began = time.monotonic()
+        behind = sum(not t.wait(max(0.0, began + t.patience - time.monotonic())) for t in self._trackers)
         if behind:
             print(f"W&B has not got all of {behind} attempts; `sweep sync` uploads the rest", flush=True)
 

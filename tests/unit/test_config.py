@@ -55,7 +55,7 @@ BESIDE = {
 LENGTH = max(len(GROUPS[group]) for group in ("sampler", "pruner", "objective", "queue"))
 SIDES = [list(islice(cycle(GROUPS[group]), LENGTH)) for group in ("sampler", "pruner", "objective", "queue")]
 ROWS: list[tuple[str, ...]] = list(zip(*SIDES, strict=True))
-ROWS += [(word,) for group in ("recipe", "space", "experiment") for word in GROUPS[group]]
+ROWS += [(word,) for group in ("recipe", "space", "experiment", "wandb") for word in GROUPS[group]]
 
 pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
 

@@ -21,10 +21,10 @@ LAYERS = (
     "trainer.progress trainer.reporter trainer.tracking trainer.cluster",
     "sweep sweep.errors sweep.resources sweep.yamledit sweep.nursery",
     "sweep.model sweep.space sweep.queues sweep.slurm",
-    "sweep.ports sweep.grammar sweep.submit sweep.launchtemplate",
+    "sweep.ports sweep.grammar sweep.submit sweep.launchtemplate sweep.launchapi",
     "sweep.decide sweep.channel sweep.dispatch sweep.dispatch.* sweep.recipe sweep.settings sweep.view",
-    "sweep.distributions sweep.tracking",
-    "sweep.loop sweep.study sweep.words sweep.probe",
+    "sweep.distributions sweep.tracking sweep.wandbchannel",
+    "sweep.loop sweep.study sweep.words sweep.probe sweep.launchjobs",
     "sweep.config sweep.rooms",
     "sweep.session",
     "sweep.results sweep.plan",
@@ -38,7 +38,7 @@ LAYERS = (
 OWNERS = {
     "hydra": {"sweep.config", "sweep.words", "sweep.grammar"},
     "submitit": {"sweep.submit"},
-    "wandb": {"trainer.tracking"},
+    "wandb": {"trainer.tracking", "trainer.launched", "sweep.launchapi"},
     "optuna": {"sweep.distributions", "sweep.study", "sweep.report", "sweep.plan"},
 }
 
@@ -144,7 +144,7 @@ def test_of_the_trainer_only_what_needs_no_torch_is_used(module: str) -> None:
 
 @pytest.mark.parametrize("module", SWEEP)
 def test_no_module_of_sweep_imports_torch(module: str) -> None:
-    assert outside(module).isdisjoint({"torch", "torchtune", "torchao", "torchdata", "wandb", "transformers"})
+    assert outside(module).isdisjoint({"torch", "torchtune", "torchao", "torchdata", "transformers"})
 
 
 @pytest.mark.parametrize("package", OWNERS)
