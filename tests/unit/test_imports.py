@@ -21,12 +21,13 @@ LAYERS = (
     "trainer.progress trainer.reporter trainer.tracking trainer.cluster",
     "sweep sweep.errors sweep.resources sweep.yamledit sweep.nursery",
     "sweep.model sweep.space sweep.queues sweep.slurm",
-    "sweep.ports sweep.grammar sweep.submit sweep.launchtemplate sweep.launchapi",
+    "sweep.ports sweep.grammar sweep.submit sweep.launchtemplate sweep.launchapi sweep.strategy sweep.tables",
+    "sweep.simulation",
     "sweep.decide sweep.channel sweep.dispatch sweep.dispatch.* sweep.recipe sweep.settings sweep.view",
-    "sweep.distributions sweep.tracking sweep.wandbchannel",
+    "sweep.distributions sweep.curves sweep.proposals sweep.tracking sweep.wandbchannel",
     "sweep.loop sweep.study sweep.words sweep.probe sweep.launchjobs",
     "sweep.config sweep.rooms",
-    "sweep.session",
+    "sweep.session sweep.simulate",
     "sweep.results sweep.plan",
     "sweep.export sweep.report",
     "sweep.run sweep.clusterdoctor",
@@ -39,7 +40,7 @@ OWNERS = {
     "hydra": {"sweep.config", "sweep.words", "sweep.grammar"},
     "submitit": {"sweep.submit"},
     "wandb": {"trainer.tracking", "trainer.launched", "sweep.launchapi"},
-    "optuna": {"sweep.distributions", "sweep.study", "sweep.report", "sweep.plan"},
+    "optuna": {"sweep.distributions", "sweep.proposals", "sweep.study", "sweep.report", "sweep.plan"},
 }
 
 
