@@ -48,8 +48,9 @@ def iso(seconds: float) -> str:
 
 @dataclass
 class Limits:
-    """What tests may shorten. Seconds."""
+    """What tests may change. Seconds."""
 
+    overwrites: bool = False  # a run begun again without `resume` starts over; else what it logs is added
     crash_after: float = 300.0  # a running run without a heartbeat for so long has crashed
     poll_expiry: float = 60.0  # an agent that was not heard of for so long is called KILLED
     lease: float = 60.0  # an item that was popped and not acknowledged for so long waits again
@@ -151,13 +152,16 @@ class Run:
         else:
             self.ended = RunState.KILLED if self.stopped else RunState.FAILED
 
-    def begin(self, words: str) -> None:
+    def begin(self, words: str, resumed: bool) -> None:
         """A client began it, for the first time or again. The same words once more, before it has streamed, come from
         a client that repeats itself because no answer reached it."""
         if words and words == self.begun_with:
             return
         self.begun_with = words
         self.starts += 1
+        if self.limits.overwrites and not resumed:
+            self.lines.clear()
+            self.summary = {}
         self.ended = self.exit_code = None
         self.pending = self.preempting = False
         self.stop_requests.clear()

@@ -101,11 +101,11 @@ def agent(standin: StandIn, place: Path, index: int) -> subprocess.Popen[bytes]:
 def play(scene: Scene) -> Scene:
     """Until every item has come to its end; then one agent is interrupted, and the other dies. Neither says so."""
     standin = scene.standin
-    standin.wait(lambda it: "team/p/stopped" in it.runs and bool(it.runs["team/p/stopped"].history), 90)
+    standin.wait(lambda it: "team/p/stopped" in it.runs and bool(it.runs["team/p/stopped"].history), 240)
     standin.stop_run("team/p/stopped")
     begun = [run_id for run_id in PUSHED if run_id != "dies"]
-    standin.wait(lambda it: all((run := it.runs.get(f"team/p/{one}")) and run.ended for one in begun), 120)
-    standin.wait(lambda it: all(scene.items[one].state is ItemState.FAILED for one in ("dies", "jobless")), 120)
+    standin.wait(lambda it: all((run := it.runs.get(f"team/p/{one}")) and run.ended for one in begun), 240)
+    standin.wait(lambda it: all(scene.items[one].state is ItemState.FAILED for one in ("dies", "jobless")), 240)
     scene.alive = [one.status for one in standin.agents]
     standin.limits.poll_expiry = 15.0
     scene.agents[0].send_signal(signal.SIGINT)

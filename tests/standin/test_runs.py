@@ -73,6 +73,21 @@ def test_a_resumed_run_goes_on_where_it_was(standin: StandIn, wandb_here: Any, r
     assert (told.state, told.starts, told.resumed, told.config) == ("finished", 2, 1, {"lr": 0.1})
 
 
+@pytest.mark.parametrize(("overwrites", "losses"), [(False, [3, 2, 1]), (True, [1])])
+def test_a_run_begun_again_without_resume(
+    standin: StandIn, wandb_here: Any, overwrites: bool, losses: list[float]
+) -> None:
+    """W&B's documentation says that it is overwritten; the client takes what it logs for a continuation."""
+    standin.limits.overwrites = overwrites
+    for some in ([3.0, 2.0], [1.0]):
+        run = wandb_here.init(project="p", id="one")
+        for loss in some:
+            run.log({"loss": loss})
+        run.finish()
+    assert [row["loss"] for row in standin.runs["team/p/one"].history] == losses
+    assert standin.runs["team/p/one"].resumed == 1
+
+
 def test_what_is_not_there_cannot_be_resumed(standin: StandIn, wandb_here: Any) -> None:
     """The process that tried cannot use the id any more: its service takes the run for one that is in use."""
     with pytest.raises(wandb_here.errors.UsageError, match="does not exist"):

@@ -102,7 +102,7 @@ def _upsert(call: Call) -> Json:
     found = call.store.run_by_storage_id(call.get("id") or "") or find_run(call)
     run = found or _new(call)
     if found is None or call.get("program") is not None:
-        run.begin(json.dumps(call.variables, sort_keys=True))
+        run.begin(json.dumps(call.variables, sort_keys=True), resumed=call.get("id") is not None)
     _change(run, call)
     return {"upsertBucket": {"bucket": run_node(call.store, run), "inserted": found is None}}
 
