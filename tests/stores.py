@@ -53,14 +53,17 @@ def new_url(kind: str, tmp_path: Path, s3: Callable[[], str]) -> str:
 class Faulty:
     """A store that counts what it is asked, and fails or is slow when it is told to.
 
-    Args:
-        fail: how many of the next calls fail; from time to time changed by the test.
-        lose_answer: a call that fails has been carried out all the same.
+    Attributes:
+        fail: how many of the next requests fail.
+        fail_at: the number of the one request that fails, counted from now on; 0: none.
+        lose_answer: a request that fails has been carried out all the same.
+        asked, log: how many objects were asked for by each kind of request; all requests that succeeded, in order.
     """
 
     def __init__(self, store: Store) -> None:
         self.store = store
         self.fail = 0.0
+        self.fail_at = 0
         self.lose_answer = False
         self.slow = 0.0
         self.asked: Counter[str] = Counter()
@@ -92,8 +95,9 @@ class Faulty:
     def _ask(self, what: str, key: str, act: Callable[[], T], count: int = 1) -> T:
         with self._lock:
             self.asked[what] += count
-            failing = self.fail > 0
-            self.fail -= failing
+            failing = self.fail > 0 or self.fail_at == 1
+            self.fail -= self.fail > 0
+            self.fail_at = max(0, self.fail_at - 1)
         time.sleep(self.slow)
         if failing and not self.lose_answer:
             raise StoreError(f"cannot {what} {key}: told to fail")

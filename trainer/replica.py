@@ -72,16 +72,12 @@ def bell(attempt: AttemptDir) -> bytes:
 def join(contents: Mapping[str, bytes]) -> dict[str, bytes]:
     """Files by path from objects by key: the chunks of an appended file put together, as far as they are whole."""
     files: dict[str, bytes] = {}
-    open_files: set[str] = set()
     for key in sorted(contents, key=lambda key: (base_key(key), _chunk_number(key))):
-        base = base_key(key)
-        if key == base:
+        base, number = base_key(key), _chunk_number(key)
+        if number == 0:
             files[base] = contents[key]
-        elif base in open_files:
+        elif len(files.get(base, b"")) == number * CHUNK:  # all chunks before it are here, and full
             files[base] += contents[key]
-        open_files.discard(base)
-        if is_appended(base) and base in files and len(files[base]) == (_chunk_number(key) + 1) * CHUNK:
-            open_files.add(base)
     return files
 
 
@@ -111,7 +107,7 @@ class Growth:
             StoreError: the store does not answer; what was put is known, and the next call goes on.
         """
         size = self.path.stat().st_size if self.path.exists() else 0
-        if size == self._size:
+        if size in (self._size, 0):
             return False
         begin = self.sent // CHUNK * CHUNK
         with self.path.open("rb") as file:

@@ -189,24 +189,38 @@ class FsspecStore:
 class S3Store(FsspecStore):
     """S3 and what speaks like it: puts may carry a condition."""
 
+    def __init__(self, fs: Any, root: str) -> None:
+        super().__init__(fs, root)
+        self._put_last: dict[str, tuple[bytes, str]] = {}
+
     def put_if(self, key: str, data: bytes, expected: bytes | None) -> bool:
-        if expected is None:
-            condition = {"IfNoneMatch": "*"}
-        else:
-            # the tag first: an object that changes in between has another one, and the put fails
-            tag = self._tag_of(key)
-            if tag is None or self.get([key]).get(key) != expected:
-                return False
-            condition = {"IfMatch": tag}
+        condition = self._condition(key, expected)
+        if condition is None:
+            return False
         try:
             with self._asking("write", key):
-                self._fs.pipe_file(self._path(key), data, **condition)
+                answer = self._fs.pipe_file(self._path(key), data, **condition)
         except StoreError as error:
+            self._put_last.pop(key, None)
             if not _condition_failed(error):
                 raise
             # the client may have repeated a put of which only the answer was lost
             return self.get([key]).get(key) == data
+        if isinstance(answer, dict) and "ETag" in answer:
+            self._put_last[key] = data, str(answer["ETag"])
         return True
+
+    def _condition(self, key: str, expected: bytes | None) -> dict[str, str] | None:
+        """What S3 shall check; None where it is known to be false."""
+        if expected is None:
+            return {"IfNoneMatch": "*"}
+        content, tag = self._put_last.get(key, (None, None))
+        if content != expected:
+            # the tag first: an object that changes in between has another one, and the put fails
+            tag = self._tag_of(key)
+            if tag is None or self.get([key]).get(key) != expected:
+                return None
+        return {"IfMatch": str(tag)}
 
     def _tag_of(self, key: str) -> str | None:
         with self._asking("read", key), suppress(FileNotFoundError):

@@ -163,6 +163,7 @@ def test_the_controller_puts_what_is_referred_to_first(world: World) -> None:
         "workers/w0002/job.json",
         "trials/00003/1/spec.json",
         "workers/w0001/inbox/00003-1",
+        "trials/00003/1/fenced.pt",
         "trials/00003/1/fence",
         "trials/00003/2/spec.json",
         "workers/w0001/drain",
@@ -197,7 +198,6 @@ def test_the_next_attempt_goes_on_from_the_fenced_checkpoint_and_late_puts_do_no
     report(lost, 2)  # its network is gone: none of this is put before the fence is raised
     write_atomic(lost.room.attempt(3, 1).checkpoint, "state at 2")
     world.channel.assign(replace(SPEC, attempt=2, worker="w0002"))
-    lost.room.attempt(3, 1)
     end(lost)
     passes(lost)  # it is back, and puts all it has
     assert lost.room.attempt(3, 1).fence.exists(), "it has seen that it was fenced"
@@ -272,7 +272,7 @@ def test_the_controller_s_acts_are_safe_to_repeat_wherever_they_failed(
     report(worker, 1)
     write_atomic(worker.room.attempt(3, 1).checkpoint, "state")
     passes(worker)
-    _fail_at(world.store, fails, lose_answer)
+    world.store.fail_at, world.store.lose_answer = fails, lose_answer
     following = replace(SPEC, attempt=2, worker="w0002")
     for _ in range(3):
         try:
@@ -297,7 +297,9 @@ def test_the_controller_s_acts_are_safe_to_repeat_wherever_they_failed(
 def test_a_worker_s_passes_go_on_wherever_they_failed(world: World, fails: int, lose_answer: bool) -> None:
     world.channel.assign(SPEC)
     worker = world.worker()
-    _fail_at(worker.store, fails, lose_answer)  # type: ignore[arg-type]
+    store = worker.store
+    assert isinstance(store, Faulty)
+    store.fail_at, store.lose_answer = fails, lose_answer
     write_atomic(worker.dir.beat, "1")
     written = 0
     for _ in range(6):
@@ -314,20 +316,8 @@ def test_a_worker_s_passes_go_on_wherever_they_failed(world: World, fails: int, 
     sight = world.sight()
     assert [r.milestone for r in sight.reports] == [1, 2, 3]
     assert sight.outcome is not None
+    assert store.fail_at == 0, "that many requests were made"
     assert world.store.get(["trials/00003/1/checkpoint.pt"]) == {"trials/00003/1/checkpoint.pt": b"3"}
-
-
-def _fail_at(store: Faulty, number: int, lose_answer: bool) -> None:
-    """Let the request of this number fail."""
-    store.lose_answer = lose_answer
-    ask, left = store._ask, [number]
-
-    def counting(what, key, act, count=1):  # type: ignore[no-untyped-def]
-        left[0] -= 1
-        store.fail = float(left[0] == 0)
-        return ask(what, key, act, count)
-
-    store._ask = counting  # type: ignore[method-assign]
 
 
 def test_a_worker_that_was_cut_off_catches_up(world: World) -> None:
