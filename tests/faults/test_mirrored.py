@@ -10,13 +10,12 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from sweep import mirrored as mirrored_module
 from sweep import session
 from sweep.lease import Lease
 from sweep.loop import Controller, Ports
@@ -113,12 +112,13 @@ def test_a_sweep_over_a_directory_store_ends_as_any_other(rooms: Path, tmp_path:
 def test_killed_after_every_effect(rooms: Path, tmp_path: Path, moves: bool, trials_per_worker: str) -> None:
     far = Far(rooms, str(tmp_path / "store"), f"queue.trials_per_worker={trials_per_worker}")
     lives = 1
-    while not far.run_killed(1 if not moves else 3):
+    while not far.run_killed(4 + lives % 9 if moves else 1):
+        # with a disk goes what its controller had not put yet, an ask or a tell; to come further it takes a few more
         lives += 1
         assert lives < 400
         if moves:
             far.move()
-    assert lives > TRIALS
+    assert lives > 3
     far.check()
 
 
@@ -176,13 +176,9 @@ def test_a_store_that_fails_now_and_then_costs_time_only(rooms: Path, tmp_path: 
 
 
 @pytest.mark.slow
-def test_over_s3(rooms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mirrored_module, "GRACE", GRACE, raising=False)
+def test_over_s3(rooms: Path) -> None:
     with s3_server() as s3:
         far = Far(rooms, f"{s3}/rooms/demo")
         assert not far.run_killed(9)
         assert far.run() is Finished.DONE
         far.check()
-
-
-_ = Callable
