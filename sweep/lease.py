@@ -63,33 +63,38 @@ class Lease:
     grace: float = GRACE_SECONDS
     now: Callable[[], float] = time.monotonic
     sleep: Callable[[float], None] = time.sleep
-    _mine: LeaseText | None = None
+    _mine: LeaseText = field(init=False)
+    _continued: bool = False
     _renewed: float = float("-inf")
     _lost: str = ""
     _done: threading.Event = field(default_factory=threading.Event)
     _thread: threading.Thread | None = None
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
+    def __post_init__(self) -> None:
+        self._mine = LeaseText(self.holder, uuid.uuid4().hex)
+
     def acquire(self) -> bool:
         """Take the lease and begin to renew it; whether nobody else has held it since this machine did.
 
         Raises:
-            RetryLater: another controller renews it. StoreError: the store does not answer.
+            RetryLater: another controller renews it. StoreError: the store does not answer; the call may be repeated.
         """
         before = self._raw()
         there = _decode(before)
-        ours = there is not None and there.token == read_text(self.record)
-        if there is not None and not there.released and not ours:
-            before = self._watch(there)
-        mine = LeaseText(self.holder, uuid.uuid4().hex)
         began = self.now()
-        if not self.store.put_if(LEASE, mine.encode(), before):
-            raise RetryLater("another controller has just taken this sweep")
-        write_atomic(self.record, mine.token)
-        self._mine, self._renewed = mine, began
+        if there is None or there.token != self._mine.token:  # else an earlier call arrived, and its answer was lost
+            self._continued = there is not None and there.token == read_text(self.record)
+            if there is not None and not there.released and not self._continued:
+                before = self._watch(there)
+            began = self.now()
+            if not self.store.put_if(LEASE, self._mine.encode(), before):
+                raise RetryLater("another controller has just taken this sweep")
+        write_atomic(self.record, self._mine.token)
+        self._renewed = began
         self._thread = threading.Thread(target=self._keep, name="lease", daemon=True)
         self._thread.start()
-        return ours
+        return self._continued
 
     def check(self) -> None:
         """Ask before acting.
@@ -108,7 +113,7 @@ class Lease:
         if self._thread is not None:
             self._thread.join(self.grace)
         with self._lock:
-            if self._mine is not None and not self._lost:
+            if self._thread is not None and not self._lost:
                 with suppress(StoreError):
                     self.store.put_if(LEASE, replace(self._mine, released=True).encode(), self._mine.encode())
 
@@ -119,7 +124,6 @@ class Lease:
             StoreError: the store does not answer.
         """
         with self._lock:
-            assert self._mine is not None, "acquire it first"
             following = replace(self._mine, counter=self._mine.counter + 1)
             began = self.now()
             if not self.store.put_if(LEASE, following.encode(), self._mine.encode()):

@@ -24,12 +24,14 @@ from sweep.ports import AttemptSight, Clock, WorkerSight
 from trainer.contract import StopCause, TrialSpec
 from trainer.replica import CONTROL
 from trainer.room import Room
-from trainer.store import Store, StoreError, StoreRefusedError, open_store
+from trainer.store import Store, StoreError, StoreRefusedError, open_store, patiently
 
 LOOK_SECONDS = 2.0
 LISTS_PER_MINUTE = 60
 # After failures for this long, no beat was seen that a worker may well have made: its silence begins anew.
 OUTAGE_SECONDS = 5.0
+# At the beginning and at the end of a controller's run, before a person is told.
+PATIENCE_SECONDS = 60.0
 LEASE_RECORD = ".lease"
 
 
@@ -161,19 +163,32 @@ def mirrored(room: Room, url: str, holder: str, look: float = LOOK_SECONDS) -> I
     """
     with _told():
         store = open_store(url)
-        lease = Lease(store, holder, room.root / LEASE_RECORD)
-        mirror = ControllerMirror(store, room)
-        continued = lease.acquire()
+    with hold_store(room, store, Lease(store, holder, room.root / LEASE_RECORD)) as channel:
+        channel.look = look
+        yield channel
+
+
+@contextmanager
+def hold_store(room: Room, store: Store, lease: Lease) -> Iterator[MirroredChannel]:
+    """The same with this store and lease; both a beginning and an end wait a while for a store that does not answer."""
+    mirror = ControllerMirror(store, room)
+    continued: list[bool] = []
+    with _told():
+        _insist(lambda: continued.append(lease.acquire()))
     try:
         with _told():
-            mirror.start(continued)
-        channel = MirroredChannel(mirror, lease.check, look)
-        yield channel
+            _insist(lambda: mirror.start(continued[0]))
+        yield MirroredChannel(mirror, lease.check)
         with _told():
             lease.check()
-            mirror.push(room.trials())
+            _insist(lambda: mirror.push(room.trials()))
     finally:
         lease.release()
+
+
+def _insist(act: Callable[[], object]) -> None:
+    if error := patiently(act, PATIENCE_SECONDS):
+        raise error
 
 
 def pull(url: str, local: Path, light: bool = False) -> Room:

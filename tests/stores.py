@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import threading
 import time
 import uuid
@@ -55,7 +56,7 @@ class Faulty:
 
     Attributes:
         fail: how many of the next requests fail.
-        fail_every: of so many requests one fails; 0: none.
+        fail_share: of all requests, as a seeded generator draws it.
         fail_at: the number of the one request that fails, counted from now on; 0: none.
         lose_answer: a request that fails has been carried out all the same.
         asked, log: how many objects were asked for by each kind of request; all requests that succeeded, in order.
@@ -65,12 +66,12 @@ class Faulty:
         self.store = store
         self.fail = 0.0
         self.fail_at = 0
-        self.fail_every = 0
+        self.fail_share = 0.0
         self.lose_answer = False
         self.slow = 0.0
         self.asked: Counter[str] = Counter()
         self.log: list[tuple[str, str]] = []
-        self._requests = 0
+        self._random = random.Random(0)
         self._lock = threading.Lock()
 
     def list(self, prefix: str = "") -> dict[str, str]:
@@ -98,9 +99,8 @@ class Faulty:
     def _ask(self, what: str, key: str, act: Callable[[], T], count: int = 1) -> T:
         with self._lock:
             self.asked[what] += count
-            self._requests += 1
             failing = self.fail > 0 or self.fail_at == 1
-            failing = failing or (self.fail_every > 0 and self._requests % self.fail_every == 0)
+            failing = failing or self._random.random() < self.fail_share
             self.fail -= self.fail > 0
             self.fail_at = max(0, self.fail_at - 1)
         time.sleep(self.slow)

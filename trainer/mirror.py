@@ -141,7 +141,11 @@ class WorkerMirror:
         self._done.set()
         for thread in self._threads:
             thread.join(self.pace.last)
-        if error := patiently(self._last_pass, self.pace.last):
+        try:
+            error = patiently(self._last_pass, self.pace.last)
+        except StoreError as refused:
+            error = refused
+        if error is not None:
             raise LeftBehindError(f"what {self.worker} wrote last is not in the store: {error}")
 
     # --- what is small -----------------------------------------------------------------------------------------------

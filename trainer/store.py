@@ -293,13 +293,19 @@ class MemoryStore(FsspecStore):
             yield
 
 
-def patiently(act: Callable[[], None], seconds: float, pause: float = 0.2) -> StoreError | None:
-    """Repeat an act until it succeeds or this time has passed; what it said last, where it never did."""
+def patiently(act: Callable[[], object], seconds: float, pause: float = 0.2) -> StoreError | None:
+    """Repeat an act until it succeeds or this time has passed; what it said last, where it never did.
+
+    Raises:
+        StoreRefusedError: the store refuses, which it may well go on to do.
+    """
     deadline = time.monotonic() + seconds
     while True:
         try:
             act()
             return None
+        except StoreRefusedError:
+            raise
         except StoreError as error:
             if time.monotonic() + pause > deadline:
                 return error

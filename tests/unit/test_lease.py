@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ class Time:
 
     def __init__(self) -> None:
         self.now = 0.0
-        self.meanwhile = lambda: None
+        self.meanwhile: Callable[[], None] = lambda: None
 
     def sleep(self, seconds: float) -> None:
         self.now += seconds
@@ -107,6 +108,16 @@ def test_a_renewal_of_which_the_answer_was_lost_is_recognised(store: Faulty, tim
     for _ in range(2):
         first.renew_once()
         first.check()
+
+
+def test_a_lease_taken_of_which_the_answer_was_lost_is_recognised(store: Faulty, time: Time, tmp_path: Path) -> None:
+    lease(store, time, tmp_path / "1").acquire()
+    again = lease(store, time, tmp_path / "1")
+    store.fail_at, store.lose_answer = 2, True
+    with pytest.raises(StoreError):
+        again.acquire()
+    assert again.acquire(), "it is known that nobody else was there in between"
+    assert time.now == 0.0
 
 
 def test_of_many_who_take_it_at_once_one_holds_it(store: Faulty, time: Time, tmp_path: Path) -> None:
