@@ -152,7 +152,8 @@ class LaunchQueue(Queue):
         prioritization: whether the queue heeds priorities.
         max_jobs: jobs that one agent runs at once.
         channel: how reports and stops travel: room (a file system or an object store) or wandb.
-        room: where jobs see the sweep's room, a path or a URL; null: at the same path as the controller.
+        room: the directory below which jobs see the sweep's room, by its name: a path, or the URL of an object store;
+            null: at the same path as the controller.
         query_seconds: at least so long between two questions to W&B.
         pending_seconds: a pushed job that has not started after so long is given up and pushed anew; null: it waits.
     """

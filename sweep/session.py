@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,7 +17,16 @@ from typing import TYPE_CHECKING, Any
 from sweep.errors import ConfigError
 from sweep.model import Job, Mode
 from sweep.queues import LaunchQueue, SimulatedQueue, SlurmQueue
-from sweep.rooms import find_room, journal_path, load_settings, mark_stopped, rooms_dir, save_settings, stopped_runs
+from sweep.rooms import (
+    find_room,
+    journal_path,
+    load_settings,
+    mark_stopped,
+    rooms_dir,
+    save_settings,
+    stopped_runs,
+    whereabouts,
+)
 from sweep.settings import Settings
 from sweep.tracking import place, tracking_of
 from trainer.contract import TrialSpec
@@ -200,16 +210,27 @@ def _launch_dispatcher(room: Room, settings: Settings, queue: LaunchQueue, reads
     )
 
 
-def make_channel(room: Room, dispatcher: Dispatcher) -> Channel:
-    """How a sweep's reports and stops travel, as its queue has it."""
+@contextmanager
+def open_channel(room: Room, settings: Settings, dispatcher: Dispatcher) -> Iterator[Channel]:
+    """How a sweep's reports and stops travel, as its queue has it; where a store carries them, its lease is held.
+
+    Raises:
+        RetryLater: the store does not answer, or another controller holds the sweep there.
+    """
     from sweep.channel import RoomChannel
     from sweep.dispatch.launch import LaunchDispatcher
 
-    if isinstance(dispatcher, LaunchDispatcher) and dispatcher.queue.channel == "wandb":
+    if settings.store_url is not None:
+        from sweep.mirrored import mirrored
+
+        with mirrored(room, settings.store_url, whereabouts()) as channel:
+            yield channel
+    elif isinstance(dispatcher, LaunchDispatcher) and dispatcher.queue.channel == "wandb":
         from sweep.wandbchannel import WandbChannel
 
-        return WandbChannel(room, RoomChannel(room), dispatcher.api, dispatcher.runs, dispatcher.stopping)
-    return RoomChannel(room)
+        yield WandbChannel(room, RoomChannel(room), dispatcher.api, dispatcher.runs, dispatcher.stopping)
+    else:
+        yield RoomChannel(room)
 
 
 def job_viewer(room: Room, settings: Settings) -> Callable[[], Mapping[str, Job]]:
@@ -258,24 +279,39 @@ def make_world(settings: Settings) -> World:
     return World(load_table(queue.table, queue.columns), fates, int(queue.slots), queue.seed)
 
 
-def make_controller(
+@contextmanager
+def open_controller(
     room: Room,
     settings: Settings,
     parts: tuple[OptunaStudy, Nursery],
     listener: Listener,
     mode: Callable[[], Mode],
-) -> Controller:
-    """A controller over the real world, from its study and nursery; the caller holds the room's lock."""
-    from sweep.loop import Controller
+) -> Iterator[Controller]:
+    """A controller over the real world, from its study and nursery; the caller holds the room's lock.
+
+    Raises:
+        RetryLater: see `open_channel`.
+    """
+    study, nursery = parts
+    if isinstance(settings.queue, SimulatedQueue):
+        yield _controller(room, settings, _simulated_ports(room, settings, study), study, (listener, mode))
+        return
     from sweep.ports import Ports
 
-    study, nursery = parts
+    dispatcher = make_dispatcher(room, settings, nursery)
+    with open_channel(room, settings, dispatcher) as channel:
+        ports = Ports(study, channel, dispatcher, WallClock())
+        yield _controller(room, settings, ports, study, (listener, mode))
+
+
+def _controller(
+    room: Room, settings: Settings, ports: Ports, study: OptunaStudy, person: tuple[Listener, Callable[[], Mode]]
+) -> Controller:
+    from sweep.loop import Controller
+
+    listener, mode = person
     workers = worker_count(settings)
-    if isinstance(settings.queue, SimulatedQueue):
-        ports, created = _simulated_ports(room, settings, study), 0.0
-    else:
-        dispatcher = make_dispatcher(room, settings, nursery)
-        ports, created = Ports(study, make_channel(room, dispatcher), dispatcher, WallClock()), settings.created
+    created = 0.0 if isinstance(settings.queue, SimulatedQueue) else settings.created
     return Controller(
         ports=ports,
         limits=settings.limits(workers),

@@ -196,6 +196,14 @@ class Settings:
         return max(1, round(self.trial_tokens / self.milestone_tokens))
 
     @property
+    def store_url(self) -> str | None:
+        """The object store that carries the room between controller and jobs; None where they share it."""
+        queue = self.queue
+        if isinstance(queue, LaunchQueue) and queue.channel == "room" and queue.room and "://" in queue.room:
+            return f"{queue.room.rstrip('/')}/{self.name}"
+        return None
+
+    @property
     def guard(self) -> Guard:
         return Guard(self.trial.loss_ratio, self.trial.grad_norm_ratio)
 

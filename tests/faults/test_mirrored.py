@@ -18,9 +18,10 @@ import pytest
 
 from sweep import session
 from sweep.lease import Lease
-from sweep.loop import Controller, Ports
+from sweep.loop import Controller
 from sweep.mirrored import LEASE_RECORD, Allowance, MirroredChannel, hold_store, pull
 from sweep.model import Finished, Mode
+from sweep.ports import Ports
 from sweep.results import open_reader
 from sweep.rooms import controller_lock, load_settings
 from tests.fakes import FarDispatcher
