@@ -96,6 +96,7 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--trial", type=int, help="default: the best")
     export.add_argument("-o", "--output", type=Path, help="default: best.yaml or trial-N.yaml in the room; -: print")
     export.add_argument("--verify", action="store_true", help="train it with `tune run` and compare every step")
+    _named(verbs, "sync", "upload to W&B what did not arrive there, once and in order")
     report = _named(verbs, "report", "write one self-contained HTML file")
     report.add_argument("-o", "--output", type=Path, help="default: report.html in the room")
     return parser

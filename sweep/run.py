@@ -9,7 +9,7 @@ from __future__ import annotations
 import signal
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from sweep.nursery import Nursery
     from sweep.results import SweepReader
+    from sweep.settings import Settings
     from sweep.strategy import Promotion
     from sweep.study import OptunaStudy
 
@@ -80,6 +81,7 @@ class Log:
     view: LiveView | None = None
     waiting: str = ""
     cancelled: set[str] = field(default_factory=set)
+    told: Callable[[], None] = lambda: None
 
     def reported(self, trial: int, report: Report) -> None:
         value = getattr(report, self.metric)
@@ -100,6 +102,7 @@ class Log:
                 self.say(f"trial {trial} shall stop ({cause}): {reason}")
             case Tell(trial, ending, reason):
                 self.say(f"trial {trial} {ending.value}{self._value(trial)}{': ' if reason else ''}{reason}")
+                self.told()
             case Cancel(worker, reason) if worker not in self.cancelled:  # repeated until the queue has obeyed
                 self.cancelled.add(worker)
                 self.say(f"worker {worker} is ended: {reason}")
@@ -182,6 +185,7 @@ def drive(room: Room, wish: Wish, nursery: Nursery, goes_on: bool = False) -> Fi
         try:
             with (
                 closing(nursery),
+                _publishing(room, settings, log),
                 open_controller(room, settings, parts, log, wish) as controller,
                 _signals(wish),
                 _live(out, log, room, study),
@@ -221,6 +225,26 @@ def _signals(wish: Wish) -> Iterator[None]:
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def _publishing(room: Room, settings: Settings, log: Log) -> Iterator[None]:
+    """While the block runs, W&B hears how trials end and which adapter is best."""
+    from sweep.tracking import mode
+
+    if mode(settings) != "online":
+        yield
+        return
+    from sweep.results import open_reader
+    from sweep.wandbsync import Publisher
+
+    publisher = Publisher(settings, room, lambda: open_reader(room).state(), log.say)
+    publisher.start()
+    log.told = publisher.changed
+    try:
+        yield
+    finally:
+        publisher.close()
 
 
 @contextmanager

@@ -159,6 +159,19 @@ def stop(args: Namespace) -> int:
     return 0
 
 
+def sync(args: Namespace) -> int:
+    from sweep.results import open_reader
+    from sweep.wandbsync import sync as sync_with_wandb
+
+    room = rooms.find_room(args.name)
+    done = 0
+    for line in sync_with_wandb(room, rooms.load_settings(room), open_reader(room).state()):
+        done += 1
+        print(line, flush=True)
+    print("W&B has everything" if done else "W&B had everything already")
+    return 0
+
+
 def _ended_jobs(names: Sequence[str], jobs: Mapping[str, Job]) -> str:
     """A line for each of these workers whose queue has a handle for its job: what became of it."""
     found = [(name, jobs[name]) for name in names if jobs[name].handle]

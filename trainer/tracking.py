@@ -288,6 +288,8 @@ class Tracker:
 def summary_of(outcome: Outcome) -> dict[str, Any]:
     """How a trial ended, for a run's summary: what a person reads there."""
     state = outcome.cause.value if outcome.cause is not None else outcome.kind.value
+    if outcome.kind is OutcomeKind.COMPLETED:
+        state = "complete"  # as the sweep's own words are
     return {"trial/state": state, "trial/reason": outcome.reason}
 
 

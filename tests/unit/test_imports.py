@@ -28,7 +28,7 @@ LAYERS = (
     "sweep.decide sweep.channel sweep.dispatch sweep.dispatch.* sweep.recipe sweep.settings sweep.view",
     "sweep.mirror sweep.lease",
     "sweep.distributions sweep.curves sweep.proposals sweep.tracking sweep.wandbchannel sweep.mirrored",
-    "sweep.loop sweep.study sweep.words sweep.probe sweep.launchjobs",
+    "sweep.loop sweep.study sweep.words sweep.probe sweep.launchjobs sweep.wandbsync",
     "sweep.config sweep.rooms",
     "sweep.session sweep.simulate",
     "sweep.results sweep.plan",
@@ -43,7 +43,7 @@ OWNERS = {
     "hydra": {"sweep.config", "sweep.words", "sweep.grammar"},
     "submitit": {"sweep.submit"},
     "fsspec": {"trainer.store"},
-    "wandb": {"trainer.tracking", "trainer.launched", "sweep.launchapi"},
+    "wandb": {"trainer.tracking", "trainer.launched", "sweep.launchapi", "sweep.wandbsync"},
     "optuna": {"sweep.distributions", "sweep.proposals", "sweep.study", "sweep.report", "sweep.plan"},
 }
 
