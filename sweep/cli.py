@@ -90,6 +90,7 @@ def _parser() -> argparse.ArgumentParser:
         "overrides", nargs="*", metavar="search.KEY=VALUE", help="a larger budget, another queue setting"
     )
     resume.add_argument("--detach", action="store_true", help="run the controller in the background and return")
+    resume.add_argument("--in-job", action="store_true", help=argparse.SUPPRESS)
     best = _named(verbs, "best", "show the best trial and write best.yaml")
     best.add_argument("--json", action="store_true")
     export = _named(verbs, "export", "write a trial's YAML for `tune run`")

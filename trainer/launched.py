@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import subprocess
 import sys
 import tempfile
 import threading
@@ -49,9 +51,10 @@ class JobSpec:
         run: the id of the job's run where that is the worker's own and not a trial's; else empty.
         init: arguments of `wandb.init` for that run; entity and project also tell where the trials' runs are.
         more: it may be given more trials than it begins with.
+        controller: the room that this job is to control, in the place of being a worker.
     """
 
-    worker: str
+    worker: str = ""
     channel: str = "room"
     room: str = ""
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -59,6 +62,7 @@ class JobSpec:
     run: str = ""
     init: Mapping[str, Any] = field(default_factory=dict)
     more: bool = False
+    controller: str = ""
 
 
 def main(environ: Mapping[str, str] = os.environ) -> int:
@@ -67,6 +71,11 @@ def main(environ: Mapping[str, str] = os.environ) -> int:
         job = read_job(environ)
         for name in [name for name in os.environ if name in DROPPED_ENV or name.startswith(AGENT_ENV)]:
             del os.environ[name]
+        if job.controller:
+            return _control(job)
+        if "://" in job.room and not _wanted(job):
+            print(f"worker {job.worker} has been served already, or is not wanted any more", flush=True)
+            return 0
         with _room(job) as room, _own_run(job):
             if claim(room.worker(job.worker)):
                 with _inbox(job, room):
@@ -110,6 +119,30 @@ def claim(worker: WorkerDir) -> bool:
     except FileExistsError:
         return False
     return True
+
+
+def _wanted(job: JobSpec) -> bool:
+    """Whether the store says that nobody has served under this name yet, and somebody waits for it."""
+    from trainer.store import open_store
+
+    words = [f"workers/{job.worker}/{name}" for name in ("drain", "exit", "beat")]
+    return not open_store(job.room).get(words)
+
+
+def _control(job: JobSpec) -> int:
+    """Run the sweep's controller as a process of its own; a signal or a stop in W&B lets another go on."""
+    command = [sys.executable, "-m", "sweep.cli", "resume", job.controller, "--in-job"]
+    with _own_run(job) as stopped:
+        with subprocess.Popen(command) as process:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, lambda *_: process.terminate())
+            while process.poll() is None:
+                if stopped.wait(1.0):
+                    process.terminate()
+                    stopped.clear()
+        if process.returncode != 0:
+            raise JobError(f"the controller of {job.controller} ended with exit code {process.returncode}")
+    return 0
 
 
 @contextmanager
@@ -165,19 +198,20 @@ def _fetch_checkpoint(room: Room, spec: TrialSpec, tracking: Tracking) -> None:
 
 
 @contextmanager
-def _own_run(job: JobSpec) -> Iterator[None]:
-    """The job's own W&B run, where it is not that of its only trial."""
+def _own_run(job: JobSpec) -> Iterator[threading.Event]:
+    """The job's own W&B run, where it is not that of its only trial; set once it is asked to stop there."""
+    stopped = threading.Event()
     if not job.run:
-        yield
+        yield stopped
         return
     import wandb
 
-    settings = wandb.Settings(silent=True, console="off")
+    settings = wandb.Settings(silent=True, console="off", stop_fn=stopped.set)
     config = {"sweep": {"worker": job.worker}}
     run = wandb.init(**job.init, id=job.run, config=config, resume="allow", reinit="create_new", settings=settings)
     code = 1
     try:
-        yield
+        yield stopped
         code = 0
     finally:
         run.finish(exit_code=code)

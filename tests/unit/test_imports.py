@@ -31,7 +31,7 @@ LAYERS = (
     "sweep.loop sweep.study sweep.words sweep.probe sweep.launchjobs sweep.wandbsync",
     "sweep.config sweep.rooms",
     "sweep.session sweep.simulate",
-    "sweep.results sweep.plan",
+    "sweep.results sweep.plan sweep.controllerjob",
     "sweep.export sweep.report",
     "sweep.run sweep.clusterdoctor",
     "sweep.detached sweep.doctor",
