@@ -177,6 +177,16 @@ def whereabouts() -> str:
     return f"process {os.getpid()} on {node or socket.gethostname()}{f', SLURM job {job}' if job else ''}"
 
 
+def controller_elsewhere(room: Room) -> str:
+    """Where another machine's controller of a room in an object store runs; empty where none does."""
+    url = load_settings(room).store_url
+    if url is None or controller_runs(room):
+        return ""
+    from sweep.mirrored import controller_at
+
+    return controller_at(url)
+
+
 def controller_whereabouts(room: Room) -> str:
     """Where the controller runs that holds the room, or held it last."""
     return (read_text(controller_lock(room)) or "").strip()

@@ -79,7 +79,8 @@ def status(args: Namespace) -> int:
         print(json.dumps(_state_json(state)))
         return 0
     out = console()
-    at = f"controller: {rooms.controller_whereabouts(room)}" if state.controller else "no controller is running"
+    where = rooms.controller_whereabouts(room) if state.controller else rooms.controller_elsewhere(room)
+    at = f"controller: {where}" if where else "no controller is running"
     out.print(f"[bold]{state.name}[/] in {room.root} – {at}", highlight=False, soft_wrap=True)
     out.print(counts_text(state))
     out.print(trials_table(state, state.rows))
@@ -318,13 +319,10 @@ def _serve_as_job(room: Room, nursery: Nursery) -> int:
 
 def _stop_elsewhere(room: Room, mode: Mode) -> bool:
     """Tell a controller that runs on another machine, and wait until it has ended; False where there is none."""
-    url = rooms.load_settings(room).store_url
-    if url is None or rooms.controller_runs(room):
-        return False
     from sweep.mirrored import controller_at, send_wish
 
-    where = controller_at(url)
-    if not where:
+    url, where = rooms.load_settings(room).store_url, rooms.controller_elsewhere(room)
+    if url is None or not where:
         return False
     send_wish(url, mode)
     print(f"told the controller ({where}) to {mode}; waiting until it has ended", flush=True)
