@@ -149,8 +149,8 @@ def trial(standin: StandIn) -> subprocess.Popen[str]:
 
 
 def test_a_server_that_is_down_at_the_end(standin: StandIn) -> None:
-    """With `finish_timeout` the trial ends, and what it could not tell is on its disk, for `wandb sync`. That sends all of
-    it after what is there, so that rows are to be read by their `_step`."""
+    """With `finish_timeout` the trial ends, and what it could not tell is on its disk, for `wandb sync`. That sends all
+    of it after what is there, so that rows are to be read by their `_step`."""
     started = trial(standin)
     assert started.stdout is not None
     directory = started.stdout.readline().strip()

@@ -266,11 +266,23 @@ def _files(call: Call) -> Json:
     return in_project(call, run={**run_node(call.store, run), "files": page(nodes, call)})
 
 
+@operation("deleteFiles")
+def _delete_files(call: Call) -> Json:
+    wanted = set(call.need("files"))
+    for run in call.store.runs.values():
+        run.files = {name: body for name, body in run.files.items() if _file_id(run, name) not in wanted}
+    return {"deleteFiles": {"success": True}}
+
+
+def _file_id(run: Run, name: str) -> str:
+    return identifier("File", run.path, name)
+
+
 def _file_node(call: Call, run: Run, name: str) -> Json:
     content = run.files[name]
     return {
         "__typename": "File",
-        "id": identifier("File", run.path, name),
+        "id": _file_id(run, name),
         "name": name,
         "url": _file_url(call, run, name),
         "directUrl": _file_url(call, run, name),
