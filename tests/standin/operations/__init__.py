@@ -97,5 +97,6 @@ def load() -> None:
         history,
         identity,
         queues,
+        registry,
         runs,
     )
