@@ -21,15 +21,15 @@ LAYERS = (
     "trainer.progress trainer.reporter trainer.cluster",
     "sweep sweep.errors sweep.resources sweep.yamledit sweep.nursery",
     "sweep.model sweep.space sweep.queues sweep.slurm",
-    "sweep.ports sweep.grammar sweep.submit sweep.launchtemplate",
+    "sweep.ports sweep.grammar sweep.submit sweep.launchtemplate sweep.launchagent sweep.wandbqueue",
     "sweep.decide sweep.channel sweep.dispatch sweep.dispatch.* sweep.recipe sweep.settings sweep.view",
-    "sweep.distributions",
+    "sweep.distributions sweep.wandbautomation sweep.wandbagents",
     "sweep.loop sweep.study sweep.words sweep.probe",
     "sweep.config sweep.rooms",
     "sweep.session",
     "sweep.results sweep.plan",
     "sweep.export sweep.report",
-    "sweep.run sweep.clusterdoctor",
+    "sweep.run sweep.clusterdoctor sweep.queueverbs sweep.launchdoctor",
     "sweep.detached sweep.doctor",
     "sweep.verbs",
     "sweep.cli",
@@ -38,6 +38,7 @@ LAYERS = (
 OWNERS = {
     "hydra": {"sweep.config", "sweep.words", "sweep.grammar"},
     "submitit": {"sweep.submit"},
+    "wandb": {"sweep.wandbqueue", "sweep.wandbautomation"},
     "optuna": {"sweep.distributions", "sweep.study", "sweep.report", "sweep.plan"},
 }
 
@@ -143,7 +144,7 @@ def test_of_the_trainer_only_what_needs_no_torch_is_used(module: str) -> None:
 
 @pytest.mark.parametrize("module", SWEEP)
 def test_no_module_of_sweep_imports_torch(module: str) -> None:
-    assert outside(module).isdisjoint({"torch", "torchtune", "torchao", "torchdata", "wandb", "transformers"})
+    assert outside(module).isdisjoint({"torch", "torchtune", "torchao", "torchdata", "transformers"})
 
 
 @pytest.mark.parametrize("package", OWNERS)
