@@ -10,11 +10,14 @@ from collections.abc import Callable, Mapping
 from functools import partial
 
 from sweep.errors import SweepError
+from sweep.launchjobs import job_name
 from sweep.queues import LaunchQueue
 from sweep.settings import Settings
+from sweep.tracking import place
 from sweep.wandbagents import find_agents
 from sweep.wandbqueue import Connection, check_entity, connect, differences, find, find_job, job_path
 
+Ask = Callable[[Connection, LaunchQueue], str]
 START = "`sweep queue agent > launch-config.yaml`, then `wandb launch-agent --config launch-config.yaml`"
 
 
@@ -25,15 +28,20 @@ def launch_looks(settings: Settings) -> list[tuple[str, Callable[[], str]]]:
     made: list[Connection] = []
 
     def key() -> str:
-        made.append(connect(queue))
-        return f"taken by {made[0].url}, runs go to {made[0].entity}/{made[0].project}"
+        made.append(connect(queue, place(settings)))
+        return f"taken by {made[0].url}, runs go to {made[0].home}"
 
-    def look(ask: Callable[[Connection, LaunchQueue], str]) -> str:
+    def look(ask: Ask) -> str:
         if not made:
             raise SweepError("could not be looked at: see the W&B key above")
         return ask(made[0], queue)
 
-    asks = {"W&B entity": _entity, "W&B queue": _queue, "W&B agent": _agent, "W&B job": _job}
+    asks: dict[str, Ask] = {
+        "W&B entity": _entity,
+        "W&B queue": _queue,
+        "W&B agent": _agent,
+        "W&B job": partial(_job, job_name(settings)),
+    }
     return [("W&B key", key), *((name, partial(look, ask)) for name, ask in asks.items())]
 
 
@@ -74,10 +82,10 @@ def _unlisted(items: Mapping[str, int]) -> str:
     return f"this server does not say who polls; {_items(items)}; if jobs stay pending, start one: {START}"
 
 
-def _job(connection: Connection, queue: LaunchQueue) -> str:
+def _job(job: str, connection: Connection, queue: LaunchQueue) -> str:
     if queue.docker_image:
         return f"the image {queue.docker_image}, which the agent must be able to pull"
-    path = job_path(connection, queue)
+    path = job_path(connection, job)
     version = find_job(connection, path)
     if version is None:
         raise SweepError(f"there is no job {path}; make it with `sweep queue job`")

@@ -15,8 +15,9 @@ from trainer.contract import Outcome, Report, StopCause
 
 
 class JobState(StrEnum):
-    """What a queue says of a worker's job."""
+    """What a queue says of a worker's job. A planned one is given its first trials, and then sent to the queue."""
 
+    PLANNED = "planned"
     PENDING = "pending"
     RUNNING = "running"
     GONE = "gone"
@@ -69,13 +70,26 @@ class Finished(StrEnum):
     FAILED = "failed"
 
 
+class Ruling(StrEnum):
+    """What a verdict asks for: an end, or a rest from which the trial may be called back."""
+
+    STOP = "stop"
+    PAUSE = "pause"
+
+
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """A pruner's decision to stop a trial, with what it was based on."""
+    """A pruner's decision to stop or pause a trial, with what it was based on.
+
+    Args:
+        basis: the numbers that it was based on, for the ledger.
+    """
 
     milestone: int
     value: float
     reason: str
+    ruling: Ruling = Ruling.STOP
+    basis: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,12 +98,14 @@ class AttemptFacts:
 
     Args:
         delivered: its worker has it in the inbox.
+        begun: its worker has taken it; only then can it have been the trial that ended the worker.
         stop_since: when the controller first saw the stop, None without one.
     """
 
     number: int
     worker: str
     delivered: bool = True
+    begun: bool = True
     stop: StopCause | None = None
     stop_since: float | None = None
     outcome: Outcome | None = None
@@ -97,11 +113,19 @@ class AttemptFacts:
 
 @dataclass(frozen=True, slots=True)
 class TrialFacts:
-    """A trial that the study has not been told yet."""
+    """A trial that the study has not been told yet.
+
+    Args:
+        verdict: what stands: a stop for good, a pause until the study promotes the trial.
+    """
 
     number: int
     attempts: tuple[AttemptFacts, ...] = ()
     verdict: Verdict | None = None
+
+    @property
+    def paused(self) -> bool:
+        return self.verdict is not None and self.verdict.ruling is Ruling.PAUSE
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,12 +160,15 @@ class StudyFacts:
     """What the study knows of this sweep's own trials, imported ones left out.
 
     Args:
-        open: numbers asked and not told, ascending.
+        open: numbers asked and not told, ascending, without those of `aside`.
+        aside: paused trials whose attempts have ended, which nobody need look at until they are promoted or told.
         tokens: label tokens of the ended trials.
         exhausted: the sampler has nothing left to propose.
+        stuck: asked for a paused trial worth going on, it had none, and has learnt nothing since.
     """
 
     open: tuple[int, ...] = ()
+    aside: tuple[int, ...] = ()
     complete: int = 0
     pruned: int = 0
     failed: int = 0
@@ -150,6 +177,7 @@ class StudyFacts:
     best_trial: int | None = None
     tokens: int = 0
     exhausted: bool = False
+    stuck: bool = False
 
     @property
     def ended(self) -> int:
@@ -157,7 +185,7 @@ class StudyFacts:
 
     @property
     def asked(self) -> int:
-        return self.ended + len(self.open)
+        return self.ended + len(self.open) + len(self.aside)
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,7 +238,13 @@ class StartWorkers:
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """Ask the study for one more trial."""
+    """Ask the study what a free slot shall train: a paused trial that deserves it, or a new one.
+
+    Args:
+        new: the budget allows a new one.
+    """
+
+    new: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,6 +264,13 @@ class Stop:
     attempt: int
     cause: StopCause
     reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Hand a planned worker to its queue, with the trials that it was given."""
+
+    worker: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,7 +306,7 @@ class Finish:
     reason: str
 
 
-Effect = StartWorkers | Ask | Assign | Stop | Cancel | Tell | Drain | Finish
+Effect = StartWorkers | Ask | Assign | Send | Stop | Cancel | Tell | Drain | Finish
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,7 +314,7 @@ class TrialRow:
     """A trial as a person sees it, told or not.
 
     Args:
-        state: running, waiting (for a worker), ended (and not told yet: no controller runs), complete, pruned,
+        state: running, waiting (for a worker), paused, ended (and not told yet: no controller runs), complete, pruned,
             failed or cancelled.
         value: the objective of a complete trial, else its last reported one.
         reports: one per milestone, ascending, over all attempts.

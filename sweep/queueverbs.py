@@ -14,62 +14,63 @@ from typing import Any
 
 import yaml
 
-from sweep.config import compose_config
+from sweep.config import compose_config, freeze
 from sweep.errors import ConfigError
 from sweep.launchagent import agent_text, cluster_text
-from sweep.queues import LaunchQueue, Queue
-from sweep.settings import read_queue
+from sweep.launchjobs import job_name
+from sweep.queues import LaunchQueue
+from sweep.settings import Settings
+from sweep.tracking import place
 from sweep.wandbagents import Agent, find_agents
 from sweep.wandbautomation import Wish
 from sweep.wandbautomation import automate as make_automation
-from sweep.wandbqueue import ServerQueue, connect, differences, find, find_job, job_path, make_job
+from sweep.wandbqueue import Connection, ServerQueue, connect, differences, find, find_job, job_path, make_job
 from sweep.wandbqueue import create as make_queue
-from sweep.words import section_of
 
 
 def queue(args: Namespace) -> int:
     """The action that the first word names; `show` where it names none."""
-    action: Callable[[Namespace, Queue], int] = show
+    action: Callable[[Namespace, Settings], int] = show
     if args.overrides and args.overrides[0] in ACTIONS:
         action = ACTIONS[args.overrides.pop(0)]
     elif args.overrides and "=" not in args.overrides[0]:
         raise ConfigError(f"queue {args.overrides[0]}: there is no such action; allowed: {', '.join(ACTIONS)}")
-    return action(args, read_queue(section_of(compose_config(args.overrides, args.config_dir), "queue")))
+    return action(args, freeze(compose_config(args.overrides, args.config_dir), "queue", args.config_dir).settings)
 
 
-def launched(configured: Queue) -> LaunchQueue:
-    """The queue, where it is one of Launch.
+def launched(settings: Settings) -> tuple[LaunchQueue, Connection]:
+    """The queue, where it is one of Launch, and a connection for it.
 
     Raises:
-        ConfigError: it is not.
+        ConfigError: it is not; or what `connect` raises.
     """
-    if not isinstance(configured, LaunchQueue):
+    found = settings.queue
+    if not isinstance(found, LaunchQueue):
         raise ConfigError(
-            f"queue.kind={configured.kind} has nothing in W&B; choose one of Launch: queue=launch_local_process"
+            f"queue.kind={found.kind} has nothing in W&B; choose one of Launch: queue=launch_local_process"
         )
-    return configured
+    return found, connect(found, place(settings))
 
 
-def create(args: Namespace, configured: Queue) -> int:
-    wished = launched(configured)
-    connection = connect(wished)
+def create(args: Namespace, settings: Settings) -> int:
+    wished, connection = launched(settings)
     print(f"{connection.entity}/{wished.name}: {make_queue(connection, wished)}")
     return 0
 
 
-def show(args: Namespace, configured: Queue) -> int:
-    found = dataclasses.asdict(configured)
-    if not isinstance(configured, LaunchQueue):
+def show(args: Namespace, settings: Settings) -> int:
+    found = dataclasses.asdict(settings.queue)
+    if not isinstance(settings.queue, LaunchQueue):
         print(json.dumps({"configured": found}) if args.json else yaml.safe_dump(found, sort_keys=False), end="")
         return 0
-    connection = connect(configured)
-    server, job = find(connection, configured), job_path(connection, configured)
+    configured, connection = launched(settings)
+    server, job = find(connection, configured), job_path(connection, job_name(settings))
     version = find_job(connection, job) if not configured.docker_image or configured.job else configured.docker_image
     agents = find_agents(connection, configured.name) if server else []
     if args.json:
         seen = {
             "entity": connection.entity,
-            "project": connection.project,
+            "home": connection.home,
             "queue": dataclasses.asdict(server) if server else None,
             "differs": differences(server, configured) if server else [],
             "job": version,
@@ -100,16 +101,16 @@ def _queue_lines(
     ]
 
 
-def job(args: Namespace, configured: Queue) -> int:
-    wished = launched(configured)
-    path, version = make_job(connect(wished), wished)
-    print(f"{path}\n# {version}; a push takes it by queue.job={path}")
+def job(args: Namespace, settings: Settings) -> int:
+    wished, connection = launched(settings)
+    path = job_path(connection, job_name(settings))
+    version = make_job(connection, wished, path)
+    print(f"{path}\n# {version}")
     return 0
 
 
-def agent(args: Namespace, configured: Queue) -> int:
-    wished = launched(configured)
-    connection = connect(wished)
+def agent(args: Namespace, settings: Settings) -> int:
+    wished, connection = launched(settings)
     if args.kubernetes:
         print(cluster_text(wished, connection.entity, args.namespace, connection.url), end="")
         return 0
@@ -122,11 +123,11 @@ def agent(args: Namespace, configured: Queue) -> int:
     return 0
 
 
-def automate(args: Namespace, configured: Queue) -> int:
+def automate(args: Namespace, settings: Settings) -> int:
     wish = Wish(args.on, args.alias, args.collection, args.type, args.webhook, args.channel, args.called)
     if args.webhook is None and not args.slack:
         raise ConfigError("name what W&B shall do: --webhook NAME, or --slack")
-    print(make_automation(connect(launched(configured)), wish))
+    print(make_automation(launched(settings)[1], wish))
     return 0
 
 

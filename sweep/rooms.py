@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 
 from sweep.errors import ConfigError
 from sweep.settings import Settings, settings_from_json
-from trainer.room import Room, held, read_json, read_text, write_atomic
+from trainer.room import Room, append_line, held, read_json, read_text, write_atomic
 
 DEFAULT_ROOMS = "sweeps"
 CHANGEABLE = ("search", "queue")
@@ -113,6 +113,21 @@ def worker_log(room: Room, name: str) -> Path:
     """Where a worker's output is: its queue may say so."""
     job = read_json(room.worker(name).job)
     return Path(job["log"]) if isinstance(job, dict) and "log" in job else room.worker(name).log
+
+
+def mark_stopped(room: Room, run: str) -> None:
+    """Remember that W&B was asked to stop this run: no later attempt goes on in it, since the request may stand."""
+    with stopped_path(room).open("a") as file:
+        append_line(file, run)
+
+
+def stopped_runs(room: Room) -> set[str]:
+    """The W&B runs that were asked to stop."""
+    return set((read_text(stopped_path(room)) or "").split())
+
+
+def stopped_path(room: Room) -> Path:
+    return room.root / "stopped_runs"
 
 
 def journal_path(room: Room) -> Path:

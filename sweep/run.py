@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from sweep.errors import GiveUp, RetryLater
 from sweep.model import Assign, Cancel, Effect, Finish, Finished, JobState, Mode, StartWorkers, Stop, Tell, View
 from sweep.rooms import controller_lock, controller_whereabouts, load_settings, whereabouts
-from sweep.session import job_viewer, make_controller, open_study
+from sweep.session import job_viewer, open_controller, open_study
 from sweep.view import console, duration, live_view, number, params_text, waiting_text
 from trainer.contract import Report
 from trainer.room import Room, hold, read_text
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from sweep.nursery import Nursery
     from sweep.results import SweepReader
+    from sweep.strategy import Promotion
     from sweep.study import OptunaStudy
 
 REFRESH_SECONDS = 0.5
@@ -114,6 +115,9 @@ class Log:
         if self.view:
             self.view.refresh(self)
 
+    def promoted(self, promotion: Promotion) -> None:
+        self.say(f"trial {promotion.trial} is promoted: {promotion.reason}")
+
     def trouble(self, message: str) -> None:
         self.say(f"trouble, trying again: {message}")
 
@@ -174,9 +178,14 @@ def drive(room: Room, wish: Wish, nursery: Nursery, goes_on: bool = False) -> Fi
         study = open_study(room, settings)
         out = console()
         log = Log(study, settings.metric, echo=None if out.is_terminal else out)
-        controller = make_controller(room, settings, (study, nursery), log, wish)
+        parts = study, nursery
         try:
-            with closing(nursery), _signals(wish), _live(out, log, room, study):
+            with (
+                closing(nursery),
+                open_controller(room, settings, parts, log, wish) as controller,
+                _signals(wish),
+                _live(out, log, room, study),
+            ):
                 finish = controller.run()
                 if finish.how is Finished.DETACHED and second_thoughts(wish, log):
                     finish = controller.run()

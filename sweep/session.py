@@ -5,17 +5,30 @@ Invariant: what is expensive to import is imported when it is used.
 
 from __future__ import annotations
 
+import dataclasses
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sweep.errors import ConfigError
 from sweep.model import Job, Mode
-from sweep.queues import SlurmQueue
-from sweep.rooms import find_room, journal_path, load_settings, rooms_dir, save_settings
+from sweep.queues import LaunchQueue, SimulatedQueue, SlurmQueue
+from sweep.rooms import (
+    find_room,
+    journal_path,
+    load_settings,
+    mark_stopped,
+    rooms_dir,
+    save_settings,
+    stopped_runs,
+    whereabouts,
+)
 from sweep.settings import Settings
+from sweep.tracking import place, tracking_of
 from trainer.contract import TrialSpec
 from trainer.room import Room, write_atomic
 
@@ -23,10 +36,13 @@ if TYPE_CHECKING:
     from optuna.storages import BaseStorage
 
     from sweep.config import Composed
+    from sweep.dispatch.launch import LaunchDispatcher
     from sweep.dispatch.local import LocalDispatcher
     from sweep.dispatch.slurm import SlurmDispatcher
-    from sweep.loop import Controller, Listener
+    from sweep.loop import Controller, Listener, SpecFactory
     from sweep.nursery import Nursery
+    from sweep.ports import Channel, Dispatcher, Ports
+    from sweep.simulation import World
     from sweep.study import OptunaStudy, StudyConfig
 
 
@@ -46,7 +62,7 @@ def create_room(composed: Composed, trial_tokens: int) -> Room:
     Raises:
         ConfigError: a warm start does not fit.
     """
-    settings = replace(composed.settings, trial_tokens=trial_tokens, created=time.time())
+    settings = _with_entity(replace(composed.settings, trial_tokens=trial_tokens, created=time.time()))
     room = Room((rooms_dir() / settings.name).resolve())
     write_atomic(room.root / "recipe.yaml", composed.recipe_text)
     study = open_study(room, settings)
@@ -56,6 +72,15 @@ def create_room(composed: Composed, trial_tokens: int) -> Room:
         _import(study, settings, source)
     save_settings(room, settings)
     return room
+
+
+def _with_entity(settings: Settings) -> Settings:
+    """Where Launch is used, say whose the runs are: the key's owner's default may change, a sweep's may not."""
+    if not isinstance(settings.queue, LaunchQueue) or place(settings).entity:
+        return settings
+    from sweep.launchapi import default_entity
+
+    return replace(settings, wandb=replace(settings.wandb, entity=default_entity()))
 
 
 def study_config(settings: Settings) -> StudyConfig:
@@ -71,6 +96,8 @@ def study_config(settings: Settings) -> StudyConfig:
         sampler=lambda seed: build_sampler(settings, seed),
         pruner=build_pruner(settings),
         per_trial_seed=not keeps_one_seed(settings),
+        milestones=settings.reports_per_trial,
+        history=settings.search.history,
     )
 
 
@@ -107,7 +134,9 @@ def on_gpu(settings: Settings) -> bool:
     from sweep.dispatch.local import visible_gpus
 
     device = str(settings.torchtune.get("device"))
-    if isinstance(settings.queue, SlurmQueue):
+    if isinstance(settings.queue, SimulatedQueue):
+        return False
+    if isinstance(settings.queue, SlurmQueue | LaunchQueue):
         return device.startswith("cuda")
     if device.startswith("cuda") and not visible_gpus():
         raise ConfigError(
@@ -117,12 +146,15 @@ def on_gpu(settings: Settings) -> bool:
     return device.startswith("cuda")
 
 
-def make_dispatcher(
-    room: Room, settings: Settings, nursery: Nursery | None = None
-) -> LocalDispatcher | SlurmDispatcher:
+def make_dispatcher(room: Room, settings: Settings, nursery: Nursery | None = None) -> Dispatcher:
     """The dispatcher of the configured queue; without a nursery the local one starts each worker by itself."""
-    if isinstance(settings.queue, SlurmQueue):
-        return _slurm_dispatcher(room, settings, settings.queue)
+    match settings.queue:
+        case SimulatedQueue():
+            return simulated_world_of(room, settings)[1]
+        case SlurmQueue() as queue:
+            return _slurm_dispatcher(room, settings, queue)
+        case LaunchQueue() as queue:
+            return _launch_dispatcher(room, settings, queue)
     return _local_dispatcher(room, settings, nursery)
 
 
@@ -160,14 +192,59 @@ def _slurm_dispatcher(room: Room, settings: Settings, queue: SlurmQueue, reads: 
     return SlurmDispatcher(room, submission, queue.query_seconds, reads)
 
 
+def _launch_dispatcher(room: Room, settings: Settings, queue: LaunchQueue, reads: bool = False) -> LaunchDispatcher:
+    from sweep import launchjobs
+    from sweep.dispatch.launch import LaunchDispatcher
+    from sweep.launchapi import Runs, make_api
+
+    api = make_api(queue, place(settings), launchjobs.job_name(settings))
+    return LaunchDispatcher(
+        room=room,
+        queue=queue,
+        api=api,
+        runs=Runs(api, queue.query_seconds),
+        payload=lambda worker, specs: launchjobs.payload(settings, room, worker, specs, on_gpu(settings)),
+        run_of=lambda worker, specs: launchjobs.run_of(settings, worker, specs),
+        stopping=partial(mark_stopped, room),
+        reads=reads,
+    )
+
+
+@contextmanager
+def open_channel(room: Room, settings: Settings, dispatcher: Dispatcher) -> Iterator[Channel]:
+    """How a sweep's reports and stops travel, as its queue has it; where a store carries them, its lease is held.
+
+    Raises:
+        RetryLater: the store does not answer, or another controller holds the sweep there.
+    """
+    from sweep.channel import RoomChannel
+    from sweep.dispatch.launch import LaunchDispatcher
+
+    if settings.store_url is not None:
+        from sweep.mirrored import mirrored
+
+        with mirrored(room, settings.store_url, whereabouts()) as channel:
+            yield channel
+    elif isinstance(dispatcher, LaunchDispatcher) and dispatcher.queue.channel == "wandb":
+        from sweep.wandbchannel import WandbChannel
+
+        yield WandbChannel(room, RoomChannel(room), dispatcher.api, dispatcher.runs, dispatcher.stopping)
+    else:
+        yield RoomChannel(room)
+
+
 def job_viewer(room: Room, settings: Settings) -> Callable[[], Mapping[str, Job]]:
     """What the queue says of the workers' jobs, for somebody who only looks; it never fails."""
     from sweep.dispatch.local import LocalDispatcher
 
     queue = settings.queue
-    dispatcher: LocalDispatcher | SlurmDispatcher
+    dispatcher: Dispatcher
+    if isinstance(queue, SimulatedQueue):
+        return simulated_world_of(room, settings)[1].poll
     if isinstance(queue, SlurmQueue):
         dispatcher = _slurm_dispatcher(room, settings, queue, reads=True)
+    elif isinstance(queue, LaunchQueue):
+        dispatcher = _launch_dispatcher(room, settings, queue, reads=True)
     else:
         dispatcher = LocalDispatcher(room, (), 1)
     return dispatcher.poll
@@ -177,45 +254,126 @@ def make_nursery(settings: Settings) -> Nursery:
     """Processes that import torch while the data are counted; none is started yet."""
     from sweep.nursery import Nursery
 
-    if isinstance(settings.queue, SlurmQueue) or not on_gpu(settings):
+    if isinstance(settings.queue, SlurmQueue | LaunchQueue) or not on_gpu(settings):
         return Nursery(env=settings.queue.worker_env)
     dispatcher = _local_dispatcher(Room(Path()), settings, None)
     return Nursery([dispatcher.own_env(place) for place in range(worker_count(settings))])
 
 
-def make_controller(
+def simulated_world_of(room: Room, settings: Settings) -> tuple[World, Dispatcher]:
+    """The world of a room whose queue is simulated, and its dispatcher."""
+    from sweep.dispatch.simulated import SimulatedDispatcher, world_of
+
+    world = world_of(room, lambda: make_world(settings))
+    return world, SimulatedDispatcher(world)
+
+
+def make_world(settings: Settings) -> World:
+    """A new world of simulated workers, as the queue's section describes it."""
+    from sweep.simulation import Fates, World
+    from sweep.tables import load_table
+
+    queue = settings.queue
+    assert isinstance(queue, SimulatedQueue)
+    fates = Fates(**{f.name: getattr(queue, f.name) for f in dataclasses.fields(Fates)})
+    return World(load_table(queue.table, queue.columns), fates, int(queue.slots), queue.seed)
+
+
+@contextmanager
+def open_controller(
     room: Room,
     settings: Settings,
     parts: tuple[OptunaStudy, Nursery],
     listener: Listener,
     mode: Callable[[], Mode],
-) -> Controller:
-    """A controller over the real world, from its study and nursery; the caller holds the room's lock."""
-    from sweep.channel import RoomChannel
-    from sweep.loop import Controller, Ports
+) -> Iterator[Controller]:
+    """A controller over the real world, from its study and nursery; the caller holds the room's lock.
 
+    Raises:
+        RetryLater: see `open_channel`.
+    """
     study, nursery = parts
+    if isinstance(settings.queue, SimulatedQueue):
+        yield _controller(room, settings, _simulated_ports(room, settings, study), study, (listener, mode))
+        return
+    from sweep.ports import Ports
+
+    dispatcher = make_dispatcher(room, settings, nursery)
+    with open_channel(room, settings, dispatcher) as channel:
+        ports = Ports(study, channel, dispatcher, WallClock())
+        yield _controller(room, settings, ports, study, (listener, mode))
+
+
+def _controller(
+    room: Room, settings: Settings, ports: Ports, study: OptunaStudy, person: tuple[Listener, Callable[[], Mode]]
+) -> Controller:
+    from sweep.loop import Controller
+
+    listener, mode = person
     workers = worker_count(settings)
-    ports = Ports(study, RoomChannel(room), make_dispatcher(room, settings, nursery), WallClock())
+    created = 0.0 if isinstance(settings.queue, SimulatedQueue) else settings.created
     return Controller(
         ports=ports,
         limits=settings.limits(workers),
-        spec=lambda trial, attempt, worker: trial_spec(settings, study.params(trial), (trial, attempt, worker)),
+        spec=spec_maker(settings, study.params, partial(stopped_runs, room)),
         listener=listener,
         mode=mode,
-        created=settings.created,
+        created=created,
         poll_seconds=settings.queue.poll_seconds,
     )
 
 
-def trial_spec(settings: Settings, params: Any, identity: tuple[int, int, str]) -> TrialSpec:
-    """The specification of an attempt (trial, attempt, worker)."""
+def _simulated_ports(room: Room, settings: Settings, study: OptunaStudy) -> Ports:
+    from sweep.dispatch.simulated import simulated_ports
+
+    queue = settings.queue
+    assert isinstance(queue, SimulatedQueue)
+    world, _ = simulated_world_of(room, settings)
+    return simulated_ports(world, study, queue.look_seconds, queue.charge)
+
+
+def spec_maker(
+    settings: Settings,
+    params: Callable[[int], Mapping[str, Any]],
+    stopped: Callable[[], Collection[str]] = tuple,
+) -> SpecFactory:
+    """What builds specifications: a torchtune configuration, or what a simulated worker looks up in its table.
+
+    Args:
+        stopped: the W&B runs that no attempt goes on in.
+    """
+    queue = settings.queue
+    if not isinstance(queue, SimulatedQueue):
+        return lambda trial, attempt, worker: trial_spec(settings, params(trial), (trial, attempt, worker), stopped())
+    from sweep.recipe import value_at
+    from sweep.tables import load_table
+
+    keys = load_table(queue.table, queue.columns).grid
+    base = {key: value_at(settings.torchtune, key) for key in keys if key not in settings.space}
+
+    def spec(trial: int, attempt: int, worker: str) -> TrialSpec:
+        config = {**base, **params(trial)}
+        tokens, every = settings.milestone_tokens, settings.trial.checkpoint_every
+        return TrialSpec(settings.name, trial, attempt, worker, config, tokens, every)
+
+    return spec
+
+
+def trial_spec(
+    settings: Settings, params: Any, identity: tuple[int, int, str], stopped: Collection[str] = ()
+) -> TrialSpec:
+    """The specification of an attempt (trial, attempt, worker).
+
+    Args:
+        stopped: see `spec_maker`.
+    """
     from sweep.recipe import resolve
 
     trial, attempt, worker = identity
     config = resolve(settings.torchtune, params, settings.derive)
     if config.get("seed") is None:
         config["seed"] = settings.search.seed  # torchtune would draw one, and the trial could not be repeated
+    tracking = tracking_of(settings, trial, config, stopped)
     return TrialSpec(
         sweep=settings.name,
         trial=trial,
@@ -226,6 +384,8 @@ def trial_spec(settings: Settings, params: Any, identity: tuple[int, int, str]) 
         checkpoint_every=settings.trial.checkpoint_every,
         guard=settings.guard,
         components=tuple(settings.recipe.components),
+        adapter_every=1 if tracking and settings.wandb.artifacts == "milestones" else 0,
+        tracking=tracking,
     )
 
 

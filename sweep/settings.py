@@ -55,7 +55,11 @@ class Recipe:
 
 @dataclass
 class Search:
-    """The budget, and what is allowed to go wrong. null: no limit."""
+    """The budget, and what is allowed to go wrong. null: no limit.
+
+    Args:
+        history: ended trials that a TPE sampler looks at, the best and the newest.
+    """
 
     trials: int | None = 24
     tokens: int | None = None
@@ -64,6 +68,7 @@ class Search:
     seed: int = 0
     max_attempts: int = 3
     max_failure_share: float = 0.5
+    history: int | None = 1000
 
 
 @dataclass
@@ -96,6 +101,31 @@ class Trial:
     equal_data: bool = True
     loss_ratio: float = 2.0
     grad_norm_ratio: float = 1000.0
+
+
+@dataclass
+class Wandb:
+    """What W&B is told.
+
+    Args:
+        mode: online, offline or disabled; null: as the recipe's own `metric_logger` says.
+        project, entity, group: null: as the recipe's WandBLogger says; else `sweep`, the key's own, the sweep's name.
+        init: further arguments of `wandb.init`.
+        artifacts: end: the adapter of a complete trial; milestones: also at every milestone; none.
+        registry: the collection to which the best adapter is linked.
+        hook: a function of a step whose numbers are logged too; its prefix must be in `recipe.components`.
+    """
+
+    mode: str | None = None
+    project: str | None = None
+    entity: str | None = None
+    group: str | None = None
+    job_type: str = "trial"
+    tags: list[str] = field(default_factory=list)
+    init: dict[str, Any] = field(default_factory=dict)
+    artifacts: str = "end"
+    registry: str | None = None
+    hook: str | None = None
 
 
 @dataclass
@@ -137,6 +167,7 @@ class Settings:
     search: Search
     trial: Trial
     warm_start: WarmStart
+    wandb: Wandb = field(default_factory=Wandb)
     storage: str | None = None
     trial_tokens: int = 0
     created: float = 0.0
@@ -156,6 +187,21 @@ class Settings:
     def milestone_tokens(self) -> int:
         """Label tokens between two reports."""
         return self.objective.milestone_tokens or max(1, self.trial_tokens // self.objective.milestones)
+
+    @property
+    def reports_per_trial(self) -> int:
+        """Reports of a trial that runs to its end; the last lies there."""
+        if not self.trial_tokens:
+            return self.objective.milestones
+        return max(1, round(self.trial_tokens / self.milestone_tokens))
+
+    @property
+    def store_url(self) -> str | None:
+        """The object store that carries the room between controller and jobs; None where they share it."""
+        queue = self.queue
+        if isinstance(queue, LaunchQueue) and queue.channel == "room" and queue.room and "://" in queue.room:
+            return f"{queue.room.rstrip('/')}/{self.name}"
+        return None
 
     @property
     def guard(self) -> Guard:
@@ -189,6 +235,7 @@ SECTIONS: dict[str, type] = {
     "search": Search,
     "trial": Trial,
     "warm_start": WarmStart,
+    "wandb": Wandb,
 }
 
 
@@ -202,7 +249,8 @@ def settings_from_json(raw: Mapping[str, Any], where: str) -> Settings:
         raise ConfigError(f"{where} has schema version {raw.get('v')}; this program reads {SCHEMA_VERSION}")
     values = {k: v for k, v in raw.items() if k != "v"}
     for name, kind in SECTIONS.items():
-        values[name] = read_section(kind, values.get(name), name)
+        if name != "wandb" or name in values:  # sweeps that were frozen before there was one
+            values[name] = read_section(kind, values.get(name), name)
     values["queue"] = read_queue(values.get("queue"))
     try:
         return Settings(**values)
@@ -263,12 +311,15 @@ def read_section(kind: type[T], raw: Any, where: str) -> T:
 
 
 _POSITIVE = (lambda value: value > 0, "above 0")
+_NOT_BELOW_ZERO = (lambda value: value >= 0, "0 or more")
+_SHARE = (lambda value: 0 <= value <= 1, "between 0 and 1")
 _AT_LEAST_ONE = (lambda value: value >= 1, "at least 1")
 _RANGES: dict[tuple[str, str], tuple[Any, str]] = {
     ("search", "trials"): _AT_LEAST_ONE,
     ("search", "tokens"): _AT_LEAST_ONE,
     ("search", "seconds"): _POSITIVE,
     ("search", "max_attempts"): _AT_LEAST_ONE,
+    ("search", "history"): (lambda value: value >= 50, "50 or more"),
     ("search", "max_failure_share"): (lambda value: 0 <= value <= 1, "between 0 and 1"),
     ("objective", "milestones"): _AT_LEAST_ONE,
     ("objective", "milestone_tokens"): _AT_LEAST_ONE,
@@ -276,6 +327,8 @@ _RANGES: dict[tuple[str, str], tuple[Any, str]] = {
     ("trial", "checkpoint_every"): (lambda value: value >= 0, "0 or more"),
     ("trial", "loss_ratio"): (lambda value: value > 1, "above 1 (inf switches it off)"),
     ("trial", "grad_norm_ratio"): (lambda value: value > 1, "above 1 (inf switches it off)"),
+    ("wandb", "mode"): (lambda value: value in ("online", "offline", "disabled"), "online, offline, disabled or null"),
+    ("wandb", "artifacts"): (lambda value: value in ("end", "milestones", "none"), "end, milestones or none"),
     ("queue", "timeout_min"): _AT_LEAST_ONE,
     ("queue", "cpus_per_task"): _AT_LEAST_ONE,
     ("queue", "gpus_per_node"): (lambda value: value >= 0, "0 or more"),
@@ -304,4 +357,12 @@ _RANGES: dict[tuple[str, str], tuple[Any, str]] = {
     ("queue", "priority"): (lambda value: 0 <= value <= 3, "0 (critical), 1 (high), 2 (medium) or 3 (low)"),
     ("queue", "max_jobs"): (lambda value: value >= 1 or value == -1, "at least 1, or -1 for no limit"),
     ("queue", "pending_seconds"): _POSITIVE,
+    ("queue", "trial_seconds"): _POSITIVE,
+    ("queue", "straggler_factor"): _POSITIVE,
+    ("queue", "look_seconds"): _POSITIVE,
+    **{
+        ("queue", key): _NOT_BELOW_ZERO
+        for key in ("slot_cost", "startup_seconds", "startup_spread", "wait_seconds", "speed_spread", "stop_seconds")
+    },
+    **{("queue", key): _SHARE for key in ("stragglers", "crashes", "preemptions")},
 }

@@ -67,7 +67,7 @@ def automate(connection: Connection, wish: Wish) -> str:
     api = connection.api
     with asking(connection.url):
         event, action = _event(connection, wish), _action(connection, wish)
-        found = next(iter(api.automations(entity=connection.entity, name=wish.called)), None)
+        found = next(iter(api.automations(entity=connection.home.partition("/")[0], name=wish.called)), None)
         text = "made by `sweep queue automate`"
         if found is None:
             api.create_automation(event >> action, name=wish.called, description=text, enabled=True)
@@ -89,8 +89,9 @@ def _event(connection: Connection, wish: Wish) -> Any:
 def _scope(connection: Connection, wish: Wish) -> Any:
     api = connection.api
     if wish.collection is None:
-        return api.project(connection.project, entity=connection.entity)
-    path = wish.collection if "/" in wish.collection else f"{connection.entity}/{connection.project}/{wish.collection}"
+        entity, _, project = connection.home.partition("/")
+        return api.project(project, entity=entity)
+    path = wish.collection if "/" in wish.collection else f"{connection.home}/{wish.collection}"
     if not api.artifact_collection_exists(path, wish.kind):
         raise ConfigError(
             f"--collection={wish.collection}: W&B has no collection {path} of type {wish.kind}; it begins with the "
@@ -102,7 +103,7 @@ def _scope(connection: Connection, wish: Wish) -> Any:
 def _action(connection: Connection, wish: Wish) -> Any:
     from wandb.automations import SendNotification, SendWebhook
 
-    api, entity = connection.api, connection.entity
+    api, entity = connection.api, connection.home.partition("/")[0]
     if wish.webhook is not None:
         hooks = {str(one.name): one for one in api.webhook_integrations(entity=entity)}
         hook = _named(hooks, wish.webhook, "webhook", entity)

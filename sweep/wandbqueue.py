@@ -24,10 +24,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from sweep.errors import ConfigError, RetryLater, SweepError
-from sweep.queues import LaunchQueue
+from sweep.queues import LaunchQueue, Place
 from sweep.resources import trainer_dir
 
-PROJECT = "sweep"  # where runs and the job go when nobody says
 QUEUES_PROJECT = "model-registry"  # the project in which W&B's client makes and looks up queues
 ENTRY_POINT = "python -m trainer.launched"
 JOB_SECONDS = 300.0
@@ -61,12 +60,17 @@ class ServerQueue:
 
 @dataclass(frozen=True)
 class Connection:
-    """A client that W&B has let in, and whose queue is meant."""
+    """A client that W&B has let in.
+
+    Args:
+        entity: who owns the queue.
+        home: where runs and the job artifact are, `entity/project`.
+    """
 
     api: Any
     url: str
     entity: str
-    project: str
+    home: str
 
     @property
     def teams(self) -> list[str]:
@@ -76,11 +80,8 @@ class Connection:
             return sorted({viewer.entity, viewer.username, *viewer.teams} - {None})
 
 
-def connect(queue: LaunchQueue, project: str | None = None) -> Connection:
+def connect(queue: LaunchQueue, place: Place) -> Connection:
     """A connection to the W&B of this machine's settings, as the user of its key.
-
-    Args:
-        project: where runs go when the queue says nothing.
 
     Raises:
         ConfigError: no key, one that W&B does not take, or no entity.
@@ -91,11 +92,10 @@ def connect(queue: LaunchQueue, project: str | None = None) -> Connection:
     url = str(os.environ.get("WANDB_BASE_URL") or wandb.Settings().base_url).rstrip("/")
     with asking(url):
         api = wandb.Api()
-        entity = queue.entity or api.settings["entity"] or api.default_entity
-    if not entity:
-        raise ConfigError(f"W&B at {url} names no default entity for this key; set queue.entity to your user or team")
-    found = queue.project or project or api.settings["project"] or PROJECT
-    return Connection(api, url, str(entity), str(found))
+        runs = place.entity or api.settings["entity"] or api.default_entity
+    if not runs:
+        raise ConfigError(f"W&B at {url} names no default entity for this key; set wandb.entity to your user or team")
+    return Connection(api, url, str(queue.entity or runs), f"{runs}/{place.project}")
 
 
 @contextmanager
@@ -229,10 +229,10 @@ def check_entity(connection: Connection) -> None:
 # --- the job artifact ---------------------------------------------------------------------------------------------
 
 
-def job_path(connection: Connection, queue: LaunchQueue) -> str:
-    """The job that a push takes: the configured one, else the one that `make_job` makes."""
-    name = "sweep-trainer-image" if queue.docker_image else "sweep-trainer"
-    return queue.job or f"{connection.entity}/{connection.project}/{name}:latest"
+def job_path(connection: Connection, job: str) -> str:
+    """A job as W&B finds it, `entity/project/name:alias`, where the configuration leaves the entity to the key."""
+    name = job.rpartition("/")[2]
+    return job if job.count("/") == 2 else f"{connection.home}/{name}"
 
 
 def find_job(connection: Connection, path: str) -> str | None:
@@ -244,11 +244,14 @@ def find_job(connection: Connection, path: str) -> str | None:
         return f"{artifact.name.partition(':')[0]}:{artifact.version}"
 
 
-def make_job(connection: Connection, queue: LaunchQueue) -> tuple[str, str]:
+def make_job(connection: Connection, queue: LaunchQueue, path: str) -> str:
     """Build the job artifact: of the trainer's code, or of the configured image; unchanged code makes no new version.
 
+    Args:
+        path: the job's, as `job_path` gives it.
+
     Returns:
-        The job's path for `queue.job`, and its version.
+        Its version, `name:vN`.
 
     Raises:
         ConfigError: a resource that needs an image has none configured.
@@ -259,19 +262,18 @@ def make_job(connection: Connection, queue: LaunchQueue) -> tuple[str, str]:
             f"queue.resource={queue.resource} runs images; build one from launch_queues/Dockerfile, push it, and set "
             "queue.docker_image to its name"
         )
-    path = job_path(connection, LaunchQueue(docker_image=queue.docker_image))
-    name = path.rpartition("/")[2].partition(":")[0]
+    home, _, name = path.partition(":")[0].rpartition("/")
     with tempfile.TemporaryDirectory(prefix="sweep-job-") as folder:
         if queue.docker_image:
             words = ["image", queue.docker_image]
         else:
             stage_code(Path(folder))
             words = ["code", folder, "-E", ENTRY_POINT]
-        said = _wandb(connection, ["job", "create", *words, "-n", name])
+        said = _wandb(["job", "create", *words, "-n", name], home)
     version = find_job(connection, path)
     if version is None:
         raise SweepError(f"W&B made no job: {said}")
-    return path, version
+    return version
 
 
 def stage_code(folder: Path) -> None:
@@ -289,11 +291,12 @@ def requirements() -> list[str]:
     return [line for line in found if "extra ==" not in line]
 
 
-def _wandb(connection: Connection, words: list[str]) -> str:
+def _wandb(words: list[str], home: str) -> str:
     """Run wandb's command line beside us: it starts a run, whose service must not become ours. What it said last."""
     environment = {key: value for key, value in os.environ.items() if key != "WANDB_SERVICE"}
     environment |= {"WANDB_SILENT": "false", "WANDB_CONSOLE": "off"}
-    line = [sys.executable, "-m", "wandb", *words, "-e", connection.entity, "-p", connection.project]
+    entity, _, project = home.partition("/")
+    line = [sys.executable, "-m", "wandb", *words, "-e", entity, "-p", project]
     try:
         done = subprocess.run(
             line, env=environment, capture_output=True, text=True, timeout=JOB_SECONDS, check=False, cwd="/"

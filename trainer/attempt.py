@@ -138,11 +138,19 @@ class Attempt:
             self.reporter.report(report)
         if diverged := self._guard.at_milestone(report.loss, report.val_loss):
             return self._outcome(OutcomeKind.DIVERGED, diverged)
-        every = self.spec.checkpoint_every
-        if every and report.milestone % every == 0 and not report.final:
-            self._save(recipe)  # after the report: a crash in between repeats the report, and loses none
+        if not report.final:
+            self._keep(recipe, report)
         self._lap = time.perf_counter(), batch.tokens
         return None
+
+    def _keep(self, recipe: LoraRecipe, report: Report) -> None:
+        """What is written at a milestone, after its report: a crash in between repeats the report, and loses none."""
+        every, adapters = self.spec.checkpoint_every, self.spec.adapter_every
+        if every and report.milestone % every == 0:
+            self._save(recipe)
+        if adapters and report.milestone % adapters == 0:
+            recipe.save_adapter(self.dir.adapter)
+            self.reporter.adapter(self.dir.adapter)
 
     def _obey(self, recipe: LoraRecipe) -> Outcome | None:
         stop = self.should_stop() if recipe.position < recipe.total else None
@@ -171,6 +179,7 @@ class Attempt:
     def _completed(self, recipe: LoraRecipe) -> Outcome:
         if not recipe.save_adapter(self.dir.adapter):
             self._notes.append("torchtune has no PEFT form for this model: the adapter is in its own format")
+        self.reporter.adapter(self.dir.adapter)
         if self.spec.checkpoint_every:
             self._save(recipe)
         return self._outcome(OutcomeKind.COMPLETED, adapter=self.dir.adapter.name)

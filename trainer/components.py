@@ -45,19 +45,24 @@ def check_components(config: Any, extra: Sequence[str] = ()) -> None:
     Raises:
         ComponentError: with the key, its value and the allowed prefixes, or the part that leads elsewhere.
     """
-    allowed = (*ALLOWED, *extra)
     for key, path in components(config):
-        prefix = max(filter(path.startswith, allowed), key=len, default=None)
-        if prefix is None:
-            raise ComponentError(
-                f"{key}={path} is not among the allowed components ({', '.join(allowed)}); "
-                "add its prefix to recipe.components if you trust it"
-            )
-        if hidden := [part for part in path.removeprefix(prefix).split(".") if part[:1] == "_" or part in PACKAGES]:
-            raise ComponentError(
-                f"{key}={path} leads through {hidden[0]}, which is private or another package; "
-                "name the component by its public path, or add this path to recipe.components if you trust it"
-            )
+        check_path(key, path, extra)
+
+
+def check_path(key: str, path: str, extra: Sequence[str] = ()) -> None:
+    """Refuse one dotted path outside the allow-list; see `check_components`."""
+    allowed = (*ALLOWED, *extra)
+    prefix = max(filter(path.startswith, allowed), key=len, default=None)
+    if prefix is None:
+        raise ComponentError(
+            f"{key}={path} is not among the allowed components ({', '.join(allowed)}); "
+            "add its prefix to recipe.components if you trust it"
+        )
+    if hidden := [part for part in path.removeprefix(prefix).split(".") if part[:1] == "_" or part in PACKAGES]:
+        raise ComponentError(
+            f"{key}={path} leads through {hidden[0]}, which is private or another package; "
+            "name the component by its public path, or add this path to recipe.components if you trust it"
+        )
 
 
 def current_path(path: str) -> str:

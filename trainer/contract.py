@@ -19,6 +19,12 @@ from typing import Any, TypeVar
 # its run would never end.
 DROPPED_ENV = ("WANDB_SERVICE",)
 SCHEMA_VERSION = 1
+# Where W&B is all that controller and jobs share: a job in its run's configuration, reports and outcome in a trial's
+# summary (both say of which attempt), and why a run was asked to stop as the rest of a tag.
+JOB_KEY = "sweep_job"
+REPORTS_KEY = "sweep/reports"
+OUTCOME_KEY = "sweep/outcome"
+STOP_TAG = "stop:"
 
 T = TypeVar("T")
 
@@ -37,16 +43,17 @@ class OutcomeKind(StrEnum):
 
 
 class StopCause(StrEnum):
-    """Why a running attempt was asked to stop. The last two keep the trial open: it goes on from its checkpoint."""
+    """Why a running attempt was asked to stop. The last three keep the trial open: it goes on from its checkpoint."""
 
     PRUNED = "pruned"
     CANCELLED = "cancelled"
     INTERRUPTED = "interrupted"
     PREEMPTED = "preempted"
+    PAUSED = "paused"
 
     @property
     def resumable(self) -> bool:
-        return self in (StopCause.INTERRUPTED, StopCause.PREEMPTED)
+        return self in (StopCause.INTERRUPTED, StopCause.PREEMPTED, StopCause.PAUSED)
 
 
 class FailureKind(StrEnum):
@@ -73,6 +80,30 @@ class Guard:
 
 
 @dataclass(frozen=True, slots=True)
+class Tracking:
+    """A trial's run in W&B; attempts of one trial go on in the same run.
+
+    Args:
+        run: its id.
+        mode: online or offline.
+        init: arguments of `wandb.init`; `settings` maps fields of `wandb.Settings`.
+        adapter: the name of the artifact that the adapter becomes a version of; empty: it is not uploaded.
+        inputs: artifacts by reference that the adapter is made of: name to `type` and `uri`.
+        hook: a function `(Step) -> Mapping[str, float]` whose numbers are logged too; empty: none.
+        checkpoint: the artifact that carries an interrupted attempt's checkpoint to the next one, where W&B is all that
+            a job shares with the controller; empty: they share a room.
+    """
+
+    run: str
+    mode: str
+    init: Mapping[str, Any] = field(default_factory=dict)
+    adapter: str = ""
+    inputs: Mapping[str, Any] = field(default_factory=dict)
+    hook: str = ""
+    checkpoint: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class TrialSpec:
     """One attempt of a trial, as the controller asks for it.
 
@@ -80,6 +111,7 @@ class TrialSpec:
         config: the resolved torchtune configuration, plain JSON values only.
         milestone_tokens: label tokens between two reports.
         checkpoint_every: milestones between two checkpoints; 0 writes none.
+        adapter_every: milestones at which the adapter is written before the end; 0: none.
         components: prefixes beyond the built-in ones that `_component_` may name.
     """
 
@@ -92,6 +124,8 @@ class TrialSpec:
     checkpoint_every: int = 1
     guard: Guard = field(default_factory=Guard)
     components: tuple[str, ...] = ()
+    adapter_every: int = 0
+    tracking: Tracking | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,6 +281,7 @@ def _read(kind: str, value: Any) -> Any:
 _READERS: dict[str, Callable[[Any], Any]] = {
     "float": float,
     "Guard": lambda raw: from_plain(Guard, raw),
+    "Tracking": lambda raw: from_plain(Tracking, raw),
     "Mapping[str, Any]": _unpacked,
     "tuple[str, ...]": tuple,
     "OutcomeKind": OutcomeKind,

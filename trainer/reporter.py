@@ -6,9 +6,11 @@ Invariant: a reporter only receives; it never decides, and the recipe does not k
 from __future__ import annotations
 
 from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
-from trainer.contract import Report, Step, encode
+from trainer.contract import Outcome, Report, Step, encode
 from trainer.room import AttemptDir, append_line
 
 
@@ -21,8 +23,11 @@ class Reporter(Protocol):
     def report(self, report: Report) -> None:
         """Take one milestone's report."""
 
-    def close(self) -> None:
-        """Let go of files and connections; called once, however the attempt ended."""
+    def adapter(self, path: Path) -> None:
+        """Take the adapter as it is now: a directory that a later one may overwrite."""
+
+    def close(self, outcome: Outcome | None) -> None:
+        """Let go of files and connections; called once, with how the attempt ended where it did."""
 
 
 class RoomReporter:
@@ -43,8 +48,34 @@ class RoomReporter:
     def report(self, report: Report) -> None:
         append_line(self._reports, encode(report))
 
-    def close(self) -> None:
+    def adapter(self, path: Path) -> None:
+        pass  # it lies in the room
+
+    def close(self, outcome: Outcome | None) -> None:
         self._files.close()
+
+
+@dataclass(frozen=True, slots=True)
+class Reporters:
+    """Several reporters, told in order."""
+
+    each: tuple[Reporter, ...]
+
+    def step(self, step: Step) -> None:
+        for reporter in self.each:
+            reporter.step(step)
+
+    def report(self, report: Report) -> None:
+        for reporter in self.each:
+            reporter.report(report)
+
+    def adapter(self, path: Path) -> None:
+        for reporter in self.each:
+            reporter.adapter(path)
+
+    def close(self, outcome: Outcome | None) -> None:
+        for reporter in self.each:
+            reporter.close(outcome)
 
 
 class NoReporter:
@@ -56,5 +87,8 @@ class NoReporter:
     def report(self, report: Report) -> None:
         pass
 
-    def close(self) -> None:
+    def adapter(self, path: Path) -> None:
+        pass
+
+    def close(self, outcome: Outcome | None) -> None:
         pass

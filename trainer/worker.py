@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from types import FrameType
+from typing import TYPE_CHECKING
 
 from trainer.attempt import Attempt
 from trainer.base import Cache
@@ -29,8 +30,11 @@ from trainer.contract import (
     encode,
 )
 from trainer.crew import Crew, Task
-from trainer.reporter import RoomReporter
+from trainer.reporter import Reporters, RoomReporter
 from trainer.room import AttemptDir, Room, WorkerDir, hold, read_text, write_atomic
+
+if TYPE_CHECKING:
+    from trainer.tracking import Tracker
 
 POLL_SECONDS = 0.02
 STOP_POLL_SECONDS = 0.1
@@ -57,6 +61,7 @@ class Worker:
     _cache: Cache = field(default_factory=Cache)
     _told_to_end: str = ""
     _taken: set[tuple[int, int]] = field(default_factory=set)
+    _trackers: list[Tracker] = field(default_factory=list)
 
     @property
     def dir(self) -> WorkerDir:
@@ -75,6 +80,7 @@ class Worker:
             while (task := self._next()) is not None:  # it came too late: given back, and no lost attempt
                 stopped = Outcome(OutcomeKind.STOPPED, f"its worker ended: {reason}", cause=StopCause.PREEMPTED)
                 _end(self.room.attempt(*task), stopped)
+            self._wait_for_tracking()
         return reason
 
     def _serve(self) -> str:
@@ -125,14 +131,32 @@ class Worker:
             _end(attempt, Outcome(OutcomeKind.FAILED, str(error), failure=FailureKind.BAD_CONFIG))
             return
         print(f"trial {trial} attempt {number} starts", flush=True)
-        reporter = RoomReporter(attempt)
+        tracker = self._track(spec)
+        reporter = Reporters((RoomReporter(attempt), *([tracker] if tracker else [])))
+        should_stop = StopPoll(self, attempt, tracker)
 
         def end(outcome: Outcome) -> None:
-            reporter.close()
+            reporter.close(outcome)
             print(f"trial {trial} attempt {number} {outcome.kind}: {outcome.reason or 'done'}", flush=True)
             _end(attempt, outcome)
 
-        crew.add(Task(spec, lambda: Attempt(self.room, spec, self._cache, reporter, StopPoll(self, attempt)), end))
+        crew.add(Task(spec, lambda: Attempt(self.room, spec, self._cache, reporter, should_stop), end))
+
+    def _track(self, spec: TrialSpec) -> Tracker | None:
+        if spec.tracking is None:
+            return None
+        from trainer.tracking import Tracker
+
+        self._trackers = [tracker for tracker in self._trackers if not tracker.wait(0)]
+        tracker = Tracker(self.room, spec, spec.tracking)
+        self._trackers.append(tracker)
+        return tracker
+
+    def _wait_for_tracking(self) -> None:
+        began = time.monotonic()
+        behind = sum(not t.wait(max(0.0, began + t.patience - time.monotonic())) for t in self._trackers)
+        if behind:
+            print(f"W&B has not got all of {behind} attempts; `sweep sync` uploads the rest", flush=True)
 
     @property
     def told_to_end(self) -> str:
@@ -156,6 +180,7 @@ class StopPoll:
 
     worker: Worker
     attempt: AttemptDir
+    tracker: Tracker | None = None
     _looked: float = float("-inf")
 
     def __call__(self) -> tuple[StopCause, str] | None:
@@ -169,7 +194,7 @@ class StopPoll:
             return StopCause.CANCELLED, "a newer attempt has taken over"
         text = read_text(self.attempt.stop)
         if text is None:
-            return None
+            return self.tracker.asked_to_stop() if self.tracker is not None else None
         cause, _, reason = text.partition("\n")
         return StopCause(cause), reason
 

@@ -278,7 +278,7 @@ class Given:
             return (StopCause.PRUNED, "the benchmark stops it") if trial in self.stops else None
 
         def end(outcome: Outcome) -> None:
-            reporter.close()
+            reporter.close(outcome)
             self.ended[trial] = outcome
 
         self.crew.add(Task(spec, lambda: Attempt(self._room, spec, self._cache, reporter, stop), end))

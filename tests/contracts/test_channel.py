@@ -9,9 +9,12 @@ from pathlib import Path
 import pytest
 
 from sweep.channel import RoomChannel
+from sweep.mirror import ControllerMirror, pull_room
+from sweep.mirrored import Allowance, MirroredChannel
 from sweep.ports import Channel
 from trainer.contract import Outcome, OutcomeKind, Report, StopCause, TrialSpec, decode, encode
 from trainer.room import Room, append_line, read_text, write_atomic
+from trainer.store import open_store
 
 SPEC = TrialSpec("s", 3, 1, "w0001", {"model": {"lora_rank": 8}}, milestone_tokens=10)
 REPORT = Report(1, 2, 10, 0, 2.5, 1.0, 1e-3, 100.0, 0.5)
@@ -19,15 +22,28 @@ REPORT = Report(1, 2, 10, 0, 2.5, 1.0, 1e-3, 100.0, 0.5)
 Make = Callable[[Room], Channel]
 
 
-@pytest.fixture(params=[RoomChannel], ids=["room"])
-def make(request: pytest.FixtureRequest) -> Make:
-    made: Make = request.param
-    return made
+@pytest.fixture(params=["room", "mirrored"])
+def make(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Make:
+    """Over a directory that both share; and over a store of which each controller has a new copy.
+
+    That store is a directory, which looks like a room: so what these tests write and read there as a worker would is
+    what one with a copy of its own would put and find.
+    """
+
+    def mirrored(room: Room) -> MirroredChannel:
+        mirror = ControllerMirror(open_store(str(room.root)), Room(tmp_path_factory.mktemp("copy")))
+        pull_room(mirror.store, mirror.room)
+        mirror.start(continued=False)
+        return MirroredChannel(mirror, look=0.01, allowance=Allowance(1e9))
+
+    return mirrored if request.param == "mirrored" else RoomChannel
 
 
 @pytest.fixture
 def room(tmp_path: Path) -> Room:
-    return Room(tmp_path)
+    room = Room(tmp_path)
+    write_atomic(room.sweep, "{}")
+    return room
 
 
 def worker_reports(room: Room, report: Report, torn: bool = False) -> None:
@@ -116,7 +132,11 @@ def test_a_drain_and_a_beat_are_seen(make: Make, room: Room) -> None:
     seen = channel.observe([], ["w0001"])[1]["w0001"]
     assert (seen.draining, seen.beat) == (True, None)
     write_atomic(room.worker("w0001").beat, "7")
-    assert channel.observe([], ["w0001"])[1]["w0001"].beat == "7"
+    beat = channel.observe([], ["w0001"])[1]["w0001"].beat
+    assert beat is not None
+    assert channel.observe([], ["w0001"])[1]["w0001"].beat == beat
+    write_atomic(room.worker("w0001").beat, "8")
+    assert channel.observe([], ["w0001"])[1]["w0001"].beat not in (None, beat)
 
 
 def test_attempts_are_shown_in_order(make: Make, room: Room) -> None:

@@ -54,7 +54,7 @@ def run(room: Room, cache: Cache, wanted: TrialSpec, stop: Stops = lambda: None)
     try:
         return Attempt(room, wanted, cache, reporter, stop).run()
     finally:
-        reporter.close()
+        reporter.close(None)
 
 
 def stop_after(count: int, cause: StopCause) -> Stops:

@@ -42,7 +42,7 @@ class Hands:
 
         def end(outcome: Outcome) -> None:
             assert trial not in self.ended, "told once"
-            reporter.close()
+            reporter.close(outcome)
             self.ended[trial] = outcome
 
         self.crew.add(Task(spec, lambda: Attempt(self.room, spec, self.cache, reporter, stop), end))

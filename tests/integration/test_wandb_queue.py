@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +18,14 @@ import yaml
 from wandb.sdk.launch.agent.config import AgentConfig
 
 from sweep.cli import main
-from sweep.config import compose_config
-from sweep.errors import RetryLater
+from sweep.config import compose_config, freeze
+from sweep.errors import RetryLater, SweepError
 from sweep.launchagent import cluster_objects
 from sweep.launchdoctor import launch_looks
 from sweep.queues import LaunchQueue
-from sweep.settings import read_queue
+from sweep.settings import Settings
 from sweep.wandbagents import agents_field, agents_query
 from sweep.wandbqueue import asking, stage_code
-from sweep.words import section_of
 from tests.standin.model import Agent, Item, Queue
 from tests.standin.operations.introspection import LISTS_AGENTS, named
 from tests.standin.plugin import standin, wandb_here  # noqa: F401
@@ -51,8 +51,13 @@ def sweep(wandb_here: Any, standin: StandIn, capfd: pytest.CaptureFixture[str]) 
     return run
 
 
+@cache
+def settings_of(*words: str) -> Settings:
+    return freeze(compose_config(words), "test").settings
+
+
 def configured(*words: str) -> LaunchQueue:
-    queue = read_queue(section_of(compose_config(words), "queue"))
+    queue = settings_of(*words).queue
     assert isinstance(queue, LaunchQueue)
     return queue
 
@@ -97,7 +102,7 @@ def test_show_says_what_w_and_b_has(sweep: Sweep, standin: StandIn) -> None:  # 
     code, said, _ = sweep(LOCAL)
     assert code == 0
     assert "# team/sweep: absent; make it with `sweep queue create`" in said
-    assert "# job: team/sweep/sweep-trainer:latest is absent; make it with `sweep queue job`" in said
+    assert "# job: team/sweep/job-sweep:latest is absent; make it with `sweep queue job`" in said
     assert yaml.safe_load(said)["resource"] == "local-process"  # what W&B has stands in comments
 
     sweep("create", LOCAL)
@@ -118,7 +123,7 @@ def test_show_as_json(sweep: Sweep, standin: StandIn) -> None:  # noqa: F811
     found = json.loads(sweep("show", KUBERNETES, "--json")[1])
     assert found["configured"]["resource"] == "kubernetes"
     seen = found["wandb"]
-    assert (seen["entity"], seen["project"], seen["differs"]) == ("team", "sweep", [])
+    assert (seen["entity"], seen["home"], seen["differs"]) == ("team", "team/sweep", [])
     assert seen["queue"]["template"] == found["configured"]["template"]
     assert (seen["job"], seen["agents"]) == (None, [])
 
@@ -145,14 +150,11 @@ def test_an_action_that_does_not_exist(sweep: Sweep) -> None:
 
 @pytest.mark.slow
 def test_job_builds_the_trainers_code_once(sweep: Sweep, standin: StandIn) -> None:  # noqa: F811
-    code, said, _ = sweep("job", LOCAL, "queue.project=lora")
-    assert code == 0
-    assert said.splitlines()[0] == "team/lora/sweep-trainer:latest"
-    assert "sweep-trainer:v0" in said
-    assert "sweep-trainer:v0" in sweep("job", LOCAL, "queue.project=lora")[1]  # nothing has changed
-    assert "# job: sweep-trainer:v0" in sweep("show", LOCAL, "queue.project=lora")[1]
+    assert sweep("job", LOCAL, "wandb.project=lora")[:2] == (0, "team/lora/job-sweep:latest\n# job-sweep:v0\n")
+    assert "# job-sweep:v0" in sweep("job", LOCAL, "wandb.project=lora")[1]  # nothing has changed
+    assert "# job: job-sweep:v0" in sweep("show", LOCAL, "wandb.project=lora")[1]
     code, said, _ = sweep("job", "queue=launch_docker", "queue.docker_image=registry.example/trainer:1")
-    assert (code, said.splitlines()[0]) == (0, "team/sweep/sweep-trainer-image:latest")
+    assert (code, said) == (0, "team/sweep/job-sweep-docker:latest\n# job-sweep-docker:v0\n")
     assert standin.runs == {} or all(run.job_type == "cli_create_job" for run in standin.runs.values())
 
 
@@ -365,12 +367,8 @@ def test_a_server_that_is_down(sweep: Sweep, standin: StandIn) -> None:  # noqa:
 
 def doctor(*words: str) -> dict[str, str]:
     """What each look says, or `wrong: …`."""
-    from types import SimpleNamespace
-
-    from sweep.errors import SweepError
-
     found = {}
-    for name, look in launch_looks(SimpleNamespace(queue=configured(*words))):  # type: ignore[arg-type]
+    for name, look in launch_looks(settings_of(*words)):
         try:
             found[name] = look()
         except SweepError as error:
@@ -384,7 +382,7 @@ def test_doctor_says_what_is_missing_one_after_the_other(sweep: Sweep, standin: 
     assert found["W&B entity"] == "team"
     assert found["W&B queue"] == "wrong: there is no queue team/sweep; make it with `sweep queue create`"
     assert found["W&B agent"] == "wrong: could not be looked at: there is no queue"
-    assert found["W&B job"].startswith("wrong: there is no job team/sweep/sweep-trainer:latest; make it with")
+    assert found["W&B job"].startswith("wrong: there is no job team/sweep/job-sweep:latest; make it with")
 
     sweep("create", LOCAL)
     found = doctor(LOCAL)

@@ -32,6 +32,7 @@ from sweep.queues import Queue
 from sweep.recipe import resolve
 from sweep.resources import conf_dir, embedded_dir, launch_queues_dir
 from sweep.settings import METRICS, SECTIONS, Objective, Settings, read_queue, read_section, settings_from_json
+from tests.tables import write_table
 
 LLAMA = "recipe.config=llama3_2/1B_lora_single_device"
 GRID = "space.optimizer.lr=choice(1e-4, 1e-3)"
@@ -45,6 +46,7 @@ GROUPS = {path.name: shipped(path, path.name) for path in sorted(conf_dir().iter
 GROUPS["queue"] = shipped(launch_queues_dir(), "queue")
 # What a shipped option needs beside it.
 BESIDE = {
+    "queue=simulated": ["queue.table=ROOT/curves.npz"],
     "recipe=torchtune": [LLAMA],
     "sampler=grid": [GRID],
     "experiment=gsm8k_base1m": ["recipe.overrides.root=ROOT"],
@@ -55,7 +57,7 @@ BESIDE = {
 LENGTH = max(len(GROUPS[group]) for group in ("sampler", "pruner", "objective", "queue"))
 SIDES = [list(islice(cycle(GROUPS[group]), LENGTH)) for group in ("sampler", "pruner", "objective", "queue")]
 ROWS: list[tuple[str, ...]] = list(zip(*SIDES, strict=True))
-ROWS += [(word,) for group in ("recipe", "space", "experiment") for word in GROUPS[group]]
+ROWS += [(word,) for group in ("recipe", "space", "experiment", "wandb") for word in GROUPS[group]]
 
 pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
 
@@ -105,6 +107,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder: Path = tmp_path_factory.mktemp("bases")
     (folder / "base1m").mkdir()
     (folder / "base1m" / "lora_cpu.yaml").write_text((embedded_dir() / "lora_cpu.yaml").read_text())
+    write_table(folder / "curves.npz")
     return folder
 
 

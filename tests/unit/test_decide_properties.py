@@ -14,6 +14,7 @@ from sweep.model import (
     JobState,
     Limits,
     Mode,
+    Send,
     StartWorkers,
     Stop,
     StudyFacts,
@@ -148,7 +149,14 @@ def test_decisions_keep_the_controller_s_promises(view: View, limits: Limits, no
         new = [e for e in assigned if e.worker == name and not running[e.trial]]
         load = sum(1 for attempts in running.values() for a in attempts if a.worker == name)
         assert not new or load + len(new) <= (limits.slots if worker.slots is None else worker.slots)
-        assert not new or (worker.ready and not worker.draining)
+        takes = worker.ready or worker.job is JobState.PLANNED
+        assert not new or (takes and not worker.draining)
+
+    for effect in effects:
+        if isinstance(effect, Send):
+            assert live[effect.worker].job is JobState.PLANNED
+            assert view.mode is Mode.RUN
+            assert any(a.worker == effect.worker for attempts in running.values() for a in attempts)
 
     finishes = [index for index, effect in enumerate(effects) if isinstance(effect, Finish)]
     assert finishes in ([], [len(effects) - 1])

@@ -63,7 +63,9 @@ def test_the_base_is_pinned_to_a_version_that_the_program_runs_on() -> None:
 def test_it_installs_what_pyproject_names_and_nothing_else() -> None:
     lines = [shlex.split(words) for words in said("RUN") if "pip install" in words]
     packages = [word for line in lines for word in line if re.search(r"[<>=]=?\d", word)]
-    assert packages == pyproject()["project"]["dependencies"]
+    project = pyproject()["project"]
+    stores = project["optional-dependencies"]
+    assert packages == [*project["dependencies"], *stores["s3"], *stores["gs"]]
     own = lines[-1][: lines[-1].index("&&")]
     assert own == ["pip", "install", "--no-deps", "."]
 

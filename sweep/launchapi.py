@@ -1,0 +1,268 @@
+"""What the controller asks of W&B for a Launch queue: push, look, stop. The one importer of `wandb.sdk.launch`.
+
+Invariants: a method makes as many requests as its docstring says; the key stays in the client. Whatever the client
+raises becomes `RetryLater` (the network, 429, 5xx) or `GiveUp` (no such queue, no such job, no right to it). Nothing
+that the client remembers is believed: each look is made anew.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Protocol
+
+from sweep.errors import GiveUp, RetryLater
+from sweep.queues import LaunchQueue, Place
+from trainer.contract import STOP_TAG, StopCause
+
+# Runs a request returns at most.
+PAGE = 100
+# Without an answer for so long, a request is given up and made again later.
+TIMEOUT_SECONDS = 20
+# Answers of the server that no waiting changes.
+FINAL = ("401", "403", "404", "not found", "Not found", "permission", "Permission", "could not find")
+
+
+@dataclass(frozen=True, slots=True)
+class RunFacts:
+    """A run as W&B shows it.
+
+    Args:
+        state: running, finished, failed, crashed, killed, preempted, … in W&B's words.
+        heartbeat: when it was last heard of; only compared with an earlier one.
+        sweep: what the trial wrote about itself into the run's configuration: trial, attempt, worker.
+    """
+
+    id: str
+    state: str
+    heartbeat: str = ""
+    sweep: Mapping[str, Any] = field(default_factory=dict)
+    summary: Mapping[str, Any] = field(default_factory=dict)
+    tags: tuple[str, ...] = ()
+
+    @property
+    def ended(self) -> bool:
+        return self.state not in ("running", "pending", "preempting")
+
+
+@dataclass(frozen=True, slots=True)
+class Push:
+    """A job for the queue."""
+
+    run: str
+    name: str
+    config: Mapping[str, Any]
+
+
+class LaunchApi(Protocol):
+    """W&B as the dispatcher and the channel see it."""
+
+    def push(self, push: Push) -> str:
+        """Put a job on the queue; returns the id of its item."""
+
+    def item_state(self, item: str) -> str | None:
+        """pending, leased, claimed or failed; None where the queue does not know it. One request."""
+
+    def delete_item(self, item: str) -> None:
+        """Take a job off the queue; nothing where it is gone."""
+
+    def runs(self, ids: Sequence[str]) -> Mapping[str, RunFacts]:
+        """Those of these runs that exist. One request for a hundred runs."""
+
+    def stop(self, run: str, cause: StopCause) -> None:
+        """Ask a run to stop, with the reason as a tag; nothing where it is gone."""
+
+    def configure(self, run: str, values: Mapping[str, Any]) -> None:
+        """Change keys of a run's configuration."""
+
+    def steps(self, run: str) -> Iterator[Mapping[str, Any]]:
+        """The rows of a run's history that are optimizer steps, in order."""
+
+    def fetch_adapter(self, name: str, directory: str) -> None:
+        """Download an artifact, `name:alias`, into a directory."""
+
+
+@dataclass(slots=True)
+class Runs:
+    """The last look at a sweep's runs, shared by dispatcher and channel, so that one request serves both."""
+
+    api: LaunchApi
+    seconds: float
+    facts: dict[str, RunFacts] = field(default_factory=dict)
+    asked: float = float("-inf")
+    looked: frozenset[str] = frozenset()
+    _wanted: dict[str, Sequence[str]] = field(default_factory=dict)
+
+    def want(self, who: str, ids: Sequence[str]) -> None:
+        """From the next look on, see these runs too."""
+        self._wanted[who] = ids
+
+    def look(self) -> bool:
+        """Ask for all that is wanted, if it is time to; True where that was done."""
+        ids = list(dict.fromkeys(run for wanted in self._wanted.values() for run in wanted))
+        if not ids or time.monotonic() - self.asked < self.seconds:
+            return False
+        self.asked = time.monotonic()
+        self.facts = dict(self.api.runs(ids))
+        self.looked = frozenset(ids)
+        return True
+
+
+@dataclass(slots=True)
+class WandbLaunchApi:
+    """A `LaunchApi` through the W&B client."""
+
+    queue: LaunchQueue
+    place: Place
+    job: str
+    _api: Any = None
+    _seen: dict[str, Any] = field(default_factory=dict)
+
+    def push(self, push: Push) -> str:
+        from wandb.sdk.launch import launch_add
+
+        queue, place = self.queue, self.place
+        owner = {"queue_entity": queue.entity} if queue.entity else {}
+        item = _asked(
+            lambda: launch_add(
+                job=None if queue.docker_image else self.job,
+                docker_image=queue.docker_image,
+                config={**owner, "overrides": {"run_config": json.loads(json.dumps(push.config))}},
+                template_variables=queue.variables or None,
+                project=place.project,
+                entity=place.entity,
+                queue_name=queue.name,
+                resource=queue.resource,
+                resource_args=json.loads(json.dumps(queue.resource_args)) or None,
+                name=push.name,
+                project_queue=queue.project_queue,
+                run_id=push.run,
+                priority=queue.priority if queue.prioritization else None,
+            ),
+            f"the queue {queue.name}",
+        )
+        return str(item.id)
+
+    def item_state(self, item: str) -> str | None:
+        try:
+            return str(_asked(lambda: self._item(item).state, "a queue item"))
+        except GiveUp:
+            return None
+
+    def delete_item(self, item: str) -> None:
+        with contextlib.suppress(GiveUp):
+            _asked(lambda: self._item(item).delete(), "a queue item")
+
+    def runs(self, ids: Sequence[str]) -> Mapping[str, RunFacts]:
+        found: dict[str, RunFacts] = {}
+        for first in range(0, len(ids), PAGE):
+            names = list(ids[first : first + PAGE])
+            for run in _asked(partial(self._page, names), f"the project {self.place.path}"):
+                self._seen[run.id] = run
+                found[run.id] = _facts(run)
+        return found
+
+    def stop(self, run: str, cause: StopCause) -> None:
+        def ask() -> None:
+            found = self._run(run)
+            found.tags = [*(tag for tag in found.tags if not tag.startswith(STOP_TAG)), f"{STOP_TAG}{cause}"]
+            found.update()
+            found.stop()
+
+        with contextlib.suppress(GiveUp):
+            _asked(ask, f"the run {run}")
+
+    def configure(self, run: str, values: Mapping[str, Any]) -> None:
+        def change() -> None:
+            found = self._client().run(f"{self.place.path}/{run}")
+            found.load(force=True)
+            found.config.update(values)
+            found.update()
+
+        _asked(change, f"the run {run}")
+
+    def steps(self, run: str) -> Iterator[Mapping[str, Any]]:
+        keys = ["global_step", "tokens", "loss", "grad_norm", "lr"]
+        rows = _asked(lambda: list(self._run(run).scan_history(keys=keys)), f"the history of {run}")
+        yield from rows
+
+    def fetch_adapter(self, name: str, directory: str) -> None:
+        def fetch() -> None:
+            self._client().artifact(f"{self.place.path}/{name}", type="model").download(root=directory)
+
+        _asked(fetch, f"the artifact {name}")
+
+    # --- the client ----------------------------------------------------------------------------------------------
+
+    def _client(self) -> Any:
+        if self._api is None:
+            import wandb
+
+            self._api = wandb.Api(timeout=TIMEOUT_SECONDS)
+        return self._api
+
+    def _page(self, names: list[str]) -> list[Any]:
+        client = self._client()
+        client.flush()  # it would answer from memory
+        try:
+            return list(client.runs(self.place.path, {"name": {"$in": names}}, per_page=PAGE, lazy=False))
+        except ValueError as error:  # the project appears with its first run
+            if "Could not find project" in str(error):
+                return []
+            raise
+
+    def _run(self, run: str) -> Any:
+        return self._seen.get(run) or self._client().run(f"{self.place.path}/{run}")
+
+    def _item(self, item: str) -> Any:
+        place, queue = self.place, self.queue
+        extra = {"project_queue": queue.project_queue} if queue.project_queue else {}
+        return self._client().queued_run(queue.entity or place.entity, place.project, queue.name, item, **extra)
+
+
+def make_api(queue: LaunchQueue, place: Place, job: str) -> WandbLaunchApi:
+    return WandbLaunchApi(queue, place, job)
+
+
+def default_entity() -> str:
+    """The entity of the key's owner.
+
+    Raises:
+        ConfigError: there is no key, or W&B refuses it. RetryLater: W&B cannot be reached.
+    """
+    import wandb
+
+    return str(_asked(lambda: wandb.Api(timeout=TIMEOUT_SECONDS).default_entity, "your W&B account"))
+
+
+def _facts(run: Any) -> RunFacts:
+    config = run.config or {}
+    sweep = config.get("sweep")
+    summary = getattr(run.summary, "_json_dict", None)
+    return RunFacts(
+        id=str(run.id),
+        state=str(run.state).lower(),
+        heartbeat=str(getattr(run, "heartbeatAt", None) or getattr(run, "heartbeat_at", None) or ""),
+        sweep=sweep if isinstance(sweep, Mapping) else {},
+        summary=summary if isinstance(summary, Mapping) else {},
+        tags=tuple(run.tags or ()),
+    )
+
+
+def _asked(ask: Callable[[], Any], what: str) -> Any:
+    """What the client answers; its chatter is dropped, and what it raises becomes an error of ours."""
+    try:
+        with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
+            return ask()
+    except (GiveUp, RetryLater):
+        raise
+    except Exception as error:
+        text = " ".join(str(error).split())[:300]
+        if any(word in text for word in FINAL):
+            raise GiveUp(f"W&B refuses {what}: {text}; see `sweep doctor`") from error
+        raise RetryLater(f"W&B cannot answer for {what} now ({type(error).__name__}: {text})") from error

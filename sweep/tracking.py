@@ -1,0 +1,197 @@
+"""What a sweep's trials are in W&B: names, ids and the arguments of `wandb.init`, from the settings alone.
+
+Invariants: pure; nothing here talks to W&B or reads a key. A run's id is a function of the sweep and the trial, so that
+a restarted controller, another attempt and `sweep sync` all mean the same run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from sweep.errors import ConfigError
+from sweep.queues import LaunchQueue, Place
+from sweep.settings import Settings
+from trainer.components import ComponentError, check_path
+from trainer.contract import Tracking
+
+# torchtune's logger under its old and its new path.
+LOGGER = "WandBLogger"
+# What the logger's own keyword arguments and ours cannot both say.
+OURS = ("_component_", "dir", "log_dir", "id", "resume", "reinit", "config", "mode")
+
+
+def logger_arguments(torchtune: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What the recipe's own `metric_logger` hands to `wandb.init`; None where it is not torchtune's WandBLogger."""
+    logger = torchtune.get("metric_logger")
+    if not isinstance(logger, Mapping) or not str(logger.get("_component_", "")).endswith(f".{LOGGER}"):
+        return None
+    return {"project": "torchtune", **{str(key): value for key, value in logger.items() if key != "_component_"}}
+
+
+def mode(settings: Settings, env: Mapping[str, str] = os.environ) -> str:
+    """online, offline or disabled: as `wandb.mode` says; where it does not, as the recipe's WandBLogger does."""
+    if settings.wandb.mode is not None:
+        return settings.wandb.mode
+    if isinstance(settings.queue, LaunchQueue):
+        return "online"
+    logger = logger_arguments(settings.torchtune)
+    if logger is None:
+        return "disabled"
+    said = str(logger.get("mode") or env.get("WANDB_MODE") or "online")
+    return "offline" if said == "online" and settings.queue.offline else said
+
+
+def place(settings: Settings) -> Place:
+    logger = logger_arguments(settings.torchtune) or {}
+    section = settings.wandb
+    queue_project = settings.queue.project if isinstance(settings.queue, LaunchQueue) else None
+    return Place(
+        section.entity or logger.get("entity"),
+        str(queue_project or section.project or logger.get("project") or "sweep"),
+        str(section.group or logger.get("group") or settings.name),
+    )
+
+
+def run_id(settings: Settings, trial: int, stopped: Collection[str] = ()) -> str:
+    """The id of a trial's run, the same for all its attempts; two sweeps of one name have different ones.
+
+    Args:
+        stopped: runs that W&B was asked to stop; a trial that goes on after that does so in a run of its own.
+    """
+    run = f"{_token(settings)}-{trial:05d}"
+    again = (run, *(f"{run}-{number}" for number in range(2, len(stopped) + 2)))
+    return next(name for name in again if name not in stopped)
+
+
+def worker_run_id(settings: Settings, worker: str) -> str:
+    """The id of the run of a Launch job that serves several trials."""
+    return f"{_token(settings)}-{worker}"
+
+
+def adapter_name(settings: Settings) -> str:
+    """The artifact whose versions are a sweep's adapters."""
+    return f"{_plain(settings.name)}-adapter"
+
+
+def tracking_of(
+    settings: Settings, trial: int, config: Mapping[str, Any], stopped: Collection[str] = ()
+) -> Tracking | None:
+    """The W&B run of a trial with this resolved configuration; None where nothing is tracked.
+
+    Args:
+        stopped: see `run_id`.
+    """
+    chosen = mode(settings)
+    if chosen == "disabled":
+        return None
+    section = settings.wandb
+    return Tracking(
+        run=run_id(settings, trial, stopped),
+        mode=chosen,
+        init=init_arguments(settings, f"{settings.name}-{trial}", section.job_type),
+        adapter="" if section.artifacts == "none" else adapter_name(settings),
+        inputs={} if section.artifacts == "none" else inputs_of(config),
+        hook=section.hook or "",
+        checkpoint=f"{run_id(settings, trial)}-checkpoint" if carries(settings) else "",
+    )
+
+
+def carries(settings: Settings) -> bool:
+    """Whether W&B is all that the controller shares with its jobs."""
+    return isinstance(settings.queue, LaunchQueue) and settings.queue.channel == "wandb"
+
+
+def init_arguments(settings: Settings, name: str, job_type: str) -> dict[str, Any]:
+    """Arguments of `wandb.init` for a run of this sweep, without id, mode and directory."""
+    logger = logger_arguments(settings.torchtune) or {}
+    where, section = place(settings), settings.wandb
+    own = {key: value for key, value in logger.items() if key not in OURS}
+    tags = [*dict.fromkeys([*own.pop("tags", []), *section.tags])]
+    init = {**own, **section.init, "project": where.project, "group": where.group, "tags": tags}
+    prefix = f"{own['name']}-" if own.get("name") else ""
+    init |= {"name": prefix + name, "job_type": job_type or own.get("job_type")}
+    return {**init, **({"entity": where.entity} if where.entity else {})}
+
+
+def inputs_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The base model and the data that a configuration names, as artifacts by reference."""
+    found: dict[str, Any] = {}
+    base = (config.get("checkpointer") or {}).get("checkpoint_dir")
+    if base:
+        path = Path(str(base)).resolve()
+        found[f"base-{_plain(path.name)}"] = {"type": "base-model", "uri": path.as_uri()}
+    for key in ("dataset", "dataset_val"):
+        for uri in _data_uris(config.get(key)):
+            found[f"data-{_plain(uri.rstrip('/').rpartition('/')[2])}"] = {"type": "dataset", "uri": uri}
+    return found
+
+
+def check(settings: Settings) -> None:
+    """Refuse what can be seen to be wrong without W&B.
+
+    Raises:
+        ConfigError: a hook outside the allow-list; an argument that is ours to give.
+    """
+    section = settings.wandb
+    if taken := [key for key in section.init if key in (*OURS, "project", "entity", "group", "name", "tags")]:
+        raise ConfigError(
+            f"wandb.init.{taken[0]} is set by the sweep; use wandb.project, wandb.entity, wandb.group, "
+            "wandb.job_type or wandb.tags, and wandb.init for other arguments of wandb.init"
+        )
+    if section.registry and mode(settings) == "disabled":
+        raise ConfigError(f"wandb.registry={section.registry} needs W&B; set wandb=online (or offline, and sync later)")
+    if isinstance(settings.queue, LaunchQueue):
+        _check_launch(settings)
+    if section.hook:
+        try:
+            check_path("wandb.hook", section.hook, settings.recipe.components)
+        except ComponentError as error:
+            raise ConfigError(str(error)) from error
+
+
+def _check_launch(settings: Settings) -> None:
+    project = place(settings).project
+    if project != project.lower():
+        raise ConfigError(
+            f"wandb.project={project}: Launch's agent writes a project in small letters, so the runs of its jobs would "
+            f"be elsewhere; use {project.lower()}"
+        )
+    if mode(settings) != "online":
+        raise ConfigError(
+            f"wandb.mode={mode(settings)}, but a Launch queue's jobs are W&B runs; leave wandb=auto, or use "
+            "wandb=online"
+        )
+    if carries(settings) and settings.wandb.artifacts == "none":
+        raise ConfigError(
+            "wandb.artifacts=none, but with queue.channel=wandb an adapter reaches you only as an artifact; "
+            "set it to end"
+        )
+
+
+def _data_uris(dataset: Any) -> list[str]:
+    parts = dataset if isinstance(dataset, list) else [dataset]
+    found = []
+    for part in parts:
+        if not isinstance(part, Mapping):
+            continue
+        files = part.get("data_files")
+        if isinstance(files, str):
+            found.append(Path(files).resolve().as_uri())
+        elif part.get("source"):
+            found.append(f"hf://datasets/{part['source']}")
+    return found
+
+
+def _token(settings: Settings) -> str:
+    made = hashlib.sha256(f"{settings.name} {settings.created!r}".encode()).hexdigest()[:8]
+    return f"{_plain(settings.name)[:40]}-{made}"
+
+
+def _plain(text: str) -> str:
+    """Letters, digits, `_`, `.` and `-` only, as W&B wants its names."""
+    return re.sub(r"[^\w.-]+", "-", text, flags=re.ASCII).strip("-.") or "x"

@@ -1,0 +1,202 @@
+"""A `Channel` whose far side shares nothing with the controller but W&B.
+
+The controller's room is kept as if the workers wrote into it: what their runs say becomes the files that they would
+have written. Reports and outcomes are read from the runs' summaries, all runs in one request (the client reads
+histories run by run, a request each). A stop is `Run.stop()`, whose cause a tag says.
+
+Invariants: a file that a worker would write is written here only, from a run that says it is this attempt's and this
+worker's. An outcome comes with the reports behind it. What a person stops or deletes in W&B counts as cancelled.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from sweep.channel import RoomChannel
+from sweep.errors import GiveUp, RetryLater
+from sweep.launchapi import LaunchApi, RunFacts, Runs
+from sweep.ports import AttemptSight, Clock, WorkerSight
+from trainer.contract import (
+    JOB_KEY,
+    OUTCOME_KEY,
+    REPORTS_KEY,
+    ContractError,
+    Outcome,
+    OutcomeKind,
+    Step,
+    StopCause,
+    TrialSpec,
+    decode,
+    encode,
+)
+from trainer.room import AttemptDir, Room, read_json, read_text, write_atomic
+
+# A run that has been seen counts as deleted once so many looks in a row do not show it.
+MISSES = 2
+
+
+@dataclass(slots=True)
+class WandbChannel:
+    """See the module.
+
+    Args:
+        stopping: told of each run before W&B is asked to stop it.
+    """
+
+    room: Room
+    inner: RoomChannel
+    api: LaunchApi
+    runs: Runs
+    stopping: Callable[[str], None]
+    _told: float = float("-inf")
+    _seen: dict[tuple[int, int], int] = field(default_factory=dict)
+
+    def assign(self, spec: TrialSpec) -> None:
+        self.inner.assign(spec)
+        self._tell_worker(spec.worker)
+
+    def stop(self, trial: int, attempt: int, cause: StopCause, reason: str) -> None:
+        spec = self._spec(trial, attempt)
+        if spec is not None and spec.tracking is not None and not self.room.attempt(trial, attempt).stop.exists():
+            self.stopping(spec.tracking.run)
+            self.api.stop(spec.tracking.run, cause)
+        self.inner.stop(trial, attempt, cause, reason)
+
+    def drain(self, worker: str) -> None:
+        self.inner.drain(worker)
+        self._tell_worker(worker)
+
+    def observe(
+        self, trials: Sequence[int], workers: Sequence[str]
+    ) -> tuple[dict[int, list[AttemptSight]], dict[str, WorkerSight]]:
+        self._pull(trials, workers)
+        return self.inner.observe(trials, workers)
+
+    def wait(self, clock: Clock, seconds: float) -> None:
+        self.inner.wait(clock, seconds)
+
+    # --- to the workers ------------------------------------------------------------------------------------------
+
+    def _tell_worker(self, worker: str) -> None:
+        """A job that goes on after its first trials reads in its run's configuration what else it is given."""
+        record = read_json(self.room.worker(worker).job)
+        if not isinstance(record, Mapping) or not record.get("pushed") or record.get("end") or not record.get("serves"):
+            return
+        tasks = self.room.worker(worker).assignments()
+        inbox = [json.loads(read_text(self.room.attempt(*task).spec) or "{}") for task in tasks]
+        with suppress(GiveUp):  # its run is gone: the dispatcher will say so
+            self.api.configure(
+                str(record["run"]), {JOB_KEY: {"inbox": inbox, "drain": self.room.worker(worker).drain.exists()}}
+            )
+
+    # --- from the workers ----------------------------------------------------------------------------------------
+
+    def _pull(self, trials: Sequence[int], workers: Sequence[str]) -> None:
+        wanted = {}
+        for trial in trials:
+            numbers = self.room.attempts(trial)
+            if numbers and not self.room.attempt(trial, numbers[-1]).outcome.exists():
+                spec = self._spec(trial, numbers[-1])
+                if spec is not None and spec.tracking is not None:
+                    wanted[spec.tracking.run] = spec
+        self.runs.want("trials", list(wanted))
+        if self.runs.asked == self._told:
+            return
+        self._told = self.runs.asked
+        for name in workers:
+            self._take_beat(name)
+        for run, spec in wanted.items():
+            facts = self.runs.facts.get(run)
+            mine = facts is not None and (facts.sweep.get("worker"), facts.sweep.get("attempt")) == (
+                spec.worker,
+                spec.attempt,
+            )
+            if facts is not None and mine:
+                self._take(spec, facts)
+            elif facts is None and run in self.runs.looked:
+                self._miss(spec)
+
+    def _take_beat(self, name: str) -> None:
+        record = read_json(self.room.worker(name).job)
+        facts = self.runs.facts.get(str(record.get("run"))) if isinstance(record, Mapping) else None
+        if facts is not None and facts.sweep.get("worker") == name and not facts.ended:
+            beat = facts.heartbeat or str(len(json.dumps(facts.summary, default=str)))
+            if read_text(self.room.worker(name).beat) != beat:
+                write_atomic(self.room.worker(name).beat, beat, durable=False)
+
+    def _take(self, spec: TrialSpec, facts: RunFacts) -> None:
+        self._seen[spec.trial, spec.attempt] = 0
+        files = self.room.attempt(spec.trial, spec.attempt)
+        self._take_reports(files, _told(facts.summary.get(REPORTS_KEY), spec).get("reports", ()))
+        told = _told(facts.summary.get(OUTCOME_KEY), spec).get("outcome")
+        if told is None:
+            return
+        try:
+            outcome = self._as_asked(files, decode(Outcome, told))
+        except ContractError:
+            return
+        if outcome.kind is OutcomeKind.COMPLETED:
+            outcome = self._fetch(spec, files, outcome)
+        write_atomic(files.outcome, encode(outcome))
+
+    def _take_reports(self, files: AttemptDir, reports: Sequence[str]) -> None:
+        have = len((read_text(files.reports) or "").splitlines())
+        with files.reports.open("a") as file:
+            file.writelines(f"{line}\n" for line in reports[have:])
+
+    def _as_asked(self, files: AttemptDir, outcome: Outcome) -> Outcome:
+        """A job knows that it was stopped, we know why: and where we did not ask, a person did."""
+        if outcome.kind is not OutcomeKind.STOPPED or outcome.cause is StopCause.PREEMPTED:
+            return outcome
+        cause, _, reason = (read_text(files.stop) or "").partition("\n")
+        if not cause:
+            return replace(outcome, cause=StopCause.CANCELLED, reason="it was stopped in W&B")
+        return replace(outcome, cause=StopCause(cause), reason=reason)
+
+    def _fetch(self, spec: TrialSpec, files: AttemptDir, outcome: Outcome) -> Outcome:
+        """Bring the adapter and the steps of a complete trial here, for `best`, `export` and its proof."""
+        assert spec.tracking is not None
+        try:
+            self.api.fetch_adapter(f"{spec.tracking.adapter}:trial-{spec.trial}", str(files.adapter))
+            rows = [encode(step) for row in self.api.steps(spec.tracking.run) if (step := _step(row))]
+        except (GiveUp, RetryLater) as error:
+            lost = f"its adapter is in W&B and could not be fetched: {error}"
+            return replace(outcome, adapter=None, reason="; ".join(filter(None, [outcome.reason, lost])))
+        write_atomic(files.steps, "".join(f"{row}\n" for row in rows))
+        return outcome
+
+    def _miss(self, spec: TrialSpec) -> None:
+        key = spec.trial, spec.attempt
+        if key not in self._seen:
+            return  # it has not begun
+        self._seen[key] += 1
+        if self._seen[key] >= MISSES:
+            outcome = Outcome(OutcomeKind.STOPPED, "its run was deleted in W&B", cause=StopCause.CANCELLED)
+            write_atomic(self.room.attempt(*key).outcome, encode(outcome))
+
+    def _spec(self, trial: int, attempt: int) -> TrialSpec | None:
+        text = read_text(self.room.attempt(trial, attempt).spec)
+        return None if text is None else decode(TrialSpec, text)
+
+
+def _told(text: Any, spec: TrialSpec) -> dict[str, Any]:
+    """What a summary says in this key of this attempt; nothing where it speaks of another."""
+    try:
+        told = json.loads(text)
+    except (TypeError, ValueError):
+        return {}
+    of = (told.get("attempt"), told.get("worker")) if isinstance(told, dict) else None
+    return told if of == (spec.attempt, spec.worker) else {}
+
+
+def _step(row: Mapping[str, Any]) -> Step | None:
+    try:
+        return Step(
+            int(row["global_step"]), int(row["tokens"]), float(row["loss"]), float(row["grad_norm"]), float(row["lr"])
+        )
+    except (KeyError, TypeError, ValueError):
+        return None
