@@ -244,6 +244,12 @@ def report(args: Namespace) -> int:
     return 0
 
 
+def queue(args: Namespace) -> int:
+    from sweep.queueverbs import queue as act
+
+    return act(args)
+
+
 def _compose(overrides: Sequence[str], config_dir: Path | None) -> Composed:
     from sweep.config import compose_config, freeze, recipe_name
 

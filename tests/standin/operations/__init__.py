@@ -96,6 +96,7 @@ def load() -> None:
         collections,
         history,
         identity,
+        introspection,
         queues,
         registry,
         runs,
