@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from sweep import mirror as sweep_mirror
 from sweep.errors import ConfigError, RetryLater
 from sweep.mirror import ControllerMirror, pull_room
 from sweep.mirrored import Allowance, MirroredChannel
@@ -418,7 +419,7 @@ def test_another_machine_goes_on_where_the_store_is(world: World, tmp_path: Path
     assert second.attempts(3) == [1]
     channel = world.controller(second)
     write_atomic(second.root / "study.journal", "asked\nasked by the second\n")
-    channel.observe([3], [])
+    channel.drain("w0001")
     world.controller(first, continued=False)
     assert first.attempts(3) == [1]
     assert first.worker("w0009").assignments() == []
@@ -433,6 +434,26 @@ def test_the_same_machine_goes_on_with_what_it_had_not_put(world: World) -> None
     worker = world.worker()
     worker.post()
     assert worker.dir.assignments() == [(3, 1)]
+
+
+def test_a_study_that_only_takes_reports_in_is_put_now_and_then_and_before_every_specification(world: World) -> None:
+    mirror, clock = world.channel.mirror, [100.0]
+    mirror.now = lambda: clock[0]
+    journal = mirror.room.root / "study.journal"
+
+    def stored() -> bytes:
+        return world.store.get(["study.journal"])["study.journal"]
+
+    mirror.push([])
+    journal.write_text("asked\nreported\n")
+    world.channel.observe([], [])
+    assert stored() == b"asked\n"
+    clock[0] = 131.0
+    world.channel.observe([], [])
+    assert stored() == b"asked\nreported\n"
+    journal.write_text("asked\nreported\nasked\n")
+    world.channel.assign(SPEC)
+    assert stored() == b"asked\nreported\nasked\n"
 
 
 def test_a_restart_puts_nothing_again_that_is_there(world: World) -> None:
@@ -489,3 +510,25 @@ def test_looks_are_paced(world: World) -> None:
     for _ in range(125):
         allowance.take()
     assert clock[0] == pytest.approx(120.0), "five at once, then one a second"
+    allowance.spend(10)
+    allowance.take()
+    assert clock[0] == pytest.approx(131.0)
+
+
+def test_a_room_of_many_trials_is_listed_by_those_that_are_open(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sweep_mirror, "PAGE", 10)
+    for trial in range(20):
+        world.channel.assign(replace(SPEC, trial=trial))
+    worker = world.worker()
+    worker.post()
+    mirror = world.channel.mirror
+    assert mirror.pull([3]) == 5, "the whole room, whose size nobody knew: 42 keys"
+    world.store.log.clear()
+    assert mirror.pull([3]) == 2 + 1
+    assert [key for what, key in world.store.log if what == "list"] == ["workers", "trials/00003"]
+    report(worker, 1)
+    world.store.put("control", b"stop")
+    worker.post()
+    assert len(world.sight().reports) == 1
+    assert read_text(mirror.room.root / "control") == "stop"
+    assert mirror.pull(range(20)) == 5, "fewer requests than one for each"
