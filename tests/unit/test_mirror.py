@@ -381,6 +381,41 @@ def test_nothing_is_left_behind_when_a_worker_ends(world: World) -> None:
     assert {"workers/w0001/log", "trials/00003/1/adapter/adapter_config.json"} <= set(world.store.list())
 
 
+def test_what_comes_after_the_outcome_is_put_too(world: World) -> None:
+    """W&B may take what an attempt tracked only after the attempt has ended."""
+    world.channel.assign(SPEC)
+    worker = world.worker()
+    worker.post()
+    end(worker)
+    worker.freight()
+    write_atomic(worker.room.attempt(3, 1).path / "tracked", "run")
+    worker.stop()
+    assert world.store.get(["trials/00003/1/tracked"]) == {"trials/00003/1/tracked": b"run"}
+
+
+def test_a_second_process_under_a_name_disturbs_nothing(world: World) -> None:
+    """An agent starts a job again while its first process goes on, or after it has ended."""
+    world.channel.assign(SPEC)
+    with mirrored_room(world.url, world.tmp_path / "1", "w0001", NOW) as first:
+        assert not (first.worker("w0001").path / "claim").exists()
+        with mirrored_room(world.url, world.tmp_path / "2", "w0001", NOW) as second:
+            assert (second.worker("w0001").path / "claim").exists()
+            assert second.trials() == []
+        assert world.sight().outcome is None, "what the first trains was not given back"
+    with mirrored_room(world.url, world.tmp_path / "3", "w0001", NOW) as third:
+        assert (third.worker("w0001").path / "claim").exists()
+
+
+@pytest.mark.parametrize("lose_answer", [False, True])
+def test_a_claim_survives_a_store_that_fails(world: World, lose_answer: bool) -> None:
+    worker = world.worker()
+    store = worker.store
+    assert isinstance(store, Faulty)
+    store.fail_at, store.lose_answer = 1, lose_answer
+    assert worker.claim()
+    assert not world.worker().claim()
+
+
 def test_an_assignment_that_came_too_late_is_given_back_and_a_broken_off_one_is_lost(world: World) -> None:
     world.channel.assign(SPEC)
     worker = world.worker()
