@@ -22,7 +22,6 @@ from unittest.mock import patch
 from sweep.lease import RENEW_SECONDS
 from sweep.mirror import ControllerMirror, pages
 from sweep.mirrored import LISTS_PER_MINUTE, LOOK_SECONDS, Allowance, MirroredChannel
-from trainer import mirror as worker_mirror
 from trainer.contract import Report, TrialSpec, encode
 from trainer.mirror import Pace, WorkerMirror
 from trainer.room import Room, append_line, write_atomic
@@ -163,7 +162,7 @@ def leave_behind(store: Store, trial: int) -> None:
 
 @contextmanager
 def on_clock(time: Time) -> Iterator[None]:
-    with patch.object(worker_mirror.time, "monotonic", lambda: time.now):
+    with patch("trainer.mirror.time.monotonic", lambda: time.now):
         yield
 
 

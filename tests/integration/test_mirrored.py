@@ -28,7 +28,7 @@ from pathlib import Path
 from trainer.mirror import Pace, mirrored_room
 from trainer.worker import Worker
 url, local, name = sys.argv[1:]
-with mirrored_room(url, Path(local), name, Pace(poll=0.2, beat=0.5, bulk=0.5)) as room:
+with mirrored_room(url, Path(local), name, Pace(poll=0.1, beat=0.5, report=0.0, bulk=0.5)) as room:
     print(Worker(room, name).run(), flush=True)
 """
 
@@ -49,7 +49,7 @@ def until(
         if len(sights) >= attempt and seen(sights[attempt - 1]):
             return sights[attempt - 1]
         assert time.monotonic() < deadline, "it did not happen"
-        threading.Event().wait(0.2)
+        threading.Event().wait(0.1)
 
 
 @contextmanager
@@ -65,7 +65,7 @@ def two_workers(url: str, tmp_path: Path) -> Iterator[list[subprocess.Popen[str]
 
 def test_a_trial_goes_on_from_the_checkpoint_that_another_worker_left_in_the_bucket(s3: str, tmp_path: Path) -> None:
     url, room = f"{s3}/rooms/real", Room(tmp_path / "controller")
-    config = embedded_config(dataset__split="train[:160]", epochs=4, optimizer__lr=1e-3)
+    config = embedded_config(dataset__split="train[:160]", dataset_val__split="train[:4]", epochs=3)
     spec = TrialSpec("s", 0, 1, "w0001", config, milestone_tokens=720)
     write_atomic(room.sweep, '{"name": "real", "created": 1.0}')
     with mirrored(room, url, "a test") as channel, two_workers(url, tmp_path) as workers:
