@@ -51,7 +51,8 @@ class Limits:
     """What tests may shorten. Seconds."""
 
     crash_after: float = 300.0  # a running run without a heartbeat for so long has crashed
-    poll_expiry: float = 60.0  # an agent without a poll for so long is called KILLED
+    poll_expiry: float = 60.0  # an agent that was not heard of for so long is called KILLED
+    lease: float = 60.0  # an item that was popped and not acknowledged for so long waits again
 
 
 @dataclass
@@ -86,6 +87,7 @@ class Run:
     stop_requests: list[float] = field(default_factory=list)
     stop_told: list[float] = field(default_factory=list)  # when an answer said so to the client
     starts: int = 0  # how many clients began it; 1 is a run that nobody resumed
+    begun_with: str = ""  # what its latest client said at the beginning, until it has streamed
     alerts: list[tuple[str, str]] = field(default_factory=list)
 
     @property
@@ -149,8 +151,12 @@ class Run:
         else:
             self.ended = RunState.KILLED if self.stopped else RunState.FAILED
 
-    def begin(self) -> None:
-        """A client began it, for the first time or again."""
+    def begin(self, words: str) -> None:
+        """A client began it, for the first time or again. The same words once more, before it has streamed, come from
+        a client that repeats itself because no answer reached it."""
+        if words and words == self.begun_with:
+            return
+        self.begun_with = words
         self.starts += 1
         self.ended = self.exit_code = None
         self.pending = self.preempting = False
@@ -187,11 +193,18 @@ class Item:
     pushed: float
     number: int
     state: ItemState = ItemState.PENDING
+    leased: float | None = None
     leased_by: str | None = None
     run_id: str | None = None  # told at the acknowledgement
     acked: float | None = None
     error: Json | None = None
     warnings: list[str] = field(default_factory=list)
+
+    def waits(self, lease: float) -> bool:
+        """To be popped: nobody took it, or whoever did has let its lease run out."""
+        if self.state is ItemState.LEASED:
+            return self.leased is not None and time.time() - self.leased > lease
+        return self.state is ItemState.PENDING
 
 
 @dataclass

@@ -102,7 +102,7 @@ def _upsert(call: Call) -> Json:
     found = call.store.run_by_storage_id(call.get("id") or "") or find_run(call)
     run = found or _new(call)
     if found is None or call.get("program") is not None:
-        run.begin()
+        run.begin(json.dumps(call.variables, sort_keys=True))
     _change(run, call)
     return {"upsertBucket": {"bucket": run_node(call.store, run), "inserted": found is None}}
 
@@ -113,7 +113,7 @@ def _new(call: Call) -> Run:
     if name is None:
         raise Refusal("run not found", 404)
     if path in call.store.deleted:
-        raise Refusal(f"run {path} was previously created and deleted; try a new run name", 409)
+        raise Refusal(f"run {path} was previously created and deleted; try a new run name", 410)
     call.store.project(call.entity(), call.project())
     call.store.runs[path] = Run(call.entity(), call.project(), name, call.store.limits, display_name=name)
     return call.store.runs[path]
