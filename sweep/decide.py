@@ -109,8 +109,8 @@ class _Decision:
     def _stops(self) -> Iterator[Stop]:
         for trial in self.view.trials:
             for attempt in self._running(trial):
-                if attempt.stop is not None:
-                    continue
+                if attempt.stop is not None or attempt.worker in self._planned_names:
+                    continue  # what was never sent needs no stop: its worker is cancelled
                 if trial.verdict is not None:
                     yield Stop(trial.number, attempt.number, StopCause.PRUNED, trial.verdict.reason)
                 elif wanted := self._wanted_stop():
@@ -259,6 +259,10 @@ class _Decision:
     @cached_property
     def _live_names(self) -> set[str]:
         return {worker.name for worker in self._live}
+
+    @cached_property
+    def _planned_names(self) -> set[str]:
+        return {worker.name for worker in self._live if worker.job is JobState.PLANNED}
 
     @cached_property
     def _loads(self) -> dict[str, list[tuple[TrialFacts, AttemptFacts]]]:
