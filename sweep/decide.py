@@ -203,7 +203,8 @@ class _Decision:
         for worker in self._live:
             idle = not self._load(worker) and not self._work_left
             begun = worker.ready or bool(self._load(worker))
-            if begun and not worker.draining and (self.view.mode is not Mode.RUN or idle):
+            planned = worker.job is JobState.PLANNED
+            if begun and not planned and not worker.draining and (self.view.mode is not Mode.RUN or idle):
                 yield Drain(worker.name)
 
     # --- the end ----------------------------------------------------------------------------------------------

@@ -383,7 +383,7 @@ NOTHING_LEFT = "nothing is left for it to do"
         pytest.param(
             view(trial(0, attempt(delivered=False)), workers=(PLANNED,)),
             ONE_EACH,
-            [Assign(0, 1, "w0001")],
+            [Assign(0, 1, "w0001"), Send("w0001")],
             id="what never reached its inbox is given to it again, before it is sent",
         ),
         pytest.param(
