@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -26,10 +27,10 @@ from typing import Any
 
 from trainer.cluster import serve
 from trainer.contract import DROPPED_ENV, JOB_KEY, Tracking, TrialSpec, decode, encode
-from trainer.room import Room, WorkerDir, write_atomic
+from trainer.room import UNWANTED, Room, WorkerDir, read_text, write_atomic
 
 # What an agent sets for the run that it thinks it starts.
-AGENT_ENV = tuple(f"WANDB_{name}" for name in ("LAUNCH", "CONFIG", "RUN_ID", "NAME", "RESUME", "ARTIFACTS", "DOCKER"))
+AGENT_ENV = re.compile(r"WANDB_(LAUNCH(_.*)?|CONFIG(_\d+)?|RUN_ID|NAME|RESUME|ARTIFACTS|DOCKER|SWEEP_ID)")
 # How often a worker that shares nothing but W&B looks whether it has been given more.
 ASK_SECONDS = 10.0
 
@@ -69,16 +70,13 @@ def main(environ: Mapping[str, str] = os.environ) -> int:
     """Serve as the worker that `environ` describes; returns the process's exit code."""
     try:
         job = read_job(environ)
-        for name in [name for name in os.environ if name in DROPPED_ENV or name.startswith(AGENT_ENV)]:
+        for name in [name for name in os.environ if name in DROPPED_ENV or AGENT_ENV.fullmatch(name)]:
             del os.environ[name]
         if job.controller:
             return _control(job)
-        if "://" in job.room and not _wanted(job):
-            print(f"worker {job.worker} has been served already, or is not wanted any more", flush=True)
-            return 0
-        with _room(job) as room, _own_run(job):
-            if claim(room.worker(job.worker)):
-                with _inbox(job, room):
+        with _room(job) as room:
+            if claim(room.worker(job.worker)) and not _served(job):
+                with _own_run(job), _inbox(job, room):
                     serve(str(room.root), job.worker, job.options)
             else:
                 print(f"worker {job.worker} has been served already, or is not wanted any more", flush=True)
@@ -111,7 +109,7 @@ def read_job(environ: Mapping[str, str]) -> JobSpec:
 
 def claim(worker: WorkerDir) -> bool:
     """Take this name for this process, once and for all; False where another had it, or nobody waits for it."""
-    if worker.drain.exists() or worker.exit.exists() or worker.beat.exists():
+    if read_text(worker.drain) == UNWANTED or worker.exit.exists() or worker.beat.exists():
         return False
     worker.path.mkdir(parents=True, exist_ok=True)
     try:
@@ -119,14 +117,6 @@ def claim(worker: WorkerDir) -> bool:
     except FileExistsError:
         return False
     return True
-
-
-def _wanted(job: JobSpec) -> bool:
-    """Whether the store says that nobody has served under this name yet, and somebody waits for it."""
-    from trainer.store import open_store
-
-    words = [f"workers/{job.worker}/{name}" for name in ("drain", "exit", "beat")]
-    return not open_store(job.room).get(words)
 
 
 def _control(job: JobSpec) -> int:
@@ -143,6 +133,20 @@ def _control(job: JobSpec) -> int:
         if process.returncode != 0:
             raise JobError(f"the controller of {job.controller} ended with exit code {process.returncode}")
     return 0
+
+
+def _served(job: JobSpec) -> bool:
+    """Whether W&B knows of a process that served this name; asked where W&B is all that could know of one."""
+    if job.channel != "wandb":
+        return False
+    import wandb
+
+    first = decode(TrialSpec, json.dumps(job.specs[0])) if job.specs and not job.run else None
+    run = first.tracking.run if first is not None and first.tracking is not None else job.run
+    with suppress(Exception):  # there is no such run yet
+        said = wandb.Api().run(f"{job.init['entity']}/{job.init['project']}/{run}").config.get("sweep") or {}
+        return bool(said.get("worker") == job.worker or (first and said.get("attempt", 0) > first.attempt))
+    return False
 
 
 @contextmanager

@@ -106,4 +106,4 @@ def train_alone(room: Room) -> OutcomeKind:
     try:
         return Attempt(room, spec, Cache(), reporter, lambda: None).run().kind
     finally:
-        reporter.close()
+        reporter.close(None)
