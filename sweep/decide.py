@@ -9,7 +9,7 @@ A paused trial is not assigned: its verdict is lifted by the study, which promot
 from __future__ import annotations
 
 import math
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -174,11 +174,11 @@ class _Decision:
                 yield Cancel(worker.name, reason)
 
     def _unwanted(self, worker: WorkerFacts) -> bool:
-        return not worker.ready and not self._load(worker) and not self._work_left
+        return not worker.ready and worker.name not in self._loads and not self._work_left
 
     def _hopeless(self, worker: WorkerFacts) -> str | None:
-        stops = [attempt.stop_since for _, attempt in self._load(worker) if attempt.stop_since is not None]
-        if any(self._age(since) > self.limits.stop_grace for since in stops):
+        stop = self._oldest_stops.get(worker.name)
+        if stop is not None and self._age(stop) > self.limits.stop_grace:
             return f"a trial did not stop within {self.limits.stop_grace:g} s"
         if worker.ready and self._age(worker.beat) > self.limits.silence:
             return f"no beat for {self.limits.silence:g} s"
@@ -216,7 +216,7 @@ class _Decision:
             if self.limits.trials_per_worker is None
             else min(self.limits.slots, self.limits.trials_per_worker)
         )
-        unserved = len(self._waiting) + self._askable - sum(self._room_left(worker) for worker in open_to_work)
+        unserved = len(self._waiting) + self._askable - sum(self._rooms[worker.name] for worker in open_to_work)
         places = self._free_places
         count = min(len(places), math.ceil(unserved / per_worker) if unserved < math.inf else len(places))
         if count > 0:
@@ -235,7 +235,7 @@ class _Decision:
             if not worker.ready or worker.draining:
                 continue
             if self.view.mode is Mode.RUN:
-                if self._load(worker):
+                if worker.name in self._loads:
                     continue
                 spare -= 1
                 if spare >= 0:
@@ -318,11 +318,18 @@ class _Decision:
         return [trial for trial in self.view.trials if trial.number not in self._busy_numbers]
 
     @cached_property
-    def _loads(self) -> dict[str, list[tuple[TrialFacts, AttemptFacts]]]:
-        loads: dict[str, list[tuple[TrialFacts, AttemptFacts]]] = {}
-        for trial, attempt in self._running:
-            loads.setdefault(attempt.worker, []).append((trial, attempt))
-        return loads
+    def _loads(self) -> Counter[str]:
+        """How many attempts may be running on each worker."""
+        return Counter(attempt.worker for _, attempt in self._running)
+
+    @cached_property
+    def _oldest_stops(self) -> dict[str, float]:
+        """Since when a worker has had a stop that it has not obeyed."""
+        oldest: dict[str, float] = {}
+        for _, attempt in self._running:
+            if attempt.stop_since is not None:
+                oldest[attempt.worker] = min(attempt.stop_since, oldest.get(attempt.worker, math.inf))
+        return oldest
 
     @cached_property
     def _ending(self) -> set[str]:
@@ -371,20 +378,22 @@ class _Decision:
     def _busy(self, trial: TrialFacts) -> bool:
         return trial.number in self._busy_numbers
 
-    def _load(self, worker: WorkerFacts) -> list[tuple[TrialFacts, AttemptFacts]]:
-        return self._loads.get(worker.name, [])
+    @cached_property
+    def _rooms(self) -> dict[str, int]:
+        """Trials that each worker can still take, now or once it is ready."""
+        return {worker.name: self._room_left(worker) for worker in self._live}
 
-    def _room_left(self, worker: WorkerFacts) -> float:
-        """Trials that a worker can still take, now or once it is ready."""
-        if worker.draining or worker.name in self._ending:
-            return 0
+    def _room_left(self, worker: WorkerFacts) -> int:
         held = self.limits.slots if worker.slots is None else worker.slots
-        slots = held - len(self._load(worker))
+        slots = held - self._loads.get(worker.name, 0)
+        if slots <= 0 or worker.draining or worker.name in self._ending:
+            return 0
         quota = self.limits.trials_per_worker
-        return max(0, slots if quota is None else min(slots, quota - worker.assigned))
+        return slots if quota is None else max(0, min(slots, quota - worker.assigned))
 
     def _free(self, worker: WorkerFacts) -> int:
-        return int(self._room_left(worker)) if worker.ready and not self._hopeless(worker) else 0
+        room = self._rooms[worker.name]
+        return room if room and worker.ready and not self._hopeless(worker) else 0
 
     def _age(self, since: float) -> float:
         return self.now - since

@@ -157,7 +157,8 @@ class World:
         wait = draw.exponential(fates.wait_seconds) if fates.wait_seconds else 0.0
         start = fates.startup_seconds * math.exp(fates.startup_spread * draw.standard_normal())
         self._set_job(worker, JobState.PENDING if wait else JobState.RUNNING)
-        self.at(wait, lambda: self._set_job(worker, JobState.RUNNING))
+        if wait:
+            self.at(wait, lambda: self._set_job(worker, JobState.RUNNING))
         self.at(wait + start, lambda: self._get_ready(worker))
 
     def drain(self, name: str) -> None:

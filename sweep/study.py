@@ -318,7 +318,7 @@ class OptunaStudy:
 
     def _sample(self, trial_id: int) -> int:
         """Sample what a trial lacks; returns its number."""
-        self._study.shown = self._history.show()
+        self._study.shown = self._history.show
         try:
             trial = optuna.Trial(self._study, trial_id)
             params: dict[str, Any] = {}
