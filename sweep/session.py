@@ -220,6 +220,7 @@ def make_controller(
 ) -> Controller:
     """A controller over the real world, from its study and nursery; the caller holds the room's lock."""
     from sweep.channel import RoomChannel
+    from sweep.ledger import RoomLedger
     from sweep.loop import Controller
     from sweep.ports import Ports
 
@@ -238,6 +239,7 @@ def make_controller(
         mode=mode,
         created=created,
         poll_seconds=settings.queue.poll_seconds,
+        ledger=RoomLedger(room),
     )
 
 

@@ -18,6 +18,9 @@ from sweep.model import Job, JobState
 from sweep.tables import Table
 from trainer.contract import Outcome, OutcomeKind, Report, StopCause, TrialSpec
 
+# Why an attempt ends at the last milestone that its row has.
+RECORD_ENDS = "its record ends here"
+
 
 @dataclass(frozen=True, slots=True)
 class Fates:
@@ -316,6 +319,10 @@ class World:
             self._progress[attempt.spec.trial] = attempt.progress
         if report.final:
             self._finish(worker, attempt, OutcomeKind.COMPLETED)
+            self._fill(worker)
+            return
+        if milestone == self.table.ends.get(attempt.row):
+            self._finish(worker, attempt, OutcomeKind.STOPPED, RECORD_ENDS, StopCause.PRUNED)
             self._fill(worker)
             return
         self._touch(attempt)

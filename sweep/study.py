@@ -147,6 +147,7 @@ class OptunaStudy:
         pruner = config.pruner if isinstance(config.pruner, optuna.pruners.BasePruner) else optuna.pruners.NopPruner()
         self._study = WatchedStudy(config.name, made._storage, sampler, pruner)
         self._curves = Curves(strategy, config.milestones) if strategy else None
+        self._never_prunes = isinstance(pruner, optuna.pruners.NopPruner)  # it would be handed a copy of the trial
         self._exhausted = False
         self._load()
 
@@ -286,10 +287,10 @@ class OptunaStudy:
     def optuna_study(self) -> optuna.Study:
         return self._study
 
-    def enqueue(self, params: Mapping[str, Any]) -> None:
-        """Have this configuration tried first; nothing where it is known already."""
+    def enqueue(self, params: Mapping[str, Any], again: bool = False) -> None:
+        """Have this configuration tried first; nothing where it is known already, unless it shall be tried again."""
         encoded = {key: encode(self._config.space[key].domain, value) for key, value in params.items()}
-        self._study.enqueue_trial(encoded, skip_if_exists=True)
+        self._study.enqueue_trial(encoded, skip_if_exists=not again)
         if len(self._study.get_trials(deepcopy=False)) > self._asked:
             self._waiting.add(self._asked)
             self._asked += 1
@@ -353,7 +354,7 @@ class OptunaStudy:
             return
         if self._curves is not None:
             known.verdict = self._curves.verdict(number)
-        elif known.trial.should_prune():
+        elif not self._never_prunes and known.trial.should_prune():
             known.verdict = self._verdict(report, value)
         if known.verdict is not None and known.verdict.ruling is Ruling.PAUSE:
             self._history.paused(self._frozen(known))

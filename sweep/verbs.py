@@ -224,6 +224,20 @@ def report(args: Namespace) -> int:
     return 0
 
 
+def replay(args: Namespace) -> int:
+    from sweep.replay import pruner_section
+    from sweep.replay import replay as replayed
+    from sweep.results import open_reader
+
+    if args.name and "=" in args.name:  # `sweep replay pruner=median` means the newest sweep
+        args.overrides, args.name = [args.name, *args.overrides], None
+    room = rooms.find_room(args.name)
+    reader = open_reader(room)
+    found = replayed(reader.state(), reader.settings, pruner_section(reader.settings, args.overrides))
+    print(json.dumps(found.to_json()) if args.json else found.text())
+    return 0
+
+
 def _compose(overrides: Sequence[str], config_dir: Path | None) -> Composed:
     from sweep.config import compose_config, freeze, recipe_name
 
