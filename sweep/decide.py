@@ -16,6 +16,7 @@ from functools import cached_property
 
 from sweep.model import (
     Ask,
+    AskFinal,
     Assign,
     AttemptFacts,
     Cancel,
@@ -194,6 +195,7 @@ class _Decision:
             return
         waiting = deque(self._waiting)
         asks, asked = self._askable, False
+        finals = self._finals
         for worker in self._live:
             for _ in range(self._free(worker)):
                 if waiting:
@@ -204,6 +206,9 @@ class _Decision:
                     asked = True
                     yield Ask(new=asks > 0)
                     asks -= 1
+                elif finals > 0:
+                    finals -= 1
+                    yield AskFinal()
         if asks <= 0 and self._promotable and not asked and not self._waiting and self._free_places:
             yield Ask(new=False)  # whether a worker is worth starting for it
 
@@ -216,7 +221,9 @@ class _Decision:
             if self.limits.trials_per_worker is None
             else min(self.limits.slots, self.limits.trials_per_worker)
         )
-        unserved = len(self._waiting) + self._askable - sum(self._rooms[worker.name] for worker in open_to_work)
+        unserved = (
+            len(self._waiting) + self._askable + self._finals - sum(self._rooms[worker.name] for worker in open_to_work)
+        )
         places = self._free_places
         count = min(len(places), math.ceil(unserved / per_worker) if unserved < math.inf else len(places))
         if count > 0:
@@ -257,7 +264,7 @@ class _Decision:
             return Finish(Finished.STOPPED, "trials were stopped with a checkpoint and go on with `sweep resume`")
         if self.view.mode is Mode.CANCEL and not open_trials:
             return Finish(Finished.CANCELLED, "the sweep was stopped")
-        if not open_trials and self._askable <= 0:
+        if not open_trials and self._askable <= 0 and self._finals <= 0:
             return Finish(Finished.DONE, self._spent_reason)
         return None
 
@@ -285,6 +292,10 @@ class _Decision:
             return f"all {self.limits.trials} trials have ended"
         if self._over_tokens:
             return f"the budget of {self.limits.tokens:,} tokens is spent"
+        if self._over_gpu_hours:
+            return f"the budget of {self.limits.gpu_hours:g} GPU-hours is spent"
+        if self._gains_little:
+            return f"another GPU-hour is expected to gain less than {self.limits.min_gain:g}"
         return f"the budget of {self.limits.seconds or 0:g} s is spent"
 
     # --- derived facts ----------------------------------------------------------------------------------------
@@ -366,11 +377,36 @@ class _Decision:
     def _budget_left(self) -> bool:
         """Whether tokens and time allow to begin anything more, be it a new trial or a paused one."""
         over_time = self.limits.seconds is not None and self.view.seconds >= self.limits.seconds
-        return not (self._target_reached or self._over_tokens or over_time)
+        return not (
+            self._target_reached or self._over_tokens or over_time or self._over_gpu_hours or self._gains_little
+        )
+
+    @cached_property
+    def _gpu_hours(self) -> float:
+        return self.view.trained / self.limits.slots / 3600
+
+    @cached_property
+    def _over_gpu_hours(self) -> bool:
+        return self.limits.gpu_hours is not None and self._gpu_hours >= self.limits.gpu_hours
+
+    @cached_property
+    def _gains_little(self) -> bool:
+        gain = self.view.study.gain
+        return self.limits.min_gain is not None and gain is not None and self._per_gpu_hour(gain) < self.limits.min_gain
+
+    def _per_gpu_hour(self, gain: float) -> float:
+        return gain * self.limits.slots * 3600
 
     @cached_property
     def _work_left(self) -> bool:
-        return self._going_on and (self._askable > 0 or bool(self._waiting) or self._promotable)
+        return self._going_on and (self._askable > 0 or bool(self._waiting) or self._promotable or self._finals > 0)
+
+    @cached_property
+    def _finals(self) -> int:
+        """Finals to ask for now: only where nothing else is left to begin, and all other trials have ended."""
+        if self._askable > 0 or self._any_paused or self.view.study.searching:
+            return 0
+        return self.view.study.finals
 
     def _alive(self, attempt: AttemptFacts) -> bool:
         return attempt.outcome is None and attempt.worker in self._live_names

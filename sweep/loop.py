@@ -16,6 +16,7 @@ from sweep.decide import decide
 from sweep.errors import RetryLater
 from sweep.model import (
     Ask,
+    AskFinal,
     Assign,
     AttemptFacts,
     Cancel,
@@ -111,6 +112,8 @@ class Controller:
     _since: dict[tuple[str, object], tuple[object, float]] = field(default_factory=dict)
     _tokens: dict[int, int] = field(default_factory=dict)
     _all_tokens: int = 0
+    _seconds: dict[int, dict[int, float]] = field(default_factory=dict)
+    _all_seconds: float = 0.0
     _known_stops: set[tuple[int, int]] = field(default_factory=set)
     _ruled: dict[int, Verdict] = field(default_factory=dict)
     _recalled: bool = False
@@ -169,6 +172,7 @@ class Controller:
             mode=self.mode(),
             tokens=study.facts().tokens + self._all_tokens,
             seconds=self.ports.clock.now() - self.created,
+            trained=study.facts().seconds + self._all_seconds,
             start_failures=len(failed),
             start_failure=failed[0].reason if failed else "",
         )
@@ -181,6 +185,8 @@ class Controller:
                 ports.dispatcher.start([WorkerSpec(n, place) for n, place in zip(names, places, strict=True)])
             case Ask(new):
                 self._ask(new)
+            case AskFinal():
+                ports.study.ask_final()
             case Assign(trial, attempt, worker):
                 ports.channel.assign(self.spec(trial, attempt, worker))
             case Stop(trial, attempt, cause, reason):
@@ -193,7 +199,9 @@ class Controller:
                 self._all_tokens -= tokens
                 self._ruled.pop(trial, None)
                 self._trials.pop(trial, None)
-                ports.study.tell(effect, tokens)
+                seconds = sum(self._seconds.pop(trial, {}).values())
+                self._all_seconds -= seconds
+                ports.study.tell(effect, tokens, seconds)
             case Drain(worker):
                 ports.channel.drain(worker)
             case Finish():
@@ -238,8 +246,11 @@ class Controller:
     def _trial(self, number: int, sights: list[AttemptSight]) -> TrialFacts:
         verdict: Verdict | None = None
         for sight in sights:
+            if sight.outcome is not None:
+                self._count_seconds(number, sight.number, sight.outcome.seconds)
             for report in sight.reports:
                 self._count_tokens(number, report.tokens)
+                self._count_seconds(number, sight.number, report.seconds)
                 self.listener.reported(number, report)
             if sight.stop is StopCause.PRUNED:  # an earlier controller's verdict, which stands
                 verdict = verdict or Verdict(0, float("nan"), sight.stop_reason)
@@ -259,12 +270,19 @@ class Controller:
         if paused and last and (number, sight.number) not in self._known_stops:  # an earlier controller's
             self._known_stops.add((number, sight.number))
             study.reinstate(number, sight.stop_reason)
-        return study.record(number, sight.reports, judge=last or not paused)
+        return study.record(number, sight.reports)
 
     def _lay_aside(self, trial: TrialFacts) -> None:
         outcome = trial.attempts[-1].outcome
         if outcome is not None and (outcome.resumable or outcome.kind is OutcomeKind.COMPLETED):
             self.ports.study.lay_aside(trial.number)
+
+    def _count_seconds(self, number: int, attempt: int, seconds: float) -> None:
+        known = self._seconds.setdefault(number, {})
+        more = seconds - known.get(attempt, 0.0)
+        if more > 0:
+            known[attempt] = seconds
+            self._all_seconds += more
 
     def _count_tokens(self, number: int, tokens: int) -> None:
         known = self._tokens.get(number, 0)

@@ -74,7 +74,7 @@ class SweepReader:
 
     def _row(self, trial: FrozenTrial, alive: set[str]) -> TrialRow:
         from sweep.distributions import decode_params
-        from sweep.study import CANCELLED, REASON
+        from sweep.study import CANCELLED, FINAL, REASON
 
         if trial.number in self._ended:
             return self._ended[trial.number]
@@ -100,6 +100,7 @@ class SweepReader:
             worker=worker,
             reports=reports,
             adapter=str(files.adapter) if files and files.adapter.is_dir() else None,
+            final=tuple(trial.user_attrs[FINAL]) if FINAL in trial.user_attrs else None,
         )
         if trial.state.is_finished():
             self._ended[trial.number] = row

@@ -76,6 +76,8 @@ def study_config(settings: Settings) -> StudyConfig:
         per_trial_seed=not keeps_one_seed(settings),
         milestones=settings.reports_per_trial,
         history=settings.search.history,
+        finalists=settings.search.finalists,
+        seeds=settings.search.seeds,
     )
 
 
@@ -234,7 +236,7 @@ def make_controller(
     return Controller(
         ports=ports,
         limits=settings.limits(workers),
-        spec=spec_maker(settings, study.params),
+        spec=spec_maker(settings, study.params, study.seed_of),
         listener=listener,
         mode=mode,
         created=created,
@@ -252,11 +254,21 @@ def _simulated_ports(room: Room, settings: Settings, study: OptunaStudy) -> Port
     return simulated_ports(world, study, queue.look_seconds, queue.charge)
 
 
-def spec_maker(settings: Settings, params: Callable[[int], Mapping[str, Any]]) -> SpecFactory:
-    """What builds specifications: a torchtune configuration, or what a simulated worker looks up in its table."""
+def spec_maker(
+    settings: Settings,
+    params: Callable[[int], Mapping[str, Any]],
+    seed_of: Callable[[int], int | None],
+) -> SpecFactory:
+    """What builds specifications: a torchtune configuration, or what a simulated worker looks up in its table.
+
+    Args:
+        params: a trial's hyperparameters; seed_of: which of the finals' seeds it is trained with, None for no final.
+    """
     queue = settings.queue
     if not isinstance(queue, SimulatedQueue):
-        return lambda trial, attempt, worker: trial_spec(settings, params(trial), (trial, attempt, worker))
+        return lambda trial, attempt, worker: trial_spec(
+            settings, params(trial), (trial, attempt, worker), seed_of(trial)
+        )
     from sweep.recipe import value_at
     from sweep.tables import load_table
 
@@ -264,21 +276,30 @@ def spec_maker(settings: Settings, params: Callable[[int], Mapping[str, Any]]) -
     base = {key: value_at(settings.torchtune, key) for key in keys if key not in settings.space}
 
     def spec(trial: int, attempt: int, worker: str) -> TrialSpec:
-        config = {**base, **params(trial)}
+        seed = seed_of(trial)
+        config = {**base, **params(trial), **({} if seed is None else {"seed": seed})}
         tokens, every = settings.milestone_tokens, settings.trial.checkpoint_every
         return TrialSpec(settings.name, trial, attempt, worker, config, tokens, every)
 
     return spec
 
 
-def trial_spec(settings: Settings, params: Any, identity: tuple[int, int, str]) -> TrialSpec:
-    """The specification of an attempt (trial, attempt, worker)."""
+def trial_spec(
+    settings: Settings, params: Any, identity: tuple[int, int, str], final_seed: int | None = None
+) -> TrialSpec:
+    """The specification of an attempt (trial, attempt, worker).
+
+    Args:
+        final_seed: which of the finals' seeds; each is another than the one that the search trained with.
+    """
     from sweep.recipe import resolve
 
     trial, attempt, worker = identity
     config = resolve(settings.torchtune, params, settings.derive)
     if config.get("seed") is None:
         config["seed"] = settings.search.seed  # torchtune would draw one, and the trial could not be repeated
+    if final_seed is not None:
+        config["seed"] = int(config["seed"]) + 1 + final_seed
     return TrialSpec(
         sweep=settings.name,
         trial=trial,

@@ -300,6 +300,10 @@ def _conclude(room: Room, finish: Finish) -> None:
     out.print(trials_table(state, state.rows, limit=24))
     out.print(counts_text(state))
     out.print(f"{finish.how}: {finish.reason}", markup=False, soft_wrap=True)
+    if state.finals:
+        from sweep.finals import standings_text
+
+        out.print(standings_text(state.finals, state.metric), markup=False, highlight=False, soft_wrap=True)
     if state.best is not None:
         path = write_export(room, reader.settings, state.best, None)
         out.print(

@@ -99,7 +99,9 @@ def test_the_world_goes_on_under_the_next_controller(table: Path, tmp_path: Path
     """Each controller dies after a few effects; workers, paused trials and the study outlive it."""
     world = World(load_table(str(table)), Fates(crashes=0.05))
     pruner = AsynchronousHalving("val_loss", 1, 2)
-    for lives in range(400):
+    lives, finished = 0, False
+    while not finished and lives < 400:
+        lives += 1
         study = OptunaStudy(config(pruner), journal_storage(tmp_path / "journal"))
         controller = Controller(
             ports=simulated_ports(world, study, charge=False),
@@ -112,9 +114,10 @@ def test_the_world_goes_on_under_the_next_controller(table: Path, tmp_path: Path
         )
         try:
             controller.run()
-            break
+            finished = True
         except KeyboardInterrupt:
-            continue
+            pass
+    assert finished
     assert lives > 10
     facts = study.facts()
     assert (facts.asked, facts.open, facts.aside, facts.failed) == (12, (), (), 0)

@@ -22,7 +22,7 @@ LAYERS = (
     "sweep sweep.errors sweep.resources sweep.yamledit sweep.nursery",
     "sweep.model sweep.space sweep.queues sweep.slurm",
     "sweep.ports sweep.grammar sweep.submit sweep.strategy sweep.tables",
-    "sweep.simulation sweep.ledger",
+    "sweep.simulation sweep.ledger sweep.finals",
     "sweep.decide sweep.channel sweep.dispatch sweep.dispatch.* sweep.recipe sweep.settings sweep.view",
     "sweep.distributions sweep.curves sweep.proposals",
     "sweep.loop sweep.study sweep.words sweep.probe",
