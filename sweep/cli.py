@@ -99,6 +99,11 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("-o", "--output", type=Path, help="default: best.yaml or trial-N.yaml in the room; -: print")
     export.add_argument("--verify", action="store_true", help="train it with `tune run` and compare every step")
     _named(verbs, "sync", "upload to W&B what did not arrive there, once and in order")
+    replay = _named(
+        verbs, "replay", "say what another pruner would have spent on a finished sweep, and what of its winner"
+    )
+    replay.add_argument("overrides", nargs="*", metavar="pruner=NAME", help="pruner=NAME and pruner.KEY=VALUE")
+    replay.add_argument("--json", action="store_true")
     report = _named(verbs, "report", "write one self-contained HTML file")
     report.add_argument("-o", "--output", type=Path, help="default: report.html in the room")
     _queue(verbs)

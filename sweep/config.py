@@ -158,8 +158,12 @@ def check(settings: Settings) -> None:
     for index, params in enumerate(settings.warm_start.enqueue):
         space.check(params, f"warm_start.enqueue[{index}]")
     search = settings.search
-    if search.trials is None and search.tokens is None and search.seconds is None and search.target is None:
-        raise ConfigError("search has no limit: set search.trials, search.tokens, search.seconds or search.target")
+    limits = (search.trials, search.tokens, search.seconds, search.target, search.gpu_hours)
+    if all(limit is None for limit in (*limits, search.min_gain_per_gpu_hour)):
+        raise ConfigError(
+            "search has no limit: set search.trials, search.tokens, search.seconds, search.target, search.gpu_hours "
+            "or search.min_gain_per_gpu_hour"
+        )
     _check_base(torchtune_recipe.resolve(settings.torchtune, {}, {}))
     if isinstance(settings.queue, SimulatedQueue):
         _check_simulated(settings, settings.queue)

@@ -9,13 +9,14 @@ A paused trial is not assigned: its verdict is lifted by the study, which promot
 from __future__ import annotations
 
 import math
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
 from sweep.model import (
     Ask,
+    AskFinal,
     Assign,
     AttemptFacts,
     Cancel,
@@ -178,11 +179,11 @@ class _Decision:
     def _unwanted(self, worker: WorkerFacts) -> bool:
         if worker.job is JobState.PLANNED and not self._going_on:
             return True
-        return not worker.ready and not self._load(worker) and not self._work_left
+        return not worker.ready and worker.name not in self._loads and not self._work_left
 
     def _hopeless(self, worker: WorkerFacts) -> str | None:
-        stops = [attempt.stop_since for _, attempt in self._load(worker) if attempt.stop_since is not None]
-        if any(self._age(since) > self.limits.stop_grace for since in stops):
+        stop = self._oldest_stops.get(worker.name)
+        if stop is not None and self._age(stop) > self.limits.stop_grace:
             return f"a trial did not stop within {self.limits.stop_grace:g} s"
         if worker.ready and self._age(worker.beat) > self.limits.silence:
             return f"no beat for {self.limits.silence:g} s"
@@ -198,6 +199,7 @@ class _Decision:
             return
         waiting = deque(self._waiting)
         asks, asked = self._askable, False
+        finals = self._finals
         for worker in self._live:
             for _ in range(self._free(worker)):
                 if waiting:
@@ -208,6 +210,9 @@ class _Decision:
                     asked = True
                     yield Ask(new=asks > 0)
                     asks -= 1
+                elif finals > 0:
+                    finals -= 1
+                    yield AskFinal()
         if asks <= 0 and self._promotable and not asked and not self._waiting and self._free_places:
             yield Ask(new=False)  # whether a worker is worth starting for it
 
@@ -220,7 +225,9 @@ class _Decision:
             if self.limits.trials_per_worker is None
             else min(self.limits.slots, self.limits.trials_per_worker)
         )
-        unserved = len(self._waiting) + self._askable - sum(self._room_left(worker) for worker in open_to_work)
+        unserved = (
+            len(self._waiting) + self._askable + self._finals - sum(self._rooms[worker.name] for worker in open_to_work)
+        )
         places = self._free_places
         count = min(len(places), math.ceil(unserved / per_worker) if unserved < math.inf else len(places))
         if count > 0:
@@ -233,8 +240,8 @@ class _Decision:
     def _sendings(self) -> Iterator[Send]:
         """A planned worker goes to its queue with its first trials: as many as it holds, or as are left."""
         for worker in self._live:
-            more = self._room_left(worker) > 0 and self._work_left
-            if worker.job is JobState.PLANNED and self._going_on and self._load(worker) and not more:
+            more = self._rooms[worker.name] > 0 and self._work_left
+            if worker.job is JobState.PLANNED and self._going_on and worker.name in self._loads and not more:
                 yield Send(worker.name)
 
     def _drains(self) -> Iterator[Drain]:
@@ -243,10 +250,10 @@ class _Decision:
         # each trial that runs may yet lift one that is paused above the others, and a worker costs a start
         spare = len(self._running) if self._going_on and self._any_paused and self._budget_left else 0
         for worker in self._live:
-            if worker.draining or worker.job is JobState.PLANNED or not (worker.ready or self._load(worker)):
+            if worker.draining or worker.job is JobState.PLANNED or not (worker.ready or worker.name in self._loads):
                 continue
             if self.view.mode is Mode.RUN:
-                if self._load(worker):
+                if worker.name in self._loads:
                     continue
                 spare -= 1
                 if spare >= 0:
@@ -268,7 +275,7 @@ class _Decision:
             return Finish(Finished.STOPPED, "trials were stopped with a checkpoint and go on with `sweep resume`")
         if self.view.mode is Mode.CANCEL and not open_trials:
             return Finish(Finished.CANCELLED, "the sweep was stopped")
-        if not open_trials and self._askable <= 0:
+        if not open_trials and self._askable <= 0 and self._finals <= 0:
             return Finish(Finished.DONE, self._spent_reason)
         return None
 
@@ -296,6 +303,10 @@ class _Decision:
             return f"all {self.limits.trials} trials have ended"
         if self._over_tokens:
             return f"the budget of {self.limits.tokens:,} tokens is spent"
+        if self._over_gpu_hours:
+            return f"the budget of {self.limits.gpu_hours:g} GPU-hours is spent"
+        if self._gains_little:
+            return f"another GPU-hour is expected to gain less than {self.limits.min_gain:g}"
         return f"the budget of {self.limits.seconds or 0:g} s is spent"
 
     # --- derived facts ----------------------------------------------------------------------------------------
@@ -333,11 +344,18 @@ class _Decision:
         return [trial for trial in self.view.trials if trial.number not in self._busy_numbers]
 
     @cached_property
-    def _loads(self) -> dict[str, list[tuple[TrialFacts, AttemptFacts]]]:
-        loads: dict[str, list[tuple[TrialFacts, AttemptFacts]]] = {}
-        for trial, attempt in self._running:
-            loads.setdefault(attempt.worker, []).append((trial, attempt))
-        return loads
+    def _loads(self) -> Counter[str]:
+        """How many attempts may be running on each worker."""
+        return Counter(attempt.worker for _, attempt in self._running)
+
+    @cached_property
+    def _oldest_stops(self) -> dict[str, float]:
+        """Since when a worker has had a stop that it has not obeyed."""
+        oldest: dict[str, float] = {}
+        for _, attempt in self._running:
+            if attempt.stop_since is not None:
+                oldest[attempt.worker] = min(attempt.stop_since, oldest.get(attempt.worker, math.inf))
+        return oldest
 
     @cached_property
     def _ending(self) -> set[str]:
@@ -374,11 +392,36 @@ class _Decision:
     def _budget_left(self) -> bool:
         """Whether tokens and time allow to begin anything more, be it a new trial or a paused one."""
         over_time = self.limits.seconds is not None and self.view.seconds >= self.limits.seconds
-        return not (self._target_reached or self._over_tokens or over_time)
+        return not (
+            self._target_reached or self._over_tokens or over_time or self._over_gpu_hours or self._gains_little
+        )
+
+    @cached_property
+    def _gpu_hours(self) -> float:
+        return self.view.trained / self.limits.slots / 3600
+
+    @cached_property
+    def _over_gpu_hours(self) -> bool:
+        return self.limits.gpu_hours is not None and self._gpu_hours >= self.limits.gpu_hours
+
+    @cached_property
+    def _gains_little(self) -> bool:
+        gain = self.view.study.gain
+        return self.limits.min_gain is not None and gain is not None and self._per_gpu_hour(gain) < self.limits.min_gain
+
+    def _per_gpu_hour(self, gain: float) -> float:
+        return gain * self.limits.slots * 3600
 
     @cached_property
     def _work_left(self) -> bool:
-        return self._going_on and (self._askable > 0 or bool(self._waiting) or self._promotable)
+        return self._going_on and (self._askable > 0 or bool(self._waiting) or self._promotable or self._finals > 0)
+
+    @cached_property
+    def _finals(self) -> int:
+        """Finals to ask for now: only where nothing else is left to begin, and all other trials have ended."""
+        if self._askable > 0 or self._any_paused or self.view.study.searching:
+            return 0
+        return self.view.study.finals
 
     def _alive(self, attempt: AttemptFacts) -> bool:
         return attempt.outcome is None and attempt.worker in self._live_names
@@ -386,21 +429,23 @@ class _Decision:
     def _busy(self, trial: TrialFacts) -> bool:
         return trial.number in self._busy_numbers
 
-    def _load(self, worker: WorkerFacts) -> list[tuple[TrialFacts, AttemptFacts]]:
-        return self._loads.get(worker.name, [])
+    @cached_property
+    def _rooms(self) -> dict[str, int]:
+        """Trials that each worker can still take, now or once it is ready."""
+        return {worker.name: self._room_left(worker) for worker in self._live}
 
-    def _room_left(self, worker: WorkerFacts) -> float:
-        """Trials that a worker can still take, now or once it is ready."""
-        if worker.draining or worker.name in self._ending:
-            return 0
+    def _room_left(self, worker: WorkerFacts) -> int:
         held = self.limits.slots if worker.slots is None else worker.slots
-        slots = held - len(self._load(worker))
+        slots = held - self._loads.get(worker.name, 0)
+        if slots <= 0 or worker.draining or worker.name in self._ending:
+            return 0
         quota = self.limits.trials_per_worker
-        return max(0, slots if quota is None else min(slots, quota - worker.assigned))
+        return slots if quota is None else max(0, min(slots, quota - worker.assigned))
 
     def _free(self, worker: WorkerFacts) -> int:
         takes = worker.ready or worker.job is JobState.PLANNED
-        return int(self._room_left(worker)) if takes and not self._hopeless(worker) else 0
+        room = self._rooms[worker.name]
+        return room if room and takes and not self._hopeless(worker) else 0
 
     def _age(self, since: float) -> float:
         return self.now - since

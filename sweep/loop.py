@@ -16,6 +16,7 @@ from sweep.decide import decide
 from sweep.errors import RetryLater
 from sweep.model import (
     Ask,
+    AskFinal,
     Assign,
     AttemptFacts,
     Cancel,
@@ -44,6 +45,9 @@ if TYPE_CHECKING:
 
 # What a shared file system or the network may say for a moment, and take back.
 PASSING = {errno.ESTALE, errno.EIO, errno.ETIMEDOUT, errno.EAGAIN, errno.EINTR, errno.EREMOTEIO}
+
+# Effects that call for nothing more in the same moment: only time shows what comes of them.
+UNANSWERED = (Assign, Cancel, Drain, Stop)
 
 # Builds the specification of an attempt from trial, attempt and worker.
 SpecFactory = Callable[[int, int, str], TrialSpec]
@@ -110,9 +114,13 @@ class Controller:
     _tokens: dict[int, int] = field(default_factory=dict)
     _places: dict[str, int] = field(default_factory=dict)
     _all_tokens: int = 0
+    _seconds: dict[int, dict[int, float]] = field(default_factory=dict)
+    _all_seconds: float = 0.0
     _known_stops: set[tuple[int, int]] = field(default_factory=set)
     _ruled: dict[int, Verdict] = field(default_factory=dict)
     _recalled: bool = False
+    _trials: dict[int, tuple[list[AttemptSight], TrialFacts]] = field(default_factory=dict)
+    _workers: dict[str, tuple[WorkerSight, Job, WorkerFacts]] = field(default_factory=dict)
     _first_name: int | None = None
     _last_name: int = 0
 
@@ -128,7 +136,7 @@ class Controller:
                 effects = ()
             if effects and isinstance(effects[-1], Finish):
                 return effects[-1]
-            if all(isinstance(effect, Cancel) for effect in effects):  # nothing to do but wait
+            if all(isinstance(effect, UNANSWERED) for effect in effects):  # nothing to do but wait
                 self.ports.channel.wait(self.ports.clock, self.poll_seconds)
 
     def step(self) -> tuple[Effect, ...]:
@@ -157,8 +165,8 @@ class Controller:
         self._first_name = self._last_name if self._first_name is None else self._first_name
         watched = [name for name, job in jobs.items() if job.state is not JobState.GONE or self._is_ours(name)]
         attempts, workers = self.ports.channel.observe(study.facts().open, watched)
-        trials = tuple(self._trial(number, sights) for number, sights in attempts.items())
-        facts = tuple(self._worker(sight, jobs[name]) for name, sight in workers.items())
+        trials = tuple(self._known_trial(number, sights) for number, sights in attempts.items())
+        facts = tuple(self._known_worker(sight, jobs[name]) for name, sight in workers.items())
         failed = self._failed_starts(facts)
         return View(
             study=study.facts(),
@@ -167,6 +175,7 @@ class Controller:
             mode=self.mode(),
             tokens=study.facts().tokens + self._all_tokens,
             seconds=self.ports.clock.now() - self.created,
+            trained=study.facts().seconds + self._all_seconds,
             start_failures=len(failed),
             start_failure=failed[0].reason if failed else "",
         )
@@ -179,6 +188,8 @@ class Controller:
                 ports.dispatcher.start([WorkerSpec(n, place) for n, place in zip(names, places, strict=True)])
             case Ask(new):
                 self._ask(new)
+            case AskFinal():
+                ports.study.ask_final()
             case Assign(trial, attempt, worker):
                 ports.channel.assign(self.spec(trial, attempt, worker))
             case Send(worker):
@@ -192,7 +203,10 @@ class Controller:
                 tokens = self._tokens.pop(trial, 0)
                 self._all_tokens -= tokens
                 self._ruled.pop(trial, None)
-                ports.study.tell(effect, tokens)
+                self._trials.pop(trial, None)
+                seconds = sum(self._seconds.pop(trial, {}).values())
+                self._all_seconds -= seconds
+                ports.study.tell(effect, tokens, seconds)
             case Drain(worker):
                 ports.channel.drain(worker)
             case Finish():
@@ -211,16 +225,37 @@ class Controller:
         study = self.ports.study
         if (promotion := study.promote()) is not None:
             self._ruled.pop(promotion.trial, None)
+            self._trials.pop(promotion.trial, None)
             self.ledger.promoted(promotion)
             self.listener.promoted(promotion)
         elif new:
             study.ask()
 
+    def _known_trial(self, number: int, sights: list[AttemptSight]) -> TrialFacts:
+        """A trial's facts; those of the last time where the channel shows the very same object again."""
+        known = self._trials.get(number)
+        if known is not None and known[0] is sights:
+            return known[1]
+        facts = self._trial(number, sights)
+        if not any(sight.reports for sight in sights):
+            self._trials[number] = (sights, facts)
+        return facts
+
+    def _known_worker(self, sight: WorkerSight, job: Job) -> WorkerFacts:
+        """The same for a worker."""
+        known = self._workers.get(sight.name)
+        if known is None or known[0] is not sight or known[1] is not job:
+            known = self._workers[sight.name] = (sight, job, self._worker(sight, job))
+        return known[2]
+
     def _trial(self, number: int, sights: list[AttemptSight]) -> TrialFacts:
         verdict: Verdict | None = None
         for sight in sights:
+            if sight.outcome is not None:
+                self._count_seconds(number, sight.number, sight.outcome.seconds)
             for report in sight.reports:
                 self._count_tokens(number, report.tokens)
+                self._count_seconds(number, sight.number, report.seconds)
                 self.listener.reported(number, report)
             if sight.stop is StopCause.PRUNED:  # an earlier controller's verdict, which stands
                 verdict = verdict or Verdict(0, float("nan"), sight.stop_reason)
@@ -240,12 +275,19 @@ class Controller:
         if paused and last and (number, sight.number) not in self._known_stops:  # an earlier controller's
             self._known_stops.add((number, sight.number))
             study.reinstate(number, sight.stop_reason)
-        return study.record(number, sight.reports, judge=last or not paused)
+        return study.record(number, sight.reports)
 
     def _lay_aside(self, trial: TrialFacts) -> None:
         outcome = trial.attempts[-1].outcome
         if outcome is not None and (outcome.resumable or outcome.kind is OutcomeKind.COMPLETED):
             self.ports.study.lay_aside(trial.number)
+
+    def _count_seconds(self, number: int, attempt: int, seconds: float) -> None:
+        known = self._seconds.setdefault(number, {})
+        more = seconds - known.get(attempt, 0.0)
+        if more > 0:
+            known[attempt] = seconds
+            self._all_seconds += more
 
     def _count_tokens(self, number: int, tokens: int) -> None:
         known = self._tokens.get(number, 0)
@@ -288,7 +330,9 @@ class Controller:
 
     def _failed_starts(self, workers: tuple[WorkerFacts, ...]) -> list[WorkerFacts]:
         """The last workers in a row that ended without ever being ready, newest first; those we let go left out."""
-        failed = []
+        failed: list[WorkerFacts] = []
+        if not any(worker.job is JobState.GONE and not worker.ready for worker in workers):
+            return failed
         for worker in sorted(workers, key=lambda w: w.name, reverse=True):
             if worker.ready:
                 break

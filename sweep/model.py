@@ -5,7 +5,6 @@ Invariants: no behaviour beyond derived properties; times are seconds on the con
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -164,6 +163,10 @@ class StudyFacts:
         aside: paused trials whose attempts have ended, which nobody need look at until they are promoted or told.
         tokens: label tokens of the ended trials.
         exhausted: the sampler has nothing left to propose.
+        seconds: that the ended trials trained, as they said, finals included.
+        gain: by how much the objective is expected to fall for each second of training more; None: too little is known.
+        finals: finals still to be asked for, once all else has ended.
+        searching: some open trial is no final.
         stuck: asked for a paused trial worth going on, it had none, and has learnt nothing since.
     """
 
@@ -178,6 +181,10 @@ class StudyFacts:
     tokens: int = 0
     exhausted: bool = False
     stuck: bool = False
+    seconds: float = 0.0
+    gain: float | None = None
+    finals: int = 0
+    searching: bool = False
 
     @property
     def ended(self) -> int:
@@ -195,6 +202,7 @@ class View:
     Args:
         tokens: label tokens trained by all trials so far.
         seconds: since the sweep was created.
+        trained: seconds of training over all trials so far, as they said.
         start_failures: workers in a row that ended without ever being ready.
         start_failure: how the last of them ended.
     """
@@ -205,18 +213,26 @@ class View:
     mode: Mode = Mode.RUN
     tokens: int = 0
     seconds: float = 0.0
+    trained: float = 0.0
     start_failures: int = 0
     start_failure: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What the configuration allows. None: no limit."""
+    """What the configuration allows. None: no limit.
+
+    Args:
+        gpu_hours: of training; a worker's slots share its hours.
+        min_gain: expected fall of the objective for each hour of a GPU, below which nothing more is begun.
+    """
 
     trials: int | None = None
     tokens: int | None = None
     seconds: float | None = None
     target: float | None = None
+    gpu_hours: float | None = None
+    min_gain: float | None = None
     workers: int = 1
     slots: int = 1
     trials_per_worker: int | None = None
@@ -245,6 +261,11 @@ class Ask:
     """
 
     new: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class AskFinal:
+    """Ask the study for the next final: one of the best trials, to be trained again with another seed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -306,7 +327,7 @@ class Finish:
     reason: str
 
 
-Effect = StartWorkers | Ask | Assign | Send | Stop | Cancel | Tell | Drain | Finish
+Effect = StartWorkers | Ask | AskFinal | Assign | Send | Stop | Cancel | Tell | Drain | Finish
 
 
 @dataclass(frozen=True, slots=True)
@@ -318,6 +339,7 @@ class TrialRow:
             failed or cancelled.
         value: the objective of a complete trial, else its last reported one.
         reports: one per milestone, ascending, over all attempts.
+        final: the trial that this one repeats, and with which of the seeds.
     """
 
     number: int
@@ -329,6 +351,7 @@ class TrialRow:
     worker: str = ""
     reports: tuple[Report, ...] = ()
     adapter: str | None = None
+    final: tuple[int, int] | None = None
 
     @property
     def last(self) -> Report | None:
@@ -359,8 +382,21 @@ class SweepState:
 
     @property
     def best(self) -> TrialRow | None:
-        done = [row for row in self.rows if row.state == "complete" and row.value is not None]
-        return min(done, key=lambda row: row.value if row.value is not None else math.inf, default=None)
+        """The complete trial of the least value; of finalists, the one of the least mean over their finals."""
+        done = [row for row in self.rows if row.state == "complete" and row.value is not None and row.final is None]
+        means = {number: sum(values.values()) / len(values) for number, values in self.finals.items()}
+        done = [row for row in done if row.number in means] or done
+        return min(done, key=lambda row: means.get(row.number, row.value or 0.0), default=None)
+
+    @property
+    def finals(self) -> dict[int, dict[int, float]]:
+        """By finalist, the values of its finals by seed; those finalists that have most of them."""
+        found: dict[int, dict[int, float]] = {}
+        for row in self.rows:
+            if row.final is not None and row.state == "complete" and row.value is not None:
+                found.setdefault(row.final[0], {})[row.final[1]] = row.value
+        most = max(map(len, found.values()), default=0)
+        return {number: values for number, values in found.items() if len(values) == most}
 
     @property
     def tokens(self) -> int:

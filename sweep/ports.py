@@ -113,17 +113,14 @@ class Study(Protocol):
     def params(self, number: int) -> Mapping[str, Any]:
         """A trial's hyperparameters by torchtune key."""
 
-    def record(self, number: int, reports: Sequence[Report], judge: bool = True) -> Verdict | None:
+    def record(self, number: int, reports: Sequence[Report]) -> Verdict | None:
         """Take a trial's new reports in, in order; the verdict that stands.
 
         Reports after a stop are ignored; those after a pause are held back until the trial is promoted.
-
-        Args:
-            judge: whether they may lead to a verdict; not those of an attempt whose pause has been lifted.
         """
 
     def reinstate(self, number: int, reason: str) -> None:
-        """A pause that an earlier controller decided on stands; nothing where one does."""
+        """A pause that an earlier controller decided on stands, unless a promotion has ended it."""
 
     def lay_aside(self, number: int) -> None:
         """A paused trial has stopped: it is open no more, until it is promoted."""
@@ -137,8 +134,11 @@ class Study(Protocol):
     def recall(self, number: int, reports: Sequence[Report]) -> None:
         """Take in what a trial reported in an earlier controller's time."""
 
-    def tell(self, told: Tell, tokens: int) -> None:
-        """Say how a trial ended and how many label tokens it trained; nothing where it was told before."""
+    def ask_final(self) -> int:
+        """The number of the next final: one of the best trials again, with another seed; it is never judged."""
+
+    def tell(self, told: Tell, tokens: int, seconds: float = 0.0) -> None:
+        """Say how a trial ended, how many label tokens and how long it trained; nothing where it was told before."""
 
     def facts(self) -> StudyFacts:
         """Counts, open trials and the best value."""

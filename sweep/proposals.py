@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import math
 from bisect import insort
-from collections.abc import Container
+from collections.abc import Callable, Container
 from dataclasses import dataclass, field
 
 import optuna
@@ -21,16 +21,20 @@ BEST = 50
 
 
 class WatchedStudy(optuna.Study):
-    """A study that shows a sampler what it is told to; everybody else sees all of it."""
+    """A study that shows a sampler what it is told to; everybody else sees all of it.
 
-    shown: list[FrozenTrial] | None = None
+    Args:
+        shown: answers what to show while a sampler proposes, None at all other times.
+    """
+
+    shown: Callable[[], list[FrozenTrial]] | None = None
 
     def _get_trials(
         self, deepcopy: bool = True, states: Container[TrialState] | None = None, use_cache: bool = False
     ) -> list[FrozenTrial]:
         if self.shown is None:
             return super()._get_trials(deepcopy, states, use_cache)
-        found = [trial for trial in self.shown if states is None or trial.state in states]
+        found = [trial for trial in self.shown() if states is None or trial.state in states]
         return copy.deepcopy(found) if deepcopy else found
 
 
@@ -47,6 +51,7 @@ class History:
     _open: dict[int, FrozenTrial] = field(default_factory=dict)
     _numbers: list[int] = field(default_factory=list)
     _ranks: list[tuple[tuple[float, float, float], int]] = field(default_factory=list)
+    _view: list[FrozenTrial] | None = None
 
     def running(self, trial: FrozenTrial) -> None:
         """A trial was asked for, or promoted."""
@@ -70,7 +75,12 @@ class History:
         self.ended(shown)
 
     def show(self) -> list[FrozenTrial]:
-        """What the sampler shall see, ascending by number."""
+        """What a sampler shall see, ascending by number; the same list until a trial changes."""
+        if self._view is None:
+            self._view = self._choose()
+        return self._view
+
+    def _choose(self) -> list[FrozenTrial]:
         numbers = set(self._open)
         if self.bound is None or len(self._numbers) <= self.bound:
             numbers.update(self._numbers)
@@ -80,6 +90,7 @@ class History:
         return [self._ended[n] if n in self._ended else self._open[n] for n in sorted(numbers)]
 
     def _drop(self, number: int) -> None:
+        self._view = None
         self._open.pop(number, None)
         old = self._ended.pop(number, None)
         if old is not None:

@@ -16,7 +16,7 @@ from sweep.queues import SimulatedQueue
 from sweep.rooms import controller_runs, journal_path, load_settings, worker_of
 from sweep.session import job_viewer, reading_storage
 from sweep.settings import Settings
-from trainer.contract import ContractError, Outcome, Report, Step, decode
+from trainer.contract import ContractError, Outcome, Report, Step, StopCause, decode
 from trainer.room import Room, Tail, read_text
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ class SweepReader:
 
     def _row(self, trial: FrozenTrial, alive: set[str]) -> TrialRow:
         from sweep.distributions import decode_params
-        from sweep.study import CANCELLED, REASON
+        from sweep.study import CANCELLED, FINAL, REASON
 
         if trial.number in self._ended:
             return self._ended[trial.number]
@@ -86,7 +86,8 @@ class SweepReader:
         if not trial.state.is_finished():
             running = outcome is None and worker in alive
             goes_on = outcome is None or outcome.resumable
-            state = "running" if running else "waiting" if goes_on else "ended"
+            paused = outcome is not None and outcome.cause is StopCause.PAUSED
+            state = "running" if running else "paused" if paused else "waiting" if goes_on else "ended"
         reports = self._read_reports(trial.number, attempts)
         last = getattr(reports[-1], self.settings.metric) if reports else None
         row = TrialRow(
@@ -99,6 +100,7 @@ class SweepReader:
             worker=worker,
             reports=reports,
             adapter=str(files.adapter) if files and files.adapter.is_dir() else None,
+            final=tuple(trial.user_attrs[FINAL]) if FINAL in trial.user_attrs else None,
         )
         if trial.state.is_finished():
             self._ended[trial.number] = row

@@ -98,6 +98,8 @@ def study_config(settings: Settings) -> StudyConfig:
         per_trial_seed=not keeps_one_seed(settings),
         milestones=settings.reports_per_trial,
         history=settings.search.history,
+        finalists=settings.search.finalists,
+        seeds=settings.search.seeds,
     )
 
 
@@ -302,6 +304,7 @@ def make_controller(
     room: Room, settings: Settings, world: tuple[OptunaStudy, Ports], listener: Listener, mode: Callable[[], Mode]
 ) -> Controller:
     """A controller over an open world."""
+    from sweep.ledger import RoomLedger
     from sweep.loop import Controller
 
     study, ports = world
@@ -310,11 +313,12 @@ def make_controller(
     return Controller(
         ports=ports,
         limits=settings.limits(workers),
-        spec=spec_maker(settings, study.params, partial(stopped_runs, room)),
+        spec=spec_maker(settings, study.params, study.seed_of, partial(stopped_runs, room)),
         listener=listener,
         mode=mode,
         created=created,
         poll_seconds=settings.queue.poll_seconds,
+        ledger=RoomLedger(room),
     )
 
 
@@ -330,16 +334,20 @@ def _simulated_ports(room: Room, settings: Settings, study: OptunaStudy) -> Port
 def spec_maker(
     settings: Settings,
     params: Callable[[int], Mapping[str, Any]],
+    seed_of: Callable[[int], int | None],
     stopped: Callable[[], Collection[str]] = tuple,
 ) -> SpecFactory:
     """What builds specifications: a torchtune configuration, or what a simulated worker looks up in its table.
 
     Args:
+        params: a trial's hyperparameters; seed_of: which of the finals' seeds it is trained with, None for no final.
         stopped: the W&B runs that no attempt goes on in.
     """
     queue = settings.queue
     if not isinstance(queue, SimulatedQueue):
-        return lambda trial, attempt, worker: trial_spec(settings, params(trial), (trial, attempt, worker), stopped())
+        return lambda trial, attempt, worker: trial_spec(
+            settings, params(trial), (trial, attempt, worker), seed_of(trial), stopped()
+        )
     from sweep.recipe import value_at
     from sweep.tables import load_table
 
@@ -347,7 +355,8 @@ def spec_maker(
     base = {key: value_at(settings.torchtune, key) for key in keys if key not in settings.space}
 
     def spec(trial: int, attempt: int, worker: str) -> TrialSpec:
-        config = {**base, **params(trial)}
+        seed = seed_of(trial)
+        config = {**base, **params(trial), **({} if seed is None else {"seed": seed})}
         tokens, every = settings.milestone_tokens, settings.trial.checkpoint_every
         return TrialSpec(settings.name, trial, attempt, worker, config, tokens, every)
 
@@ -355,11 +364,16 @@ def spec_maker(
 
 
 def trial_spec(
-    settings: Settings, params: Any, identity: tuple[int, int, str], stopped: Collection[str] = ()
+    settings: Settings,
+    params: Any,
+    identity: tuple[int, int, str],
+    final_seed: int | None = None,
+    stopped: Collection[str] = (),
 ) -> TrialSpec:
     """The specification of an attempt (trial, attempt, worker).
 
     Args:
+        final_seed: which of the finals' seeds; each is another than the one that the search trained with.
         stopped: see `spec_maker`.
     """
     from sweep.recipe import resolve
@@ -368,6 +382,8 @@ def trial_spec(
     config = resolve(settings.torchtune, params, settings.derive)
     if config.get("seed") is None:
         config["seed"] = settings.search.seed  # torchtune would draw one, and the trial could not be repeated
+    if final_seed is not None:
+        config["seed"] = int(config["seed"]) + 1 + final_seed
     tracking = tracking_of(settings, trial, config, stopped)
     return TrialSpec(
         sweep=settings.name,

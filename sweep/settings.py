@@ -58,6 +58,9 @@ class Search:
     """The budget, and what is allowed to go wrong. null: no limit.
 
     Args:
+        gpu_hours: training time over all workers; a worker's slots share its hours.
+        min_gain_per_gpu_hour: nothing more is begun where another hour is expected to gain less than this.
+        finalists, seeds: in the end so many of the best trials are trained again with so many seeds each.
         history: ended trials that a TPE sampler looks at, the best and the newest.
     """
 
@@ -65,6 +68,10 @@ class Search:
     tokens: int | None = None
     seconds: float | None = None
     target: float | None = None
+    gpu_hours: float | None = None
+    min_gain_per_gpu_hour: float | None = None
+    finalists: int = 0
+    seeds: int = 3
     seed: int = 0
     max_attempts: int = 3
     max_failure_share: float = 0.5
@@ -217,6 +224,8 @@ class Settings:
             tokens=search.tokens,
             seconds=search.seconds,
             target=search.target,
+            gpu_hours=search.gpu_hours,
+            min_gain=search.min_gain_per_gpu_hour,
             workers=workers,
             slots=1 if queue.slots == "auto" else int(queue.slots),  # auto: until a worker says what it holds
             trials_per_worker=queue.trials_per_worker,
@@ -321,6 +330,10 @@ _RANGES: dict[tuple[str, str], tuple[Any, str]] = {
     ("search", "tokens"): _AT_LEAST_ONE,
     ("search", "seconds"): _POSITIVE,
     ("search", "max_attempts"): _AT_LEAST_ONE,
+    ("search", "gpu_hours"): _POSITIVE,
+    ("search", "min_gain_per_gpu_hour"): _POSITIVE,
+    ("search", "finalists"): _NOT_BELOW_ZERO,
+    ("search", "seeds"): _AT_LEAST_ONE,
     ("search", "history"): (lambda value: value >= 50, "50 or more"),
     ("search", "max_failure_share"): (lambda value: 0 <= value <= 1, "between 0 and 1"),
     ("objective", "milestones"): _AT_LEAST_ONE,

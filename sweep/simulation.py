@@ -18,6 +18,9 @@ from sweep.model import Job, JobState
 from sweep.tables import Table
 from trainer.contract import Outcome, OutcomeKind, Report, StopCause, TrialSpec
 
+# Why an attempt ends at the last milestone that its row has.
+RECORD_ENDS = "its record ends here"
+
 
 @dataclass(frozen=True, slots=True)
 class Fates:
@@ -157,7 +160,8 @@ class World:
         wait = draw.exponential(fates.wait_seconds) if fates.wait_seconds else 0.0
         start = fates.startup_seconds * math.exp(fates.startup_spread * draw.standard_normal())
         self._set_job(worker, JobState.PENDING if wait else JobState.RUNNING)
-        self.at(wait, lambda: self._set_job(worker, JobState.RUNNING))
+        if wait:
+            self.at(wait, lambda: self._set_job(worker, JobState.RUNNING))
         self.at(wait + start, lambda: self._get_ready(worker))
 
     def drain(self, name: str) -> None:
@@ -315,6 +319,10 @@ class World:
             self._progress[attempt.spec.trial] = attempt.progress
         if report.final:
             self._finish(worker, attempt, OutcomeKind.COMPLETED)
+            self._fill(worker)
+            return
+        if milestone == self.table.ends.get(attempt.row):
+            self._finish(worker, attempt, OutcomeKind.STOPPED, RECORD_ENDS, StopCause.PRUNED)
             self._fill(worker)
             return
         self._touch(attempt)

@@ -11,7 +11,9 @@ changes: no call but `frozen` walks over all trials, once a study is open, unles
 from __future__ import annotations
 
 import math
+import statistics
 from bisect import bisect_left, insort
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,6 +42,12 @@ IMPORTED = "imported_from"
 REASON = "reason"
 CANCELLED = "cancelled"
 TOKENS = "tokens"
+SECONDS = "seconds"
+FINAL = "final"
+PROMOTED = "promoted_at"
+# Trials of the recent past from which the gain of the next one is judged, and the fewest values for that.
+GAIN_WINDOW = 20
+GAIN_VALUES = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +58,7 @@ class StudyConfig:
         metric: the report's field that is minimised.
         pruner: Optuna's, which stops; or a strategy of ours, which may also pause and promote.
         milestones: reports of a trial that runs to its end.
+        finalists, seeds: how many of the best are trained again in the end, and with how many seeds.
         history: ended trials that a TPE sampler is shown at most, the best and the newest; None: all.
         per_trial_seed: whether the sampler gets a seed for each trial; grid and quasi-random samplers keep one,
             because theirs says which sequence is walked.
@@ -64,6 +73,8 @@ class StudyConfig:
     per_trial_seed: bool = True
     milestones: int = 12
     history: int | None = None
+    finalists: int = 0
+    seeds: int = 0
 
 
 def journal_storage(path: Path) -> BaseStorage:
@@ -103,6 +114,7 @@ class _Open:
     Args:
         values: what it reported, by milestone, as the storage has it.
         judged: the milestone of the last verdict or the last decision to go on.
+        lifted: the milestone of the last pause that a promotion ended; the storage has it, so that it outlives us.
         held: reports after a pause, not known to anybody until the trial is promoted.
     """
 
@@ -110,8 +122,10 @@ class _Open:
     params: dict[str, Any]
     values: dict[int, float]
     judged: int | None = None
+    lifted: int | None = None
     verdict: Verdict | None = None
     held: list[Report] = field(default_factory=list)
+    final: bool = False
 
 
 @dataclass(slots=True)
@@ -123,15 +137,43 @@ class _Tally:
     best: float | None = None
     best_trial: int | None = None
     tokens: int = 0
+    seconds: float = 0.0
+    ranks: list[tuple[float, int]] = field(default_factory=list)
+    recent: deque[tuple[float | None, float]] = field(default_factory=lambda: deque(maxlen=GAIN_WINDOW))
 
     def add(self, trial: FrozenTrial) -> None:
-        """Count an ended trial."""
+        """Count an ended trial; of finals, what they cost alone."""
+        seconds = float(trial.user_attrs.get(SECONDS, 0.0))
+        self.seconds += seconds
+        if FINAL in trial.user_attrs:
+            self.tokens += int(trial.user_attrs.get(TOKENS, 0))
+            return
         self.counts[trial.state] += 1
         self.cancelled += trial.state is TrialState.FAIL and CANCELLED in trial.user_attrs
         self.tokens += int(trial.user_attrs.get(TOKENS, 0))
         value = trial.value if trial.state is TrialState.COMPLETE else None
-        if value is not None and (self.best is None or (value, trial.number) < (self.best, self.best_trial)):
-            self.best, self.best_trial = value, trial.number
+        self.recent.append((value, seconds))
+        if value is not None:
+            insort(self.ranks, (value, trial.number))
+            self.best, self.best_trial = self.ranks[0]
+
+    @property
+    def gain(self) -> float | None:
+        """Expected fall of the best value for each second of training more.
+
+        Expected improvement over the best under a normal distribution of the recent complete values (Mockus, 1975),
+        times the share of trials that complete, over the mean seconds of a trial.
+        """
+        values = [value for value, _ in self.recent if value is not None]
+        cost = sum(seconds for _, seconds in self.recent) / max(1, len(self.recent))
+        if len(values) < GAIN_VALUES or self.best is None or cost <= 0:
+            return None
+        mean, spread = statistics.fmean(values), statistics.stdev(values)
+        if spread == 0:
+            return 0.0
+        normal, z = statistics.NormalDist(), (self.best - mean) / spread
+        improvement = spread * (z * normal.cdf(z) + normal.pdf(z))
+        return improvement * len(values) / len(self.recent) / cost
 
 
 class OptunaStudy:
@@ -147,6 +189,7 @@ class OptunaStudy:
         pruner = config.pruner if isinstance(config.pruner, optuna.pruners.BasePruner) else optuna.pruners.NopPruner()
         self._study = WatchedStudy(config.name, made._storage, sampler, pruner)
         self._curves = Curves(strategy, config.milestones) if strategy else None
+        self._never_prunes = isinstance(pruner, optuna.pruners.NopPruner)  # it would be handed a copy of the trial
         self._exhausted = False
         self._load()
 
@@ -163,11 +206,17 @@ class OptunaStudy:
         self._facts: StudyFacts | None = None
         trials = self._study.get_trials(deepcopy=False)
         self._asked = len(trials)
-        self._waiting = {trial.number for trial in trials if trial.state is TrialState.WAITING}
+        queued = [trial for trial in trials if trial.state is TrialState.WAITING]
+        self._waiting = {trial.number for trial in queued if FINAL not in trial.user_attrs}
+        self._waiting_finals = {_final_of(trial): trial.number for trial in queued if FINAL in trial.user_attrs}
+        begun = [trial for trial in trials if trial.state is not TrialState.WAITING and FINAL in trial.user_attrs]
+        self._finals = {_final_of(trial) for trial in begun}
         for trial in trials:
             for milestone, value in trial.intermediate_values.items():
                 insort(self._reported.setdefault(milestone, []), value)
-            if trial.state.is_finished():
+            if trial.state.is_finished() and FINAL in trial.user_attrs:
+                self._tally.add(trial)
+            elif trial.state.is_finished():
                 self._history.ended(trial)
                 if IMPORTED not in trial.user_attrs:
                     self._tally.add(trial)
@@ -181,24 +230,46 @@ class OptunaStudy:
         number = min(self._waiting, default=self._asked)
         self._seed_for(number)
         if self._waiting:
-            self._study._thread_local.cached_all_trials = None
-            trial_id = self._study._pop_waiting_trial_id()
+            trial_id = self._id_of(number)
+            self._study._storage.set_trial_state_values(trial_id, TrialState.RUNNING)
             self._waiting.discard(number)
         else:
             trial_id = self._study._storage.create_new_trial(self._study._study_id)
             self._asked += 1
-        assert trial_id is not None
         self._changed()
         return self._sample(trial_id)
+
+    def ask_final(self) -> int:
+        number, seed = self._wanted_finals()[0]
+        found = self._waiting_finals.pop((number, seed), None)
+        if found is None:
+            params = dict(self._study._storage.get_trial(self._id_of(number)).params.items())
+            self._study.enqueue_trial(params, user_attrs={FINAL: [number, seed]})
+            found, self._asked = self._asked, self._asked + 1
+        self._finals.add((number, seed))
+        self._study._storage.set_trial_state_values(self._id_of(found), TrialState.RUNNING)
+        self._changed()
+        return self._sample(self._id_of(found))
+
+    def seed_of(self, number: int) -> int | None:
+        """Which of the seeds an open final is to be trained with; None for any other trial."""
+        final = self._open[number].trial.user_attrs.get(FINAL)
+        return None if final is None else int(final[1])
+
+    def _wanted_finals(self) -> list[tuple[int, int]]:
+        """Finals not asked for yet: each of the best with each seed, seed by seed."""
+        best = [number for _, number in self._tally.ranks[: self._config.finalists]]
+        wanted = [(number, seed) for seed in range(self._config.seeds) for number in best]
+        return [final for final in wanted if final not in self._finals]
 
     def params(self, number: int) -> Mapping[str, Any]:
         return self._open[number].params
 
-    def record(self, number: int, reports: Sequence[Report], judge: bool = True) -> Verdict | None:
+    def record(self, number: int, reports: Sequence[Report]) -> Verdict | None:
         known = self._open[number]
         for report in reports:
             if known.verdict is None:
-                self._take(number, report, judge)
+                self._take(number, report)
             elif known.verdict.ruling is Ruling.PAUSE:
                 if report.milestone in known.values:  # of an earlier controller's time
                     self._add(number, report)
@@ -208,8 +279,8 @@ class OptunaStudy:
 
     def reinstate(self, number: int, reason: str) -> None:
         known = self._open[number]
-        if known.verdict is None and self._curves is not None:
-            at = max(known.values, default=0)
+        at = max(known.values, default=0)
+        if known.verdict is None and self._curves is not None and (known.lifted is None or known.lifted < at):
             known.verdict = Verdict(at, known.values.get(at, math.nan), reason, Ruling.PAUSE)
             self._curves.stand(number, Standing.PAUSED)
             self._history.paused(self._frozen(known))
@@ -228,6 +299,8 @@ class OptunaStudy:
             self._facts = None
             return None
         known = self._open[found.trial]
+        known.lifted = max(known.values, default=0)
+        known.trial.set_user_attr(PROMOTED, known.lifted)  # from here on it is a fact
         held, known.held, known.verdict = known.held, [], None
         self._aside.discard(found.trial)
         self._active.add(found.trial)
@@ -245,12 +318,12 @@ class OptunaStudy:
             if report.milestone in known:
                 self._add(number, report)
 
-    def tell(self, told: Tell, tokens: int) -> None:
+    def tell(self, told: Tell, tokens: int, seconds: float = 0.0) -> None:
         known = self._open.get(told.trial)
         if known is None:
             return
         trial = known.trial
-        attrs = {REASON: told.reason, CANCELLED: told.cancelled, TOKENS: tokens}
+        attrs = {REASON: told.reason, CANCELLED: told.cancelled, TOKENS: tokens, SECONDS: seconds}
         for key, value in attrs.items():
             if value:
                 trial.set_user_attr(key, value)
@@ -267,9 +340,10 @@ class OptunaStudy:
         del self._open[told.trial]
         self._active.discard(told.trial)
         self._aside.discard(told.trial)
-        self._history.ended(frozen)
         self._tally.add(frozen)
-        if self._curves is not None:
+        if not known.final:
+            self._history.ended(frozen)
+        if self._curves is not None and not known.final:
             self._curves.stand(told.trial, STANDINGS[frozen.state])
         self._changed()
 
@@ -286,10 +360,10 @@ class OptunaStudy:
     def optuna_study(self) -> optuna.Study:
         return self._study
 
-    def enqueue(self, params: Mapping[str, Any]) -> None:
-        """Have this configuration tried first; nothing where it is known already."""
+    def enqueue(self, params: Mapping[str, Any], again: bool = False) -> None:
+        """Have this configuration tried first; nothing where it is known already, unless it shall be tried again."""
         encoded = {key: encode(self._config.space[key].domain, value) for key, value in params.items()}
-        self._study.enqueue_trial(encoded, skip_if_exists=True)
+        self._study.enqueue_trial(encoded, skip_if_exists=not again)
         if len(self._study.get_trials(deepcopy=False)) > self._asked:
             self._waiting.add(self._asked)
             self._asked += 1
@@ -318,7 +392,7 @@ class OptunaStudy:
 
     def _sample(self, trial_id: int) -> int:
         """Sample what a trial lacks; returns its number."""
-        self._study.shown = self._history.show()
+        self._study.shown = self._history.show
         try:
             trial = optuna.Trial(self._study, trial_id)
             params: dict[str, Any] = {}
@@ -327,16 +401,18 @@ class OptunaStudy:
                     params[parameter.key] = suggest(trial, parameter.key, parameter.domain)
         finally:
             self._study.shown = None
-        known = _Open(trial, params, {})
+        known = _Open(trial, params, {}, final=FINAL in trial.user_attrs)
         frozen = self._frozen(known)
         known.values = dict(frozen.intermediate_values)
+        known.judged = known.lifted = frozen.user_attrs.get(PROMOTED)
         self._open[trial.number] = known
         self._active.add(trial.number)
-        self._history.running(frozen)
-        self._begin(trial.number, params, Standing.RUNNING)
+        if not known.final:
+            self._history.running(frozen)
+            self._begin(trial.number, params, Standing.RUNNING)
         return trial.number
 
-    def _take(self, number: int, report: Report, judge: bool) -> None:
+    def _take(self, number: int, report: Report) -> None:
         known = self._open[number]
         value = getattr(report, self._config.metric)
         self._add(number, report)
@@ -349,11 +425,11 @@ class OptunaStudy:
         known.judged = report.milestone
         if self._stuck:
             self._changed()
-        if report.final or not judge:
+        if report.final or known.final:
             return
         if self._curves is not None:
             known.verdict = self._curves.verdict(number)
-        elif known.trial.should_prune():
+        elif not self._never_prunes and known.trial.should_prune():
             known.verdict = self._verdict(report, value)
         if known.verdict is not None and known.verdict.ruling is Ruling.PAUSE:
             self._history.paused(self._frozen(known))
@@ -369,8 +445,11 @@ class OptunaStudy:
             self._curves.begin(number, params, standing)
 
     def _add(self, number: int, report: Report) -> None:
-        if self._curves is not None:
+        if self._curves is not None and not self._is_final(number):
             self._curves.add(number, report)
+
+    def _is_final(self, number: int) -> bool:
+        return number in self._open and self._open[number].final
 
     def _changed(self) -> None:
         """Something was learnt."""
@@ -409,11 +488,20 @@ class OptunaStudy:
             tokens=tally.tokens,
             exhausted=self._exhausted or self._grid_is_exhausted(sum(counts.values()) + len(self._open)),
             stuck=self._stuck,
+            seconds=tally.seconds,
+            gain=tally.gain,
+            finals=len(self._wanted_finals()),
+            searching=bool(self._aside) or any(not self._open[number].final for number in self._active),
         )
 
     def _grid_is_exhausted(self, asked: int) -> bool:
         sampler = self._study.sampler
         return isinstance(sampler, optuna.samplers.GridSampler) and asked >= len(sampler._all_grids)
+
+
+def _final_of(trial: FrozenTrial) -> tuple[int, int]:
+    number, seed = trial.user_attrs[FINAL]
+    return int(number), int(seed)
 
 
 def own_trials(study: optuna.Study) -> list[FrozenTrial]:

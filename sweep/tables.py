@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import product
 from pathlib import Path
@@ -41,6 +41,7 @@ class Table:
         seeds: ascending; `(0,)` where the file has none.
         rows: indices of the grid's values, in the order of the keys, then of the seed, to the row.
         curves: by name, float64, (rows, milestones).
+        ends: how many milestones of a row were recorded, where not all.
     """
 
     path: str
@@ -48,6 +49,7 @@ class Table:
     seeds: tuple[int, ...]
     rows: Mapping[tuple[int, ...], int]
     curves: Mapping[str, NDArray[np.float64]]
+    ends: Mapping[int, int] = field(default_factory=dict)
 
     @property
     def milestones(self) -> int:

@@ -250,6 +250,20 @@ def queue(args: Namespace) -> int:
     return act(args)
 
 
+def replay(args: Namespace) -> int:
+    from sweep.replay import pruner_section
+    from sweep.replay import replay as replayed
+    from sweep.results import open_reader
+
+    if args.name and "=" in args.name:  # `sweep replay pruner=median` means the newest sweep
+        args.overrides, args.name = [args.name, *args.overrides], None
+    room = rooms.current_room(args.name)
+    reader = open_reader(room)
+    found = replayed(reader.state(), reader.settings, pruner_section(reader.settings, args.overrides))
+    print(json.dumps(found.to_json()) if args.json else found.text())
+    return 0
+
+
 def _compose(overrides: Sequence[str], config_dir: Path | None) -> Composed:
     from sweep.config import compose_config, freeze, recipe_name
 
@@ -348,6 +362,10 @@ def _conclude(room: Room, finish: Finish) -> None:
     out.print(trials_table(state, state.rows, limit=24))
     out.print(counts_text(state))
     out.print(f"{finish.how}: {finish.reason}", markup=False, soft_wrap=True)
+    if state.finals:
+        from sweep.finals import standings_text
+
+        out.print(standings_text(state.finals, state.metric), markup=False, highlight=False, soft_wrap=True)
     if state.best is not None:
         path = write_export(room, reader.settings, state.best, None)
         out.print(

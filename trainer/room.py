@@ -35,6 +35,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import IO, Any
 
@@ -258,6 +259,7 @@ class Room:
         return sorted(entry.name for entry in _entries(self.root / "workers"))
 
 
+@cache
 def worker_number(name: str) -> int:
     """The number in a worker's name: 3 in `w0003`, and in `w0003r1`, which the job of `w0003` became when requeued."""
     found = re.match(r"w(\d+)", name)

@@ -169,10 +169,10 @@ class ChargedStudy:
     def params(self, number: int) -> Mapping[str, Any]:
         return self.study.params(number)
 
-    def record(self, number: int, reports: Sequence[Report], judge: bool = True) -> Verdict | None:
+    def record(self, number: int, reports: Sequence[Report]) -> Verdict | None:
         if not reports:
-            return self.study.record(number, reports, judge)
-        return self._charged(lambda: self.study.record(number, reports, judge))
+            return self.study.record(number, reports)
+        return self._charged(lambda: self.study.record(number, reports))
 
     def reinstate(self, number: int, reason: str) -> None:
         self.study.reinstate(number, reason)
@@ -189,8 +189,11 @@ class ChargedStudy:
     def recall(self, number: int, reports: Sequence[Report]) -> None:
         self.study.recall(number, reports)
 
-    def tell(self, told: Tell, tokens: int) -> None:
-        self._charged(lambda: self.study.tell(told, tokens))
+    def ask_final(self) -> int:
+        return self.study.ask_final()
+
+    def tell(self, told: Tell, tokens: int, seconds: float = 0.0) -> None:
+        self._charged(lambda: self.study.tell(told, tokens, seconds))
 
     def facts(self) -> StudyFacts:
         return self.study.facts()

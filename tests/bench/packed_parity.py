@@ -35,7 +35,7 @@ import optuna
 import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
-from scipy.stats import kendalltau  # type: ignore[import-untyped]
+from scipy.stats import kendalltau
 
 from trainer.attempt import Attempt
 from trainer.base import Cache
