@@ -65,6 +65,8 @@ class ControllerMirror:
             self._take_over(listing)
         elif SWEEP not in listing and not self.room.sweep.exists():
             raise ConfigError("there is no sweep, neither here nor in the store")
+        if not (self.room.root / CONTROL).exists():
+            self.clear_control()
         self._learn(listing)
         self.push(self.room.trials())
 

@@ -106,7 +106,7 @@ class FsspecStore:
         with self._asking("list", prefix), suppress(FileNotFoundError):
             found = self._fs.find(self._path(prefix).rstrip("/"), detail=True)
             keys = ((str(path)[start:], info) for path, info in found.items() if info.get("type", "file") == "file")
-            return {key: _tag(info) for key, info in keys if key and not key.rpartition("/")[2].startswith(".")}
+            return {key: _tag(info) for key, info in keys if _is_proper(key)}
         return {}
 
     def get(self, keys: Iterable[str]) -> dict[str, bytes]:
@@ -238,14 +238,12 @@ class DirectoryStore(FsspecStore):
         found = {}
         with self._asking("list", prefix):
             for folder, _, names in os.walk(self._path(prefix)):
-                for name in names:
-                    if not name.startswith("."):
-                        path = Path(folder, name)
-                        with suppress(FileNotFoundError):
-                            stat = path.stat()
-                            tag = f"{stat.st_ino}-{stat.st_size}-{stat.st_mtime_ns}"
-                            found[path.relative_to(self._root).as_posix()] = tag
-        return found
+                for path in (Path(folder, name) for name in names):
+                    with suppress(FileNotFoundError):
+                        stat = path.stat()
+                        tag = f"{stat.st_ino}-{stat.st_size}-{stat.st_mtime_ns}"
+                        found[path.relative_to(self._root).as_posix()] = tag
+        return {key: tag for key, tag in found.items() if _is_proper(key)}
 
     def put_if(self, key: str, data: bytes, expected: bytes | None) -> bool:
         path = Path(self._path(key))
@@ -319,6 +317,11 @@ def _tag(info: dict[str, Any]) -> str:
         if info.get(name):
             return str(info[name])
     return f"{info.get('size')}-{info.get('created')}"
+
+
+def _is_proper(key: str) -> bool:
+    """Whether a key may become a path below a directory: no hidden names, and none that leads out of it."""
+    return all(part and not part.startswith(".") and "\\" not in part for part in key.split("/"))
 
 
 def _is_refusal(error: BaseException) -> bool:

@@ -135,6 +135,16 @@ def test_a_reader_sees_whole_objects_only(store: Store) -> None:
     thread.join()
 
 
+def test_a_key_that_leads_out_of_a_room_is_not_listed(s3: str) -> None:
+    """Whoever may write to the bucket shall not write elsewhere on the machine of one that reads it."""
+    import boto3
+
+    client = boto3.client("s3")
+    for key in ("../../etc/x", "trials/../../x", "trials//x", ".hidden/x", "trials/.x", "good/x"):
+        client.put_object(Bucket="rooms", Key=f"evil/{key}", Body=b"")
+    assert set(open_store(f"{s3}/evil").list()) == {"good/x"}
+
+
 def test_more_keys_than_a_page_of_a_listing_holds(s3: str) -> None:
     from moto.s3.models import s3_backends
 

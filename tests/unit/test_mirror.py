@@ -529,8 +529,11 @@ def test_a_wish_from_elsewhere_reaches_the_controller_once(world: World) -> None
     world.store.put("control", b"cancel")
     world.channel.observe([], [])
     assert read_text(world.channel.mirror.room.root / "control") == "cancel"
-    world.channel.mirror.clear_control()
+    room = world.channel.mirror.room
+    (room.root / "control").unlink()  # it has obeyed, and ended
     world.channel.observe([], [])
+    assert not (room.root / "control").exists()
+    world.controller(room, continued=True).observe([], [])
     assert not (world.channel.mirror.room.root / "control").exists()
 
 
