@@ -91,7 +91,7 @@ def test_up_from_a_shell(tmp_path: Path) -> None:
     server = subprocess.Popen([sys.executable, "-m", "tests.standin", "up", str(tmp_path)], cwd=REPOSITORY)
     try:
         file = tmp_path / "env"
-        end = time.monotonic() + 30
+        end = time.monotonic() + 120
         while not file.exists() and time.monotonic() < end:
             time.sleep(0.05)
         assert stat.S_IMODE(file.stat().st_mode) == 0o600
