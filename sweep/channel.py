@@ -37,11 +37,15 @@ class RoomChannel:
         self._awaited: list[Path] = []
 
     def assign(self, spec: TrialSpec) -> None:
+        self.propose(spec)
+        self._room.worker(spec.worker).assign(spec.trial, spec.attempt)
+
+    def propose(self, spec: TrialSpec) -> None:
+        """The first half of an assignment: all of it but that it counts as delivered."""
         attempt = self._room.attempt(spec.trial, spec.attempt)
         if not attempt.spec.exists():
             self._fence_off(spec)
             write_atomic(attempt.spec, encode(spec))
-        self._room.worker(spec.worker).assign(spec.trial, spec.attempt)
 
     def stop(self, trial: int, attempt: int, cause: StopCause, reason: str) -> None:
         path = self._room.attempt(trial, attempt).stop

@@ -120,6 +120,7 @@ def freeze(cfg: DictConfig, name: str, config_dir: Path | None = None) -> Compos
         warm_start=read_section(WarmStart, section_of(cfg, "warm_start"), "warm_start"),
         wandb=read_section(Wandb, section_of(cfg, "wandb"), "wandb"),
         storage=cfg.get("storage"),
+        controller=str(cfg.get("controller")),
     )
     if isinstance(settings.queue, SimulatedQueue):
         settings = _as_recorded(settings, settings.queue)
@@ -168,6 +169,8 @@ def check(settings: Settings) -> None:
         first = {p.key: _any_value(p.domain) for p in space if not p.when}
         torchtune_recipe.resolve(settings.torchtune, first, settings.derive)
     tracking.check(settings)
+    if settings.controller not in ("here", "launch"):
+        raise ConfigError(f"controller={settings.controller} is not allowed; it must be here or launch")
     build_sampler(settings, 0)
     build_pruner(settings)
 

@@ -139,8 +139,8 @@ class _Decision:
 
     def _stops(self) -> Iterator[Stop]:
         for trial, attempt in self._running:
-            if attempt.stop is not None:
-                continue
+            if attempt.stop is not None or attempt.worker in self._planned_names:
+                continue  # what was never sent needs no stop: its worker is cancelled
             if trial.verdict is not None:
                 cause = StopCause.PAUSED if trial.paused else StopCause.PRUNED
                 yield Stop(trial.number, attempt.number, cause, trial.verdict.reason)
@@ -243,7 +243,7 @@ class _Decision:
         # each trial that runs may yet lift one that is paused above the others, and a worker costs a start
         spare = len(self._running) if self._going_on and self._any_paused and self._budget_left else 0
         for worker in self._live:
-            if worker.draining or not (worker.ready or self._load(worker)):
+            if worker.draining or worker.job is JobState.PLANNED or not (worker.ready or self._load(worker)):
                 continue
             if self.view.mode is Mode.RUN:
                 if self._load(worker):
@@ -307,6 +307,10 @@ class _Decision:
     @cached_property
     def _live_names(self) -> set[str]:
         return {worker.name for worker in self._live}
+
+    @cached_property
+    def _planned_names(self) -> set[str]:
+        return {worker.name for worker in self._live if worker.job is JobState.PLANNED}
 
     @cached_property
     def _running(self) -> list[tuple[TrialFacts, AttemptFacts]]:

@@ -10,7 +10,8 @@ store; `pull_room` brings them.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from sweep.errors import ConfigError
@@ -21,6 +22,8 @@ from trainer.store import Store
 TAGS = ".tags"
 PAGE = 1000  # keys of a listing that one request answers, at S3 and GCS
 SWEEP = "sweep.json"
+# Between two puts of a study that only takes reports in.
+STUDY_SECONDS = 30.0
 # Of a worker's files, those that the controller reads; a beat is not fetched, as its tag says that it changed.
 WORKERS_WORDS = {"slots", "exit"}
 # What a person's view of a sweep does without.
@@ -39,6 +42,8 @@ class ControllerMirror:
     store: Store
     room: Room
     epoch: int = 0
+    now: Callable[[], float] = time.monotonic
+    _put_last: dict[str, float] = field(default_factory=dict)
     _sent: dict[str, object] = field(default_factory=dict)
     _grown: dict[str, Growth] = field(default_factory=dict)
     _tags: dict[str, str] = field(default_factory=dict)
@@ -63,26 +68,32 @@ class ControllerMirror:
         self._learn(listing)
         self.push(self.room.trials())
 
-    def push(self, trials: Sequence[int]) -> None:
+    def push(self, trials: Sequence[int], lazily: bool = False) -> None:
         """Put what the controller has written: of the sweep and its workers, and of these trials.
+
+        Args:
+            lazily: the study only from time to time. Whoever goes on without its last lines finds the same in the
+                reports and outcomes, as long as it is put before a specification.
 
         Raises:
             StoreError: the store does not answer; the next call goes on.
         """
         for _, key in sorted((_rank(key), key) for key in self._own(trials)):
             if is_appended(key):
-                self._grown.setdefault(key, Growth(self.room.root / key, key)).put(self.store)
+                if not lazily or self.now() - self._put_last.get(key, float("-inf")) >= STUDY_SECONDS:
+                    self._grown.setdefault(key, Growth(self.room.root / key, key)).put(self.store)
+                    self._put_last[key] = self.now()
             elif (print_ := self._print(key)) != self._sent.get(key):
                 self.store.put(key, print_ if isinstance(print_, bytes) else (self.room.root / key).read_bytes())
                 self._sent[key] = print_
 
-    def pull(self, trials: Sequence[int]) -> None:
-        """Bring what the workers have written: of these trials, and of themselves.
+    def pull(self, trials: Sequence[int]) -> int:
+        """Bring what the workers have written: of these trials, and of themselves; how many requests listing took.
 
         Raises:
             StoreError: the store does not answer.
         """
-        listing = self._list(trials)
+        listing, requests = self._list(trials)
         known = {f"{trial:05d}" for trial in trials}
         outcomes, small, reports = [], [], set()
         for key, tag in listing.items():
@@ -103,6 +114,7 @@ class ControllerMirror:
         for path, data in [*join(contents).items(), *ended.items()]:
             write_atomic(self.room.root / path, data, durable=False)
         self._tags |= {key: listing[key] for key in (*contents, *ended) if key in listing}
+        return requests
 
     def before_fence(self, trial: int, number: int) -> None:
         """Copy an attempt's checkpoint, for a later one to go on from; to be called before its fence is raised.
@@ -155,19 +167,19 @@ class ControllerMirror:
 
     # --- what is brought ---------------------------------------------------------------------------------------------
 
-    def _list(self, trials: Sequence[int]) -> dict[str, str]:
+    def _list(self, trials: Sequence[int]) -> tuple[dict[str, str], int]:
         """All keys of interest, by the way that takes fewer requests: the whole room, or the workers and each trial."""
-        pages = self._keys // PAGE + 1
-        if pages <= len(trials) + 1:
+        if pages(self._keys) <= len(trials) + 1:
             listing = self.store.list()
             self._keys = len(listing)
-            return listing
+            return listing, pages(len(listing))
         listing = self.store.list("workers")
+        requests = pages(len(listing)) + len(trials)
         for trial in trials:
             listing |= self.store.list(f"trials/{trial:05d}")
         if control := self.store.get([CONTROL]).get(CONTROL):
             listing[CONTROL] = control.decode(errors="replace")
-        return listing
+        return listing, requests
 
     def _beat(self, key: str, text: str) -> None:
         if self._tags.get(key) != text:
@@ -233,6 +245,11 @@ def pull_room(store: Store, room: Room, light: bool = False) -> int:
     fresh = {key: tag for key, tag in wanted.items() if base_key(key) in changed}
     write_atomic(room.root / TAGS, json.dumps({**old, **fresh}), durable=False)
     return len(small) + len(large)
+
+
+def pages(keys: int) -> int:
+    """How many requests it takes to list so many keys."""
+    return max(1, -(-keys // PAGE))
 
 
 def _all_reports(outcomes: Sequence[str], listing: Iterable[str]) -> list[str]:

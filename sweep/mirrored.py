@@ -27,7 +27,7 @@ from trainer.room import Room
 from trainer.store import Store, StoreError, StoreRefusedError, open_store, patiently
 
 LOOK_SECONDS = 2.0
-LISTS_PER_MINUTE = 60
+LISTS_PER_MINUTE = 60  # requests: one of a room with more than a thousand files takes several
 # After failures for this long, no beat was seen that a worker may well have made: its silence begins anew.
 OUTAGE_SECONDS = 5.0
 # At the beginning and at the end of a controller's run, before a person is told.
@@ -60,6 +60,10 @@ class Allowance:
             self.sleep(pause)
             self._left, self._then = 1.0, self._then + pause
         self._left -= 1
+
+    def spend(self, more: int) -> None:
+        """Say that it came to so many more; the next turn comes later for it."""
+        self._left -= more
 
 
 @dataclass
@@ -104,7 +108,7 @@ class MirroredChannel:
     ) -> tuple[dict[int, list[AttemptSight]], dict[str, WorkerSight]]:
         self._trials = tuple(trials)
         with self._reaching():
-            self.mirror.push(trials)
+            self.mirror.push(trials, lazily=True)
             self._pull()
         return self._local.observe(trials, workers)
 
@@ -123,7 +127,7 @@ class MirroredChannel:
 
     def _pull(self) -> None:
         self.allowance.take()
-        self.mirror.pull(self._trials)
+        self.allowance.spend(self.mirror.pull(self._trials) - 1)
         if self._failing is not None and self.now() - self._failing > OUTAGE_SECONDS:
             self.mirror.epoch += 1
             self.mirror.pull(self._trials)

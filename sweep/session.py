@@ -280,36 +280,31 @@ def make_world(settings: Settings) -> World:
 
 
 @contextmanager
-def open_controller(
-    room: Room,
-    settings: Settings,
-    parts: tuple[OptunaStudy, Nursery],
-    listener: Listener,
-    mode: Callable[[], Mode],
-) -> Iterator[Controller]:
-    """A controller over the real world, from its study and nursery; the caller holds the room's lock.
+def open_world(room: Room, settings: Settings, nursery: Nursery) -> Iterator[tuple[OptunaStudy, Ports]]:
+    """The study and the ports of a sweep over the real world; the caller holds the room's lock.
 
     Raises:
         RetryLater: see `open_channel`.
     """
-    study, nursery = parts
     if isinstance(settings.queue, SimulatedQueue):
-        yield _controller(room, settings, _simulated_ports(room, settings, study), study, (listener, mode))
+        study = open_study(room, settings)
+        yield study, _simulated_ports(room, settings, study)
         return
     from sweep.ports import Ports
 
     dispatcher = make_dispatcher(room, settings, nursery)
     with open_channel(room, settings, dispatcher) as channel:
-        ports = Ports(study, channel, dispatcher, WallClock())
-        yield _controller(room, settings, ports, study, (listener, mode))
+        study = open_study(room, settings)  # not before: a store may have brought a newer one
+        yield study, Ports(study, channel, dispatcher, WallClock())
 
 
-def _controller(
-    room: Room, settings: Settings, ports: Ports, study: OptunaStudy, person: tuple[Listener, Callable[[], Mode]]
+def make_controller(
+    room: Room, settings: Settings, world: tuple[OptunaStudy, Ports], listener: Listener, mode: Callable[[], Mode]
 ) -> Controller:
+    """A controller over an open world."""
     from sweep.loop import Controller
 
-    listener, mode = person
+    study, ports = world
     workers = worker_count(settings)
     created = 0.0 if isinstance(settings.queue, SimulatedQueue) else settings.created
     return Controller(

@@ -151,6 +151,7 @@ class Settings:
         space_raw: key to the texts of its domain, flat, `+` in front of a key that the configuration lacks.
         derive: torchtune keys tied to others, as interpolations, or set to a value.
         trial_tokens: label tokens of one trial that runs to its end, 0 where not measured.
+        controller: here, or launch: a job on the sweep's own Launch queue.
         storage: an Optuna storage URL; null: a journal file in the room.
     """
 
@@ -169,6 +170,7 @@ class Settings:
     warm_start: WarmStart
     wandb: Wandb = field(default_factory=Wandb)
     storage: str | None = None
+    controller: str = "here"
     trial_tokens: int = 0
     created: float = 0.0
 

@@ -7,9 +7,10 @@ Three threads copy: one the beat, one what is small and urgent (assignments and 
 large (steps, checkpoints, adapters). Nobody waits for them: where the store cannot be reached, the worker goes on
 training, and what it wrote is copied later.
 
-Invariants: an assignment appears here only once its specification and the checkpoint that it goes on from are here.
-A checkpoint is put after the reports that lie before it, an outcome after everything else of its attempt. When the
-block ends, all outcomes have been put, or it raises.
+Invariants: a worker's name is served by one process, ever: a second one that takes its place in the same store finds a
+`claim` in its directory, and copies nothing. An assignment appears here only once its specification and the checkpoint
+that it goes on from are here. A checkpoint is put after the reports that lie before it, an outcome after everything
+else of its attempt. When the block ends, all outcomes have been put, or it raises.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -53,6 +55,10 @@ class Pace:
     last: float = 900.0
 
 
+# What changes with a file of ours: its inode, size and time.
+Print = tuple[int, int, int]
+
+
 class LeftBehindError(Exception):
     """The worker ended, and the store does not have all that it wrote."""
 
@@ -61,6 +67,8 @@ class LeftBehindError(Exception):
 def mirrored_room(url: str, local: Path, worker: str, pace: Pace | None = None) -> Iterator[Room]:
     """A copy of the room at this URL for one worker, kept up to date while the block runs.
 
+    Where another process has served this name, `workers/<worker>/claim` exists in the copy, and nothing is copied.
+
     Args:
         local: an empty directory of this worker's own.
 
@@ -68,6 +76,11 @@ def mirrored_room(url: str, local: Path, worker: str, pace: Pace | None = None) 
         StoreRefusedError: the store's client is missing, or it refuses. LeftBehindError: it did not answer at the end.
     """
     mirror = WorkerMirror(open_store(url), Room(local), worker, pace or Pace())
+    if not mirror.claim():
+        yield mirror.room
+        return
+    with suppress(StoreError):
+        mirror.pull()  # so that one for which nobody waits any more finds its drain at once
     mirror.start()
     try:
         yield mirror.room
@@ -85,7 +98,8 @@ class AttemptCopy:
     steps: Growth
     reported: float = float("-inf")
     bulked: float = float("-inf")
-    checkpoint: tuple[int, int, int] | None = None
+    checkpoint: Print | None = None
+    others: dict[Path, Print] = field(default_factory=dict)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def put_reports(self, store: Store) -> None:
@@ -104,6 +118,7 @@ class WorkerMirror:
     pace: Pace = field(default_factory=Pace)
     _seen: dict[tuple[int, int], str] = field(default_factory=dict)
     _running: dict[tuple[int, int], AttemptCopy] = field(default_factory=dict)
+    _ended: list[AttemptCopy] = field(default_factory=list)
     _small: dict[str, bytes] = field(default_factory=dict)
     _polled: float = float("-inf")
     _log: Growth = field(init=False)
@@ -118,12 +133,27 @@ class WorkerMirror:
     def dir(self) -> WorkerDir:
         return self.room.worker(self.worker)
 
-    def start(self) -> None:
-        """Begin to copy.
+    def claim(self) -> bool:
+        """Take this name for this process, once and for all; False where another had it, whose claim is then here.
 
         Raises:
-            StoreRefusedError: the store refuses to be read. Where it only cannot be reached, the threads go on asking.
+            StoreError: the store refuses, or has not answered for `pace.last` seconds.
         """
+        won: list[bool] = []
+        mine = uuid.uuid4().hex.encode()
+        key = f"workers/{self.worker}/claim"
+
+        def ask() -> None:
+            won.append(self.store.put_if(key, mine, None) or self.store.get([key]).get(key) == mine)
+
+        if error := patiently(ask, self.pace.last):
+            raise error
+        if not won[-1]:
+            write_atomic(self.dir.path / "claim", "")
+        return won[-1]
+
+    def start(self) -> None:
+        """Begin to copy; where the store cannot be reached, go on asking."""
         self.dir.inbox.mkdir(parents=True, exist_ok=True)
         acts = {"beat": (self.put_beat, self.pace.beat), "post": (self.post, self.pace.look)}
         acts["freight"] = (self.freight, self.pace.look)
@@ -234,6 +264,7 @@ class WorkerMirror:
         for task, copy in list(self._running.items()):
             if copy.files.outcome.exists():
                 self._finish(copy)
+                self._ended.append(copy)
                 del self._running[task]
             elif now - copy.bulked >= self.pace.bulk and not copy.files.fence.exists():
                 copy.bulked = now
@@ -242,6 +273,8 @@ class WorkerMirror:
         if now - self._logged >= self.pace.bulk:
             self._logged = now
             self._log.put(self.store)
+            for copy in self._ended:  # what is tracked elsewhere may take longer than the trial
+                self._put_others(copy)
 
     def _finish(self, copy: AttemptCopy) -> None:
         outcome = copy.files.outcome.read_bytes()
@@ -249,8 +282,7 @@ class WorkerMirror:
             self._put_checkpoint(copy)
             copy.put_reports(self.store)
             copy.steps.put(self.store)
-            for path in self._others(copy):
-                self.store.put(_key(self.room, path), path)
+            self._put_others(copy)
         self.store.put(_key(self.room, copy.files.outcome), outcome)
         if copy.checkpoint is not None and not copy.files.checkpoint.exists():
             self.store.delete(_key(self.room, copy.files.checkpoint))  # nothing goes on from there
@@ -259,20 +291,24 @@ class WorkerMirror:
     def _put_checkpoint(self, copy: AttemptCopy) -> None:
         """Put the checkpoint where it is a newer one than the store's, after the reports that lie before it."""
         with suppress(FileNotFoundError), _snapshot(copy.files.checkpoint) as snapshot:
-            stat = snapshot.stat()
-            made = (stat.st_ino, stat.st_size, stat.st_mtime_ns)
+            made = _print(snapshot)
             if made != copy.checkpoint:
                 copy.put_reports(self.store)
                 self.store.put(_key(self.room, copy.files.checkpoint), snapshot)
                 copy.checkpoint = made
 
-    def _others(self, copy: AttemptCopy) -> Iterator[Path]:
-        """What the attempt wrote besides: its adapter, and whatever else lies in its directory."""
-        done = {copy.files.outcome, copy.files.checkpoint}
+    def _put_others(self, copy: AttemptCopy) -> None:
+        """Put what the attempt wrote besides: its adapter, and whatever else lies in its directory."""
+        apart = {copy.files.outcome, copy.files.checkpoint}
         for path in sorted(copy.files.path.rglob("*")):
             key = _key(self.room, path)
-            if path.is_file() and path not in done and owner(key) is Owner.WORKER and not is_appended(key):
-                yield path
+            if not path.is_file() or path in apart or owner(key) is not Owner.WORKER or is_appended(key):
+                continue
+            with suppress(FileNotFoundError):
+                made = _print(path)
+                if copy.others.get(path) != made:
+                    self.store.put(key, path)
+                    copy.others[path] = made
 
     # --- threads and the end -----------------------------------------------------------------------------------------
 
@@ -326,6 +362,11 @@ def _snapshot(path: Path) -> Iterator[Path]:
     finally:
         if name != path:
             name.unlink(missing_ok=True)
+
+
+def _print(path: Path) -> Print:
+    stat = path.stat()
+    return stat.st_ino, stat.st_size, stat.st_mtime_ns
 
 
 def _task(key: str) -> tuple[int, int] | None:

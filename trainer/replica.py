@@ -27,7 +27,7 @@ CONTROL = "control"
 CONTROLLERS_ATTEMPT = {"spec.json", "stop", "fence"}
 CONTROLLERS_WORKER = {"inbox", "drain", "job.json"}
 # What neither side puts: locks hold on one machine only, `fenced.pt` is made within the store.
-NOBODYS = {"lock", "scratch", "fenced.pt", LEASE, CONTROL, "controller.lock", "controller.log", "ledger"}
+NOBODYS = {"lock", "claim", "scratch", "fenced.pt", LEASE, CONTROL, "controller.lock", "controller.log", "ledger"}
 
 
 class Owner(StrEnum):

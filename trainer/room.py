@@ -38,6 +38,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+# What `drain` says where nobody waits for this worker any more: its job is not to begin at all.
+UNWANTED = "unwanted"
 LOCK_TRIES = 10
 LOCK_PAUSE_SECONDS = 0.05
 

@@ -20,6 +20,7 @@ from sweep.model import (
     JobState,
     Limits,
     Mode,
+    Send,
     StartWorkers,
     Stop,
     StudyFacts,
@@ -336,3 +337,105 @@ def test_a_worker_with_slots_is_filled_and_refilled() -> None:
     worker = WorkerFacts("w0001", 0, JobState.RUNNING, ready=True, assigned=2, slots=1)
     refilled = decide(View(StudyFacts(open=(0, 1)), (ended, waiting), (worker,)), limits, 0.0)
     assert Assign(1, 1, "w0001") in refilled
+
+
+# --- workers that are planned before they are sent to their queue ----------------------------------------------------
+
+PLANNED = WorkerFacts("w0001", 0, JobState.PLANNED)
+ONE_EACH = Limits(trials=4, workers=1, trials_per_worker=1)
+NOTHING_LEFT = "nothing is left for it to do"
+
+
+@pytest.mark.parametrize(
+    ("facts", "limits", "effects"),
+    [
+        pytest.param(
+            view(trial(), workers=(PLANNED,)),
+            ONE_EACH,
+            [Assign(0, 1, "w0001")],
+            id="it is assigned to before it is ready",
+        ),
+        pytest.param(view(workers=(PLANNED,)), ONE_EACH, [Ask()], id="or asked for"),
+        pytest.param(
+            view(trial(0, attempt()), workers=(replace(PLANNED, assigned=1),)),
+            ONE_EACH,
+            [Send("w0001")],
+            id="it is sent when it holds what it may take",
+        ),
+        pytest.param(
+            view(trial(0, attempt()), workers=(replace(PLANNED, assigned=1),)),
+            Limits(trials=4, workers=1, slots=2),
+            [Ask()],
+            id="it waits for more while it has a slot and budget is left",
+        ),
+        pytest.param(
+            view(trial(0, attempt()), trial(1), workers=(replace(PLANNED, assigned=1),)),
+            Limits(trials=2, workers=1, slots=4),
+            [Assign(1, 1, "w0001")],
+            id="or a trial waits",
+        ),
+        pytest.param(
+            view(trial(0, attempt()), workers=(replace(PLANNED, assigned=1),), study=StudyFacts(open=(0,), complete=3)),
+            Limits(trials=4, workers=1, slots=4),
+            [Send("w0001")],
+            id="it is sent half full when nothing is left",
+        ),
+        pytest.param(
+            view(trial(0, attempt(delivered=False)), workers=(PLANNED,)),
+            ONE_EACH,
+            [Assign(0, 1, "w0001"), Send("w0001")],
+            id="what never reached its inbox is given to it again, before it is sent",
+        ),
+        pytest.param(
+            view(study=SPENT, workers=(PLANNED,)),
+            ONE_EACH,
+            [Drain("w0001"), Cancel("w0001", NOTHING_LEFT)],
+            id="it is cancelled when nothing is left for it",
+        ),
+        *(
+            pytest.param(
+                view(trial(0, attempt()), workers=(replace(PLANNED, assigned=1),), mode=mode),
+                ONE_EACH,
+                [Drain("w0001"), Cancel("w0001", NOTHING_LEFT)],
+                id=f"what was never sent is not sent any more, and needs no stop: {mode}",
+            )
+            for mode in (Mode.STOP, Mode.CANCEL, Mode.DETACH)
+        ),
+        pytest.param(
+            view(trial(0, attempt()), workers=(replace(W1, ready=False, job=JobState.PENDING),), mode=Mode.DETACH),
+            ONE_EACH,
+            [Drain("w0001")],
+            id="one that was sent goes on without us: it ends after what it has",
+        ),
+        pytest.param(
+            view(trial(0, attempt()), workers=(replace(PLANNED, job=JobState.GONE),), mode=Mode.DETACH),
+            ONE_EACH,
+            [Finish(Finished.DETACHED, "running trials go on by themselves")],
+            id="detached once the planned ones are gone",
+        ),
+        pytest.param(
+            view(trial(0, attempt()), workers=(replace(PLANNED, job=JobState.GONE),), mode=Mode.CANCEL),
+            ONE_EACH,
+            [Tell(0, Ending.FAIL, "the sweep ended before it could go on", cancelled=True)],
+            id="a cancelled sweep tells what was never sent",
+        ),
+    ],
+)
+def test_planned_workers(facts: View, limits: Limits, effects: list[Effect]) -> None:
+    assert list(decide(facts, limits, NOW)) == effects
+
+
+def test_a_job_that_was_lost_before_its_trial_began_does_not_count() -> None:
+    lost = [attempt(number=n, begun=False) for n in range(1, 9)]
+    assert decide(view(trial(0, *lost), workers=(GONE,)), LIMITS, NOW) == (StartWorkers((0,)),)
+    begun = [*lost, *(attempt(number=n) for n in (9, 10, 11))]
+    told = decide(view(trial(0, *begun), workers=(GONE,)), LIMITS, NOW)[0]
+    assert told == Tell(0, Ending.FAIL, "its worker was lost 3 times (search.max_attempts=3)")
+
+
+def test_each_place_is_planned_for_itself() -> None:
+    """Two planned workers and three trials' budget: each is sent when it is full, and nobody waits for the other."""
+    full = replace(PLANNED, assigned=1)
+    empty = replace(PLANNED, name="w0002", place=1)
+    facts = view(trial(0, attempt()), workers=(full, empty))
+    assert decide(facts, replace(ONE_EACH, workers=2), NOW) == (Ask(), Send("w0001"))

@@ -30,10 +30,10 @@ LAYERS = (
     "sweep.mirror sweep.lease",
     "sweep.distributions sweep.curves sweep.proposals sweep.tracking sweep.wandbchannel sweep.mirrored",
     "sweep.wandbautomation sweep.wandbagents",
-    "sweep.loop sweep.study sweep.words sweep.probe sweep.launchjobs",
+    "sweep.loop sweep.study sweep.words sweep.probe sweep.launchjobs sweep.wandbsync",
     "sweep.config sweep.rooms",
     "sweep.session sweep.simulate",
-    "sweep.results sweep.plan",
+    "sweep.results sweep.plan sweep.controllerjob",
     "sweep.export sweep.report",
     "sweep.run sweep.clusterdoctor sweep.queueverbs sweep.launchdoctor",
     "sweep.detached sweep.doctor",
@@ -45,7 +45,14 @@ OWNERS = {
     "hydra": {"sweep.config", "sweep.words", "sweep.grammar"},
     "submitit": {"sweep.submit"},
     "fsspec": {"trainer.store"},
-    "wandb": {"trainer.tracking", "trainer.launched", "sweep.launchapi", "sweep.wandbqueue", "sweep.wandbautomation"},
+    "wandb": {
+        "trainer.tracking",
+        "trainer.launched",
+        "sweep.launchapi",
+        "sweep.wandbqueue",
+        "sweep.wandbautomation",
+        "sweep.wandbsync",
+    },
     "optuna": {"sweep.distributions", "sweep.proposals", "sweep.study", "sweep.report", "sweep.plan"},
 }
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from sweep import mirror as sweep_mirror
 from sweep.errors import ConfigError, RetryLater
 from sweep.mirror import ControllerMirror, pull_room
 from sweep.mirrored import Allowance, MirroredChannel
@@ -380,6 +381,41 @@ def test_nothing_is_left_behind_when_a_worker_ends(world: World) -> None:
     assert {"workers/w0001/log", "trials/00003/1/adapter/adapter_config.json"} <= set(world.store.list())
 
 
+def test_what_comes_after_the_outcome_is_put_too(world: World) -> None:
+    """W&B may take what an attempt tracked only after the attempt has ended."""
+    world.channel.assign(SPEC)
+    worker = world.worker()
+    worker.post()
+    end(worker)
+    worker.freight()
+    write_atomic(worker.room.attempt(3, 1).path / "tracked", "run")
+    worker.stop()
+    assert world.store.get(["trials/00003/1/tracked"]) == {"trials/00003/1/tracked": b"run"}
+
+
+def test_a_second_process_under_a_name_disturbs_nothing(world: World) -> None:
+    """An agent starts a job again while its first process goes on, or after it has ended."""
+    world.channel.assign(SPEC)
+    with mirrored_room(world.url, world.tmp_path / "1", "w0001", NOW) as first:
+        assert not (first.worker("w0001").path / "claim").exists()
+        with mirrored_room(world.url, world.tmp_path / "2", "w0001", NOW) as second:
+            assert (second.worker("w0001").path / "claim").exists()
+            assert second.trials() == []
+        assert world.sight().outcome is None, "what the first trains was not given back"
+    with mirrored_room(world.url, world.tmp_path / "3", "w0001", NOW) as third:
+        assert (third.worker("w0001").path / "claim").exists()
+
+
+@pytest.mark.parametrize("lose_answer", [False, True])
+def test_a_claim_survives_a_store_that_fails(world: World, lose_answer: bool) -> None:
+    worker = world.worker()
+    store = worker.store
+    assert isinstance(store, Faulty)
+    store.fail_at, store.lose_answer = 1, lose_answer
+    assert worker.claim()
+    assert not world.worker().claim()
+
+
 def test_an_assignment_that_came_too_late_is_given_back_and_a_broken_off_one_is_lost(world: World) -> None:
     world.channel.assign(SPEC)
     worker = world.worker()
@@ -418,7 +454,7 @@ def test_another_machine_goes_on_where_the_store_is(world: World, tmp_path: Path
     assert second.attempts(3) == [1]
     channel = world.controller(second)
     write_atomic(second.root / "study.journal", "asked\nasked by the second\n")
-    channel.observe([3], [])
+    channel.drain("w0001")
     world.controller(first, continued=False)
     assert first.attempts(3) == [1]
     assert first.worker("w0009").assignments() == []
@@ -433,6 +469,26 @@ def test_the_same_machine_goes_on_with_what_it_had_not_put(world: World) -> None
     worker = world.worker()
     worker.post()
     assert worker.dir.assignments() == [(3, 1)]
+
+
+def test_a_study_that_only_takes_reports_in_is_put_now_and_then_and_before_every_specification(world: World) -> None:
+    mirror, clock = world.channel.mirror, [100.0]
+    mirror.now = lambda: clock[0]
+    journal = mirror.room.root / "study.journal"
+
+    def stored() -> bytes:
+        return world.store.get(["study.journal"])["study.journal"]
+
+    mirror.push([])
+    journal.write_text("asked\nreported\n")
+    world.channel.observe([], [])
+    assert stored() == b"asked\n"
+    clock[0] = 131.0
+    world.channel.observe([], [])
+    assert stored() == b"asked\nreported\n"
+    journal.write_text("asked\nreported\nasked\n")
+    world.channel.assign(SPEC)
+    assert stored() == b"asked\nreported\nasked\n"
 
 
 def test_a_restart_puts_nothing_again_that_is_there(world: World) -> None:
@@ -489,3 +545,25 @@ def test_looks_are_paced(world: World) -> None:
     for _ in range(125):
         allowance.take()
     assert clock[0] == pytest.approx(120.0), "five at once, then one a second"
+    allowance.spend(10)
+    allowance.take()
+    assert clock[0] == pytest.approx(131.0)
+
+
+def test_a_room_of_many_trials_is_listed_by_those_that_are_open(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sweep_mirror, "PAGE", 10)
+    for trial in range(20):
+        world.channel.assign(replace(SPEC, trial=trial))
+    worker = world.worker()
+    worker.post()
+    mirror = world.channel.mirror
+    assert mirror.pull([3]) == 5, "the whole room, whose size nobody knew: 42 keys"
+    world.store.log.clear()
+    assert mirror.pull([3]) == 2 + 1
+    assert [key for what, key in world.store.log if what == "list"] == ["workers", "trials/00003"]
+    report(worker, 1)
+    world.store.put("control", b"stop")
+    worker.post()
+    assert len(world.sight().reports) == 1
+    assert read_text(mirror.room.root / "control") == "stop"
+    assert mirror.pull(range(20)) == 5, "fewer requests than one for each"

@@ -39,6 +39,7 @@ from trainer.store import StoreError
         ("workers/w0001/job.json", Owner.CONTROLLER),
         ("workers/w0001/beat", Owner.WORKER),
         ("workers/w0001/lock", None),
+        ("workers/w0001/claim", None),
         ("submitit/1_log.out", None),
     ],
 )

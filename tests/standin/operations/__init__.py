@@ -98,5 +98,6 @@ def load() -> None:
         identity,
         introspection,
         queues,
+        registry,
         runs,
     )
