@@ -17,8 +17,9 @@ import pytest
 import yaml
 from wandb.sdk.launch.agent.config import AgentConfig
 
+from sweep import queueverbs
 from sweep.cli import main
-from sweep.config import compose_config, freeze
+from sweep.config import Composed, compose_config, freeze
 from sweep.errors import RetryLater, SweepError
 from sweep.launchagent import cluster_objects
 from sweep.launchdoctor import launch_looks
@@ -38,8 +39,15 @@ Sweep = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def sweep(wandb_here: Any, standin: StandIn, capfd: pytest.CaptureFixture[str]) -> Sweep:  # noqa: F811
-    """`sweep queue` in this process; it never says a key."""
+def sweep(
+    wandb_here: Any,  # noqa: F811
+    standin: StandIn,  # noqa: F811
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> Sweep:
+    """`sweep queue` in this process, each configuration composed once; it never says a key."""
+    monkeypatch.setattr(queueverbs, "compose_config", lambda words, _: words)
+    monkeypatch.setattr(queueverbs, "freeze", lambda words, *_: Composed(settings_of(*words), ""))
 
     def run(*words: str) -> tuple[int, str, str]:
         capfd.readouterr()
@@ -171,6 +179,7 @@ def test_a_job_for_a_cluster_needs_an_image(sweep: Sweep) -> None:
     assert "build one from launch_queues/Dockerfile, push it, and set queue.docker_image" in said
 
 
+@pytest.mark.slow
 def test_a_job_that_wandb_does_not_make_is_told_in_its_words(sweep: Sweep, standin: StandIn) -> None:  # noqa: F811
     standin.faults.answer(403, operation="UpsertBucket")
     code, _, said = sweep("job", LOCAL)
@@ -229,10 +238,11 @@ def test_the_unmodified_agent_starts_on_that_configuration(
     standin: StandIn,  # noqa: F811
     tmp_path: Path,
 ) -> None:
-    sweep("create", LOCAL)
+    environment = {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"}
+    line = [sys.executable, "-m", "sweep.cli", "queue", "create", LOCAL]
+    assert subprocess.run(line, env=environment, check=True, capture_output=True).stdout == b"team/sweep: made\n"
     config = tmp_path / "launch-config.yaml"
     config.write_text(sweep("agent", LOCAL)[1])
-    environment = {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"}
     line = [sys.executable, "-m", "wandb", "launch-agent", "--config", str(config)]
     with subprocess.Popen(line, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as agent:
         try:
