@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,7 +20,7 @@ from typing import Any, Protocol
 
 from sweep.errors import GiveUp, RetryLater
 from sweep.queues import LaunchQueue, Place
-from trainer.contract import STOP_TAG, StopCause
+from trainer.contract import DROPPED_ENV, STOP_TAG, StopCause
 
 # Runs a request returns at most.
 PAGE = 100
@@ -253,9 +254,7 @@ class WandbLaunchApi:
 
     def _client(self) -> Any:
         if self._api is None:
-            import wandb
-
-            self._api = wandb.Api(timeout=TIMEOUT_SECONDS)
+            self._api = _fresh_client()
         return self._api
 
     def _page(self, names: list[str]) -> list[Any]:
@@ -287,9 +286,16 @@ def default_entity() -> str:
     Raises:
         ConfigError: there is no key, or W&B refuses it. RetryLater: W&B cannot be reached.
     """
+    return str(_asked(lambda: _fresh_client().default_entity, "your W&B account"))
+
+
+def _fresh_client() -> Any:
+    """A client with a service of this process's own: whoever started us may have left us theirs, or what was it."""
+    for name in DROPPED_ENV:
+        os.environ.pop(name, None)
     import wandb
 
-    return str(_asked(lambda: wandb.Api(timeout=TIMEOUT_SECONDS).default_entity, "your W&B account"))
+    return wandb.Api(timeout=TIMEOUT_SECONDS)
 
 
 def _facts(run: Any) -> RunFacts:
