@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,7 +20,7 @@ from typing import Any, Protocol
 
 from sweep.errors import GiveUp, RetryLater
 from sweep.queues import LaunchQueue, Place
-from trainer.contract import STOP_TAG, StopCause
+from trainer.contract import DROPPED_ENV, STOP_TAG, StopCause
 
 # Runs a request returns at most.
 PAGE = 100
@@ -302,7 +303,9 @@ def _facts(run: Any) -> RunFacts:
 
 
 def client() -> Any:
-    """The W&B client, for one use."""
+    """A client with a service of this process's own: whoever started us may have left us theirs, or what was it."""
+    for name in DROPPED_ENV:
+        os.environ.pop(name, None)
     import wandb
 
     return wandb.Api(timeout=TIMEOUT_SECONDS)

@@ -212,27 +212,32 @@ def _launch_dispatcher(room: Room, settings: Settings, queue: LaunchQueue, reads
     )
 
 
+def make_channel(room: Room, dispatcher: Dispatcher) -> Channel:
+    """How reports and stops travel where controller and jobs share the room, or W&B."""
+    from sweep.channel import RoomChannel
+    from sweep.dispatch.launch import LaunchDispatcher
+
+    if isinstance(dispatcher, LaunchDispatcher) and dispatcher.queue.channel == "wandb":
+        from sweep.wandbchannel import WandbChannel
+
+        return WandbChannel(room, RoomChannel(room), dispatcher.api, dispatcher.runs, dispatcher.stopping)
+    return RoomChannel(room)
+
+
 @contextmanager
 def open_channel(room: Room, settings: Settings, dispatcher: Dispatcher) -> Iterator[Channel]:
-    """How a sweep's reports and stops travel, as its queue has it; where a store carries them, its lease is held.
+    """The same; where an object store carries the room, its lease is held while the block runs.
 
     Raises:
         RetryLater: the store does not answer, or another controller holds the sweep there.
     """
-    from sweep.channel import RoomChannel
-    from sweep.dispatch.launch import LaunchDispatcher
+    if settings.store_url is None:
+        yield make_channel(room, dispatcher)
+        return
+    from sweep.mirrored import mirrored
 
-    if settings.store_url is not None:
-        from sweep.mirrored import mirrored
-
-        with mirrored(room, settings.store_url, whereabouts()) as channel:
-            yield channel
-    elif isinstance(dispatcher, LaunchDispatcher) and dispatcher.queue.channel == "wandb":
-        from sweep.wandbchannel import WandbChannel
-
-        yield WandbChannel(room, RoomChannel(room), dispatcher.api, dispatcher.runs, dispatcher.stopping)
-    else:
-        yield RoomChannel(room)
+    with mirrored(room, settings.store_url, whereabouts()) as channel:
+        yield channel
 
 
 def job_viewer(room: Room, settings: Settings) -> Callable[[], Mapping[str, Job]]:

@@ -28,8 +28,7 @@ from trainer.room import Room, read_json, read_text
 pytestmark = pytest.mark.slow
 
 SPACE = (
-    "space.epochs=choice(1,400)",
-    "space.optimizer.lr=choice(1e-3)",
+    "space.optimizer.lr=choice(1e-3,2e-3)",
     "space.model.lora_rank=null",
     "space.gradient_accumulation_steps=null",
     "derive.lr_scheduler.num_warmup_steps=null",
@@ -38,7 +37,6 @@ SMALL = (
     "experiment=demo",
     "recipe.overrides.dataset.split=train[:64]",
     "recipe.overrides.dataset_val.split=train[:16]",
-    "objective.milestones=null",
     "objective.milestone_tokens=240",
     "queue.threads=1",
     *SPACE,
@@ -47,9 +45,10 @@ SMALL = (
     "wandb.entity=team",
     "wandb.init={settings: {x_file_stream_transmit_interval: 1}}",
 )
-SHORT = ("space.epochs=choice(1)", "pruner=none", "search.trials=2", "queue.workers=2")
+SHORT = ("recipe.overrides.epochs=1", "pruner=none", "search.trials=2", "queue.workers=2")
 # Whatever gets as far as its seventh milestone is pruned: the long trial, and never the short one, which has four.
 LAUNCHED = (
+    "space.epochs=choice(1,400)",
     "queue=launch_local_process",
     "queue.name=lab",
     "queue.job=team/lab/sweep:latest",
@@ -145,7 +144,7 @@ def run_sweep(name: str, words: tuple[str, ...], log: Path, env: dict[str, str])
 
 def preempt_one(room: Room, log: Path, env: dict[str, str]) -> subprocess.Popen[bytes]:
     """A sweep of one trial whose first worker is told to end once it has reported."""
-    words = ("wandb=online", *SHORT, "space.epochs=choice(4)", "search.trials=1", "queue.workers=1")
+    words = ("wandb=online", *SHORT, "recipe.overrides.epochs=4", "search.trials=1", "queue.workers=1")
     process = run_sweep("preempted", words, log, env)
     until(lambda: len((read_text(room.attempt(0, 1).reports) or "").splitlines()) >= 2, process)
     os.kill(int((read_text(room.worker("w0001").lock) or "").strip()), signal.SIGTERM)
