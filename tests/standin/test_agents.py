@@ -5,10 +5,12 @@ An agent polls every ten seconds, so that everything happens in one scene, which
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,7 +27,7 @@ TRIAL = """
 import os, sys, time, wandb
 if os.environ["WANDB_RUN_ID"] == "dies":
     sys.exit("before init")
-run = wandb.init()
+run = wandb.init(settings=wandb.Settings(finish_timeout=60))  # should its test have failed, it ends all the same
 for step in range(1200 if run.id == "stopped" else 3):
     run.log({"loss": run.config["lr"] / (step + 1)})
     time.sleep(0.1)
@@ -59,7 +61,8 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
             yield play(Scene(standin, agents, {item.spec["run_id"]: item for item in standin.items}))
         finally:
             for one in agents:
-                one.kill()
+                with suppress(ProcessLookupError):  # with the jobs that it left
+                    os.killpg(one.pid, signal.SIGKILL)
                 one.wait()
 
 
@@ -95,7 +98,9 @@ def agent(standin: StandIn, place: Path, index: int) -> subprocess.Popen[bytes]:
     with (place / f"agent-{index}.out").open("w") as out:
         env = environment(standin, WANDB_X_FILE_STREAM_TRANSMIT_INTERVAL="1")
         command = [sys.executable, "-m", "wandb", *words]
-        return subprocess.Popen(command, env=env, stdout=out, stderr=subprocess.STDOUT, cwd=place)
+        return subprocess.Popen(
+            command, env=env, stdout=out, stderr=subprocess.STDOUT, cwd=place, start_new_session=True
+        )
 
 
 def play(scene: Scene) -> Scene:
