@@ -18,6 +18,7 @@ from sweep.config import compose_config, freeze
 from sweep.dispatch import local
 from sweep.dispatch import slurm as slurm_dispatch
 from sweep.dispatch.slurm import SlurmDispatcher
+from sweep.ledger import RoomLedger, read_ledger
 from sweep.loop import Controller
 from sweep.model import Effect, Finish, Mode, View
 from sweep.ports import Ports
@@ -87,6 +88,7 @@ def controller(room: Room, listener: Quiet, mode: Mode = Mode.RUN) -> Controller
         mode=lambda: mode,
         created=settings.created,
         poll_seconds=0.005,
+        ledger=RoomLedger(room),
     )
 
 
@@ -205,3 +207,5 @@ def check_sweep(room: Room, trials: int) -> None:
             assert trial.intermediate_values == reported, "no report is lost"
             assert sorted(reported) == [1, 2, 3, 4]
     check_ledger(room)
+    rulings = Counter((entry.trial, entry.ruling, entry.milestone) for entry in read_ledger(room) if entry.milestone)
+    assert all(count == 1 for count in rulings.values()), "each verdict is kept once"
