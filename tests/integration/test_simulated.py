@@ -107,7 +107,7 @@ def test_the_world_goes_on_under_the_next_controller(table: Path, tmp_path: Path
             ports=simulated_ports(world, study, charge=False),
             limits=Limits(trials=12, workers=3, max_attempts=20),
             spec=lambda t, a, w, study=study: TrialSpec("s", t, a, w, study.params(t), 1),  # type: ignore[misc]
-            listener=Dies(3),
+            listener=Dies(1),
             mode=lambda: Mode.RUN,
             created=0.0,
             poll_seconds=60.0,
