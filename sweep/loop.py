@@ -148,8 +148,8 @@ class Controller:
         view = self.observe()
         effects = decide(view, self.limits, self.ports.clock.now())
         for effect in effects:
-            self._act(effect)
-            self.listener.done(effect)
+            if self._act(effect):
+                self.listener.done(effect)
         if not effects:
             self.listener.waited(view)
         return effects
@@ -180,14 +180,15 @@ class Controller:
             start_failure=failed[0].reason if failed else "",
         )
 
-    def _act(self, effect: Effect) -> None:
+    def _act(self, effect: Effect) -> bool:
+        """Carry an effect out; False where there was nothing to do after all."""
         ports = self.ports
         match effect:
             case StartWorkers(places):
                 names = [f"w{self._last_name + 1 + index:04d}" for index in range(len(places))]
                 ports.dispatcher.start([WorkerSpec(n, place) for n, place in zip(names, places, strict=True)])
             case Ask(new):
-                self._ask(new)
+                return self._ask(new)
             case AskFinal():
                 ports.study.ask_final()
             case Assign(trial, attempt, worker):
@@ -211,6 +212,7 @@ class Controller:
                 ports.channel.drain(worker)
             case Finish():
                 pass
+        return True
 
     def _recall(self) -> None:
         """What ended trials reported in an earlier controller's time, for a study that judges others by it."""
@@ -221,15 +223,18 @@ class Controller:
                 study.recall(number, [report for sight in sights for report in sight.reports])
             self._recalled = True
 
-    def _ask(self, new: bool) -> None:
+    def _ask(self, new: bool) -> bool:
+        """Promote a paused trial, or ask for a new one; False where there is none to promote, and none to ask for."""
         study = self.ports.study
         if (promotion := study.promote()) is not None:
             self._ruled.pop(promotion.trial, None)
             self._trials.pop(promotion.trial, None)
             self.ledger.promoted(promotion)
             self.listener.promoted(promotion)
-        elif new:
+            return True
+        if new:
             study.ask()
+        return new
 
     def _known_trial(self, number: int, sights: list[AttemptSight]) -> TrialFacts:
         """A trial's facts; those of the last time where the channel shows the very same object again."""

@@ -22,6 +22,7 @@ from sweep.dispatch import slurm as slurm_dispatch
 from sweep.dispatch.launch import LaunchDispatcher
 from sweep.dispatch.slurm import SlurmDispatcher
 from sweep.launchapi import Runs
+from sweep.ledger import RoomLedger, read_ledger
 from sweep.loop import Controller
 from sweep.model import Effect, Finish, Mode, View
 from sweep.ports import Ports
@@ -94,6 +95,7 @@ def controller(room: Room, listener: Quiet, mode: Mode = Mode.RUN) -> Controller
         mode=lambda: mode,
         created=settings.created,
         poll_seconds=0.005,
+        ledger=RoomLedger(room),
     )
 
 
@@ -224,3 +226,5 @@ def check_sweep(room: Room, trials: int) -> None:
             assert trial.intermediate_values == reported, "no report is lost"
             assert sorted(reported) == [1, 2, 3, 4]
     check_ledger(room)
+    rulings = Counter((entry.trial, entry.ruling, entry.milestone) for entry in read_ledger(room) if entry.milestone)
+    assert all(count == 1 for count in rulings.values()), "each verdict is kept once"

@@ -107,7 +107,7 @@ def test_the_world_goes_on_under_the_next_controller(table: Path, tmp_path: Path
             ports=simulated_ports(world, study, charge=False),
             limits=Limits(trials=12, workers=3, max_attempts=20),
             spec=lambda t, a, w, study=study: TrialSpec("s", t, a, w, study.params(t), 1),  # type: ignore[misc]
-            listener=Dies(3),
+            listener=Dies(1),
             mode=lambda: Mode.RUN,
             created=0.0,
             poll_seconds=60.0,
@@ -205,3 +205,31 @@ def test_a_resumed_room_takes_up_what_another_process_left(
     assert finish.reason == "all 10 trials have ended"
     assert len(room.trials()) == 10
     assert all(room.attempts(trial)[: len(attempts)] == attempts for trial, attempts in before.items())
+
+
+def test_finalists_are_trained_again_over_seeds_and_ties_are_said(
+    table: Path, rooms: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["queue=simulated", f"queue.table={table}", "pruner=asha", "search.trials=10", *WORDS]
+    assert main(["run", "name=s", "search.finalists=2", "search.seeds=3", *words]) == 0
+    said = capsys.readouterr().out
+    assert "finals over 3 seeds" in said
+    assert "paired t-tests" in said
+    assert main(["status", "s", "--json"]) == 0
+    state = json.loads(capsys.readouterr().out)
+    finals = [row for row in state["rows"] if row["final"]]
+    ordinary = [row for row in state["rows"] if not row["final"]]
+    assert len(ordinary) == 10
+    best = sorted((row["value"], row["number"]) for row in ordinary if row["state"] == "complete")[:2]
+    assert sorted(map(tuple, (row["final"] for row in finals))) == sorted((n, s) for _, n in best for s in range(3))
+    assert all(row["state"] == "complete" for row in finals), "a final is never judged"
+    assert all(row["params"] == state["rows"][row["final"][0]]["params"] for row in finals)
+    assert state["best"] in {number for _, number in best}
+
+
+def test_a_budget_in_gpu_hours_ends_a_sweep(table: Path, rooms: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["queue=simulated", f"queue.table={table}", "pruner=none", "search.trials=null", *WORDS]
+    assert main(["run", "name=s", "search.gpu_hours=1.0", *words]) == 0
+    assert "the budget of 1 GPU-hours is spent" in capsys.readouterr().out
+    assert main(["run", "name=t", "search.min_gain_per_gpu_hour=0.3", *words]) == 0
+    assert "expected to gain less than 0.3" in capsys.readouterr().out
