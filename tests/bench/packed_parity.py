@@ -290,11 +290,12 @@ def compiled() -> set[str]:
 
     found = {f"dynamo graph {number}" for number in range(counters["stats"]["unique_graphs"])}
     if torch.cuda.is_available():
-        from trainer import packed_kernels
+        from trainer import packed_adapter_kernels, packed_kernels
 
-        for name, value in vars(packed_kernels).items():
-            for cache in getattr(value, "device_caches", {}).values():
-                found |= {f"{name} {key}" for key in cache[0]}
+        for module in (packed_kernels, packed_adapter_kernels):
+            for name, value in vars(module).items():
+                for cache in getattr(value, "device_caches", {}).values():
+                    found |= {f"{name} {key}" for key in cache[0]}
     return found
 
 

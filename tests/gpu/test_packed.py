@@ -12,7 +12,8 @@ import torch
 from tests.integration.test_packed import TRIALS, Change, alone, drive, make, worst
 from trainer.base import Cache
 from trainer.contract import Step
-from trainer.packed import Pack, Slot
+from trainer.packed import Pack
+from trainer.packed_slot import Slot
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 

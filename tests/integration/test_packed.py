@@ -14,7 +14,8 @@ from tests.conftest import embedded_config
 from trainer import base, checkpoint
 from trainer.base import Cache
 from trainer.contract import Step
-from trainer.packed import Pack, Slot
+from trainer.packed import Pack
+from trainer.packed_slot import Slot
 from trainer.recipe import LoraRecipe
 
 pytestmark = pytest.mark.slow
