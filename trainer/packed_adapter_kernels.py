@@ -24,7 +24,7 @@ from trainer.packed_layout import ROWS
 
 Tensor = torch.Tensor
 UNIT = tl.constexpr(packed_layout.UNIT)
-RANK = 32  # of a matrix, at a time
+RANK = 16  # of a matrix, at a time
 COLUMNS = 128
 FEATURES = 64  # of gate and of up, for one program
 
@@ -195,7 +195,7 @@ def swiglu_back(
     _swiglu_back[_grid(blocks, size, FEATURES)](
         d, both, blocks, *_outer(both, outer), dh, *_units(0 if a is None else dh.stride(0)),
         both if a is None else a, *of_a,
-        SIZE=size, ADDS=outer is not None, ADDS_D=a is not None, ROWS=ROWS, COLUMNS=FEATURES, RANK=RANK, num_warps=8,
+        SIZE=size, ADDS=outer is not None, ADDS_D=a is not None, ROWS=ROWS, COLUMNS=FEATURES, RANK=RANK, num_warps=4,
     )  # fmt: skip
     return both
 

@@ -152,5 +152,5 @@ def cross_entropy(logits: Tensor, targets: Tensor, weights: Tensor, backward: bo
     """
     rows, words = logits.shape
     losses = torch.empty(rows, device=logits.device)
-    _cross_entropy[(rows,)](logits, targets, weights, losses, words, BACK=backward, BLOCK=WORDS, num_warps=16)
+    _cross_entropy[(rows,)](logits, targets, weights, losses, words, BACK=backward, BLOCK=WORDS, num_warps=8)
     return losses

@@ -49,6 +49,7 @@ def compare(args: argparse.Namespace, cache: Cache, scratch: Path) -> dict[str, 
     def given(slots: int, chosen: list[Config], name: str) -> Given:
         return Given(slots, chosen, cache, Room(scratch / name), (f"{packed.__name__}.",))
 
+    given(1, few[:1], "first").finish()  # what is loaded once, data and base, is in no arm
     one = given(1, few, "one").finish()
     print(f"one slot: {one:,.0f} label tokens/s over {len(few)} trials", flush=True)
     forced = given(args.forced, all_of_them, "forced").finish() if args.forced else None
