@@ -7,6 +7,7 @@ DIR holds `base8m/` and `gsm8k/`, as `../shared/data` does; without it the embed
   shipped pruners decide on either set of recorded curves, fed in the same order.
 - refill: a full crew in mid-training; one trial after another is stopped and the next one given. Passes until its
   first micro-batch, what that pass costs, and what was compiled meanwhile.
+- steps: of the first `--step-trials` trials each optimizer step's loss and grad_norm, packed against alone.
 - rounding: the trials alone once more, the rows of each micro-batch in reverse order. The mathematics are the same:
   what differs is rounding alone, and says what tau and drift two runs of torchtune's own loop would have.
 
@@ -38,6 +39,7 @@ from scipy.stats import kendalltau  # type: ignore[import-untyped]
 
 from tests.bench.given import Given
 from trainer.base import Cache
+from trainer.contract import Step
 from trainer.embedded import __file__ as embedded
 from trainer.packed import Pack
 from trainer.recipe import LoraRecipe
@@ -217,6 +219,27 @@ def rounding(args: argparse.Namespace, cache: Cache, scratch: Path, alone: Curve
     return {**compared(other, alone), "reversed": other}
 
 
+def differences(args: argparse.Namespace, cache: Cache, scratch: Path) -> Found:
+    """The largest relative difference of each trial, as `sweep export --verify` takes it."""
+    pack = Pack()
+    configs = draw(args, args.step_trials, args.micro_batches)
+    steps = {pack.put(build(cfg, cache, scratch)): list[Step]() for cfg in configs}
+    while pack.slots:
+        for passed in pack.step():
+            assert passed.batch is not None, passed.error
+            steps[passed.slot] += [passed.batch.step] if passed.batch.step else []
+            if passed.batch.position == passed.batch.total:
+                pack.remove(passed.slot)
+    found = []
+    for cfg, ours in zip(configs, steps.values(), strict=True):
+        theirs = [batch.step for batch in build(cfg, cache, scratch).train() if batch.step]
+        pairs = list(zip(ours, theirs, strict=True))
+        loss = max(abs(a.loss - b.loss) / abs(b.loss) for a, b in pairs)
+        norm = max(abs(a.grad_norm - b.grad_norm) / abs(b.grad_norm) for a, b in pairs)
+        found.append([cfg["optimizer"]["lr"], loss, norm, theirs[0].loss, theirs[-1].loss])
+    return {"lr_loss_norm_first_last": sorted(found)}
+
+
 def backwards(collate: Callable[[list[Any]], Any]) -> Callable[[list[Any]], Any]:
     return lambda rows: collate(rows[::-1])
 
@@ -286,12 +309,13 @@ def refill(args: argparse.Namespace, cache: Cache, scratch: Path) -> Found:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="the folder that holds base8m/ and gsm8k/; without it: embedded")
-    parser.add_argument("--only", default="parity,refill,rounding", help="rounding needs parity before it")
+    parser.add_argument("--only", default="parity,refill,steps,rounding", help="rounding needs parity before it")
     parser.add_argument("--trials", type=int, default=32, help="of parity, all in one pack")
     parser.add_argument("--micro-batches", type=int, default=48, help="of a trial of parity")
     parser.add_argument("--milestones", type=int, default=8, help="a divisor of --micro-batches")
     parser.add_argument("--validation", type=int, default=32, help="rows")
     parser.add_argument("--seeds", type=int, default=8)
+    parser.add_argument("--step-trials", type=int, default=12)
     parser.add_argument("--slots", type=int, default=16, help="of refill")
     parser.add_argument("--refills", type=int, default=8)
     parser.add_argument("--device", default="cuda")
@@ -306,6 +330,7 @@ def main() -> int:
         parts: dict[str, Callable[[], Found]] = {
             "parity": lambda: parity(args, cache, scratch),
             "refill": lambda: refill(args, cache, scratch),
+            "steps": lambda: differences(args, cache, scratch),
             "rounding": lambda: rounding(args, cache, scratch, found["parity"]["alone"]),
         }
         for part in args.only.split(","):
