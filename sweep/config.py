@@ -23,8 +23,8 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from sweep import evaluation, tracking
 from sweep import recipe as torchtune_recipe
-from sweep import tracking
 from sweep.errors import ConfigError
 from sweep.grammar import merged, parse_space
 from sweep.queues import SlurmQueue
@@ -38,6 +38,7 @@ from sweep.settings import (
     Wandb,
     WarmStart,
     controller_job,
+    read_evaluator,
     read_queue,
     read_section,
 )
@@ -119,6 +120,7 @@ def freeze(cfg: DictConfig, name: str, config_dir: Path | None = None) -> Compos
         trial=trial,
         warm_start=read_section(WarmStart, section_of(cfg, "warm_start"), "warm_start"),
         wandb=read_section(Wandb, section_of(cfg, "wandb"), "wandb"),
+        evaluate=evaluation.freeze_evaluator(read_evaluator(section_of(cfg, "evaluate"))),
         storage=cfg.get("storage"),
     )
     check(settings)
@@ -164,6 +166,7 @@ def check(settings: Settings) -> None:
         first = {p.key: _any_value(p.domain) for p in space if not p.when}
         torchtune_recipe.resolve(settings.torchtune, first, settings.derive)
     tracking.check(settings)
+    evaluation.check(settings)
     build_sampler(settings, 0)
     build_pruner(settings)
 

@@ -287,6 +287,9 @@ class TrialRow:
             failed or cancelled.
         value: the objective of a complete trial, else its last reported one.
         reports: one per milestone, ascending, over all attempts.
+        evaluation: waiting, running, complete or failed; empty where there is none.
+        evaluation_reason: why it failed.
+        scores: what it found, by name.
     """
 
     number: int
@@ -298,6 +301,9 @@ class TrialRow:
     worker: str = ""
     reports: tuple[Report, ...] = ()
     adapter: str | None = None
+    evaluation: str = ""
+    evaluation_reason: str = ""
+    scores: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def last(self) -> Report | None:

@@ -17,10 +17,23 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from sweep.errors import GiveUp, RetryLater
-from sweep.model import Assign, Cancel, Effect, Finish, Finished, JobState, Mode, StartWorkers, Stop, Tell, View
+from sweep.model import (
+    Assign,
+    Cancel,
+    Effect,
+    Ending,
+    Finish,
+    Finished,
+    JobState,
+    Mode,
+    StartWorkers,
+    Stop,
+    Tell,
+    View,
+)
 from sweep.rooms import controller_lock, controller_whereabouts, load_settings, whereabouts
-from sweep.session import job_viewer, make_controller, open_study
-from sweep.view import console, duration, live_view, number, params_text, waiting_text
+from sweep.session import job_viewer, make_controller, open_study, with_evaluations
+from sweep.view import console, duration, live_view, number, params_text, scores_text, waiting_text
 from trainer.contract import Report
 from trainer.room import Room, hold, read_text
 
@@ -132,6 +145,40 @@ class Log:
 
 
 @dataclass
+class EvaluationLog:
+    """Turns what the evaluations' controller does into lines of the same log."""
+
+    log: Log
+    room: Room
+
+    def reported(self, trial: int, report: Report) -> None:
+        pass  # an evaluation says nothing before its end
+
+    def done(self, effect: Effect) -> None:
+        from sweep.results import read_evaluation
+
+        match effect:
+            case Assign(trial, attempt, worker):
+                again = f" again (attempt {attempt})" if attempt > 1 else ""
+                self.log.say(f"evaluation of trial {trial} starts{again} on evaluations/{worker}")
+            case Stop(trial, _, cause, reason):
+                self.log.say(f"evaluation of trial {trial} shall stop ({cause}): {reason}")
+            case Tell(trial, Ending.COMPLETE):
+                self.log.say(f"evaluation of trial {trial}: {scores_text(read_evaluation(self.room, trial).scores)}")
+            case Tell(trial, _, reason):
+                self.log.say(f"evaluation of trial {trial} failed: {reason}")
+            case Cancel(worker, reason) if f"evaluations/{worker}" not in self.log.cancelled:
+                self.log.cancelled.add(f"evaluations/{worker}")
+                self.log.say(f"worker evaluations/{worker} is ended: {reason}")
+
+    def waited(self, view: View) -> None:
+        pass
+
+    def trouble(self, message: str) -> None:
+        self.log.say(f"evaluations: {message}")
+
+
+@dataclass
 class LiveView:
     """Redraws the live view, twice a second at most."""
 
@@ -174,7 +221,8 @@ def drive(room: Room, wish: Wish, nursery: Nursery, goes_on: bool = False) -> Fi
         study = open_study(room, settings)
         out = console()
         log = Log(study, settings.metric, echo=None if out.is_terminal else out)
-        controller = make_controller(room, settings, (study, nursery), log, wish)
+        main = make_controller(room, settings, (study, nursery), log, wish)
+        controller = with_evaluations(main, room, settings, (study, nursery), EvaluationLog(log, room))
         try:
             with closing(nursery), _signals(wish), _live(out, log, room, study):
                 finish = controller.run()

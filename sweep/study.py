@@ -8,6 +8,7 @@ ignored, so that what the study knows does not depend on how fast a stop arrives
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -151,6 +152,16 @@ class OptunaStudy:
 
     def facts(self) -> StudyFacts:
         return self._facts
+
+    def winners(self) -> list[int]:
+        """The trials that were the best when they ended, in that order."""
+        done = [trial for trial in self.frozen() if trial.state is TrialState.COMPLETE]
+        best, found = math.inf, []
+        for trial in sorted(done, key=lambda trial: (str(trial.datetime_complete), trial.number)):
+            if trial.value is not None and trial.value < best:
+                best = trial.value
+                found.append(trial.number)
+        return found
 
     def frozen(self) -> list[FrozenTrial]:
         """Every trial of this sweep that was asked for."""

@@ -20,12 +20,12 @@ LAYERS = (
     "trainer.contract trainer.room trainer.components trainer.embedded",
     "trainer.progress trainer.reporter trainer.tracking trainer.cluster",
     "sweep sweep.errors sweep.resources sweep.yamledit sweep.nursery",
-    "sweep.model sweep.space sweep.queues sweep.slurm",
+    "sweep.model sweep.space sweep.queues sweep.evaluators sweep.slurm",
     "sweep.ports sweep.grammar sweep.submit sweep.launchtemplate sweep.launchapi",
     "sweep.decide sweep.channel sweep.dispatch sweep.dispatch.* sweep.recipe sweep.settings sweep.view",
     "sweep.distributions sweep.tracking sweep.wandbchannel",
-    "sweep.loop sweep.study sweep.words sweep.probe sweep.launchjobs",
-    "sweep.config sweep.rooms",
+    "sweep.loop sweep.study sweep.words sweep.probe sweep.launchjobs sweep.evaluation",
+    "sweep.config sweep.rooms sweep.beside",
     "sweep.session",
     "sweep.results sweep.plan",
     "sweep.export sweep.report",
@@ -38,7 +38,7 @@ LAYERS = (
 OWNERS = {
     "hydra": {"sweep.config", "sweep.words", "sweep.grammar"},
     "submitit": {"sweep.submit"},
-    "wandb": {"trainer.tracking", "trainer.launched", "sweep.launchapi"},
+    "wandb": {"trainer.tracking", "trainer.scores", "trainer.launched", "sweep.launchapi"},
     "optuna": {"sweep.distributions", "sweep.study", "sweep.report", "sweep.plan"},
 }
 
