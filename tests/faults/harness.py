@@ -13,7 +13,7 @@ from pathlib import Path
 import optuna
 from optuna.storages.journal import JournalFileBackend
 
-from sweep import channel, session
+from sweep import beside, channel, session
 from sweep.config import compose_config, freeze
 from sweep.dispatch import local
 from sweep.dispatch import slurm as slurm_dispatch
@@ -143,7 +143,7 @@ def die_at_write(count: int) -> Callable[[], None]:
 
     def install() -> None:
         write = wrap(trainer_room.write_atomic)
-        for module in (trainer_room, channel, local, slurm_dispatch):
+        for module in (trainer_room, channel, local, slurm_dispatch, beside):
             module.write_atomic = write  # type: ignore[attr-defined]
         JournalFileBackend.append_logs = wrap(JournalFileBackend.append_logs)  # type: ignore[method-assign, assignment]
         subprocess.Popen = wrap(subprocess.Popen)  # type: ignore[misc, assignment]
