@@ -23,8 +23,8 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from sweep import evaluation, tracking
 from sweep import recipe as torchtune_recipe
-from sweep import tracking
 from sweep.errors import ConfigError
 from sweep.grammar import merged, parse_space
 from sweep.queues import SimulatedQueue, SlurmQueue
@@ -38,6 +38,7 @@ from sweep.settings import (
     Wandb,
     WarmStart,
     controller_job,
+    read_evaluator,
     read_queue,
     read_section,
 )
@@ -119,6 +120,7 @@ def freeze(cfg: DictConfig, name: str, config_dir: Path | None = None) -> Compos
         trial=trial,
         warm_start=read_section(WarmStart, section_of(cfg, "warm_start"), "warm_start"),
         wandb=read_section(Wandb, section_of(cfg, "wandb"), "wandb"),
+        evaluate=evaluation.freeze_evaluator(read_evaluator(section_of(cfg, "evaluate"))),
         storage=cfg.get("storage"),
         controller=str(cfg.get("controller")),
     )
@@ -175,6 +177,7 @@ def check(settings: Settings) -> None:
     tracking.check(settings)
     if settings.controller not in ("here", "launch"):
         raise ConfigError(f"controller={settings.controller} is not allowed; it must be here or launch")
+    evaluation.check(settings)
     build_sampler(settings, 0)
     build_pruner(settings)
 

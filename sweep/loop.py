@@ -127,17 +127,21 @@ class Controller:
     def run(self) -> Finish:
         """Go on until there is nothing left to do, or the person wants it to end."""
         while True:
-            try:
-                effects = self.step()
-            except (RetryLater, OSError) as error:
-                if isinstance(error, OSError) and error.errno not in PASSING:
-                    raise
-                self.listener.trouble(str(error))
-                effects = ()
+            effects = self.round()
             if effects and isinstance(effects[-1], Finish):
                 return effects[-1]
-            if all(isinstance(effect, UNANSWERED) for effect in effects):  # nothing to do but wait
+            if idle(effects):
                 self.ports.channel.wait(self.ports.clock, self.poll_seconds)
+
+    def round(self) -> tuple[Effect, ...]:
+        """One step; what cannot be answered for the moment is told, and nothing is done."""
+        try:
+            return self.step()
+        except (RetryLater, OSError) as error:
+            if isinstance(error, OSError) and error.errno not in PASSING:
+                raise
+            self.listener.trouble(str(error))
+            return ()
 
     def step(self) -> tuple[Effect, ...]:
         """One round; returns the effects that were carried out.
@@ -344,3 +348,8 @@ class Controller:
             if worker.job is JobState.GONE and not worker.draining:
                 failed.append(worker)
         return failed
+
+
+def idle(effects: tuple[Effect, ...]) -> bool:
+    """Whether nothing was done that calls for another look at once."""
+    return all(isinstance(effect, (*UNANSWERED, Finish)) for effect in effects)

@@ -340,6 +340,9 @@ class TrialRow:
         value: the objective of a complete trial, else its last reported one.
         reports: one per milestone, ascending, over all attempts.
         final: the trial that this one repeats, and with which of the seeds.
+        evaluation: waiting, running, complete or failed; empty where there is none.
+        evaluation_reason: why it failed.
+        scores: what it found, by name.
     """
 
     number: int
@@ -352,6 +355,9 @@ class TrialRow:
     reports: tuple[Report, ...] = ()
     adapter: str | None = None
     final: tuple[int, int] | None = None
+    evaluation: str = ""
+    evaluation_reason: str = ""
+    scores: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def last(self) -> Report | None:

@@ -18,7 +18,7 @@ from sweep.results import SweepReader
 from sweep.rooms import load_settings
 from sweep.session import job_viewer, reading_storage
 from sweep.study import load_study, own_trials
-from sweep.view import duration, number, params_text, ranked
+from sweep.view import duration, number, params_text, ranked, scores_text
 from trainer.room import Room, write_atomic
 
 if TYPE_CHECKING:
@@ -60,6 +60,7 @@ def page(state: SweepState, plots: Sequence[tuple[str, str, str]], entries: Sequ
     lead = (
         f"Best: trial {best.number}, {escape(state.metric)} {number(best.value)} with "
         f"<code>{escape(params_text(best.params))}</code>"
+        + (f"; evaluated: {escape(scores_text(best.scores))}" if best.scores else "")
         if best
         else "No trial is complete yet."
     )
@@ -203,11 +204,14 @@ def _reasons(rows: Sequence[TrialRow], metric: str) -> str:
 
 
 def _trials(state: SweepState) -> str:
+    scores = list(dict.fromkeys(name for row in state.rows for name in row.scores))
     body = "".join(
         f"<tr><td class=n>{row.number}<td class={row.state}>{row.state}<td>{escape(params_text(row.params))}"
         f"<td class=n>{number(row.value)}<td class=n>{number(row.last.grad_norm if row.last else None, 3)}"
         f"<td class=n>{row.tokens:,}<td class=n>{row.attempts}"
+        + "".join(f"<td class=n>{number(row.scores.get(name))}" for name in scores)
         for row in ranked(state.rows)
     )
     head = f"<tr><th>trial<th>state<th>hyperparameters<th>{escape(state.metric)}<th>grad_norm<th>tokens<th>attempts"
+    head += "".join(f"<th>eval {escape(name)}" for name in scores)
     return f"<div class=wide><table>{head}{body}</table></div>"

@@ -17,10 +17,23 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from sweep.errors import GiveUp, RetryLater
-from sweep.model import Assign, Cancel, Effect, Finish, Finished, JobState, Mode, StartWorkers, Stop, Tell, View
+from sweep.model import (
+    Assign,
+    Cancel,
+    Effect,
+    Ending,
+    Finish,
+    Finished,
+    JobState,
+    Mode,
+    StartWorkers,
+    Stop,
+    Tell,
+    View,
+)
 from sweep.rooms import controller_lock, controller_whereabouts, load_settings, whereabouts
-from sweep.session import job_viewer, make_controller, open_world
-from sweep.view import console, duration, live_view, number, params_text, waiting_text
+from sweep.session import job_viewer, make_controller, open_world, with_evaluations
+from sweep.view import console, duration, live_view, number, params_text, scores_text, waiting_text
 from trainer.contract import Report
 from trainer.room import Room, hold, read_text
 
@@ -140,6 +153,43 @@ class Log:
 
 
 @dataclass
+class EvaluationLog:
+    """Turns what the evaluations' controller does into lines of the same log."""
+
+    log: Log
+    room: Room
+
+    def reported(self, trial: int, report: Report) -> None:
+        pass  # an evaluation says nothing before its end
+
+    def done(self, effect: Effect) -> None:
+        from sweep.results import read_evaluation
+
+        match effect:
+            case Assign(trial, attempt, worker):
+                again = f" again (attempt {attempt})" if attempt > 1 else ""
+                self.log.say(f"evaluation of trial {trial} starts{again} on evaluations/{worker}")
+            case Stop(trial, _, cause, reason):
+                self.log.say(f"evaluation of trial {trial} shall stop ({cause}): {reason}")
+            case Tell(trial, Ending.COMPLETE):
+                self.log.say(f"evaluation of trial {trial}: {scores_text(read_evaluation(self.room, trial).scores)}")
+            case Tell(trial, _, reason):
+                self.log.say(f"evaluation of trial {trial} failed: {reason}")
+            case Cancel(worker, reason) if f"evaluations/{worker}" not in self.log.cancelled:
+                self.log.cancelled.add(f"evaluations/{worker}")
+                self.log.say(f"worker evaluations/{worker} is ended: {reason}")
+
+    def waited(self, view: View) -> None:
+        pass
+
+    def promoted(self, promotion: Promotion) -> None:
+        pass  # an evaluation is never paused
+
+    def trouble(self, message: str) -> None:
+        self.log.say(f"evaluations: {message}")
+
+
+@dataclass
 class LiveView:
     """Redraws the live view, twice a second at most."""
 
@@ -181,7 +231,7 @@ def drive(room: Room, wish: Wish, nursery: Nursery, goes_on: bool = False) -> Fi
             with closing(nursery), open_world(room, settings, nursery) as world:
                 if not goes_on and not wish.in_job:
                     _forget_wish(room, world[1].channel)
-                finish = _control(room, settings, world, wish)
+                finish = _control(room, settings, world, wish, nursery)
                 if finish.how is not Finished.HANDED_OVER:
                     _forget_wish(room, world[1].channel)
         except OSError as error:
@@ -200,10 +250,11 @@ def _forget_wish(room: Room, channel: Channel) -> None:
         channel.mirror.clear_control()
 
 
-def _control(room: Room, settings: Settings, world: tuple[OptunaStudy, Ports], wish: Wish) -> Finish:
+def _control(room: Room, settings: Settings, world: tuple[OptunaStudy, Ports], wish: Wish, nursery: Nursery) -> Finish:
     out = console()
     log = Log(world[0], settings.metric, echo=None if out.is_terminal else out)
-    controller = make_controller(room, settings, world, log, wish)
+    main = make_controller(room, settings, world, log, wish)
+    controller = with_evaluations(main, room, settings, (world[0], nursery), EvaluationLog(log, room))
     with _publishing(room, settings, log), _signals(wish), _live(out, log, room, world[0]):
         finish = controller.run()
         if finish.how is Finished.DETACHED and second_thoughts(wish, log):

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sweep.errors import ConfigError
+from sweep.evaluation import evaluation_settings, evaluation_spec, evaluations_room, wanted
 from sweep.model import Job, Mode
 from sweep.queues import LaunchQueue, SimulatedQueue, SlurmQueue
 from sweep.rooms import (
@@ -35,6 +36,7 @@ from trainer.room import Room, write_atomic
 if TYPE_CHECKING:
     from optuna.storages import BaseStorage
 
+    from sweep.beside import Together
     from sweep.config import Composed
     from sweep.dispatch.launch import LaunchDispatcher
     from sweep.dispatch.local import LocalDispatcher
@@ -325,6 +327,40 @@ def make_controller(
         poll_seconds=settings.queue.poll_seconds,
         ledger=RoomLedger(room),
     )
+
+
+def with_evaluations(
+    main: Controller, room: Room, settings: Settings, parts: tuple[OptunaStudy, Nursery], listener: Listener
+) -> Controller | Together:
+    """A sweep's controller together with that of its evaluations, where any are wanted.
+
+    Args:
+        listener: told of the evaluations.
+    """
+    from sweep.beside import EvaluationStudy, Gate, Together
+    from sweep.loop import Controller
+    from sweep.ports import Ports
+
+    if not wanted(settings.evaluate):
+        return main
+    study, nursery = parts
+    inner, beside = evaluation_settings(settings), evaluations_room(room)
+    waits = on_gpu(settings) and not isinstance(settings.queue, SlurmQueue | LaunchQueue)
+    dispatcher = make_dispatcher(beside, inner, None if waits else nursery)
+    judges = EvaluationStudy(beside, study.winners)
+    gate = Gate(main.mode)
+    controller = Controller(
+        ports=Ports(judges, make_channel(beside, dispatcher), dispatcher, main.ports.clock),
+        limits=inner.limits(1),
+        spec=lambda trial, attempt, worker: evaluation_spec(
+            settings, room, (trial, attempt, worker), stopped_runs(beside)
+        ),
+        listener=listener,
+        mode=gate,
+        created=settings.created,
+        poll_seconds=main.poll_seconds,
+    )
+    return Together(main, controller, gate, waits)
 
 
 def _simulated_ports(room: Room, settings: Settings, study: OptunaStudy) -> Ports:

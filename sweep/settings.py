@@ -16,6 +16,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from sweep.errors import ConfigError, unknown_key
+from sweep.evaluators import EVALUATORS, Evaluator, NoEvaluation
 from sweep.grammar import parse_space
 from sweep.launchtemplate import check_launch
 from sweep.model import Limits
@@ -176,6 +177,7 @@ class Settings:
     trial: Trial
     warm_start: WarmStart
     wandb: Wandb = field(default_factory=Wandb)
+    evaluate: Evaluator = field(default_factory=NoEvaluation)
     storage: str | None = None
     controller: str = "here"
     trial_tokens: int = 0
@@ -263,6 +265,7 @@ def settings_from_json(raw: Mapping[str, Any], where: str) -> Settings:
         if name != "wandb" or name in values:  # sweeps that were frozen before there was one
             values[name] = read_section(kind, values.get(name), name)
     values["queue"] = read_queue(values.get("queue"))
+    values["evaluate"] = read_evaluator(values.get("evaluate") or {})
     try:
         return Settings(**values)
     except TypeError as error:
@@ -284,6 +287,18 @@ def read_queue(raw: Any) -> Queue:
     if isinstance(queue, LaunchQueue):
         check_launch(queue)
     return queue
+
+
+def read_evaluator(raw: Any) -> Evaluator:
+    """The section `evaluate`, by its kind.
+
+    Raises:
+        ConfigError: another kind, or what `read_section` refuses.
+    """
+    kind = raw.get("kind", "none") if isinstance(raw, Mapping) else raw
+    if kind not in EVALUATORS:
+        raise ConfigError(f"evaluate.kind={kind} is not allowed; it must be {' or '.join(EVALUATORS)}")
+    return read_section(EVALUATORS[kind], raw, "evaluate")
 
 
 def controller_job(queue: SlurmQueue) -> Submitit:
@@ -344,6 +359,11 @@ _RANGES: dict[tuple[str, str], tuple[Any, str]] = {
     ("trial", "grad_norm_ratio"): (lambda value: value > 1, "above 1 (inf switches it off)"),
     ("wandb", "mode"): (lambda value: value in ("online", "offline", "disabled"), "online, offline, disabled or null"),
     ("wandb", "artifacts"): (lambda value: value in ("end", "milestones", "none"), "end, milestones or none"),
+    ("evaluate", "batch_size"): _AT_LEAST_ONE,
+    ("evaluate", "max_tokens"): _AT_LEAST_ONE,
+    ("evaluate", "max_seq_length"): _AT_LEAST_ONE,
+    ("evaluate", "limit"): _AT_LEAST_ONE,
+    ("evaluate", "seconds"): _POSITIVE,
     ("queue", "timeout_min"): _AT_LEAST_ONE,
     ("queue", "cpus_per_task"): _AT_LEAST_ONE,
     ("queue", "gpus_per_node"): (lambda value: value >= 0, "0 or more"),

@@ -352,6 +352,16 @@ class OptunaStudy:
             self._facts = self._count()
         return self._facts
 
+    def winners(self) -> list[int]:
+        """The trials that were the best when they ended, in that order."""
+        done = [trial for trial in self.frozen() if trial.state is TrialState.COMPLETE]
+        best, found = math.inf, []
+        for trial in sorted(done, key=lambda trial: (str(trial.datetime_complete), trial.number)):
+            if trial.value is not None and trial.value < best:
+                best = trial.value
+                found.append(trial.number)
+        return found
+
     def frozen(self) -> list[FrozenTrial]:
         """Every trial of this sweep that was asked for."""
         return own_trials(self._study)

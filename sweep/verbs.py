@@ -90,6 +90,8 @@ def status(args: Namespace) -> int:
     for row in state.rows:
         if row.state == "failed":
             out.print(f"trial {row.number} failed: {row.reason}", markup=False, soft_wrap=True)
+        if row.evaluation == "failed":
+            out.print(f"evaluation of trial {row.number} failed: {row.evaluation_reason}", markup=False, soft_wrap=True)
     return 0
 
 
@@ -117,8 +119,10 @@ def watch(args: Namespace) -> int:
 
 
 def logs(args: Namespace) -> int:
+    from sweep.evaluation import evaluations_room
+
     room = rooms.current_room(args.name, light=False)
-    names = room.workers()
+    names, judged = room.workers(), args.trial is not None
     if args.controller:
         from sweep.detached import controller_log
 
@@ -129,7 +133,11 @@ def logs(args: Namespace) -> int:
         if not attempts:
             raise ConfigError(f"--trial={args.trial}: this sweep has no such trial; it has {room.trials()}")
         names = [rooms.worker_of(room, args.trial, number) for number in attempts]
-    for path in dict.fromkeys(rooms.worker_log(room, name) for name in names):  # a requeued job goes on in its log
+    beside = evaluations_room(room)
+    judges = [rooms.worker_of(beside, args.trial, number) for number in beside.attempts(args.trial)] if judged else []
+    paths = [rooms.worker_log(room, name) for name in names]
+    paths += [rooms.worker_log(beside, name) for name in (judges if judged else beside.workers())]
+    for path in dict.fromkeys(paths):  # a requeued job goes on in its log
         _print_log(path, args.n)
     return 0
 
@@ -198,7 +206,7 @@ def best(args: Namespace) -> int:
         raise ConfigError(f"{state.name} has no complete trial yet; see `sweep status {state.name}`")
     path = write_export(room, reader.settings, row, None)
     if args.json:
-        found = {"trial": row.number, "value": row.value, "params": dict(row.params)}
+        found = {"trial": row.number, "value": row.value, "params": dict(row.params), "scores": dict(row.scores)}
         print(json.dumps({**found, "yaml": str(path), "adapter": row.adapter, "tune_run": tune_run_line(path)}))
         return 0
     out = console()

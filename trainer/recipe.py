@@ -16,7 +16,7 @@ from __future__ import annotations
 import logging
 import math
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -201,17 +201,20 @@ class LoraRecipe:
     def evaluate(self) -> float | None:
         """Mean nats per label token over `dataset_val`, None where the configuration has none. Draws nothing random."""
         dataset = self.cfg.get("dataset_val")
-        if dataset is None:
-            return None
+        return None if dataset is None else self.loss_over(self._validation_batches(dataset))[0]
+
+    @torch.no_grad()
+    def loss_over(self, batches: Iterable[dict[str, torch.Tensor]]) -> tuple[float | None, int]:
+        """Mean nats per label token over batches on the CPU, and how many label tokens they have; None without any."""
         total = torch.zeros((), dtype=torch.float64)
         tokens = 0
         self.model.eval()
-        for batch in self._validation_batches(dataset):
+        for batch in batches:
             count = self.label_tokens(batch)
             total += self._mean_loss(batch).double().cpu() * count
             tokens += count
         self.model.train()
-        return float(total) / tokens if tokens else None
+        return (float(total) / tokens if tokens else None), tokens
 
     def state(self) -> dict[str, Any]:
         """Everything that a bit-exact resume needs; tensors and plain values only."""
@@ -270,8 +273,11 @@ class LoraRecipe:
         self._step_loss, self._lap_loss = step_loss.to(self.device), lap_loss.to(self.device)
         self._loader_state, self._random = state["loader"] or None, state["random"]
 
-    def save_adapter(self, to: Path) -> bool:
+    def save_adapter(self, to: Path, adapter: dict[str, torch.Tensor] | None = None) -> bool:
         """Write the adapter in PEFT format, as torchtune's checkpointer makes it.
+
+        Args:
+            adapter: other tensors by the names and of the shapes of `adapter()`; None: those.
 
         Returns:
             False where torchtune has no PEFT form for this model; the directory then holds its own `.pt` form.
@@ -287,7 +293,7 @@ class LoraRecipe:
             "peft_type": "LORA",
             "task_type": "CAUSAL_LM",
         }
-        adapter = self.adapter()
+        adapter = self.adapter() if adapter is None else adapter
         if any("magnitude" in name for name in adapter):
             adapter_config["use_dora"] = True
         checkpointer = config.instantiate(OmegaConf.merge(self.cfg.checkpointer, {"output_dir": str(self._scratch)}))

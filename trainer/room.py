@@ -19,6 +19,9 @@
                         /beat               a counter (worker)
                         /slots              trials that it holds at a time, where it chooses by itself (worker)
                         /log                standard output and error (worker)
+          /evaluations/trials, workers      the same again, of the evaluations: trial 42 there judges trial 42 here
+                /trials/00042/asked         it shall be judged (controller)
+                             /told.json     how that ended (controller)
 
 Invariants: standard library only. Every file has one writer: an attempt has a directory of its own, so that a
 fenced-out old attempt cannot write where a newer one does. Whole files appear by rename. Appended files are

@@ -89,7 +89,7 @@ def main() -> int:
     args = parser.parse_args()
     if args.case:
         base._load_base = lambda cfg, model, scratch: base._frozen(model)  # no checkpoint: the random draws stay
-        LoraRecipe.save_adapter = lambda self, to: True  # type: ignore[method-assign]
+        LoraRecipe.save_adapter = lambda *_: True  # type: ignore[method-assign]
     if args.memory_gib:
         torch.cuda.set_per_process_memory_fraction(args.memory_gib * 2**30 / torch.cuda.mem_get_info()[1])
     cache = Cache()

@@ -14,7 +14,7 @@ from pathlib import Path
 import optuna
 from optuna.storages.journal import JournalFileBackend
 
-from sweep import channel, session, wandbchannel
+from sweep import beside, channel, session, wandbchannel
 from sweep.config import compose_config, freeze
 from sweep.dispatch import launch as launch_dispatch
 from sweep.dispatch import local
@@ -167,7 +167,7 @@ def die_at_write(count: int) -> Callable[[], None]:
 
     def install() -> None:
         write = wrap(trainer_room.write_atomic)
-        for module in (trainer_room, channel, local, slurm_dispatch, launch_dispatch, wandbchannel):
+        for module in (trainer_room, channel, local, slurm_dispatch, launch_dispatch, wandbchannel, beside):
             module.write_atomic = write  # type: ignore[attr-defined]
         JournalFileBackend.append_logs = wrap(JournalFileBackend.append_logs)  # type: ignore[method-assign, assignment]
         for name in ("push", "stop", "configure", "delete_item"):

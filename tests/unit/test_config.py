@@ -52,12 +52,15 @@ BESIDE = {
     "experiment=gsm8k_base1m": ["recipe.overrides.root=ROOT"],
     "queue=launch_sagemaker": ["queue.variables={role: arn:aws:iam::1:role/sweep, bucket: ours}"],
     "queue=launch_vertex": ["queue.variables={bucket: ours}"],
+    "evaluate=torchtune": ["evaluate.config=eleuther_evaluation"],
+    "evaluate=command": ['evaluate.command="python score.py {adapter} {output}"'],
+    "evaluate=lm_eval": ["queue=launch_local_process"],  # whose jobs have an environment of their own
 }
 # Groups that do not depend on each other are composed side by side, so that each option is seen once.
 LENGTH = max(len(GROUPS[group]) for group in ("sampler", "pruner", "objective", "queue"))
 SIDES = [list(islice(cycle(GROUPS[group]), LENGTH)) for group in ("sampler", "pruner", "objective", "queue")]
 ROWS: list[tuple[str, ...]] = list(zip(*SIDES, strict=True))
-ROWS += [(word,) for group in ("recipe", "space", "experiment", "wandb") for word in GROUPS[group]]
+ROWS += [(word,) for group in ("recipe", "space", "experiment", "wandb", "evaluate") for word in GROUPS[group]]
 
 pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
 
