@@ -6,7 +6,7 @@ Invariant: the worker's own classes; only where a stop comes from and that outco
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from trainer.attempt import Attempt
@@ -52,14 +52,14 @@ class Given:
         self.crew.step()
         return time.perf_counter() - began
 
-    def finish(self) -> float:
-        """Train all to their ends; returns label tokens a second."""
-        began = time.perf_counter()
+    def finish(self, clock: Callable[[], float] = time.perf_counter) -> float:
+        """Train all to their ends; returns label tokens a second of a clock."""
+        began = clock()
         while self.queue or self.crew.busy:
             self.step()
         kinds = {outcome.kind for outcome in self.ended.values()}
         assert kinds <= {OutcomeKind.COMPLETED, OutcomeKind.DIVERGED}, self.ended
-        return sum(outcome.tokens for outcome in self.ended.values()) / (time.perf_counter() - began)
+        return sum(outcome.tokens for outcome in self.ended.values()) / (clock() - began)
 
     def _give(self, trial: int, cfg: Config) -> None:
         spec = TrialSpec("bench", trial, 1, "w0001", cfg, NEVER, checkpoint_every=0, components=self._components)

@@ -8,6 +8,8 @@ nothing is saved at their ends then. Without it, `--data DIR` takes base8m on GS
 `--memory-gib` limits what this process may have. The CPU's choice: `--device cpu --dtype fp32 --trials 4
 --single-trials 4 --micro-batches 12 --forced 4`, with or without `--data`.
 
+On the CPU seconds are the process's own, so that other load on the machine matters less; `OMP_NUM_THREADS=1`.
+
 Invariant: one process, one base; the trials that one slot trains are the first of those that `auto` trains.
 """
 
@@ -18,6 +20,7 @@ import json
 import statistics
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -44,17 +47,18 @@ def configs(args: argparse.Namespace) -> list[Config]:
 def compare(args: argparse.Namespace, cache: Cache, scratch: Path) -> dict[str, Any]:
     """One run of every arm."""
     all_of_them = configs(args)
+    clock = time.process_time if args.device == "cpu" else time.perf_counter
     few = all_of_them[: args.single_trials]
 
     def given(slots: int, chosen: list[Config], name: str) -> Given:
         return Given(slots, chosen, cache, Room(scratch / name), (f"{packed.__name__}.",))
 
-    given(1, few[:1], "first").finish()  # what is loaded once, data and base, is in no arm
-    one = given(1, few, "one").finish()
+    given(1, few[:1], "first").finish(clock)  # what is loaded once, data and base, is in no arm
+    one = given(1, few, "one").finish(clock)
     print(f"one slot: {one:,.0f} label tokens/s over {len(few)} trials", flush=True)
-    forced = given(args.forced, all_of_them, "forced").finish() if args.forced else None
+    forced = given(args.forced, all_of_them, "forced").finish(clock) if args.forced else None
     crew = given(0, all_of_them, "auto")
-    many = crew.finish()
+    many = crew.finish(clock)
     growth = crew.crew._growth
     return {
         "said": crew.said,
