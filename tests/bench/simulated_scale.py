@@ -95,7 +95,7 @@ def run(table: Table, trials: int, workers: int, sampler: str = "random", pruner
     world = World(table, FATES)
     tellings = Tellings()
     wall, cpu = time.perf_counter(), time.process_time()
-    finish = simulate(study, world, Limits(trials=trials, workers=workers), look_seconds=4.0, listener=tellings)
+    finish = simulate(study, world, Limits(trials=trials, workers=workers), look_seconds=8.0, listener=tellings)
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     assert finish.how is Finished.DONE, finish
     facts = study.facts()

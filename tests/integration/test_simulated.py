@@ -228,8 +228,8 @@ def test_finalists_are_trained_again_over_seeds_and_ties_are_said(
 
 
 def test_a_budget_in_gpu_hours_ends_a_sweep(table: Path, rooms: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["queue=simulated", f"queue.table={table}", "pruner=none", "search.trials=null", *WORDS]
-    assert main(["run", "name=s", "search.gpu_hours=1.0", *words]) == 0
-    assert "the budget of 1 GPU-hours is spent" in capsys.readouterr().out
-    assert main(["run", "name=t", "search.min_gain_per_gpu_hour=0.3", *words]) == 0
-    assert "expected to gain less than 0.3" in capsys.readouterr().out
+    words = ["queue=simulated", f"queue.table={table}", "pruner=none", "sampler=random", "search.trials=null", *WORDS]
+    assert main(["run", "name=s", "search.gpu_hours=0.5", *words]) == 0
+    assert "the budget of 0.5 GPU-hours is spent" in capsys.readouterr().out
+    assert main(["run", "name=t", "search.min_gain_per_gpu_hour=20", *words]) == 0
+    assert "expected to gain less than 20" in capsys.readouterr().out
