@@ -11,10 +11,12 @@ from typing import Any
 import pytest
 
 from sweep.beside import EvaluationStudy, Gate, Together, told
+from sweep.channel import RoomChannel
 from sweep.config import compose_config, freeze
 from sweep.errors import ConfigError, GiveUp
 from sweep.evaluation import evaluation_settings, evaluation_spec, evaluations_room
 from sweep.evaluators import Command, Heldout, NoEvaluation, Torchtune
+from sweep.launchapi import RunFacts, Runs
 from sweep.launchjobs import payload, run_of
 from sweep.loop import Controller
 from sweep.model import Ask, Assign, Effect, Ending, Finish, Finished, Job, JobState, Limits, Mode, Tell, View
@@ -23,8 +25,10 @@ from sweep.results import read_evaluation
 from sweep.settings import Settings, settings_from_json
 from sweep.strategy import Promotion
 from sweep.tracking import run_id
+from sweep.wandbchannel import WandbChannel
 from trainer.contract import (
     JOB_KEY,
+    OUTCOME_KEY,
     Evaluation,
     FailureKind,
     Outcome,
@@ -194,6 +198,39 @@ def test_lm_eval_runs_on_the_trial_s_own_model_without_its_adapter() -> None:
     assert not {"lora_rank", "lora_alpha", "lora_attn_modules"} & set(made["model"])
     assert (made["tokenizer"]["max_seq_len"], made["max_seq_length"]) == (None, trial["model"]["max_seq_len"])
     assert (made["tasks"], made["limit"]) == (["a"], 2)
+
+
+class Wandb:
+    """Runs as W&B shows them; asked for an adapter, it fails the test."""
+
+    def __init__(self, facts: RunFacts) -> None:
+        self.facts = facts
+
+    def runs(self, ids: Sequence[str]) -> Mapping[str, RunFacts]:
+        return {self.facts.id: self.facts}
+
+    def fetch_adapter(self, name: str, directory: str) -> None:
+        raise AssertionError("an evaluation has no adapter of its own")
+
+
+def test_scores_come_back_through_wandb_where_that_is_all_that_is_shared(tmp_path: Path) -> None:
+    words = ("queue=launch_local_process", "queue.channel=wandb", "evaluate=heldout", "wandb.entity=e")
+    settings = replace(composed(*words), created=1.0)
+    spec = evaluation_spec(settings, room_with_a_trial(tmp_path, settings), (3, 1, "w0001"))
+    assert spec.tracking is not None
+    outcome = Outcome(OutcomeKind.COMPLETED, scores={"loss": 1.5})
+    said = json.dumps({"attempt": 1, "worker": "w0001", "outcome": encode(outcome)})
+    facts = RunFacts(
+        spec.tracking.run, "finished", sweep={"attempt": 1, "worker": "w0001"}, summary={OUTCOME_KEY: said}
+    )
+    api: Any = Wandb(facts)
+    beside, runs = Room(tmp_path / "s" / "evaluations"), Runs(api, 0.0)
+    channel = WandbChannel(beside, RoomChannel(beside), api, runs, lambda run: None)
+    channel.assign(spec)
+    channel.observe([3], ["w0001"])
+    runs.look()
+    attempts, _ = channel.observe([3], ["w0001"])
+    assert attempts[3][0].outcome == outcome
 
 
 # --- scores of programs --------------------------------------------------------------------------------------------
