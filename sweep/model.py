@@ -69,13 +69,26 @@ class Finished(StrEnum):
     FAILED = "failed"
 
 
+class Ruling(StrEnum):
+    """What a verdict has a trial do."""
+
+    STOP = "stop"
+    PAUSE = "pause"
+
+
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """A pruner's decision to stop a trial, with what it was based on."""
+    """A decision to stop or pause a trial, with what it was based on.
+
+    Args:
+        basis: the numbers behind it, by name, for the ledger.
+    """
 
     milestone: int
     value: float
     reason: str
+    ruling: Ruling = Ruling.STOP
+    basis: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ LAYERS = (
     "trainer.progress trainer.reporter trainer.cluster",
     "sweep sweep.errors sweep.resources sweep.yamledit sweep.nursery",
     "sweep.model sweep.space sweep.queues sweep.slurm",
-    "sweep.ports sweep.grammar sweep.submit",
+    "sweep.ports sweep.grammar sweep.submit sweep.strategy",
     "sweep.decide sweep.channel sweep.dispatch sweep.dispatch.* sweep.recipe sweep.settings sweep.view",
     "sweep.distributions",
     "sweep.loop sweep.study sweep.words sweep.probe",
