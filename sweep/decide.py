@@ -3,11 +3,13 @@
 Invariants: total and deterministic; imports nothing that acts. Derived anew from the facts each time, so that a
 restarted controller decides as the old one would have. A trial is told only when no attempt of it can be
 running; PRUNED is told only once the attempt has stopped; a trial is assigned only when its last attempt is over.
+A paused trial is not assigned: its verdict is lifted by the study, which promotes it, or it is told in the end.
 """
 
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -32,7 +34,7 @@ from sweep.model import (
     View,
     WorkerFacts,
 )
-from trainer.contract import OutcomeKind, StopCause
+from trainer.contract import Outcome, OutcomeKind, StopCause
 
 
 def decide(view: View, limits: Limits, now: float) -> tuple[Effect, ...]:
@@ -50,7 +52,8 @@ class _Decision:
         if self.view.mode is Mode.HANDOVER:
             yield Finish(Finished.HANDED_OVER, "another controller goes on")
             return
-        ended = [tell for trial in self.view.trials if (tell := self._tell(trial))]
+        ended = [tell for tell in self._tells.values() if tell]
+        ended += [self._settle(number) for number in self.view.study.aside if self._settled]
         yield from ended
         yield from self._stops()
         yield from self._cancels()
@@ -62,13 +65,20 @@ class _Decision:
 
     # --- trials -----------------------------------------------------------------------------------------------
 
+    @cached_property
+    def _tells(self) -> dict[int, Tell | None]:
+        """What is told of each open trial without a running attempt."""
+        return {trial.number: self._tell(trial) for trial in self._resting}
+
     def _tell(self, trial: TrialFacts) -> Tell | None:
         last = trial.attempts[-1] if trial.attempts else None
         if last is None:
             return self._tell_cancelled(trial)
         if self._alive(last):
             return None
-        pruned = trial.verdict.reason if trial.verdict else None
+        if trial.paused and not _is_final(last.outcome):
+            return self._settle(trial.number) if self._settled else None
+        pruned = trial.verdict.reason if trial.verdict and not trial.paused else None
         if last.outcome is None:
             return self._tell_lost(trial, pruned)
         outcome = last.outcome
@@ -104,16 +114,38 @@ class _Decision:
             return Tell(trial.number, Ending.FAIL, "the sweep ended before it could go on", cancelled=True)
         return None
 
-    def _stops(self) -> Iterator[Stop]:
-        for trial in self.view.trials:
-            for attempt in self._running(trial):
-                if attempt.stop is not None:
-                    continue
-                if trial.verdict is not None:
-                    yield Stop(trial.number, attempt.number, StopCause.PRUNED, trial.verdict.reason)
-                elif wanted := self._wanted_stop():
-                    yield Stop(trial.number, attempt.number, *wanted)
+    def _settle(self, number: int) -> Tell:
+        """What becomes of a paused trial when nothing more will be promoted."""
+        return Tell(number, Ending.PRUNED, "it was paused, and not promoted before the end")
 
+    @cached_property
+    def _settled(self) -> bool:
+        """Whether paused trials stay where they are for good."""
+        if self.view.mode is Mode.CANCEL or self._target_reached:
+            return True
+        idle = not any(not trial.paused or self._busy(trial) for trial in self.view.trials)
+        return self._going_on and idle and self._askable <= 0 and not self._promotable
+
+    @cached_property
+    def _promotable(self) -> bool:
+        """Whether the study may know a paused trial worth going on with."""
+        return self._budget_left and not self.view.study.stuck and self._any_paused
+
+    @cached_property
+    def _any_paused(self) -> bool:
+        return bool(self.view.study.aside) or any(trial.paused and not self._busy(trial) for trial in self.view.trials)
+
+    def _stops(self) -> Iterator[Stop]:
+        for trial, attempt in self._running:
+            if attempt.stop is not None:
+                continue
+            if trial.verdict is not None:
+                cause = StopCause.PAUSED if trial.paused else StopCause.PRUNED
+                yield Stop(trial.number, attempt.number, cause, trial.verdict.reason)
+            elif wanted := self._wanted_stop:
+                yield Stop(trial.number, attempt.number, *wanted)
+
+    @cached_property
     def _wanted_stop(self) -> tuple[StopCause, str] | None:
         if self.view.mode is Mode.CANCEL:
             return StopCause.CANCELLED, "the sweep was stopped"
@@ -128,7 +160,7 @@ class _Decision:
     @cached_property
     def _waiting(self) -> list[TrialFacts]:
         """Open trials that need a worker, lowest number first."""
-        return [trial for trial in self.view.trials if not self._busy(trial) and self._tell(trial) is None]
+        return [trial for trial in self._resting if not trial.paused and self._tells[trial.number] is None]
 
     # --- workers ----------------------------------------------------------------------------------------------
 
@@ -155,23 +187,25 @@ class _Decision:
         return None
 
     def _assignments(self) -> Iterator[Effect]:
-        for trial in self.view.trials:
-            for attempt in self._running(trial):
-                if not attempt.delivered:
-                    yield Assign(trial.number, attempt.number, attempt.worker)
+        for trial, attempt in self._running:
+            if not attempt.delivered:
+                yield Assign(trial.number, attempt.number, attempt.worker)
         if not self._going_on:
             return
-        waiting = list(self._waiting)
-        asks = self._askable
+        waiting = deque(self._waiting)
+        asks, asked = self._askable, False
         for worker in self._live:
             for _ in range(self._free(worker)):
                 if waiting:
-                    trial = waiting.pop(0)
+                    trial = waiting.popleft()
                     number = trial.attempts[-1].number + 1 if trial.attempts else 1
                     yield Assign(trial.number, number, worker.name)
-                elif asks > 0:
+                elif asks > 0 or self._promotable:
+                    asked = True
+                    yield Ask(new=asks > 0)
                     asks -= 1
-                    yield Ask()
+        if asks <= 0 and self._promotable and not asked and not self._waiting and self._free_places:
+            yield Ask(new=False)  # whether a worker is worth starting for it
 
     def _starts(self) -> Iterator[StartWorkers]:
         if not self._going_on:
@@ -183,16 +217,30 @@ class _Decision:
             else min(self.limits.slots, self.limits.trials_per_worker)
         )
         unserved = len(self._waiting) + self._askable - sum(self._room_left(worker) for worker in open_to_work)
-        places = set(range(self.limits.workers)) - {worker.place for worker in self._live}
+        places = self._free_places
         count = min(len(places), math.ceil(unserved / per_worker) if unserved < math.inf else len(places))
         if count > 0:
             yield StartWorkers(tuple(sorted(places)[: int(count)]))
 
+    @cached_property
+    def _free_places(self) -> set[int]:
+        return set(range(self.limits.workers)) - {worker.place for worker in self._live}
+
     def _drains(self) -> Iterator[Drain]:
+        if self.view.mode is Mode.RUN and self._work_left:
+            return
+        # each trial that runs may yet lift one that is paused above the others, and a worker costs a start
+        spare = len(self._running) if self._going_on and self._any_paused and self._budget_left else 0
         for worker in self._live:
-            idle = not self._load(worker) and not self._work_left
-            if worker.ready and not worker.draining and (self.view.mode is not Mode.RUN or idle):
-                yield Drain(worker.name)
+            if not worker.ready or worker.draining:
+                continue
+            if self.view.mode is Mode.RUN:
+                if self._load(worker):
+                    continue
+                spare -= 1
+                if spare >= 0:
+                    continue
+            yield Drain(worker.name)
 
     # --- the end ----------------------------------------------------------------------------------------------
 
@@ -204,11 +252,12 @@ class _Decision:
             return None
         if self._abort_reason:
             return Finish(Finished.FAILED, self._abort_reason)
-        if self.view.mode is Mode.STOP and (self.view.trials or self._askable > 0):
+        open_trials = bool(self.view.trials or self.view.study.aside)
+        if self.view.mode is Mode.STOP and (open_trials or self._askable > 0):
             return Finish(Finished.STOPPED, "trials were stopped with a checkpoint and go on with `sweep resume`")
-        if self.view.mode is Mode.CANCEL and not self.view.trials:
+        if self.view.mode is Mode.CANCEL and not open_trials:
             return Finish(Finished.CANCELLED, "the sweep was stopped")
-        if not self.view.trials and self._askable <= 0:
+        if not open_trials and self._askable <= 0:
             return Finish(Finished.DONE, self._spent_reason)
         return None
 
@@ -249,18 +298,41 @@ class _Decision:
         return {worker.name for worker in self._live}
 
     @cached_property
+    def _running(self) -> list[tuple[TrialFacts, AttemptFacts]]:
+        """Every attempt that may be running."""
+        found = []
+        names = self._live_names
+        for trial in self.view.trials:
+            for attempt in trial.attempts:
+                if attempt.outcome is None and attempt.worker in names:
+                    found.append((trial, attempt))
+        return found
+
+    @cached_property
+    def _busy_numbers(self) -> set[int]:
+        return {trial.number for trial, _ in self._running}
+
+    @cached_property
+    def _resting(self) -> list[TrialFacts]:
+        """Open trials without a running attempt."""
+        return [trial for trial in self.view.trials if trial.number not in self._busy_numbers]
+
+    @cached_property
     def _loads(self) -> dict[str, list[tuple[TrialFacts, AttemptFacts]]]:
         loads: dict[str, list[tuple[TrialFacts, AttemptFacts]]] = {}
-        for trial in self.view.trials:
-            for attempt in self._running(trial):
-                loads.setdefault(attempt.worker, []).append((trial, attempt))
+        for trial, attempt in self._running:
+            loads.setdefault(attempt.worker, []).append((trial, attempt))
         return loads
 
     @cached_property
     def _ending(self) -> set[str]:
         """Workers that were told to end from outside, as their trials say: what they were given now would be lost."""
-        outcomes = ((attempt.worker, attempt.outcome) for trial in self.view.trials for attempt in trial.attempts)
-        return {worker for worker, outcome in outcomes if outcome and outcome.cause is StopCause.PREEMPTED}
+        return {
+            attempt.worker
+            for trial in self.view.trials
+            for attempt in trial.attempts
+            if attempt.outcome and attempt.outcome.cause is StopCause.PREEMPTED
+        }
 
     @cached_property
     def _going_on(self) -> bool:
@@ -279,23 +351,25 @@ class _Decision:
     def _askable(self) -> float:
         """How many more trials the budget allows to ask for; infinity without a limit of trials."""
         study, limits = self.view.study, self.limits
-        over_time = limits.seconds is not None and self.view.seconds >= limits.seconds
-        if study.exhausted or self._target_reached or self._over_tokens or over_time:
+        if study.exhausted or not self._budget_left:
             return 0
         return math.inf if limits.trials is None else max(0, limits.trials - study.asked)
 
     @cached_property
+    def _budget_left(self) -> bool:
+        """Whether tokens and time allow to begin anything more, be it a new trial or a paused one."""
+        over_time = self.limits.seconds is not None and self.view.seconds >= self.limits.seconds
+        return not (self._target_reached or self._over_tokens or over_time)
+
+    @cached_property
     def _work_left(self) -> bool:
-        return self._going_on and (self._askable > 0 or bool(self._waiting))
+        return self._going_on and (self._askable > 0 or bool(self._waiting) or self._promotable)
 
     def _alive(self, attempt: AttemptFacts) -> bool:
         return attempt.outcome is None and attempt.worker in self._live_names
 
-    def _running(self, trial: TrialFacts) -> list[AttemptFacts]:
-        return [attempt for attempt in trial.attempts if self._alive(attempt)]
-
     def _busy(self, trial: TrialFacts) -> bool:
-        return bool(self._running(trial))
+        return trial.number in self._busy_numbers
 
     def _load(self, worker: WorkerFacts) -> list[tuple[TrialFacts, AttemptFacts]]:
         return self._loads.get(worker.name, [])
@@ -314,3 +388,13 @@ class _Decision:
 
     def _age(self, since: float) -> float:
         return self.now - since
+
+
+def _is_final(outcome: Outcome | None) -> bool:
+    """Whether no later attempt can follow this one, whatever the study would like."""
+    match outcome:
+        case Outcome(kind=OutcomeKind.DIVERGED) | Outcome(kind=OutcomeKind.STOPPED, cause=StopCause.CANCELLED):
+            return True
+        case Outcome(kind=OutcomeKind.FAILED):
+            return not outcome.resumable
+    return False

@@ -70,7 +70,7 @@ class Finished(StrEnum):
 
 
 class Ruling(StrEnum):
-    """What a verdict has a trial do."""
+    """What a verdict asks for: an end, or a rest from which the trial may be called back."""
 
     STOP = "stop"
     PAUSE = "pause"
@@ -78,10 +78,10 @@ class Ruling(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """A decision to stop or pause a trial, with what it was based on.
+    """A pruner's decision to stop or pause a trial, with what it was based on.
 
     Args:
-        basis: the numbers behind it, by name, for the ledger.
+        basis: the numbers that it was based on, for the ledger.
     """
 
     milestone: int
@@ -110,11 +110,19 @@ class AttemptFacts:
 
 @dataclass(frozen=True, slots=True)
 class TrialFacts:
-    """A trial that the study has not been told yet."""
+    """A trial that the study has not been told yet.
+
+    Args:
+        verdict: what stands: a stop for good, a pause until the study promotes the trial.
+    """
 
     number: int
     attempts: tuple[AttemptFacts, ...] = ()
     verdict: Verdict | None = None
+
+    @property
+    def paused(self) -> bool:
+        return self.verdict is not None and self.verdict.ruling is Ruling.PAUSE
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,12 +157,15 @@ class StudyFacts:
     """What the study knows of this sweep's own trials, imported ones left out.
 
     Args:
-        open: numbers asked and not told, ascending.
+        open: numbers asked and not told, ascending, without those of `aside`.
+        aside: paused trials whose attempts have ended, which nobody need look at until they are promoted or told.
         tokens: label tokens of the ended trials.
         exhausted: the sampler has nothing left to propose.
+        stuck: asked for a paused trial worth going on, it had none, and has learnt nothing since.
     """
 
     open: tuple[int, ...] = ()
+    aside: tuple[int, ...] = ()
     complete: int = 0
     pruned: int = 0
     failed: int = 0
@@ -163,6 +174,7 @@ class StudyFacts:
     best_trial: int | None = None
     tokens: int = 0
     exhausted: bool = False
+    stuck: bool = False
 
     @property
     def ended(self) -> int:
@@ -170,7 +182,7 @@ class StudyFacts:
 
     @property
     def asked(self) -> int:
-        return self.ended + len(self.open)
+        return self.ended + len(self.open) + len(self.aside)
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,7 +235,13 @@ class StartWorkers:
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """Ask the study for one more trial."""
+    """Ask the study what a free slot shall train: a paused trial that deserves it, or a new one.
+
+    Args:
+        new: the budget allows a new one.
+    """
+
+    new: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -286,7 +304,7 @@ class TrialRow:
     """A trial as a person sees it, told or not.
 
     Args:
-        state: running, waiting (for a worker), ended (and not told yet: no controller runs), complete, pruned,
+        state: running, waiting (for a worker), paused, ended (and not told yet: no controller runs), complete, pruned,
             failed or cancelled.
         value: the objective of a complete trial, else its last reported one.
         reports: one per milestone, ascending, over all attempts.

@@ -1,4 +1,4 @@
-"""The queues' sections of a configuration as typed values: this machine, and SLURM in submitit's words.
+"""The queues' sections of a configuration as typed values: this machine, SLURM in submitit's words, and a simulation.
 
 Invariant: a value that exists is valid in itself. The fields of `Submitit` are the words of submitit's `AutoExecutor`
 and mean what they mean there; those that only we may set (the name, the log, one task on one node) are left out.
@@ -19,7 +19,7 @@ class Queue:
     """Where jobs run.
 
     Args:
-        kind: local or slurm.
+        kind: local, slurm or simulated.
         workers: how many at once; null: one per GPU, or one per core where the recipe trains on the CPU (local only).
         slots: trials side by side in one worker; auto: as many as pay, measured by the worker while they train.
         trials_per_worker: trials after which a worker ends; null: no limit.
@@ -128,7 +128,41 @@ class SlurmQueue(Queue, Submitit):
         return Submitit(**{f.name: getattr(self, f.name) for f in dataclasses.fields(Submitit)})
 
 
-KINDS: dict[str, type[Queue]] = {"local": Queue, "slurm": SlurmQueue}
+@dataclass
+class SimulatedQueue(Queue):
+    """Simulated workers over recorded curves, in simulated time (docs/simulated.md).
+
+    Args:
+        table: the curves, a .npz file.
+        columns: array of the table to torchtune key, beside those that are known.
+        seed: of everything that happens to workers and trials.
+        trial_seconds … stop_seconds: see `sweep.simulation.Fates`.
+        look_seconds: until a controller that waits sees what has happened.
+        charge: the time that the study takes to ask and to judge passes on the simulated clock too.
+    """
+
+    kind: str = "simulated"
+    workers: int | None = 8
+    table: str = ""
+    columns: dict[str, str] = field(default_factory=dict)
+    seed: int = 0
+    trial_seconds: float = 600.0
+    slot_cost: float = 0.05
+    startup_seconds: float = 20.0
+    startup_spread: float = 0.3
+    wait_seconds: float = 0.0
+    speed_spread: float = 0.1
+    stragglers: float = 0.0
+    straggler_factor: float = 4.0
+    crashes: float = 0.0
+    preemptions: float = 0.0
+    stop_seconds: float = 0.5
+    look_seconds: float = 0.2
+    charge: bool = True
+    poll_seconds: float = 60.0
+
+
+KINDS: dict[str, type[Queue]] = {"local": Queue, "slurm": SlurmQueue, "simulated": SimulatedQueue}
 # What the controller's own job takes from its queue where `queue.controller` does not say it.
 SHARED_WORDS = ("slurm_account", "slurm_partition", "slurm_qos", "slurm_setup")
 CONTROLLER_WORDS: dict[str, Any] = {"timeout_min": 1440, "cpus_per_task": 1, "mem_gb": 2, "slurm_signal_delay_s": 120}

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
 
 from sweep.model import Job, JobState, SweepState, TrialRow, WorkerFacts
+from sweep.queues import SimulatedQueue
 from sweep.rooms import controller_runs, journal_path, load_settings, worker_of
 from sweep.session import job_viewer, reading_storage
 from sweep.settings import Settings
@@ -53,10 +54,18 @@ class SweepReader:
             rows=rows,
             workers=workers,
             limits=self.settings.limits(self.settings.queue.workers or len(workers)),
-            seconds=self._until(running) - self.settings.created,
+            seconds=self._seconds(running),
             trial_tokens=self.settings.trial_tokens,
             controller=running,
         )
+
+    def _seconds(self, running: bool) -> float:
+        """Since the sweep was created, on its own clock."""
+        if isinstance(self.settings.queue, SimulatedQueue):
+            from sweep.dispatch.simulated import simulated_seconds
+
+            return simulated_seconds(self.room)
+        return self._until(running) - self.settings.created
 
     def _until(self, running: bool) -> float:
         """Now, or when the study last changed where nobody is at work."""

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from sweep.nursery import Nursery
     from sweep.results import SweepReader
+    from sweep.strategy import Promotion
     from sweep.study import OptunaStudy
 
 REFRESH_SECONDS = 0.5
@@ -113,6 +114,9 @@ class Log:
         self.waiting = waiting
         if self.view:
             self.view.refresh(self)
+
+    def promoted(self, promotion: Promotion) -> None:
+        self.say(f"trial {promotion.trial} is promoted: {promotion.reason}")
 
     def trouble(self, message: str) -> None:
         self.say(f"trouble, trying again: {message}")

@@ -5,6 +5,7 @@ Invariant: what is expensive to import is imported when it is used.
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from sweep.errors import ConfigError
 from sweep.model import Job, Mode
-from sweep.queues import SlurmQueue
+from sweep.queues import SimulatedQueue, SlurmQueue
 from sweep.rooms import find_room, journal_path, load_settings, rooms_dir, save_settings
 from sweep.settings import Settings
 from trainer.contract import TrialSpec
@@ -25,8 +26,10 @@ if TYPE_CHECKING:
     from sweep.config import Composed
     from sweep.dispatch.local import LocalDispatcher
     from sweep.dispatch.slurm import SlurmDispatcher
-    from sweep.loop import Controller, Listener
+    from sweep.loop import Controller, Listener, SpecFactory
     from sweep.nursery import Nursery
+    from sweep.ports import Dispatcher, Ports
+    from sweep.simulation import World
     from sweep.study import OptunaStudy, StudyConfig
 
 
@@ -71,6 +74,8 @@ def study_config(settings: Settings) -> StudyConfig:
         sampler=lambda seed: build_sampler(settings, seed),
         pruner=build_pruner(settings),
         per_trial_seed=not keeps_one_seed(settings),
+        milestones=settings.reports_per_trial,
+        history=settings.search.history,
     )
 
 
@@ -107,6 +112,8 @@ def on_gpu(settings: Settings) -> bool:
     from sweep.dispatch.local import visible_gpus
 
     device = str(settings.torchtune.get("device"))
+    if isinstance(settings.queue, SimulatedQueue):
+        return False
     if isinstance(settings.queue, SlurmQueue):
         return device.startswith("cuda")
     if device.startswith("cuda") and not visible_gpus():
@@ -117,10 +124,10 @@ def on_gpu(settings: Settings) -> bool:
     return device.startswith("cuda")
 
 
-def make_dispatcher(
-    room: Room, settings: Settings, nursery: Nursery | None = None
-) -> LocalDispatcher | SlurmDispatcher:
+def make_dispatcher(room: Room, settings: Settings, nursery: Nursery | None = None) -> Dispatcher:
     """The dispatcher of the configured queue; without a nursery the local one starts each worker by itself."""
+    if isinstance(settings.queue, SimulatedQueue):
+        return simulated_world_of(room, settings)[1]
     if isinstance(settings.queue, SlurmQueue):
         return _slurm_dispatcher(room, settings, settings.queue)
     return _local_dispatcher(room, settings, nursery)
@@ -165,6 +172,8 @@ def job_viewer(room: Room, settings: Settings) -> Callable[[], Mapping[str, Job]
     from sweep.dispatch.local import LocalDispatcher
 
     queue = settings.queue
+    if isinstance(queue, SimulatedQueue):
+        return simulated_world_of(room, settings)[1].poll
     dispatcher: LocalDispatcher | SlurmDispatcher
     if isinstance(queue, SlurmQueue):
         dispatcher = _slurm_dispatcher(room, settings, queue, reads=True)
@@ -183,6 +192,25 @@ def make_nursery(settings: Settings) -> Nursery:
     return Nursery([dispatcher.own_env(place) for place in range(worker_count(settings))])
 
 
+def simulated_world_of(room: Room, settings: Settings) -> tuple[World, Dispatcher]:
+    """The world of a room whose queue is simulated, and its dispatcher."""
+    from sweep.dispatch.simulated import SimulatedDispatcher, world_of
+
+    world = world_of(room, lambda: make_world(settings))
+    return world, SimulatedDispatcher(world)
+
+
+def make_world(settings: Settings) -> World:
+    """A new world of simulated workers, as the queue's section describes it."""
+    from sweep.simulation import Fates, World
+    from sweep.tables import load_table
+
+    queue = settings.queue
+    assert isinstance(queue, SimulatedQueue)
+    fates = Fates(**{f.name: getattr(queue, f.name) for f in dataclasses.fields(Fates)})
+    return World(load_table(queue.table, queue.columns), fates, int(queue.slots), queue.seed)
+
+
 def make_controller(
     room: Room,
     settings: Settings,
@@ -192,20 +220,53 @@ def make_controller(
 ) -> Controller:
     """A controller over the real world, from its study and nursery; the caller holds the room's lock."""
     from sweep.channel import RoomChannel
-    from sweep.loop import Controller, Ports
+    from sweep.loop import Controller
+    from sweep.ports import Ports
 
     study, nursery = parts
     workers = worker_count(settings)
-    ports = Ports(study, RoomChannel(room), make_dispatcher(room, settings, nursery), WallClock())
+    if isinstance(settings.queue, SimulatedQueue):
+        ports, created = _simulated_ports(room, settings, study), 0.0
+    else:
+        dispatcher = make_dispatcher(room, settings, nursery)
+        ports, created = Ports(study, RoomChannel(room), dispatcher, WallClock()), settings.created
     return Controller(
         ports=ports,
         limits=settings.limits(workers),
-        spec=lambda trial, attempt, worker: trial_spec(settings, study.params(trial), (trial, attempt, worker)),
+        spec=spec_maker(settings, study.params),
         listener=listener,
         mode=mode,
-        created=settings.created,
+        created=created,
         poll_seconds=settings.queue.poll_seconds,
     )
+
+
+def _simulated_ports(room: Room, settings: Settings, study: OptunaStudy) -> Ports:
+    from sweep.dispatch.simulated import simulated_ports
+
+    queue = settings.queue
+    assert isinstance(queue, SimulatedQueue)
+    world, _ = simulated_world_of(room, settings)
+    return simulated_ports(world, study, queue.look_seconds, queue.charge)
+
+
+def spec_maker(settings: Settings, params: Callable[[int], Mapping[str, Any]]) -> SpecFactory:
+    """What builds specifications: a torchtune configuration, or what a simulated worker looks up in its table."""
+    queue = settings.queue
+    if not isinstance(queue, SimulatedQueue):
+        return lambda trial, attempt, worker: trial_spec(settings, params(trial), (trial, attempt, worker))
+    from sweep.recipe import value_at
+    from sweep.tables import load_table
+
+    keys = load_table(queue.table, queue.columns).grid
+    base = {key: value_at(settings.torchtune, key) for key in keys if key not in settings.space}
+
+    def spec(trial: int, attempt: int, worker: str) -> TrialSpec:
+        config = {**base, **params(trial)}
+        tokens, every = settings.milestone_tokens, settings.trial.checkpoint_every
+        return TrialSpec(settings.name, trial, attempt, worker, config, tokens, every)
+
+    return spec
 
 
 def trial_spec(settings: Settings, params: Any, identity: tuple[int, int, str]) -> TrialSpec:

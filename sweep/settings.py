@@ -44,7 +44,11 @@ class Recipe:
 
 @dataclass
 class Search:
-    """The budget, and what is allowed to go wrong. null: no limit."""
+    """The budget, and what is allowed to go wrong. null: no limit.
+
+    Args:
+        history: ended trials that a TPE sampler looks at, the best and the newest.
+    """
 
     trials: int | None = 24
     tokens: int | None = None
@@ -53,6 +57,7 @@ class Search:
     seed: int = 0
     max_attempts: int = 3
     max_failure_share: float = 0.5
+    history: int | None = 1000
 
 
 @dataclass
@@ -145,6 +150,13 @@ class Settings:
     def milestone_tokens(self) -> int:
         """Label tokens between two reports."""
         return self.objective.milestone_tokens or max(1, self.trial_tokens // self.objective.milestones)
+
+    @property
+    def reports_per_trial(self) -> int:
+        """Reports of a trial that runs to its end; the last lies there."""
+        if not self.trial_tokens:
+            return self.objective.milestones
+        return max(1, round(self.trial_tokens / self.milestone_tokens))
 
     @property
     def guard(self) -> Guard:
@@ -250,12 +262,15 @@ def read_section(kind: type[T], raw: Any, where: str) -> T:
 
 
 _POSITIVE = (lambda value: value > 0, "above 0")
+_NOT_BELOW_ZERO = (lambda value: value >= 0, "0 or more")
+_SHARE = (lambda value: 0 <= value <= 1, "between 0 and 1")
 _AT_LEAST_ONE = (lambda value: value >= 1, "at least 1")
 _RANGES: dict[tuple[str, str], tuple[Any, str]] = {
     ("search", "trials"): _AT_LEAST_ONE,
     ("search", "tokens"): _AT_LEAST_ONE,
     ("search", "seconds"): _POSITIVE,
     ("search", "max_attempts"): _AT_LEAST_ONE,
+    ("search", "history"): (lambda value: value >= 50, "50 or more"),
     ("search", "max_failure_share"): (lambda value: 0 <= value <= 1, "between 0 and 1"),
     ("objective", "milestones"): _AT_LEAST_ONE,
     ("objective", "milestone_tokens"): _AT_LEAST_ONE,
@@ -282,4 +297,12 @@ _RANGES: dict[tuple[str, str], tuple[Any, str]] = {
     ("queue", "start_seconds"): _POSITIVE,
     ("queue", "stop_grace_seconds"): _POSITIVE,
     ("queue", "poll_seconds"): _POSITIVE,
+    ("queue", "trial_seconds"): _POSITIVE,
+    ("queue", "straggler_factor"): _POSITIVE,
+    ("queue", "look_seconds"): _POSITIVE,
+    **{
+        ("queue", key): _NOT_BELOW_ZERO
+        for key in ("slot_cost", "startup_seconds", "startup_spread", "wait_seconds", "speed_spread", "stop_seconds")
+    },
+    **{("queue", key): _SHARE for key in ("stragglers", "crashes", "preemptions")},
 }

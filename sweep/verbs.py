@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from sweep import rooms, session
 from sweep.errors import ConfigError
 from sweep.model import Finish, Finished, Job, JobState, Mode
+from sweep.queues import SimulatedQueue
 from trainer.room import Room, write_atomic
 
 if TYPE_CHECKING:
@@ -248,7 +249,9 @@ def _room_of(composed: Composed, nursery: Nursery) -> Room:
     if existing.sweep.exists():
         rooms.check_same_sweep(existing, settings)
         return existing
-    tokens = 0
+    tokens = settings.trial_tokens  # of a recorded table
+    if isinstance(settings.queue, SimulatedQueue):
+        return session.create_room(composed, tokens)
     if settings.queue.offline:
         check_base(settings)
     if settings.objective.milestone_tokens is None or settings.queue.offline:

@@ -37,14 +37,17 @@ class Axis:
     def width(self) -> int:
         return len(self.words) or 1
 
-    def encode(self, value: Any) -> list[float]:
+    def encode(self, values: Sequence[Any]) -> Floats:
+        """Coordinates of values, shape (len(values), width)."""
         if self.words:
             # Two different words lie one apart, as the ends of a range do.
-            return [math.sqrt(0.5) * (str(value) == word) for word in self.words]
-        if not is_number(value):
-            return [0.5]
-        low, high, at = (math.log(max(v, 1e-300)) if self.log else float(v) for v in (self.low, self.high, value))
-        return [(at - low) / (high - low) if high > low else 0.5]
+            return np.array([[math.sqrt(0.5) * (str(value) == word) for word in self.words] for value in values])
+        at = np.array([value if is_number(value) else math.nan for value in values], dtype=np.float64)
+        low, high = self.low, self.high
+        if self.log:
+            low, high, at = math.log(low), math.log(high), np.log(np.maximum(at, 1e-300))
+        share = (at - low) / (high - low) if high > low else np.full(len(at), 0.5)
+        return np.where(np.isnan(share), 0.5, share)[:, None]
 
 
 def axis(key: str, values: Iterable[Any], log: bool | None = None) -> Axis:
@@ -70,5 +73,6 @@ def axes_of(params: Sequence[Mapping[str, Any]]) -> tuple[Axis, ...]:
 
 def encode(axes: Sequence[Axis], params: Sequence[Mapping[str, Any]]) -> Floats:
     """Points of shape (len(params), sum of the axes' widths)."""
-    rows = [[x for a in axes for x in a.encode(one.get(a.key))] for one in params]
-    return np.array(rows, dtype=np.float64).reshape(len(params), sum(a.width for a in axes))
+    if not params or not axes:
+        return np.zeros((len(params), sum(a.width for a in axes)))
+    return np.hstack([a.encode([one.get(a.key) for one in params]) for a in axes])

@@ -15,17 +15,19 @@ import numpy as np
 from scipy.special import log_ndtr, ndtr
 
 from sweep.strategy.encoding import Axis, Floats, encode
-from sweep.strategy.surrogate import PLAIN, Points, Shape, Surrogate, believing, fit_shape, likeliest
+from sweep.strategy.surrogate import SHAPES, Points, Shape, Surrogate, believing, fit_shape, likeliest
 
-ROWS = 140
-SHAPE_ROWS = 64
-TRIALS = 90
+ROWS = 120
+SHAPE_ROWS = 48
+TRIALS = 80
 EARLIER = 3  # reports of a trial looked at besides its last
 # How exactly a report far from its milestone's best is known: the standard deviation as a share of what it lies behind,
 # beyond a tenth. A tenth is where the loss of a LoRA trial is no longer that of a contender.
 SLACK_SHARE, SLACK_FROM = 1.0, 0.1
 # Log loss by which a better end counts as better: nats that no seed would confirm are not worth a trial.
 MARGIN = 0.003
+# B2 of the surrogate where signs are used: a sign one standard deviation off moves an end by a seventh of the scale at first.
+LIFT = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +136,7 @@ def forecast(known: Sequence[Known], axes: tuple[Axis, ...], milestones: int) ->
     ends = empty.points(at)
     points = Points(ends.x, milestone / milestones, ends.trial, ends.phi)
     few = np.arange(min(len(rows), SHAPE_ROWS))
-    shapes = PLAIN if width == 0 else tuple(replace(shape, lift=lift) for shape in PLAIN for lift in (0.0, 0.05))
+    shapes = [replace(shape, lift=LIFT if width else 0.0) for shape in SHAPES]
     model = fit_shape(points, y, slack, likeliest(points.rows(few), y[few], slack[few], shapes))
     found = replace(empty, model=model)
     if not done:

@@ -18,7 +18,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -28,7 +29,7 @@ from sweep.strategy.encoding import Floats, axes_of, encode
 from sweep.strategy.forecast import Forecast, Known, forecast
 from trainer.contract import Report
 
-OPEN = (Standing.RUNNING, Standing.PAUSED)
+SETTLED = (Standing.COMPLETE, Standing.FAILED)
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class FreezeThaw:
         metric: `val_loss`, `loss`, or `auto`: the validation loss where there is one.
         grad_norm: whether grad_norm and the slope are used.
         design: trials that are started before any is weighed.
-        first: reports of a trial before it is weighed.
+        first: reports of a trial before it is weighed for the first time; see `rungs` for the next.
         sure: standard deviations of the guard.
         candidates: points that stand for what a new trial promises.
     """
@@ -49,22 +50,26 @@ class FreezeThaw:
     design: int = 6
     first: int = 1
     sure: float = 4.0
-    candidates: int = 256
+    candidates: int = 128
+    # The last forecast and what it was made from: a report is followed by a verdict and a promotion on the same numbers.
+    _last: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     def verdict(self, number: int, curves: Mapping[int, Curve], milestones: int) -> Verdict | None:
         curve = curves[number]
         last = curve.reports[-1]
         value = self._loss(last)
-        if last.final or len(curve.reports) >= milestones or len(curve.reports) < self.first:
+        if last.final or len(curve.reports) >= milestones:
             return None
         if not math.isfinite(value):
             return Verdict(last.milestone, value, f"FreezeThaw at milestone {last.milestone}: the loss is {value}")
+        if len(curve.reports) not in rungs(self.first, milestones):
+            return None
         if len(curves) < self.design:
             return self._pause(last, value, f"the first {self.design} trials start before any goes on", {})
         seen = self._forecast(curves, milestones, but=number)
         if seen is None:
             return None
-        known = self._known(curve, curves)
+        known = self._last["known"][number]
         at = seen.points([known])
         mean, sd = (float(v[0]) for v in seen.ends(at))
         promise = float(seen.promise(at, _left([known], milestones))[0])
@@ -74,7 +79,9 @@ class FreezeThaw:
         if done and mean - self.sure * sd > math.log(max(min(done), 1e-300)):
             low = math.exp(mean - self.sure * sd)
             why = f"its end is at least {low:.4f}, by {self.sure:g} standard deviations, above the best end {min(done):.4f}"
-            return Verdict(last.milestone, value, f"FreezeThaw at milestone {last.milestone}: {why}", Ruling.STOP, basis)
+            return Verdict(
+                last.milestone, value, f"FreezeThaw at milestone {last.milestone}: {why}", Ruling.STOP, basis
+            )
         if promise >= other:
             return None
         why = f"expected to end at {math.exp(mean):.4f} (± {100 * sd:.1f} %), and another step promises more"
@@ -105,43 +112,62 @@ class FreezeThaw:
             return report.loss
         return report.val_loss
 
-    def _known(self, curve: Curve, curves: Mapping[int, Curve]) -> Known:
-        losses = tuple(self._loss(report) for report in curve.reports)
-        signs = self._signs(curve, curves) if self.grad_norm else ()
-        running, complete = curve.standing is Standing.RUNNING, curve.standing is Standing.COMPLETE
-        return Known(curve.number, dict(curve.params), losses, signs, running, complete)
-
-    def _signs(self, curve: Curve, curves: Mapping[int, Curve]) -> tuple[float, float]:
-        """log grad_norm and the slope of log loss at the last report, each against the mean of all trials there."""
-        if not curve.reports:
-            return 0.0, 0.0
-        at = len(curve.reports)
-        rows = np.array([self._raw_signs(c.reports[:at]) for c in curves.values() if len(c.reports) >= at])
-        centred = np.nan_to_num(np.array(self._raw_signs(curve.reports)) - np.nanmean(rows, axis=0))
-        norm, slope = np.clip(centred, -1.0, 1.0)
-        return float(norm), float(slope)
-
-    def _raw_signs(self, reports: Sequence[Report]) -> tuple[float, float]:
-        norm = reports[-1].grad_norm
-        last, before = (self._loss(report) for report in (reports[-1], reports[max(0, len(reports) - 2)]))
-        log_norm = math.log(norm) if math.isfinite(norm) and norm > 0 else 0.0
-        usable = all(math.isfinite(v) and v > 0 for v in (last, before))
-        return log_norm, math.log(before / last) if usable else 0.0
-
     def _forecast(self, curves: Mapping[int, Curve], milestones: int, but: int | None = None) -> Forecast | None:
         """The forecast, in which all that runs is taken to end as expected; `but` is weighed and so left out of that."""
-        known = [self._known(curve, curves) for _, curve in sorted(curves.items()) if curve.standing is not Standing.FAILED]
-        seen = forecast(known, axes_of([one.params for one in known]), milestones)
-        running = [one for one in known if one.running and one.number != but]
-        return seen.assuming(running) if seen is not None else None
+        key = (
+            milestones,
+            [(n, len(c.reports), c.standing if c.standing in SETTLED else None) for n, c in sorted(curves.items())],
+        )
+        if self._last.get("key") != key:
+            known = self._all_known(curves)
+            found = forecast(list(known.values()), axes_of([one.params for one in known.values()]), milestones)
+            self._last.clear()
+            self._last.update(key=key, known=known, found=found)
+        seen: Forecast | None = self._last["found"]
+        if seen is None:
+            return None
+        known = self._last["known"]
+        return seen.assuming([known[n] for n, c in curves.items() if c.standing is Standing.RUNNING and n != but])
+
+    def _all_known(self, curves: Mapping[int, Curve]) -> dict[int, Known]:
+        kept = [curve for _, curve in sorted(curves.items()) if curve.standing is not Standing.FAILED]
+        signs = self._signs(kept) if self.grad_norm else {}
+        return {
+            c.number: Known(
+                c.number,
+                dict(c.params),
+                tuple(self._loss(report) for report in c.reports),
+                signs.get(c.number, ()),
+                complete=c.standing is Standing.COMPLETE,
+            )
+            for c in kept
+        }
+
+    def _signs(self, curves: Sequence[Curve]) -> dict[int, tuple[float, ...]]:
+        """log grad_norm and the slope of log loss at each trial's last report, against the mean of all trials there."""
+        raw = [[self._raw_signs(curve.reports, at) for at in range(len(curve.reports))] for curve in curves]
+        longest = max((len(one) for one in raw), default=0)
+        mean = [np.nanmean([one[at] for one in raw if len(one) > at], axis=0) for at in range(longest)]
+        found = {}
+        for curve, one in zip(curves, raw, strict=True):
+            sign = np.clip(np.array(one[-1]) - mean[len(one) - 1], -1.0, 1.0) if one else np.zeros(2)
+            found[curve.number] = tuple(float(v) for v in sign)
+        return found
+
+    def _raw_signs(self, reports: Sequence[Report], at: int) -> tuple[float, float]:
+        norm = reports[at].grad_norm
+        last, before = self._loss(reports[at]), self._loss(reports[max(0, at - 1)])
+        log_norm = math.log(norm) if math.isfinite(norm) and norm > 0 else 0.0
+        return log_norm, math.log(before / last) if 0 < last < math.inf and 0 < before < math.inf else 0.0
 
     def _best_paused(
         self, seen: Forecast, curves: Mapping[int, Curve], milestones: int, but: int | None = None
     ) -> tuple[Known | None, float]:
+        known: Mapping[int, Known] = self._last["known"]
         paused = [
-            self._known(curve, curves)
-            for _, curve in sorted(curves.items())
-            if curve.standing is Standing.PAUSED and curve.number != but and curve.reports
+            known[number]
+            for number, curve in sorted(curves.items())
+            if curve.standing is Standing.PAUSED and number != but and curve.reports
         ]
         if not paused:
             return None, -math.inf
@@ -153,6 +179,14 @@ class FreezeThaw:
         """What the best of a fixed sample of configurations promises as a new trial."""
         x = candidates(encode(seen.axes, [curve.params for _, curve in sorted(curves.items())]), self.candidates)
         return float(seen.promise(seen.new(x), np.full(len(x), float(seen.milestones))).max())
+
+
+def rungs(first: int, milestones: int) -> list[int]:
+    """After how many reports a trial is weighed: each half as far again as the last, the next at least."""
+    found = [first]
+    while (after := max(found[-1] + 1, round(1.4 * found[-1]))) < milestones:
+        found.append(after)
+    return found
 
 
 def candidates(have: Floats, count: int) -> Floats:

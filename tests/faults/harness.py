@@ -18,12 +18,14 @@ from sweep.config import compose_config, freeze
 from sweep.dispatch import local
 from sweep.dispatch import slurm as slurm_dispatch
 from sweep.dispatch.slurm import SlurmDispatcher
-from sweep.loop import Controller, Ports
+from sweep.loop import Controller
 from sweep.model import Effect, Finish, Mode, View
+from sweep.ports import Ports
 from sweep.queues import SlurmQueue
 from sweep.results import open_reader
 from sweep.rooms import controller_lock, journal_path, load_settings
 from sweep.settings import Settings
+from sweep.strategy import Promotion
 from sweep.submit import Submission
 from tests.fakes import FastDispatcher, serve_fast
 from trainer import room as trainer_room
@@ -49,6 +51,9 @@ class Quiet:
                 os.kill(os.getpid(), signal.SIGKILL)
 
     def waited(self, view: View) -> None:
+        pass
+
+    def promoted(self, promotion: Promotion) -> None:
         pass
 
     def trouble(self, message: str) -> None:

@@ -21,12 +21,14 @@ LAYERS = (
     "trainer.progress trainer.reporter trainer.cluster",
     "sweep sweep.errors sweep.resources sweep.yamledit sweep.nursery",
     "sweep.model sweep.space sweep.queues sweep.slurm",
-    "sweep.ports sweep.grammar sweep.submit sweep.strategy",
+    "sweep.ports sweep.grammar sweep.submit sweep.strategy sweep.tables",
+    "sweep.simulation sweep.strategy.encoding sweep.strategy.surrogate",
     "sweep.decide sweep.channel sweep.dispatch sweep.dispatch.* sweep.recipe sweep.settings sweep.view",
-    "sweep.distributions",
+    "sweep.strategy.forecast",
+    "sweep.distributions sweep.curves sweep.proposals sweep.strategy.freeze_thaw sweep.sampler",
     "sweep.loop sweep.study sweep.words sweep.probe",
     "sweep.config sweep.rooms",
-    "sweep.session",
+    "sweep.session sweep.simulate",
     "sweep.results sweep.plan",
     "sweep.export sweep.report",
     "sweep.run sweep.clusterdoctor",
@@ -38,7 +40,7 @@ LAYERS = (
 OWNERS = {
     "hydra": {"sweep.config", "sweep.words", "sweep.grammar"},
     "submitit": {"sweep.submit"},
-    "optuna": {"sweep.distributions", "sweep.study", "sweep.report", "sweep.plan"},
+    "optuna": {"sweep.distributions", "sweep.proposals", "sweep.sampler", "sweep.study", "sweep.report", "sweep.plan"},
 }
 
 

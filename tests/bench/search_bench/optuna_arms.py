@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import optuna
 
@@ -15,23 +16,26 @@ optuna.logging.set_verbosity(optuna.logging.ERROR)
 warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
 
 
+def suggest(trial: optuna.Trial, table: Table) -> dict[str, Any]:
+    """A trial's hyperparameters: what every method here searches."""
+    return {
+        RANK: trial.suggest_categorical(RANK, table.ranks),
+        LR: trial.suggest_float(LR, table.rates[0], table.rates[-1], log=True),
+        ACCUMULATION: trial.suggest_categorical(ACCUMULATION, table.accumulations),
+    }
+
+
 class OptunaMethod:
     """An Optuna study without pauses."""
 
-    def __init__(
-        self, table: Table, sampler: optuna.samplers.BaseSampler, pruner: optuna.pruners.BasePruner
-    ) -> None:
+    def __init__(self, table: Table, sampler: optuna.samplers.BaseSampler, pruner: optuna.pruners.BasePruner) -> None:
         self._table = table
         self._study = optuna.create_study(sampler=sampler, pruner=pruner)
         self._open: dict[int, optuna.Trial] = {}
 
     def next(self) -> Job | None:
         trial = self._study.ask()
-        params = {
-            RANK: trial.suggest_categorical(RANK, self._table.ranks),
-            LR: trial.suggest_float(LR, self._table.rates[0], self._table.rates[-1], log=True),
-            ACCUMULATION: trial.suggest_categorical(ACCUMULATION, self._table.accumulations),
-        }
+        params = suggest(trial, self._table)
         self._open[trial.number] = trial
         return Job(trial.number, params, self._table.milestones)
 

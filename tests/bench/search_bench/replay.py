@@ -127,9 +127,9 @@ def replay(table: Table, method: Method, workers: Workers, seed: int, within: fl
             break
         waiting: list[int] = []
         for place in idle:
-            began = time.perf_counter()
+            began = time.process_time()
             job = method.next()
-            sweep.seconds += time.perf_counter() - began
+            sweep.seconds += time.process_time() - began
             if job is None:
                 waiting.append(place)
                 continue
@@ -150,9 +150,9 @@ def replay(table: Table, method: Method, workers: Workers, seed: int, within: fl
         trial.at += 1
         trained += 1
         report = report_of(table, trial.cell, trial.at, float(trial.params["optimizer.lr"]))
-        began = time.perf_counter()
+        began = time.process_time()
         decision = method.report(job.trial, report)
-        sweep.seconds += time.perf_counter() - began
+        sweep.seconds += time.process_time() - began
         if report.final:
             sweep.complete += 1
             if report.val_loss is not None and report.val_loss < best:

@@ -78,9 +78,7 @@ def load(path: Path) -> Table:
         grids[key][at] = data[key]
         if np.isnan(grids[key]).any():
             raise ValueError(f"{path}: {key} is no full grid")
-    return Table(
-        path.stem, tuple(map(int, ranks)), tuple(map(float, rates)), tuple(map(int, accumulations)), **grids
-    )
+    return Table(path.stem, tuple(map(int, ranks)), tuple(map(float, rates)), tuple(map(int, accumulations)), **grids)
 
 
 def synthetic(seed: int, noise: float = 0.01) -> Table:

@@ -61,7 +61,9 @@ class Smac:
                 self._tell(info, self._last[trial])
                 continue
             self._asked[trial] = (info, until)
-            params = {key: value.item() if hasattr(value, "item") else value for key, value in dict(info.config).items()}
+            params = {
+                key: value.item() if hasattr(value, "item") else value for key, value in dict(info.config).items()
+            }
             return {"trial": trial, "params": params, "until": until}
 
     def report(self, trial: int, milestone: int, value: float) -> str:

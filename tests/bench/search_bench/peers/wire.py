@@ -42,7 +42,7 @@ def serve(make: Make) -> None:
                 answer = peer.next()
             else:
                 answer = {"decision": peer.report(request["trial"], request["milestone"], request["value"])}
-        except Exception as error: # the other side says which arm failed, and why
+        except Exception as error:  # the other side says which arm failed, and why
             answers.write(json.dumps({"error": f"{type(error).__name__}: {error}"}) + "\n")
             raise
         answers.write(json.dumps(answer) + "\n")
