@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.special import log_ndtr, ndtr
@@ -21,9 +21,9 @@ ROWS = 120
 SHAPE_ROWS = 48
 TRIALS = 80
 EARLIER = 3  # reports of a trial looked at besides its last
-# How exactly a report far from its milestone's best is known: the standard deviation as a share of what it lies behind,
-# beyond a tenth. A tenth is where the loss of a LoRA trial is no longer that of a contender.
-SLACK_SHARE, SLACK_FROM = 1.0, 0.1
+# How much of a trial is its own (o of the surrogate): a share of what it lies behind its milestone's best beyond a tenth, where
+# the loss of a LoRA trial is no longer that of a contender.
+OWN, BEHIND = 0.3, 0.1
 # Log loss by which a better end counts as better: nats that no seed would confirm are not worth a trial.
 MARGIN = 0.003
 # B2 of the surrogate where signs are used: a sign one standard deviation off moves an end by a seventh of the scale at first.
@@ -54,35 +54,46 @@ class Forecast:
     """The fitted surrogate with what the next steps are measured against.
 
     Args:
-        best: log loss that an end must fall below to count as better.
+        best: log loss that an end must fall below to count as better: by a margin that of the best complete trial, or before
+            there is one what the trial that looks best is expected to come to; front: that trial's end.
         stale: complete trials in a row, by number, that were no better than an earlier one.
+        lead: the smallest log loss at each milestone; worst: the loss that counts for all that are worse.
     """
 
     model: Surrogate
     axes: tuple[Axis, ...]
     milestones: int
     best: float
+    front: Points | None
     stale: int
-    width: int = field(default=0)
+    lead: Floats
+    worst: float
+    width: int = 0
 
     def points(self, known: Sequence[Known]) -> Points:
         """The ends of trials."""
         phi = np.array([one.signs or (0.0,) * self.width for one in known]).reshape(len(known), self.width)
         x = encode(self.axes, [one.params for one in known])
-        return Points(x, np.ones(len(known)), np.array([one.number for one in known], dtype=np.int64), phi)
+        numbers = np.array([one.number for one in known], dtype=np.int64)
+        own = np.array([OWN * max(0.0, self._behind(one) - BEHIND) for one in known])
+        return Points(x, np.ones(len(known)), numbers, phi, own)
 
     def new(self, x: Floats) -> Points:
         """The ends of trials that do not exist yet, at points of shape (n, coordinates)."""
         n = len(x)
-        return Points(x, np.ones(n), np.full(n, -1, dtype=np.int64), np.zeros((n, self.width)))
+        return Points(x, np.ones(n), np.full(n, -1, dtype=np.int64), np.zeros((n, self.width)), np.zeros(n))
+
+    def _behind(self, one: Known) -> float:
+        """How far a trial lies behind the best at its last milestone, in log loss."""
+        return _log(one.losses[-1], self.worst) - float(self.lead[len(one.losses) - 1]) if one.losses else 0.0
 
     def ends(self, at: Points) -> tuple[Floats, Floats]:
-        """Mean and standard deviation of the log loss at the end.
+        """Mean of the log loss at the end, and the standard deviation of its difference to that of the best trial.
 
-        The deviation grows with every complete trial that brought nothing: a surface that keeps being wrong about where the
-        best lies is less sure than it says.
+        The deviation grows with every complete trial that brought nothing: a surface that
+        keeps being wrong about where the best lies is less sure than it says.
         """
-        mean, sd = self.model.predict(at)
+        mean, sd = self.model.predict(at, self.front)
         return mean, sd * (1.0 + 0.25 * min(self.stale, 8))
 
     def promise(self, at: Points, left: Floats) -> Floats:
@@ -121,33 +132,38 @@ def forecast(known: Sequence[Known], axes: tuple[Axis, ...], milestones: int) ->
     finite = [loss for one in seen for loss in one.losses if math.isfinite(loss) and loss > 0]
     if not finite:
         return None
-    worst = max(finite)
-    logs = {one.number: np.log([v if math.isfinite(v) and v > 0 else worst for v in one.losses]) for one in seen}
+    # Nothing counts as worse than the typical first report: how badly a trial diverged says nothing about where the best lies.
+    firsts = sorted(
+        one.losses[0] if math.isfinite(one.losses[0]) and one.losses[0] > 0 else max(finite) for one in seen
+    )
+    worst = firsts[(len(firsts) - 1) // 2]
+    logs = {one.number: np.array([_log(loss, worst) for loss in one.losses]) for one in seen}
     done = [float(logs[one.number][-1]) for one in seen if one.complete]
     lead = _lead(list(logs.values()), milestones)
-    rows = _rows(seen, logs, lead)
     width = max((len(one.signs) for one in seen), default=0)
-    at = [one for one, _ in rows]
-    milestone = np.array([m for _, m in rows])
+    found = Forecast(_none(), axes, milestones, 0.0, None, _stale(done), lead, worst, width)
+    rows = _rows(seen, logs, lead)
+    ends = found.points([one for one, _ in rows])
+    points = replace(ends, t=np.array([m / milestones for _, m in rows]))
     y = np.array([logs[one.number][m - 1] for one, m in rows])
-    behind = np.maximum(0.0, y - lead[milestone - 1] - SLACK_FROM)
-    slack = (SLACK_SHARE * behind) ** 2
-    empty = Forecast(_none(), axes, milestones, 0.0, _stale(done), width)
-    ends = empty.points(at)
-    points = Points(ends.x, milestone / milestones, ends.trial, ends.phi)
     few = np.arange(min(len(rows), SHAPE_ROWS))
     shapes = [replace(shape, lift=LIFT if width else 0.0) for shape in SHAPES]
-    model = fit_shape(points, y, slack, likeliest(points.rows(few), y[few], slack[few], shapes))
-    found = replace(empty, model=model)
+    found = replace(found, model=fit_shape(points, y, likeliest(points.rows(few), y[few], shapes)))
+    ends = found.points(seen)
+    mean = np.array([logs[one.number][-1] if one.complete else math.inf for one in seen])
     if not done:
-        mean, _ = model.predict(found.points(seen))
-        done = [float(mean.min())]
-    return replace(found, best=min(done) - MARGIN)
+        mean, _ = found.model.predict(ends)
+    at = int(mean.argmin())
+    return replace(found, best=float(mean[at]) - MARGIN, front=ends.rows(np.array([at])))
+
+
+def _log(loss: float, worst: float) -> float:
+    return math.log(min(loss, worst) if math.isfinite(loss) and loss > 0 else worst)
 
 
 def _none() -> Surrogate:
-    empty = Points(np.zeros((1, 0)), np.ones(1), np.zeros(1, dtype=np.int64), np.zeros((1, 0)))
-    return fit_shape(empty, np.zeros(1), np.zeros(1), Shape(0.5, 0.2, 1e-2))
+    empty = Points(np.zeros((1, 0)), np.ones(1), np.zeros(1, dtype=np.int64), np.zeros((1, 0)), np.zeros(1))
+    return fit_shape(empty, np.zeros(1), Shape(0.5, 0.2, 1e-2))
 
 
 def _lead(curves: Sequence[Floats], milestones: int) -> Floats:
@@ -164,9 +180,9 @@ def _rows(seen: Sequence[Known], logs: dict[int, Floats], lead: Floats) -> list[
     def behind(one: Known) -> float:
         return float(logs[one.number][-1] - lead[len(one.losses) - 1])
 
-    order = sorted(seen, key=lambda one: (behind(one) > SLACK_FROM, -len(one.losses), behind(one), one.number))
+    order = sorted(seen, key=lambda one: (behind(one) > BEHIND, -len(one.losses), behind(one), one.number))
     # All contenders first; of the others every k-th, so that what is left out is left out evenly.
-    front = [one for one in order if behind(one) <= SLACK_FROM][: TRIALS * 2 // 3]
+    front = [one for one in order if behind(one) <= BEHIND][: TRIALS * 2 // 3]
     back = [one for one in order if one not in front]
     step = max(1, math.ceil(len(back) / max(1, TRIALS - len(front))))
     chosen = front + back[::step]

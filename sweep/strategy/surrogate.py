@@ -4,8 +4,10 @@ Model of the logarithm of the loss y of trial i with hyperparameters x at progre
 
     y_i(t) = c + m(t) + f(x, t) + d_i(t) + t² φ_i·β + noise
     cov m = M2 kt(t, t')                                    the learning curve that all trials share
-    cov f = kx(x, x') (1 - w + w kt(t, t'))                 what hyperparameters do, and what of it changes as training goes on
-    cov d = D2 [i = i'] (1.1 - t)(1.1 - t') kt(t, t')       what a trial's seed does, fading as the schedule decays
+    cov f = a(t) a(t') kx(x, x') (1 - w + w kt(t, t'))      what hyperparameters do: more as training goes on (a), and not
+                                                            the same throughout (w)
+    cov d = [i = i'] (D2 (1.1 - t)(1.1 - t') kt(t, t') + o_i²)    what a trial's seed does, fading as the schedule decays,
+                                                            and what is its own for good
     cov β = B2 I                                            what grad_norm and the slope, φ, say of what is still to come
     kx = linear + a sum over coordinates of k52 along it + b k52 over all of them
 
@@ -16,8 +18,8 @@ Bayesian Optimization, 2014. The additive part says that the best learning rate 
 data say otherwise. The scale of all covariances is the one that maximises the likelihood; the lengths and w are chosen from a small grid
 by it.
 
-Invariants: pure and deterministic. A report far worse than the best at its milestone is known less exactly (`slack`): how
-badly a trial did says little about where the best lies, and must not bend the surface there.
+Invariants: pure and deterministic. A trial far worse than the best at its milestone has much that is its own (o): how badly it
+did says little about where the best lies, and must not bend the surface there.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ import numpy.typing as npt
 from scipy.linalg import cho_solve, solve_triangular
 
 FLOOR = 0.1
+START = 0.2
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
@@ -54,12 +57,14 @@ class Shape:
     seed: float
     lift: float = 0.0
     joint: float = 0.5
-    time: float = 0.5
+    time: float = 1.0
     linear: float = 1.0
     shared: float = 10.0
 
 
-SHAPES = tuple(Shape(length, moving, 3e-3) for length in (0.25, 0.5) for moving in (0.2, 0.5))
+SHAPES = tuple(
+    Shape(length, moving, 3e-3, time=time) for length in (0.3, 0.6) for moving in (0.1, 0.3) for time in (0.5, 1.0)
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,18 +74,20 @@ class Points:
     Args:
         x: shape (n, coordinates). t: progress in (0, 1], shape (n,). trial: shape (n,), -1 for one that does not exist yet.
         phi: shape (n, features); zeros where nothing is known.
+        own: standard deviation of what is a trial's own for good, shape (n,); 0 for one that does not exist yet.
     """
 
     x: Floats
     t: Floats
     trial: Ints
     phi: Floats
+    own: Floats
 
     def __len__(self) -> int:
         return len(self.t)
 
     def rows(self, chosen: Ints) -> Points:
-        return Points(self.x[chosen], self.t[chosen], self.trial[chosen], self.phi[chosen])
+        return Points(self.x[chosen], self.t[chosen], self.trial[chosen], self.phi[chosen], self.own[chosen])
 
     def with_rows(self, other: Points) -> Points:
         return Points(
@@ -88,12 +95,19 @@ class Points:
             np.concatenate([self.t, other.t]),
             np.concatenate([self.trial, other.trial]),
             np.vstack([self.phi, other.phi]),
+            np.concatenate([self.own, other.own]),
         )
 
 
 def warp(t: Floats) -> Floats:
     """Progress as kt sees it: early reports lie further apart than late ones."""
     return 0.5 * (t + np.log1p(23.0 * t) / math.log(24.0))
+
+
+def amplitude(t: Floats) -> Floats:
+    """How large the differences between configurations are, as a share of those at the end: all start from the same base."""
+    found: Floats = START + (1.0 - START) * warp(t)
+    return found
 
 
 def matern52(distance: Floats) -> Floats:
@@ -116,16 +130,18 @@ def covariance(a: Points, b: Points, s: Shape) -> Floats:
     time: Floats = np.exp(-0.5 * ((warp(a.t)[:, None] - warp(b.t)[None]) / s.time) ** 2)
     fade = np.outer(FLOOR + 1.0 - a.t, FLOOR + 1.0 - b.t)
     same = (a.trial[:, None] == b.trial[None]) & (a.trial >= 0)[:, None]
-    found = kx(a.x, b.x, s) * (1.0 - s.moving + s.moving * time) + (s.shared + s.seed * same * fade) * time
+    grown = np.outer(amplitude(a.t), amplitude(b.t))
+    found = kx(a.x, b.x, s) * grown * (1.0 - s.moving + s.moving * time) + (s.shared + s.seed * same * fade) * time
+    found += same * np.outer(a.own, b.own)
     return found + s.lift * (a.phi @ b.phi.T) * np.outer(a.t**2, b.t**2) if s.lift else found
 
 
 def variance(a: Points, s: Shape) -> Floats:
     """The diagonal of `covariance(a, a)`."""
     width = max(1, a.x.shape[1])
-    found: Floats = s.linear * ((a.x - 0.5) ** 2).sum(axis=1) / width + (a.x.shape[1] > 0) + s.joint + s.shared
-    found = found + np.where(a.trial < 0, 0.0, s.seed * (FLOOR + 1.0 - a.t) ** 2)
-    return found + s.lift * (a.phi**2).sum(axis=1) * a.t**4
+    found: Floats = s.linear * ((a.x - 0.5) ** 2).sum(axis=1) / width + (a.x.shape[1] > 0) + s.joint
+    found = found * amplitude(a.t) ** 2 + s.shared + np.where(a.trial < 0, 0.0, s.seed * (FLOOR + 1.0 - a.t) ** 2)
+    return found + a.own**2 + s.lift * (a.phi**2).sum(axis=1) * a.t**4
 
 
 @dataclass(frozen=True)
@@ -133,14 +149,13 @@ class Surrogate:
     """The fitted process.
 
     Args:
-        y: log losses at `seen`; slack: variance of each beyond a report's noise, in units of the scale.
+        y: log losses at `seen`.
         ones: the inverse covariance times a vector of ones, for the flat prior on c.
         evidence: the log likelihood, up to a constant.
     """
 
     seen: Points
     y: Floats
-    slack: Floats
     shape: Shape
     centre: float
     scale: float
@@ -149,21 +164,29 @@ class Surrogate:
     ones: Floats
     evidence: float
 
-    def predict(self, at: Points) -> tuple[Floats, Floats]:
-        """Mean and standard deviation of y, each of shape (len(at),), without a report's noise."""
-        cross = covariance(self.seen, at, self.shape)
+    def predict(self, at: Points, against: Points | None = None) -> tuple[Floats, Floats]:
+        """Mean and standard deviation of y, each of shape (len(at),), without a report's noise.
+
+        With `against`, one row, the deviation is that of the difference to y there: what nobody knows yet of the curve that
+        all share does not say that one trial may beat another.
+        """
+        every = at if against is None else at.with_rows(against)
+        cross = covariance(self.seen, every, self.shape)
         mean: Floats = self.centre + cross.T @ self.alpha
         half = solve_triangular(self.chol, cross, lower=True, check_finite=False)
-        rest = (1.0 - cross.T @ self.ones) ** 2 / self.ones.sum()
-        var = variance(at, self.shape) - (half**2).sum(axis=0) + rest
+        rest = (1.0 - cross.T @ self.ones) / math.sqrt(self.ones.sum())
+        var = variance(every, self.shape) - np.einsum("ij,ij->j", half, half) + rest**2
+        if against is not None:
+            both = covariance(at, against, self.shape)[:, 0] - half[:, :-1].T @ half[:, -1] + rest[:-1] * rest[-1]
+            mean, var = mean[:-1], var[:-1] + var[-1] - 2.0 * both
         return mean, np.sqrt(self.scale * np.maximum(var, 1e-10))
 
 
-def fit_shape(seen: Points, y: Floats, slack: Floats, shape: Shape) -> Surrogate:
+def fit_shape(seen: Points, y: Floats, shape: Shape) -> Surrogate:
     """The process of one shape, with the scale that maximises the likelihood; the constant is integrated out."""
     n = len(y)
     cov = covariance(seen, seen, shape)
-    cov[np.diag_indices(n)] += shape.seed * (FLOOR + 1.0 - seen.t) ** 2 + slack + 1e-6
+    cov[np.diag_indices(n)] += shape.seed * (FLOOR + 1.0 - seen.t) ** 2 + 1e-6
     chol = np.linalg.cholesky(cov)
     ones, solved = cho_solve((chol, True), np.column_stack([np.ones(n), y]), check_finite=False).T
     centre = float(ones @ y / ones.sum())
@@ -171,12 +194,12 @@ def fit_shape(seen: Points, y: Floats, slack: Floats, shape: Shape) -> Surrogate
     # A weak inverse-gamma prior keeps the scale from collapsing where two reports are all there is.
     scale = (float((y - centre) @ alpha) + 0.04) / (n + 2.0)
     evidence = -0.5 * n * math.log(scale) - float(np.log(np.diag(chol)).sum()) - 0.5 * math.log(ones.sum())
-    return Surrogate(seen, y, slack, shape, centre, scale, chol, alpha, ones, evidence)
+    return Surrogate(seen, y, shape, centre, scale, chol, alpha, ones, evidence)
 
 
-def likeliest(seen: Points, y: Floats, slack: Floats, shapes: Sequence[Shape]) -> Shape:
+def likeliest(seen: Points, y: Floats, shapes: Sequence[Shape]) -> Shape:
     """The shape with the greatest likelihood."""
-    return max(shapes, key=lambda shape: fit_shape(seen, y, slack, shape).evidence)
+    return max(shapes, key=lambda shape: fit_shape(seen, y, shape).evidence)
 
 
 def believing(model: Surrogate, at: Points) -> Surrogate:
@@ -184,6 +207,5 @@ def believing(model: Surrogate, at: Points) -> Surrogate:
 
     Ginsbourger, Le Riche and Carraro, Kriging is well-suited to parallelize optimization, 2010 (kriging believer)."""
     mean, _ = model.predict(at)
-    slack = np.concatenate([model.slack, np.zeros(len(at))])
-    fitted = fit_shape(model.seen.with_rows(at), np.concatenate([model.y, mean]), slack, model.shape)
+    fitted = fit_shape(model.seen.with_rows(at), np.concatenate([model.y, mean]), model.shape)
     return replace(fitted, scale=model.scale)

@@ -37,7 +37,7 @@ def read(folder: Path) -> list[Record]:
 
 
 def run(tables: Sequence[Table], plan: Plan, interpreters: Mapping[str, str], folder: Path) -> None:
-    """Run what has no record yet. An arm that fails gets a record with its error, and the next arm's turn comes."""
+    """Run what has no record yet. A sweep that a peer's library fails in gets a record with its error."""
     folder.mkdir(parents=True, exist_ok=True)
     known = {(r["table"], r["arm"], r["setting"], r["seed"]) for r in read(folder)}
     for table in tables:
@@ -58,15 +58,17 @@ def _run_arm(
     folder: Path,
 ) -> None:
     workers = replace(arms.SETTINGS[setting], limit=plan.limit, max_seconds=plan.seconds)
-    with arms.arm(name, interpreters) as make, (folder / "sweeps.jsonl").open("a") as file:
-        for seed in seeds:
-            record: Record = {"table": table.name, "arm": name, "setting": setting, "seed": seed}
-            try:
-                record |= asdict(replay(table, make(table, seed), workers, seed))
-            except PeerError as error:
-                record |= {"error": str(error)[:300]}
-            file.write(json.dumps(record, default=float) + "\n")
-            file.flush()
-            if "error" in record:
-                print(name, setting, record["error"])
-                return
+    left = list(seeds)
+    while left:  # a peer's process that failed is started anew
+        with arms.arm(name, interpreters) as make, (folder / "sweeps.jsonl").open("a") as file:
+            failed = False
+            while left and not failed:
+                seed = left.pop(0)
+                record: Record = {"table": table.name, "arm": name, "setting": setting, "seed": seed}
+                try:
+                    record |= asdict(replay(table, make(table, seed), workers, seed))
+                except PeerError as error:
+                    record |= {"error": str(error)[:300]}
+                    failed = True
+                file.write(json.dumps(record, default=float) + "\n")
+                file.flush()
