@@ -1,8 +1,8 @@
 """An Optuna sampler that learns from partial curves: it proposes what promises most by `strategy.forecast`.
 
 Invariants: a proposal is a function of the study's trials, the trial's number and the seed. Trials that run count by
-their reports and are taken to end as forecast, so that workers do not all try the same. A parameter that only some trials
-have is drawn at random.
+their reports and are taken to end as forecast, so that workers do not all try the same. A parameter that only some
+trials have is drawn at random.
 """
 
 from __future__ import annotations
@@ -106,8 +106,8 @@ class ForecastSampler(optuna.samplers.BaseSampler):
     def _spread(self, space: Mapping[str, BaseDistribution], first: FrozenTrial | None, number: int) -> dict[str, Any]:
         """The point of a low-discrepancy sequence, of several points close by the one that the prior likes best.
 
-        The sequence is Roberts' additive recurrence by powers of the root g of g^(d+1) = g + 1 (the golden ratio for one
-        coordinate), which starts at the first trial; that one is drawn at random.
+        The sequence is Roberts' additive recurrence by powers of the root g of g^(d+1) = g + 1 (the golden ratio for
+        one coordinate), which starts at the first trial; that one is drawn at random.
         """
         root = 1.5
         for _ in range(50):

@@ -1,8 +1,8 @@
 """What the trials of a sweep would come to at their ends, and what the next step of each promises.
 
-Invariants: pure and deterministic; the same curves give the same forecast in whatever order they are handed over. At most
-`ROWS` reports are looked at: the last of every trial while there is room, and earlier ones of those that went far, so that a
-forecast costs the same at 10,000 trials as at 100.
+Invariants: pure and deterministic; the same curves give the same forecast in whatever order they are handed over. At
+most `ROWS` reports are looked at: the last of every trial while there is room, and earlier ones of those that went
+far, so that a forecast costs the same at 10,000 trials as at 100.
 """
 
 from __future__ import annotations
@@ -21,12 +21,15 @@ ROWS = 120
 SHAPE_ROWS = 48
 TRIALS = 80
 EARLIER = 3  # reports of a trial looked at besides its last
-# How much of a trial is its own (o of the surrogate): a share of what it lies behind its milestone's best beyond a tenth, where
-# the loss of a LoRA trial is no longer that of a contender.
+# How much of a trial is its own (o of the surrogate): a share of what it lies behind its milestone's best beyond a
+# tenth, where the loss of a LoRA trial is no longer that of a contender.
 OWN, BEHIND = 0.3, 0.1
 # Log loss by which a better end counts as better: nats that no seed would confirm are not worth a trial.
 MARGIN = 0.003
-# B2 of the surrogate where signs are used: a sign one standard deviation off moves an end by a seventh of the scale at first.
+# Complete trials crowd others out within this share of every coordinate, less where there are more than `CROWDED`.
+CROWD, CROWDED = 0.08, 16
+# B2 of the surrogate where signs are used: a sign one standard deviation off moves an end by a seventh of the scale at
+# first.
 LIFT = 0.02
 
 
@@ -54,9 +57,11 @@ class Forecast:
     """The fitted surrogate with what the next steps are measured against.
 
     Args:
-        best: log loss that an end must fall below to count as better: by a margin that of the best complete trial, or before
-            there is one what the trial that looks best is expected to come to; front: that trial's end.
+        best: log loss that an end must fall below to count as better: by a margin that of the best complete trial;
+        before
+            there is one, what the trial that looks best is expected to come to. front: that trial's end.
         stale: complete trials in a row, by number, that were no better than an earlier one.
+        complete: the ends of the complete trials.
         lead: the smallest log loss at each milestone; worst: the loss that counts for all that are worse.
     """
 
@@ -68,6 +73,7 @@ class Forecast:
     stale: int
     lead: Floats
     worst: float
+    complete: Points | None = None
     width: int = 0
 
     def points(self, known: Sequence[Known]) -> Points:
@@ -99,12 +105,26 @@ class Forecast:
     def promise(self, at: Points, left: Floats) -> Floats:
         """The logarithm of the expected improvement over `best` for each milestone that remains.
 
-        Expected improvement: Jones, Schonlau and Welch, Efficient Global Optimization, 1998, eq. 15; its logarithm as in
-        Ament et al., Unexpected Improvements to Expected Improvement, 2023, for what lies far behind. By cost: Swersky,
-        Snoek and Adams, Multi-Task Bayesian Optimization, 2013.
+        Expected improvement: Jones, Schonlau and Welch, Efficient Global Optimization, 1998, eq. 15; its logarithm as
+        in Ament et al., Unexpected Improvements to Expected Improvement, 2023, for what lies far behind. By cost:
+        Swersky, Snoek and Adams, Multi-Task Bayesian Optimization, 2013.
         """
         mean, sd = self.ends(at)
-        return log_improvement((self.best - mean) / sd) + np.log(sd) - np.log(left)
+        return log_improvement((self.best - mean) / sd) + np.log(sd) - np.log(left) - self._crowding(at)
+
+    def _crowding(self, at: Points) -> Floats:
+        """What is taken off the promise of a trial close to a complete one: it would tell little that is new.
+
+        So complete trials spread over all that may yet be best, as in local penalisation (Gonzalez et al., Batch
+        Bayesian Optimization via Local Penalization, 2016), instead of repeating the best one; the radius shrinks as
+        they fill it.
+        """
+        if self.complete is None or not len(self.complete) or not at.x.shape[1]:
+            return np.zeros(len(at))
+        radius = CROWD * min(1.0, (CROWDED / len(self.complete)) ** (1.0 / at.x.shape[1]))
+        gap = np.abs(at.x[:, None] - self.complete.x[None]).max(axis=2)
+        gap = np.where(at.trial[:, None] == self.complete.trial[None], np.inf, gap).min(axis=1)
+        return 6.0 * np.maximum(0.0, 1.0 - gap / radius)
 
     def assuming(self, known: Sequence[Known]) -> Forecast:
         """The forecast once these trials' ends are taken to be what it expects."""
@@ -132,7 +152,8 @@ def forecast(known: Sequence[Known], axes: tuple[Axis, ...], milestones: int) ->
     finite = [loss for one in seen for loss in one.losses if math.isfinite(loss) and loss > 0]
     if not finite:
         return None
-    # Nothing counts as worse than the typical first report: how badly a trial diverged says nothing about where the best lies.
+    # Nothing counts as worse than the typical first report: how badly a trial diverged says nothing about where the
+    # best lies.
     firsts = sorted(
         one.losses[0] if math.isfinite(one.losses[0]) and one.losses[0] > 0 else max(finite) for one in seen
     )
@@ -141,7 +162,7 @@ def forecast(known: Sequence[Known], axes: tuple[Axis, ...], milestones: int) ->
     done = [float(logs[one.number][-1]) for one in seen if one.complete]
     lead = _lead(list(logs.values()), milestones)
     width = max((len(one.signs) for one in seen), default=0)
-    found = Forecast(_none(), axes, milestones, 0.0, None, _stale(done), lead, worst, width)
+    found = Forecast(_none(), axes, milestones, 0.0, None, _stale(done), lead, worst, width=width)
     rows = _rows(seen, logs, lead)
     ends = found.points([one for one, _ in rows])
     points = replace(ends, t=np.array([m / milestones for _, m in rows]))
@@ -154,7 +175,8 @@ def forecast(known: Sequence[Known], axes: tuple[Axis, ...], milestones: int) ->
     if not done:
         mean, _ = found.model.predict(ends)
     at = int(mean.argmin())
-    return replace(found, best=float(mean[at]) - MARGIN, front=ends.rows(np.array([at])))
+    finished = found.points([one for one in seen if one.complete])
+    return replace(found, best=float(mean[at]) - MARGIN, front=ends.rows(np.array([at])), complete=finished)
 
 
 def _log(loss: float, worst: float) -> float:

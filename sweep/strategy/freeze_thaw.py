@@ -1,15 +1,16 @@
 """Our strategy: each trial is frozen while another step promises more, and thawed when it promises most.
 
-After each report a surrogate (see `surrogate`) forecasts where every trial would end, as a mean and a standard deviation.
-A step's promise is the expected improvement over the best end, for each milestone that remains to that end. A trial is
-paused when a paused trial or a new one promises more, and the paused trial that promises most goes on when it promises
-more than a new one. So a trial is never lost by a bad start: its promise is weighed again with every report of any trial.
+After each report a surrogate (see `surrogate`) forecasts where every trial would end, as a mean and a standard
+deviation. A step's promise is the expected improvement over the best end, for each milestone that remains to that end.
+A trial is paused when a paused trial or a new one promises more, and the paused trial that promises most goes on when
+it promises more than a new one. So a trial is never lost by a bad start: its promise is weighed again with every
+report of any trial.
 
 The guard: a trial is stopped for good only where the whole interval of its plausible ends, `sure` standard deviations
 around the mean, lies above the best end reached. All else is a pause.
 
-With `grad_norm` the forecast also learns, within the sweep, what the gradient's norm and the loss's slope say of what is
-still to come (β in `surrogate`).
+With `grad_norm` the forecast also learns, within the sweep, what the gradient's norm and the loss's slope say of what
+is still to come (β in `surrogate`).
 
 Invariants: as every strategy's. The first `design` trials each report `first` times before any is weighed.
 """
@@ -51,7 +52,8 @@ class FreezeThaw:
     first: int = 1
     sure: float = 4.0
     candidates: int = 128
-    # The last forecast and what it was made from: a report is followed by a verdict and a promotion on the same numbers.
+    # The last forecast and what it was made from: a report is followed by a verdict and a promotion on the same
+    # numbers.
     _last: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     def verdict(self, number: int, curves: Mapping[int, Curve], milestones: int) -> Verdict | None:
@@ -78,7 +80,7 @@ class FreezeThaw:
         done = [self._loss(c.reports[-1]) for c in curves.values() if c.standing is Standing.COMPLETE and c.reports]
         if done and mean - self.sure * sd > math.log(max(min(done), 1e-300)):
             low = math.exp(mean - self.sure * sd)
-            why = f"its end is at least {low:.4f}, by {self.sure:g} standard deviations, above the best end {min(done):.4f}"
+            why = f"its end is at least {low:.4f} ({self.sure:g} standard deviations), above the best, {min(done):.4f}"
             return Verdict(
                 last.milestone, value, f"FreezeThaw at milestone {last.milestone}: {why}", Ruling.STOP, basis
             )
@@ -113,7 +115,7 @@ class FreezeThaw:
         return report.val_loss
 
     def _forecast(self, curves: Mapping[int, Curve], milestones: int, but: int | None = None) -> Forecast | None:
-        """The forecast, in which all that runs is taken to end as expected; `but` is weighed and so left out of that."""
+        """The forecast, in which all that runs is taken to end as expected; `but` is weighed and left out of that."""
         key = (
             milestones,
             [(n, len(c.reports), c.standing if c.standing in SETTLED else None) for n, c in sorted(curves.items())],

@@ -4,22 +4,22 @@ Model of the logarithm of the loss y of trial i with hyperparameters x at progre
 
     y_i(t) = c + m(t) + f(x, t) + d_i(t) + t² φ_i·β + noise
     cov m = M2 kt(t, t')                                    the learning curve that all trials share
-    cov f = a(t) a(t') kx(x, x') (1 - w + w kt(t, t'))      what hyperparameters do: more as training goes on (a), and not
-                                                            the same throughout (w)
-    cov d = [i = i'] (D2 (1.1 - t)(1.1 - t') kt(t, t') + o_i²)    what a trial's seed does, fading as the schedule decays,
+    cov f = a(t) a(t') kx(x, x') (1 - w + w kt(t, t'))      what hyperparameters do: more as training goes on (a),
+                                                            and not the same throughout (w)
+    cov d = [i = i'] (D2 (1.1 - t)(1.1 - t') kt + o_i²)     what a trial's seed does, fading as the schedule decays,
                                                             and what is its own for good
-    cov β = B2 I                                            what grad_norm and the slope, φ, say of what is still to come
+    cov β = B2 I                                            what grad_norm and the slope, φ, say of what is to come
     kx = linear + a sum over coordinates of k52 along it + b k52 over all of them
 
 with k52 the Matérn kernel of smoothness 5/2 (Rasmussen and Williams, Gaussian Processes for Machine Learning, 2006, eq.
-4.17), kt squared-exponential in the mean of t and log t, and a flat prior on c (ibid., section 2.7). Freezing trials and
-predicting their ends from a joint process over hyperparameters and time is Swersky, Snoek and Adams, Freeze-Thaw
+4.17), kt squared-exponential in the mean of t and log t, and a flat prior on c (ibid., section 2.7). Freezing trials
+and predicting their ends from a joint process over hyperparameters and time is Swersky, Snoek and Adams, Freeze-Thaw
 Bayesian Optimization, 2014. The additive part says that the best learning rate depends little on the rank until the
-data say otherwise. The scale of all covariances is the one that maximises the likelihood; the lengths and w are chosen from a small grid
-by it.
+data say otherwise. The scale of all covariances is the one that maximises the likelihood; the lengths and w are chosen
+from a small grid by it.
 
-Invariants: pure and deterministic. A trial far worse than the best at its milestone has much that is its own (o): how badly it
-did says little about where the best lies, and must not bend the surface there.
+Invariants: pure and deterministic. A trial far worse than the best at its milestone has much that is its own (o): how
+badly it did says little about where the best lies, and must not bend the surface there.
 """
 
 from __future__ import annotations
@@ -72,7 +72,8 @@ class Points:
     """Where trials are predicted or were seen, one row each.
 
     Args:
-        x: shape (n, coordinates). t: progress in (0, 1], shape (n,). trial: shape (n,), -1 for one that does not exist yet.
+        x: shape (n, coordinates). t: progress in (0, 1], shape (n,). trial: shape (n,), -1 for one that does not exist
+        yet.
         phi: shape (n, features); zeros where nothing is known.
         own: standard deviation of what is a trial's own for good, shape (n,); 0 for one that does not exist yet.
     """
@@ -105,7 +106,8 @@ def warp(t: Floats) -> Floats:
 
 
 def amplitude(t: Floats) -> Floats:
-    """How large the differences between configurations are, as a share of those at the end: all start from the same base."""
+    """How large the differences between configurations are, as a share of those at the end: all start from the same
+    base."""
     found: Floats = START + (1.0 - START) * warp(t)
     return found
 
@@ -167,8 +169,8 @@ class Surrogate:
     def predict(self, at: Points, against: Points | None = None) -> tuple[Floats, Floats]:
         """Mean and standard deviation of y, each of shape (len(at),), without a report's noise.
 
-        With `against`, one row, the deviation is that of the difference to y there: what nobody knows yet of the curve that
-        all share does not say that one trial may beat another.
+        With `against`, one row, the deviation is that of the difference to y there: what nobody knows yet of the curve
+        that all share does not say that one trial may beat another.
         """
         every = at if against is None else at.with_rows(against)
         cross = covariance(self.seen, every, self.shape)

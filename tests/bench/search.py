@@ -1,6 +1,7 @@
 """Search methods on the same learning curves: what each spends until a complete trial is within 1 % of the best.
 
-python -m tests.bench.search run --out DIR --tables ../shared/data/curves/*.npz [--synthetic N] [--arms A,B] [--seeds 50]
+python -m tests.bench.search run --out DIR --tables ../shared/data/curves/*.npz [--synthetic N] [--arms A,B] [--seeds
+50]
     [--peer syne-tune=/path/to/python …]
 python -m tests.bench.search show --out DIR [--docs docs/search]
 

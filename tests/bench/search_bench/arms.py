@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
-from tests.bench.search_bench.ours import our_arms
 from tests.bench.search_bench.optuna_arms import optuna_arms
+from tests.bench.search_bench.ours import our_arms
 from tests.bench.search_bench.peer_arms import PEERS, PeerMethod, PeerProcess
 from tests.bench.search_bench.replay import Method, Workers
 from tests.bench.search_bench.tables import Table

@@ -1,4 +1,5 @@
-"""A small SVG of panels of step lines, both axes logarithmic. No library: the file is to be small and readable in a diff."""
+"""A small SVG of panels of step lines, both axes logarithmic. No library: the file is to be small and readable in a
+diff."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ from dataclasses import dataclass
 
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 430, 250, 46, 36, 22
 COLOURS = (
-    "#d62728 #ff9896 #1f77b4 #2ca02c #9467bd #8c564b #e377c2 #7f7f7f #bcbd22 #17becf #393b79 #637939 #8c6d31".split()
+    ["#d62728", "#ff9896", "#1f77b4", "#2ca02c", "#9467bd", "#8c564b", "#e377c2", "#7f7f7f", "#bcbd22", "#17becf", "#393b79", "#637939", "#8c6d31"]
 )
 X = (0.5, 400.0)
 Y = (1e-3, 5.0)

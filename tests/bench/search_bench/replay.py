@@ -38,8 +38,8 @@ class Job:
 
 
 class Method(Protocol):
-    """What searches. `report` is called at every milestone; a job that reaches `until` ends as if paused there, one that
-    reaches the table's last milestone is complete."""
+    """What searches. `report` is called at every milestone; a job that reaches `until` ends as if paused there, one
+    that reaches the table's last milestone is complete."""
 
     def next(self) -> Job | None:
         """What a free place trains; None: nothing before another trial has reported."""

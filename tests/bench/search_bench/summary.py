@@ -1,7 +1,8 @@
 """What the records say: a table for each table of curves and number of workers, and the plot of regret.
 
-Invariants: a sweep that was missed counts with an infinite cost, so that a median is what half of all sweeps needed; a cut
-sweep counts as missed. Regret is that of the best complete trial, relative to the oracle; before the first it has none.
+Invariants: a sweep that was missed counts with an infinite cost, so that a median is what half of all sweeps needed; a
+cut sweep counts as missed. Regret is that of the best complete trial, relative to the oracle; before the first it has
+none.
 """
 
 from __future__ import annotations
