@@ -90,19 +90,32 @@ class FreezeThaw:
         return self._pause(last, value, why, basis)
 
     def promote(self, curves: Mapping[int, Curve], milestones: int) -> Promotion | None:
+        return self._promotion(curves, milestones, None)
+
+    def finish(self, curves: Mapping[int, Curve], milestones: int) -> Promotion | None:
+        """As `promote`, where no new trial may be asked for: the paused trial that promises most, as long as two
+        standard deviations of its end still reach the best complete trial."""
+        found = self._promotion(curves, milestones, -math.inf)
+        if found is None or not any(curve.standing is Standing.COMPLETE for curve in curves.values()):
+            return found
+        low = math.log(found.basis["end"]) - 2.0 * found.basis["end_sd"]
+        return found if low < math.log(found.basis["best"]) else None
+
+    def _promotion(self, curves: Mapping[int, Curve], milestones: int, bar: float | None) -> Promotion | None:
+        """The paused trial that promises most, where that is at least `bar`: what a new trial promises, if None."""
         paused = [curve for curve in curves.values() if curve.standing is Standing.PAUSED]
-        if not paused or len(curves) < self.design:
+        if not paused or (bar is None and len(curves) < self.design):
             return None
         seen = self._forecast(curves, milestones)
         if seen is None:
             return None
         best, promise = self._best_paused(seen, curves, milestones)
-        new = self._new(seen, curves)
+        new = self._new(seen, curves) if bar is None else bar
         if best is None or promise < new:
             return None
         mean, sd = (float(v[0]) for v in seen.ends(seen.points([best])))
         basis = {"end": math.exp(mean), "end_sd": sd, "best": math.exp(seen.best), "promise": promise, "new": new}
-        reason = f"expected to end at {math.exp(mean):.4f} (± {100 * sd:.1f} %), which promises more than a new trial"
+        reason = f"expected to end at {math.exp(mean):.4f} (± {100 * sd:.1f} %), which promises most"
         return Promotion(best.number, reason, basis)
 
     def _pause(self, last: Report, value: float, why: str, basis: Mapping[str, float]) -> Verdict:

@@ -104,6 +104,17 @@ def test_the_design_comes_first_and_the_last_report_is_never_judged() -> None:
     assert strategy.verdict(0, {0: curve(0, (2, 4, 0), MILESTONES, Standing.RUNNING)}, MILESTONES) is None
 
 
+def test_where_no_trial_may_be_asked_for_the_most_promising_paused_one_goes_on() -> None:
+    cells = [(5, 1, 0), (3, 4, 3), (0, 10, 0), (1, 2, 1)]
+    paused = {n: curve(n, cell, 6, Standing.PAUSED) for n, cell in enumerate(cells)}
+    found = FreezeThaw("val_loss").finish(paused, MILESTONES)
+    assert found is not None
+    assert FreezeThaw("val_loss").promote(paused, MILESTONES) is None  # of the design, two are missing
+    done = {**paused, 4: curve(4, (3, 4, 3), MILESTONES, Standing.COMPLETE)}  # the table's best
+    late = FreezeThaw("val_loss").finish({n: done[n] for n in (2, 4)}, MILESTONES)
+    assert late is None
+
+
 def test_rungs_ascend_below_the_end() -> None:
     assert rungs(1, 24) == [1, 2, 3, 4, 6, 8, 11, 15, 21]
     assert rungs(3, 3) == [3]
