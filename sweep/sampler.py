@@ -79,6 +79,9 @@ class ForecastSampler(optuna.samplers.BaseSampler):
         seen = forecast(known, axes, milestones) if len(trials) >= self._design else None
         if seen is None:
             return self._spread(search_space, trials[0] if trials else None, trial.number)
+        if trial.number % 2 and seen.stale:
+            params = self._beside(search_space, axes, known, params) or params
+            x = encode(axes, params)
         value = self._promise(seen, known, x, params)
         return params[int(np.argmax(value))]
 
@@ -86,6 +89,24 @@ class ForecastSampler(optuna.samplers.BaseSampler):
         self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
         return self._independent.sample_independent(study, trial, param_name, param_distribution)
+
+    def _beside(
+        self,
+        space: Mapping[str, BaseDistribution],
+        axes: tuple[Axis, ...],
+        known: Sequence[Known],
+        params: Sequence[dict[str, Any]],
+    ) -> list[dict[str, Any]]:
+        """Configurations that differ from the best complete trial in one parameter, and from every trial noticeably.
+
+        While complete trials bring nothing, each second proposal is one of these, so that a forecast that is wrong
+        about what lies next to the best is found out.
+        """
+        best = min((one for one in known if one.complete), key=lambda one: one.losses[-1])
+        keys = list(space)
+        found = [{**best.params, keys[n % len(keys)]: one[keys[n % len(keys)]]} for n, one in enumerate(params)]
+        gap = np.abs(encode(axes, found)[:, None] - encode(axes, [one.params for one in known])[None]).max(axis=2)
+        return [one for one, near in zip(found, gap.min(axis=1), strict=True) if near > 0.05]
 
     def _promise(self, seen: Forecast, known: Sequence[Known], x: Floats, params: Sequence[dict[str, Any]]) -> Floats:
         running = [one for one in known if one.running]

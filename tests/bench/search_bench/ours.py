@@ -94,7 +94,7 @@ def our_arms() -> dict[str, Arm]:
 
     return {
         "ours": made(True),
-        "ours, loss alone": made(False),
+        "ours (loss alone)": made(False),
         "tpe+asha with promotion": asha(lambda seed: optuna.samplers.TPESampler(seed=seed)),
         "forecast+asha with promotion": asha(lambda seed: ForecastSampler(last, seed=seed)),
         "tpe+freeze-thaw": lambda table, seed: OurMethod(

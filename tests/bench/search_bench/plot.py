@@ -54,12 +54,12 @@ def svg(panels: Sequence[Panel]) -> str:
     ]
     for i, name in enumerate(names):
         x, y = 20 + 280 * (i % 3), down + 14 + 16 * (i // 3)
-        parts.append(
-            f'<path d="M{x} {y - 4}h24" stroke="{colours[name]}"{dashes[name]}/><text x="{x + 30}" y="{y}">{name}</text>'
-        )
+        parts.append(f'<path d="M{x} {y - 4}h24" stroke="{colours[name]}"{dashes[name]}/>')
+        parts.append(f'<text x="{x + 30}" y="{y}">{name}</text>')
     height = down + 16 * math.ceil(len(names) / 3) + 16
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {2 * WIDTH} {height}" font-family="sans-serif" font-size="11">'
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {2 * WIDTH} {height}" '
+        f'font-family="sans-serif" font-size="11">'
         f'<rect width="100%" height="100%" fill="#fff"/><g fill="none" stroke-width="1.4">'
         + "\n".join(parts).replace("<text", '<text fill="#222" stroke="none"')
         + "</g></svg>\n"

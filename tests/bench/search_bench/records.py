@@ -45,20 +45,13 @@ def run(tables: Sequence[Table], plan: Plan, interpreters: Mapping[str, str], fo
             for name in plan.arms:
                 seeds = [seed for seed in plan.seeds if (table.name, name, setting, seed) not in known]
                 if seeds:
-                    _run_arm(table, name, setting, seeds, plan, interpreters, folder)
+                    _run_arm(table, replace(plan, arms=[name], settings=[setting]), seeds, interpreters, folder)
 
 
-def _run_arm(
-    table: Table,
-    name: str,
-    setting: str,
-    seeds: Sequence[int],
-    plan: Plan,
-    interpreters: Mapping[str, str],
-    folder: Path,
-) -> None:
+def _run_arm(table: Table, plan: Plan, left: list[int], interpreters: Mapping[str, str], folder: Path) -> None:
+    """One arm with one setting."""
+    (name,), (setting,) = plan.arms, plan.settings
     workers = replace(arms.SETTINGS[setting], limit=plan.limit, max_seconds=plan.seconds)
-    left = list(seeds)
     while left:  # a peer's process that failed is started anew
         with arms.arm(name, interpreters) as make, (folder / "sweeps.jsonl").open("a") as file:
             failed = False

@@ -9,15 +9,18 @@ from __future__ import annotations
 
 import heapq
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, Protocol
+from functools import partial
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
 from tests.bench.search_bench.tables import Table
 from trainer.contract import Report
+
+T = TypeVar("T")
 
 
 class Decision(StrEnum):
@@ -83,6 +86,13 @@ class Sweep:
     seconds: float = 0.0
     trace: list[tuple[float, float, float]] = field(default_factory=list)
 
+    def timed(self, call: Callable[[], T]) -> T:
+        """The method's answer, with its time counted."""
+        began = time.perf_counter()
+        found = call()
+        self.seconds += time.perf_counter() - began
+        return found
+
 
 @dataclass
 class _Trial:
@@ -113,10 +123,12 @@ def replay(table: Table, method: Method, workers: Workers, seed: int, within: fl
     """One sweep until a complete trial lies within `within` of the oracle, or the limit."""
     rng = np.random.default_rng([11, seed])
     speeds = np.exp(workers.spread * rng.standard_normal(workers.places))
-    sweep, trials, best = Sweep(), {}, np.inf
-    idle, heap, order = list(range(workers.places)), [], 0
-    milestones, trained, jobs = table.milestones, 0, {}
-    now = 0.0
+    sweep, best, now, trained, order = Sweep(), np.inf, 0.0, 0, 0
+    idle = list(range(workers.places))
+    trials: dict[int, _Trial] = {}
+    heap: list[tuple[float, int, int]] = []
+    jobs: dict[int, Job] = {}
+    milestones = table.milestones
 
     def draw(number: int) -> int:
         return int(np.random.default_rng([13, seed, number]).integers(table.seeds))
@@ -127,9 +139,7 @@ def replay(table: Table, method: Method, workers: Workers, seed: int, within: fl
             break
         waiting: list[int] = []
         for place in idle:
-            began = time.process_time()
-            job = method.next()
-            sweep.seconds += time.process_time() - began
+            job = sweep.timed(method.next)
             if job is None:
                 waiting.append(place)
                 continue
@@ -146,13 +156,10 @@ def replay(table: Table, method: Method, workers: Workers, seed: int, within: fl
             raise RuntimeError("the method has nothing to train and nothing runs")
         now, _, place = heapq.heappop(heap)
         job = jobs[place]
-        trial = trials[job.trial]
+        trial, trained = trials[job.trial], trained + 1
         trial.at += 1
-        trained += 1
         report = report_of(table, trial.cell, trial.at, float(trial.params["optimizer.lr"]))
-        began = time.process_time()
-        decision = method.report(job.trial, report)
-        sweep.seconds += time.process_time() - began
+        decision = sweep.timed(partial(method.report, job.trial, report))
         if report.final:
             sweep.complete += 1
             if report.val_loss is not None and report.val_loss < best:

@@ -92,9 +92,9 @@ def synthetic(seed: int, noise: float = 0.01) -> Table:
     rng = np.random.default_rng([7, seed])
     ranks, accumulations = (2, 4, 8, 16, 32, 64), (1, 2, 4, 8)
     rates = np.logspace(-4.5, -0.75, 12)
-    r, l, a = np.meshgrid(np.log2(ranks), np.log(rates), np.log2(accumulations), indexing="ij")
+    r, log_rate, a = np.meshgrid(np.log2(ranks), np.log(rates), np.log2(accumulations), indexing="ij")
     best = rng.uniform(-8.0, -4.0) + rng.uniform(-0.35, 0.05) * (r - 3.5) + rng.uniform(0.0, 0.5) * (a - 1.5)
-    off = l - best
+    off = log_rate - best
     floor = rng.uniform(0.6, 2.0)
     gain = rng.uniform(0.03, 0.12) * (rng.uniform(3.0, 7.0) - r) ** 2 / 6.0 + rng.uniform(-0.01, 0.04) * a
     width_low, width_high = rng.uniform(0.02, 0.12), rng.uniform(0.08, 0.3)
