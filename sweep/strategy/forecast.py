@@ -124,7 +124,8 @@ class Forecast:
         radius = CROWD * min(1.0, (CROWDED / len(self.complete)) ** (1.0 / at.x.shape[1]))
         gap = np.abs(at.x[:, None] - self.complete.x[None]).max(axis=2)
         gap = np.where(at.trial[:, None] == self.complete.trial[None], np.inf, gap).min(axis=1)
-        return 6.0 * np.maximum(0.0, 1.0 - gap / radius)
+        found: Floats = 6.0 * np.maximum(0.0, 1.0 - gap / radius)
+        return found
 
     def assuming(self, known: Sequence[Known]) -> Forecast:
         """The forecast once these trials' ends are taken to be what it expects."""

@@ -124,7 +124,8 @@ def kx(a: Floats, b: Floats, shape: Shape) -> Floats:
     gap = (a.T[:, :, None] - b.T[:, None, :]) / shape.length
     whole = np.sqrt(np.einsum("kij,kij->ij", gap, gap))
     found: Floats = matern52(np.abs(gap)).sum(axis=0) / width
-    return found + shape.linear / width * ((a - 0.5) @ (b - 0.5).T) + shape.joint * matern52(whole)
+    found += shape.linear / width * ((a - 0.5) @ (b - 0.5).T) + shape.joint * matern52(whole)
+    return found
 
 
 def covariance(a: Points, b: Points, s: Shape) -> Floats:
@@ -133,9 +134,12 @@ def covariance(a: Points, b: Points, s: Shape) -> Floats:
     fade = np.outer(FLOOR + 1.0 - a.t, FLOOR + 1.0 - b.t)
     same = (a.trial[:, None] == b.trial[None]) & (a.trial >= 0)[:, None]
     grown = np.outer(amplitude(a.t), amplitude(b.t))
-    found = kx(a.x, b.x, s) * grown * (1.0 - s.moving + s.moving * time) + (s.shared + s.seed * same * fade) * time
+    found: Floats = kx(a.x, b.x, s) * grown * (1.0 - s.moving + s.moving * time)
+    found += (s.shared + s.seed * same * fade) * time
     found += same * np.outer(a.own, b.own)
-    return found + s.lift * (a.phi @ b.phi.T) * np.outer(a.t**2, b.t**2) if s.lift else found
+    if s.lift:
+        found += s.lift * (a.phi @ b.phi.T) * np.outer(a.t**2, b.t**2)
+    return found
 
 
 def variance(a: Points, s: Shape) -> Floats:
@@ -143,7 +147,8 @@ def variance(a: Points, s: Shape) -> Floats:
     width = max(1, a.x.shape[1])
     found: Floats = s.linear * ((a.x - 0.5) ** 2).sum(axis=1) / width + (a.x.shape[1] > 0) + s.joint
     found = found * amplitude(a.t) ** 2 + s.shared + np.where(a.trial < 0, 0.0, s.seed * (FLOOR + 1.0 - a.t) ** 2)
-    return found + a.own**2 + s.lift * (a.phi**2).sum(axis=1) * a.t**4
+    found += a.own**2 + s.lift * (a.phi**2).sum(axis=1) * a.t**4
+    return found
 
 
 @dataclass(frozen=True)
@@ -189,7 +194,7 @@ def fit_shape(seen: Points, y: Floats, shape: Shape) -> Surrogate:
     n = len(y)
     cov = covariance(seen, seen, shape)
     cov[np.diag_indices(n)] += shape.seed * (FLOOR + 1.0 - seen.t) ** 2 + 1e-6
-    chol = np.linalg.cholesky(cov)
+    chol: Floats = np.asarray(np.linalg.cholesky(cov), dtype=np.float64)
     ones, solved = cho_solve((chol, True), np.column_stack([np.ones(n), y]), check_finite=False).T
     centre = float(ones @ y / ones.sum())
     alpha = solved - centre * ones
