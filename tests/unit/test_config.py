@@ -52,8 +52,8 @@ BESIDE = {
     "experiment=gsm8k_base1m": ["recipe.overrides.root=ROOT"],
 }
 # Groups that do not depend on each other are composed side by side, so that each option is seen once.
-LENGTH = max(len(GROUPS[group]) for group in ("sampler", "pruner", "objective", "queue"))
-SIDES = [list(islice(cycle(GROUPS[group]), LENGTH)) for group in ("sampler", "pruner", "objective", "queue")]
+LENGTH = max(len(GROUPS[group]) for group in ("sampler", "pruner", "objective", "prior", "queue"))
+SIDES = [list(islice(cycle(GROUPS[group]), LENGTH)) for group in ("sampler", "pruner", "objective", "prior", "queue")]
 ROWS: list[tuple[str, ...]] = list(zip(*SIDES, strict=True))
 ROWS += [(word,) for group in ("recipe", "space", "experiment") for word in GROUPS[group]]
 
