@@ -70,7 +70,7 @@ def standings_text(finals: Mapping[int, Mapping[int, float]], metric: str) -> st
 
 def _worse(first: Mapping[int, float], other: Mapping[int, float]) -> float | None:
     """The p-value that `other` is worse than `first`; None where too few seeds are common."""
-    from scipy.stats import ttest_rel  # type: ignore[import-untyped]
+    from scipy.stats import ttest_rel
 
     seeds = sorted(first.keys() & other.keys())
     differences = [other[seed] - first[seed] for seed in seeds]

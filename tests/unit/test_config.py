@@ -57,8 +57,8 @@ BESIDE = {
     "evaluate=lm_eval": ["queue=launch_local_process"],  # whose jobs have an environment of their own
 }
 # Groups that do not depend on each other are composed side by side, so that each option is seen once.
-LENGTH = max(len(GROUPS[group]) for group in ("sampler", "pruner", "objective", "queue"))
-SIDES = [list(islice(cycle(GROUPS[group]), LENGTH)) for group in ("sampler", "pruner", "objective", "queue")]
+LENGTH = max(len(GROUPS[group]) for group in ("sampler", "pruner", "objective", "prior", "queue"))
+SIDES = [list(islice(cycle(GROUPS[group]), LENGTH)) for group in ("sampler", "pruner", "objective", "prior", "queue")]
 ROWS: list[tuple[str, ...]] = list(zip(*SIDES, strict=True))
 ROWS += [(word,) for group in ("recipe", "space", "experiment", "wandb", "evaluate") for word in GROUPS[group]]
 

@@ -25,10 +25,11 @@ LAYERS = (
     "sweep.model sweep.space sweep.queues sweep.evaluators sweep.slurm",
     "sweep.ports sweep.grammar sweep.submit sweep.launchtemplate sweep.launchapi sweep.strategy sweep.tables",
     "sweep.launchagent sweep.wandbqueue",
-    "sweep.simulation sweep.ledger sweep.finals",
+    "sweep.simulation sweep.ledger sweep.finals sweep.strategy.encoding sweep.strategy.surrogate",
     "sweep.decide sweep.channel sweep.dispatch sweep.dispatch.* sweep.recipe sweep.settings sweep.view",
-    "sweep.mirror sweep.lease",
+    "sweep.mirror sweep.lease sweep.strategy.forecast",
     "sweep.distributions sweep.curves sweep.proposals sweep.tracking sweep.wandbchannel sweep.mirrored",
+    "sweep.strategy.freeze_thaw sweep.sampler",
     "sweep.wandbautomation sweep.wandbagents",
     "sweep.loop sweep.study sweep.words sweep.probe sweep.launchjobs sweep.wandbsync sweep.evaluation",
     "sweep.config sweep.rooms sweep.beside",
@@ -54,7 +55,7 @@ OWNERS = {
         "sweep.wandbautomation",
         "sweep.wandbsync",
     },
-    "optuna": {"sweep.distributions", "sweep.proposals", "sweep.study", "sweep.report", "sweep.plan"},
+    "optuna": {"sweep.distributions", "sweep.proposals", "sweep.sampler", "sweep.study", "sweep.report", "sweep.plan"},
 }
 
 
