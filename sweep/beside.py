@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from sweep.errors import GiveUp
 from sweep.loop import Controller, idle
 from sweep.model import Effect, Ending, Finish, Finished, Mode, StudyFacts, Tell, Verdict
 from trainer.contract import Report
@@ -55,7 +56,25 @@ class EvaluationStudy:
     def record(self, number: int, reports: Sequence[Report]) -> Verdict | None:
         return None
 
-    def tell(self, told: Tell, tokens: int) -> None:
+    def reinstate(self, number: int, reason: str) -> None:
+        pass  # evaluations are neither judged nor paused
+
+    def lay_aside(self, number: int) -> None:
+        pass
+
+    def promote(self) -> None:
+        return None
+
+    def unknown(self) -> Sequence[int]:
+        return ()
+
+    def recall(self, number: int, reports: Sequence[Report]) -> None:
+        pass
+
+    def ask_final(self) -> int:
+        raise GiveUp("an evaluation has no finals")
+
+    def tell(self, told: Tell, tokens: int, seconds: float = 0.0) -> None:
         folder = self.room.trial(told.trial)
         if told.trial not in self._asked or told.trial in self._told:
             return

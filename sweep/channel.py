@@ -37,11 +37,15 @@ class RoomChannel:
         self._awaited: list[Path] = []
 
     def assign(self, spec: TrialSpec) -> None:
+        self.propose(spec)
+        self._room.worker(spec.worker).assign(spec.trial, spec.attempt)
+
+    def propose(self, spec: TrialSpec) -> None:
+        """The first half of an assignment: all of it but that it counts as delivered."""
         attempt = self._room.attempt(spec.trial, spec.attempt)
         if not attempt.spec.exists():
             self._fence_off(spec)
             write_atomic(attempt.spec, encode(spec))
-        self._room.worker(spec.worker).assign(spec.trial, spec.attempt)
 
     def stop(self, trial: int, attempt: int, cause: StopCause, reason: str) -> None:
         path = self._room.attempt(trial, attempt).stop
@@ -65,8 +69,12 @@ class RoomChannel:
 
     def wait(self, clock: Clock, seconds: float) -> None:
         end = clock.now() + seconds
-        while clock.now() < end and not any(path.exists() for path in self._awaited):
+        while clock.now() < end and not self.awaited():
             clock.sleep(min(seconds, WAIT_SECONDS))
+
+    def awaited(self) -> bool:
+        """Whether an attempt of the last observation has ended since, or a worker has got ready."""
+        return any(path.exists() for path in self._awaited)
 
     def _fence_off(self, spec: TrialSpec) -> None:
         """The attempts before this one were lost, but may run on: nothing that they write counts, and they end."""

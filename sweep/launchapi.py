@@ -10,6 +10,8 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,14 +20,21 @@ from typing import Any, Protocol
 
 from sweep.errors import GiveUp, RetryLater
 from sweep.queues import LaunchQueue, Place
-from trainer.contract import STOP_TAG, StopCause
+from trainer.contract import DROPPED_ENV, STOP_TAG, StopCause
 
 # Runs a request returns at most.
 PAGE = 100
 # Without an answer for so long, a request is given up and made again later.
 TIMEOUT_SECONDS = 20
-# Answers of the server that no waiting changes.
-FINAL = ("401", "403", "404", "not found", "Not found", "permission", "Permission", "could not find")
+# Answers of the server that no waiting changes; a number counts only where it is told as a status, since ports, ids and
+# names of sweeps have numbers too.
+FINAL = re.compile(
+    r"not found|could not find|permission"
+    r"|(?:http|error|status|code)\W{0,3}(?:code\W{0,3})?40[0134]\b|\b40[0134] client error",
+    re.IGNORECASE,
+)
+# A run that was seen counts as deleted once so many looks in a row have not shown it.
+MISSES = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,27 +98,57 @@ class LaunchApi(Protocol):
 
 @dataclass(slots=True)
 class Runs:
-    """The last look at a sweep's runs, shared by dispatcher and channel, so that one request serves both."""
+    """The last look at a sweep's runs, shared by dispatcher and channel, so that one request serves both.
+
+    Args:
+        seconds: between two looks, at least.
+        looks, failures: how many looks were answered, and how many were not.
+    """
 
     api: LaunchApi
     seconds: float
     facts: dict[str, RunFacts] = field(default_factory=dict)
-    asked: float = float("-inf")
-    looked: frozenset[str] = frozenset()
+    looks: int = 0
+    failures: int = 0
+    _asked: float = float("-inf")
     _wanted: dict[str, Sequence[str]] = field(default_factory=dict)
+    _missed: dict[str, int] = field(default_factory=dict)
 
     def want(self, who: str, ids: Sequence[str]) -> None:
         """From the next look on, see these runs too."""
         self._wanted[who] = ids
 
-    def look(self) -> bool:
-        """Ask for all that is wanted, if it is time to; True where that was done."""
+    def expect(self, run: str) -> None:
+        """This run has been seen, if not by us: from now on it counts as deleted where looks do not show it."""
+        self._missed.setdefault(run, 0)
+
+    def deleted(self, run: str) -> bool:
+        """It was there, and the last looks did not show it."""
+        return self._missed.get(run, 0) >= MISSES
+
+    def look(self, now: bool = False) -> bool:
+        """Ask for all that is wanted, if it is time to or must be `now`; True where that was done.
+
+        Raises:
+            RetryLater: W&B does not answer; what was seen before stays.
+        """
         ids = list(dict.fromkeys(run for wanted in self._wanted.values() for run in wanted))
-        if not ids or time.monotonic() - self.asked < self.seconds:
+        if not ids or (not now and time.monotonic() - self._asked < self.seconds):
             return False
-        self.asked = time.monotonic()
-        self.facts = dict(self.api.runs(ids))
-        self.looked = frozenset(ids)
+        try:
+            found = dict(self.api.runs(ids))
+        except RetryLater:
+            self.failures += 1
+            raise
+        finally:
+            self._asked = time.monotonic()
+        for run in ids:
+            if run in found:
+                self._missed[run] = 0
+            elif run in self._missed:
+                self._missed[run] += 1
+        self.facts = found
+        self.looks += 1
         return True
 
 
@@ -121,48 +160,62 @@ class WandbLaunchApi:
     place: Place
     job: str
     _api: Any = None
+    _checked: bool = False
     _seen: dict[str, Any] = field(default_factory=dict)
 
     def push(self, push: Push) -> str:
+        from wandb.sdk.launch.errors import LaunchError
+
+        if not self._checked and not self.queue.docker_image:  # the client looks for it when it has pushed
+            asked(lambda: self._client().artifact(self.job, type="job"), f"the job {self.job}")
+        self._checked = True
+        try:
+            return str(asked(lambda: self._add(push), f"the queue {self.queue.name}").id)
+        except RetryLater as error:
+            if isinstance(error.__cause__, LaunchError):  # the client does not say why it could not push
+                asked(self._queue_id, f"the queue {self.queue.name}")
+            raise
+
+    def _add(self, push: Push) -> Any:
         from wandb.sdk.launch import launch_add
 
         queue, place = self.queue, self.place
         owner = {"queue_entity": queue.entity} if queue.entity else {}
-        item = _asked(
-            lambda: launch_add(
-                job=None if queue.docker_image else self.job,
-                docker_image=queue.docker_image,
-                config={**owner, "overrides": {"run_config": json.loads(json.dumps(push.config))}},
-                template_variables=queue.variables or None,
-                project=place.project,
-                entity=place.entity,
-                queue_name=queue.name,
-                resource=queue.resource,
-                resource_args=json.loads(json.dumps(queue.resource_args)) or None,
-                name=push.name,
-                project_queue=queue.project_queue,
-                run_id=push.run,
-                priority=queue.priority if queue.prioritization else None,
-            ),
-            f"the queue {queue.name}",
+        return launch_add(
+            job=None if queue.docker_image else self.job,
+            docker_image=queue.docker_image,
+            config={**owner, "overrides": {"run_config": json.loads(json.dumps(push.config))}},
+            template_variables=queue.variables or None,
+            project=place.project,
+            entity=place.entity,
+            queue_name=queue.name,
+            resource=queue.resource,
+            resource_args=json.loads(json.dumps(queue.resource_args)) or None,
+            name=push.name,
+            project_queue=queue.project_queue,
+            run_id=push.run,
+            priority=queue.priority if queue.prioritization else None,
         )
-        return str(item.id)
+
+    def _queue_id(self) -> str:
+        """Of the queue as W&B has it; the client raises where there is none."""
+        return str(self._client().run_queue(self.queue.entity or self.place.entity, self.queue.name).id)
 
     def item_state(self, item: str) -> str | None:
         try:
-            return str(_asked(lambda: self._item(item).state, "a queue item"))
+            return str(asked(lambda: self._item(item).state, "a queue item"))
         except GiveUp:
             return None
 
     def delete_item(self, item: str) -> None:
         with contextlib.suppress(GiveUp):
-            _asked(lambda: self._item(item).delete(), "a queue item")
+            asked(lambda: self._item(item).delete(), "a queue item")
 
     def runs(self, ids: Sequence[str]) -> Mapping[str, RunFacts]:
         found: dict[str, RunFacts] = {}
         for first in range(0, len(ids), PAGE):
             names = list(ids[first : first + PAGE])
-            for run in _asked(partial(self._page, names), f"the project {self.place.path}"):
+            for run in asked(partial(self._page, names), f"the project {self.place.path}"):
                 self._seen[run.id] = run
                 found[run.id] = _facts(run)
         return found
@@ -175,7 +228,7 @@ class WandbLaunchApi:
             found.stop()
 
         with contextlib.suppress(GiveUp):
-            _asked(ask, f"the run {run}")
+            asked(ask, f"the run {run}")
 
     def configure(self, run: str, values: Mapping[str, Any]) -> None:
         def change() -> None:
@@ -184,26 +237,24 @@ class WandbLaunchApi:
             found.config.update(values)
             found.update()
 
-        _asked(change, f"the run {run}")
+        asked(change, f"the run {run}")
 
     def steps(self, run: str) -> Iterator[Mapping[str, Any]]:
         keys = ["global_step", "tokens", "loss", "grad_norm", "lr"]
-        rows = _asked(lambda: list(self._run(run).scan_history(keys=keys)), f"the history of {run}")
+        rows = asked(lambda: list(self._run(run).scan_history(keys=keys)), f"the history of {run}")
         yield from rows
 
     def fetch_adapter(self, name: str, directory: str) -> None:
         def fetch() -> None:
             self._client().artifact(f"{self.place.path}/{name}", type="model").download(root=directory)
 
-        _asked(fetch, f"the artifact {name}")
+        asked(fetch, f"the artifact {name}")
 
     # --- the client ----------------------------------------------------------------------------------------------
 
     def _client(self) -> Any:
         if self._api is None:
-            import wandb
-
-            self._api = wandb.Api(timeout=TIMEOUT_SECONDS)
+            self._api = client()
         return self._api
 
     def _page(self, names: list[str]) -> list[Any]:
@@ -235,26 +286,38 @@ def default_entity() -> str:
     Raises:
         ConfigError: there is no key, or W&B refuses it. RetryLater: W&B cannot be reached.
     """
-    import wandb
-
-    return str(_asked(lambda: wandb.Api(timeout=TIMEOUT_SECONDS).default_entity, "your W&B account"))
+    return str(asked(lambda: client().default_entity, "your W&B account"))
 
 
 def _facts(run: Any) -> RunFacts:
     config = run.config or {}
     sweep = config.get("sweep")
-    summary = getattr(run.summary, "_json_dict", None)
     return RunFacts(
         id=str(run.id),
         state=str(run.state).lower(),
         heartbeat=str(getattr(run, "heartbeatAt", None) or getattr(run, "heartbeat_at", None) or ""),
         sweep=sweep if isinstance(sweep, Mapping) else {},
-        summary=summary if isinstance(summary, Mapping) else {},
+        summary=summary(run),
         tags=tuple(run.tags or ()),
     )
 
 
-def _asked(ask: Callable[[], Any], what: str) -> Any:
+def client() -> Any:
+    """A client with a service of this process's own: whoever started us may have left us theirs, or what was it."""
+    for name in DROPPED_ENV:
+        os.environ.pop(name, None)
+    import wandb
+
+    return wandb.Api(timeout=TIMEOUT_SECONDS)
+
+
+def summary(run: Any) -> Mapping[str, Any]:
+    """A run's summary as it came with the run, without another request."""
+    found = getattr(run.summary, "_json_dict", None)
+    return found if isinstance(found, Mapping) else {}
+
+
+def asked(ask: Callable[[], Any], what: str) -> Any:
     """What the client answers; its chatter is dropped, and what it raises becomes an error of ours."""
     try:
         with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
@@ -263,6 +326,6 @@ def _asked(ask: Callable[[], Any], what: str) -> Any:
         raise
     except Exception as error:
         text = " ".join(str(error).split())[:300]
-        if any(word in text for word in FINAL):
+        if FINAL.search(text):
             raise GiveUp(f"W&B refuses {what}: {text}; see `sweep doctor`") from error
         raise RetryLater(f"W&B cannot answer for {what} now ({type(error).__name__}: {text})") from error

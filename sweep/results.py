@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, TypeVar
 from sweep.beside import told
 from sweep.evaluation import evaluations_room
 from sweep.model import Ending, Job, JobState, SweepState, TrialRow, WorkerFacts
+from sweep.queues import SimulatedQueue
 from sweep.rooms import controller_runs, journal_path, load_settings, worker_of
 from sweep.session import job_viewer, reading_storage
 from sweep.settings import Settings
-from trainer.contract import ContractError, Outcome, Report, Step, decode
+from trainer.contract import ContractError, Outcome, Report, Step, StopCause, decode
 from trainer.room import Room, Tail, read_text
 
 if TYPE_CHECKING:
@@ -66,10 +67,18 @@ class SweepReader:
             rows=rows,
             workers=workers,
             limits=self.settings.limits(self.settings.queue.workers or len(workers)),
-            seconds=self._until(running) - self.settings.created,
+            seconds=self._seconds(running),
             trial_tokens=self.settings.trial_tokens,
             controller=running,
         )
+
+    def _seconds(self, running: bool) -> float:
+        """Since the sweep was created, on its own clock."""
+        if isinstance(self.settings.queue, SimulatedQueue):
+            from sweep.dispatch.simulated import simulated_seconds
+
+            return simulated_seconds(self.room)
+        return self._until(running) - self.settings.created
 
     def _until(self, running: bool) -> float:
         """Now, or when the study last changed where nobody is at work."""
@@ -78,7 +87,7 @@ class SweepReader:
 
     def _row(self, trial: FrozenTrial, alive: set[str]) -> TrialRow:
         from sweep.distributions import decode_params
-        from sweep.study import CANCELLED, REASON
+        from sweep.study import CANCELLED, FINAL, REASON
 
         if trial.number in self._ended:
             return self._ended[trial.number]
@@ -90,7 +99,8 @@ class SweepReader:
         if not trial.state.is_finished():
             running = outcome is None and worker in alive
             goes_on = outcome is None or outcome.resumable
-            state = "running" if running else "waiting" if goes_on else "ended"
+            paused = outcome is not None and outcome.cause is StopCause.PAUSED
+            state = "running" if running else "paused" if paused else "waiting" if goes_on else "ended"
         reports = self._read_reports(trial.number, attempts)
         last = getattr(reports[-1], self.settings.metric) if reports else None
         row = TrialRow(
@@ -103,6 +113,7 @@ class SweepReader:
             worker=worker,
             reports=reports,
             adapter=str(files.adapter) if files and files.adapter.is_dir() else None,
+            final=tuple(trial.user_attrs[FINAL]) if FINAL in trial.user_attrs else None,
         )
         if trial.state.is_finished():
             self._ended[trial.number] = row

@@ -24,6 +24,7 @@ BLOCKS = "▁▂▃▄▅▆▇█"
 COLOURS = {
     "running": "cyan",
     "waiting": "yellow",
+    "paused": "bright_yellow",
     "ended": "blue",
     "complete": "green",
     "pruned": "magenta",
@@ -179,7 +180,7 @@ def waiting_text(workers: Sequence[WorkerFacts]) -> str:
 
 
 def _header(state: SweepState) -> RenderableType:
-    ended = sum(1 for row in state.rows if row.state not in ("running", "waiting"))
+    ended = sum(1 for row in state.rows if row.state not in ("running", "waiting", "paused"))
     table = Table.grid(padding=(0, 2))
     budget = state.limits.trials
     left: list[RenderableType] = []

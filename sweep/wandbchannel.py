@@ -6,6 +6,8 @@ histories run by run, a request each). A stop is `Run.stop()`, whose cause a tag
 
 Invariants: a file that a worker would write is written here only, from a run that says it is this attempt's and this
 worker's. An outcome comes with the reports behind it. What a person stops or deletes in W&B counts as cancelled.
+A worker that serves several trials is told of an assignment before that counts as delivered. Before an attempt is lost
+with its worker, W&B is asked once more; while W&B does not answer, no beat counts as missed.
 """
 
 from __future__ import annotations
@@ -17,13 +19,14 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from sweep.channel import RoomChannel
-from sweep.errors import GiveUp, RetryLater
+from sweep.errors import GiveUp
 from sweep.launchapi import LaunchApi, RunFacts, Runs
 from sweep.ports import AttemptSight, Clock, WorkerSight
 from trainer.contract import (
     JOB_KEY,
     OUTCOME_KEY,
     REPORTS_KEY,
+    STOP_TAG,
     ContractError,
     Outcome,
     OutcomeKind,
@@ -34,9 +37,6 @@ from trainer.contract import (
     encode,
 )
 from trainer.room import AttemptDir, Room, read_json, read_text, write_atomic
-
-# A run that has been seen counts as deleted once so many looks in a row do not show it.
-MISSES = 2
 
 
 @dataclass(slots=True)
@@ -52,12 +52,13 @@ class WandbChannel:
     api: LaunchApi
     runs: Runs
     stopping: Callable[[str], None]
-    _told: float = float("-inf")
-    _seen: dict[tuple[int, int], int] = field(default_factory=dict)
+    _taken: int = 0
+    _gone: set[str] = field(default_factory=set)
 
     def assign(self, spec: TrialSpec) -> None:
+        self.inner.propose(spec)
+        self._tell_worker(spec.worker, (spec.trial, spec.attempt))
         self.inner.assign(spec)
-        self._tell_worker(spec.worker)
 
     def stop(self, trial: int, attempt: int, cause: StopCause, reason: str) -> None:
         spec = self._spec(trial, attempt)
@@ -67,31 +68,32 @@ class WandbChannel:
         self.inner.stop(trial, attempt, cause, reason)
 
     def drain(self, worker: str) -> None:
+        self._tell_worker(worker, drain=True)
         self.inner.drain(worker)
-        self._tell_worker(worker)
 
     def observe(
         self, trials: Sequence[int], workers: Sequence[str]
     ) -> tuple[dict[int, list[AttemptSight]], dict[str, WorkerSight]]:
         self._pull(trials, workers)
-        return self.inner.observe(trials, workers)
+        attempts, seen = self.inner.observe(trials, workers)
+        blind = f" {self.runs.failures}"
+        return attempts, {name: replace(one, beat=one.beat and one.beat + blind) for name, one in seen.items()}
 
     def wait(self, clock: Clock, seconds: float) -> None:
         self.inner.wait(clock, seconds)
 
     # --- to the workers ------------------------------------------------------------------------------------------
 
-    def _tell_worker(self, worker: str) -> None:
+    def _tell_worker(self, worker: str, *more: tuple[int, int], drain: bool = False) -> None:
         """A job that goes on after its first trials reads in its run's configuration what else it is given."""
         record = read_json(self.room.worker(worker).job)
         if not isinstance(record, Mapping) or not record.get("pushed") or record.get("end") or not record.get("serves"):
             return
-        tasks = self.room.worker(worker).assignments()
+        files = self.room.worker(worker)
+        tasks = sorted({*files.assignments(), *more})
         inbox = [json.loads(read_text(self.room.attempt(*task).spec) or "{}") for task in tasks]
         with suppress(GiveUp):  # its run is gone: the dispatcher will say so
-            self.api.configure(
-                str(record["run"]), {JOB_KEY: {"inbox": inbox, "drain": self.room.worker(worker).drain.exists()}}
-            )
+            self.api.configure(str(record["run"]), {JOB_KEY: {"inbox": inbox, "drain": drain or files.drain.exists()}})
 
     # --- from the workers ----------------------------------------------------------------------------------------
 
@@ -104,33 +106,40 @@ class WandbChannel:
                 if spec is not None and spec.tracking is not None:
                     wanted[spec.tracking.run] = spec
         self.runs.want("trials", list(wanted))
-        if self.runs.asked == self._told:
+        gone = {spec.worker for spec in wanted.values() if self._has_ended(spec.worker)} - self._gone
+        if gone:  # the last look at their trials may be older than their end
+            self.runs.look(now=True)
+            self._gone |= gone
+        if self.runs.looks == self._taken:
             return
-        self._told = self.runs.asked
         for name in workers:
             self._take_beat(name)
         for run, spec in wanted.items():
             facts = self.runs.facts.get(run)
-            mine = facts is not None and (facts.sweep.get("worker"), facts.sweep.get("attempt")) == (
-                spec.worker,
-                spec.attempt,
-            )
-            if facts is not None and mine:
+            if facts is None:
+                self._miss(run, spec)
+            elif (facts.sweep.get("worker"), facts.sweep.get("attempt")) == (spec.worker, spec.attempt):
                 self._take(spec, facts)
-            elif facts is None and run in self.runs.looked:
-                self._miss(spec)
+        self._taken = self.runs.looks
+
+    def _has_ended(self, worker: str) -> bool:
+        record = read_json(self.room.worker(worker).job)
+        return isinstance(record, Mapping) and bool(record.get("pushed") and record.get("end"))
 
     def _take_beat(self, name: str) -> None:
+        """A run that its job has begun is a sign of life; that it ended before we looked does not change that."""
         record = read_json(self.room.worker(name).job)
         facts = self.runs.facts.get(str(record.get("run"))) if isinstance(record, Mapping) else None
-        if facts is not None and facts.sweep.get("worker") == name and not facts.ended:
+        known = self.room.worker(name).beat.exists()
+        if facts is not None and facts.sweep.get("worker") == name and not (facts.ended and known):
             beat = facts.heartbeat or str(len(json.dumps(facts.summary, default=str)))
             if read_text(self.room.worker(name).beat) != beat:
                 write_atomic(self.room.worker(name).beat, beat, durable=False)
 
     def _take(self, spec: TrialSpec, facts: RunFacts) -> None:
-        self._seen[spec.trial, spec.attempt] = 0
         files = self.room.attempt(spec.trial, spec.attempt)
+        if not facts.ended and files.stop.exists() and not any(tag.startswith(STOP_TAG) for tag in facts.tags):
+            self._ask_again(files, facts)
         self._take_reports(files, _told(facts.summary.get(REPORTS_KEY), spec).get("reports", ()))
         told = _told(facts.summary.get(OUTCOME_KEY), spec).get("outcome")
         if told is None:
@@ -144,9 +153,16 @@ class WandbChannel:
         write_atomic(files.outcome, encode(outcome))
 
     def _take_reports(self, files: AttemptDir, reports: Sequence[str]) -> None:
-        have = len((read_text(files.reports) or "").splitlines())
-        with files.reports.open("a") as file:
-            file.writelines(f"{line}\n" for line in reports[have:])
+        """All that there are, in the place of what there was: no line is torn, none is there twice."""
+        have = read_text(files.reports)
+        if have is None or have.count("\n") < len(reports):
+            write_atomic(files.reports, "".join(f"{line}\n" for line in reports), durable=False)
+
+    def _ask_again(self, files: AttemptDir, facts: RunFacts) -> None:
+        """It was to stop before it had begun, when there was no run to ask."""
+        cause, _, _ = (read_text(files.stop) or "").partition("\n")
+        self.stopping(facts.id)
+        self.api.stop(facts.id, StopCause(cause))
 
     def _as_asked(self, files: AttemptDir, outcome: Outcome) -> Outcome:
         """A job knows that it was stopped, we know why: and where we did not ask, a person did."""
@@ -158,25 +174,28 @@ class WandbChannel:
         return replace(outcome, cause=StopCause(cause), reason=reason)
 
     def _fetch(self, spec: TrialSpec, files: AttemptDir, outcome: Outcome) -> Outcome:
-        """Bring the adapter and the steps of a complete trial here, for `best`, `export` and its proof."""
+        """Bring the adapter and the steps of a complete trial here, for `best`, `export` and its proof.
+
+        Raises:
+            RetryLater: W&B cannot give them now; the outcome waits for them.
+        """
         assert spec.tracking is not None
         try:
             self.api.fetch_adapter(f"{spec.tracking.adapter}:trial-{spec.trial}", str(files.adapter))
             rows = [encode(step) for row in self.api.steps(spec.tracking.run) if (step := _step(row))]
-        except (GiveUp, RetryLater) as error:
+        except GiveUp as error:
             lost = f"its adapter is in W&B and could not be fetched: {error}"
             return replace(outcome, adapter=None, reason="; ".join(filter(None, [outcome.reason, lost])))
         write_atomic(files.steps, "".join(f"{row}\n" for row in rows))
         return outcome
 
-    def _miss(self, spec: TrialSpec) -> None:
-        key = spec.trial, spec.attempt
-        if key not in self._seen:
-            return  # it has not begun
-        self._seen[key] += 1
-        if self._seen[key] >= MISSES:
+    def _miss(self, run: str, spec: TrialSpec) -> None:
+        files = self.room.attempt(spec.trial, spec.attempt)
+        if files.reports.exists():  # it has begun, though an earlier controller may have been the one that saw it
+            self.runs.expect(run)
+        if self.runs.deleted(run):
             outcome = Outcome(OutcomeKind.STOPPED, "its run was deleted in W&B", cause=StopCause.CANCELLED)
-            write_atomic(self.room.attempt(*key).outcome, encode(outcome))
+            write_atomic(files.outcome, encode(outcome))
 
     def _spec(self, trial: int, attempt: int) -> TrialSpec | None:
         text = read_text(self.room.attempt(trial, attempt).spec)

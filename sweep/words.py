@@ -27,7 +27,7 @@ KEYED = ("recipe.overrides", "space", "derive")
 # Where a composition keeps what the command line says about them.
 GIVEN = "given"
 # Sections in which a word may name new keys without Hydra's `+`.
-OPEN = ("sampler.", "pruner.", "queue.", "evaluate.")
+OPEN = ("sampler.", "pruner.", "queue.", "wandb.init", "evaluate.")
 TOP_KEYS = ("name", "storage", "experiment", "space", "derive", "sampler", "pruner", "evaluate", *SECTIONS)
 
 

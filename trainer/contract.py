@@ -43,16 +43,17 @@ class OutcomeKind(StrEnum):
 
 
 class StopCause(StrEnum):
-    """Why a running attempt was asked to stop. The last two keep the trial open: it goes on from its checkpoint."""
+    """Why a running attempt was asked to stop. The last three keep the trial open: it goes on from its checkpoint."""
 
     PRUNED = "pruned"
     CANCELLED = "cancelled"
     INTERRUPTED = "interrupted"
     PREEMPTED = "preempted"
+    PAUSED = "paused"
 
     @property
     def resumable(self) -> bool:
-        return self in (StopCause.INTERRUPTED, StopCause.PREEMPTED)
+        return self in (StopCause.INTERRUPTED, StopCause.PREEMPTED, StopCause.PAUSED)
 
 
 class FailureKind(StrEnum):

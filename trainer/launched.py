@@ -13,6 +13,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import signal
+import subprocess
 import sys
 import tempfile
 import threading
@@ -24,10 +27,10 @@ from typing import Any
 
 from trainer.cluster import serve
 from trainer.contract import DROPPED_ENV, JOB_KEY, Tracking, TrialSpec, decode, encode
-from trainer.room import Room, WorkerDir, write_atomic
+from trainer.room import UNWANTED, Room, WorkerDir, read_text, write_atomic
 
 # What an agent sets for the run that it thinks it starts.
-AGENT_ENV = tuple(f"WANDB_{name}" for name in ("LAUNCH", "CONFIG", "RUN_ID", "NAME", "RESUME", "ARTIFACTS", "DOCKER"))
+AGENT_ENV = re.compile(r"WANDB_(LAUNCH(_.*)?|CONFIG(_\d+)?|RUN_ID|NAME|RESUME|ARTIFACTS|DOCKER|SWEEP_ID)")
 # How often a worker that shares nothing but W&B looks whether it has been given more.
 ASK_SECONDS = 10.0
 
@@ -49,9 +52,10 @@ class JobSpec:
         run: the id of the job's run where that is the worker's own and not a trial's; else empty.
         init: arguments of `wandb.init` for that run; entity and project also tell where the trials' runs are.
         more: it may be given more trials than it begins with.
+        controller: the room that this job is to control, in the place of being a worker.
     """
 
-    worker: str
+    worker: str = ""
     channel: str = "room"
     room: str = ""
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -59,17 +63,20 @@ class JobSpec:
     run: str = ""
     init: Mapping[str, Any] = field(default_factory=dict)
     more: bool = False
+    controller: str = ""
 
 
 def main(environ: Mapping[str, str] = os.environ) -> int:
     """Serve as the worker that `environ` describes; returns the process's exit code."""
     try:
         job = read_job(environ)
-        for name in [name for name in os.environ if name in DROPPED_ENV or name.startswith(AGENT_ENV)]:
+        for name in [name for name in os.environ if name in DROPPED_ENV or AGENT_ENV.fullmatch(name)]:
             del os.environ[name]
-        with _room(job) as room, _own_run(job):
-            if claim(room.worker(job.worker)):
-                with _inbox(job, room):
+        if job.controller:
+            return _control(job)
+        with _room(job) as room:
+            if claim(room.worker(job.worker)) and not _served(job):
+                with _own_run(job), _inbox(job, room):
                     serve(str(room.root), job.worker, job.options)
             else:
                 print(f"worker {job.worker} has been served already, or is not wanted any more", flush=True)
@@ -102,7 +109,7 @@ def read_job(environ: Mapping[str, str]) -> JobSpec:
 
 def claim(worker: WorkerDir) -> bool:
     """Take this name for this process, once and for all; False where another had it, or nobody waits for it."""
-    if worker.drain.exists() or worker.exit.exists() or worker.beat.exists():
+    if read_text(worker.drain) == UNWANTED or worker.exit.exists() or worker.beat.exists():
         return False
     worker.path.mkdir(parents=True, exist_ok=True)
     try:
@@ -110,6 +117,36 @@ def claim(worker: WorkerDir) -> bool:
     except FileExistsError:
         return False
     return True
+
+
+def _control(job: JobSpec) -> int:
+    """Run the sweep's controller as a process of its own; a signal or a stop in W&B lets another go on."""
+    command = [sys.executable, "-m", "sweep.cli", "resume", job.controller, "--in-job"]
+    with _own_run(job) as stopped:
+        with subprocess.Popen(command) as process:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, lambda *_: process.terminate())
+            while process.poll() is None:
+                if stopped.wait(1.0):
+                    process.terminate()
+                    stopped.clear()
+        if process.returncode != 0:
+            raise JobError(f"the controller of {job.controller} ended with exit code {process.returncode}")
+    return 0
+
+
+def _served(job: JobSpec) -> bool:
+    """Whether W&B knows of a process that served this name; asked where W&B is all that could know of one."""
+    if job.channel != "wandb":
+        return False
+    import wandb
+
+    first = decode(TrialSpec, json.dumps(job.specs[0])) if job.specs and not job.run else None
+    run = first.tracking.run if first is not None and first.tracking is not None else job.run
+    with suppress(Exception):  # there is no such run yet
+        said = wandb.Api().run(f"{job.init['entity']}/{job.init['project']}/{run}").config.get("sweep") or {}
+        return bool(said.get("worker") == job.worker or (first and said.get("attempt", 0) > first.attempt))
+    return False
 
 
 @contextmanager
@@ -165,19 +202,20 @@ def _fetch_checkpoint(room: Room, spec: TrialSpec, tracking: Tracking) -> None:
 
 
 @contextmanager
-def _own_run(job: JobSpec) -> Iterator[None]:
-    """The job's own W&B run, where it is not that of its only trial."""
+def _own_run(job: JobSpec) -> Iterator[threading.Event]:
+    """The job's own W&B run, where it is not that of its only trial; set once it is asked to stop there."""
+    stopped = threading.Event()
     if not job.run:
-        yield
+        yield stopped
         return
     import wandb
 
-    settings = wandb.Settings(silent=True, console="off")
+    settings = wandb.Settings(silent=True, console="off", stop_fn=stopped.set)
     config = {"sweep": {"worker": job.worker}}
     run = wandb.init(**job.init, id=job.run, config=config, resume="allow", reinit="create_new", settings=settings)
     code = 1
     try:
-        yield
+        yield stopped
         code = 0
     finally:
         run.finish(exit_code=code)

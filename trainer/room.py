@@ -38,9 +38,12 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import IO, Any
 
+# What `drain` says where nobody waits for this worker any more: its job is not to begin at all.
+UNWANTED = "unwanted"
 LOCK_TRIES = 10
 LOCK_PAUSE_SECONDS = 0.05
 
@@ -259,6 +262,7 @@ class Room:
         return sorted(entry.name for entry in _entries(self.root / "workers"))
 
 
+@cache
 def worker_number(name: str) -> int:
     """The number in a worker's name: 3 in `w0003`, and in `w0003r1`, which the job of `w0003` became when requeued."""
     found = re.match(r"w(\d+)", name)

@@ -13,11 +13,11 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
@@ -37,7 +37,7 @@ from trainer.contract import (
     decode,
     encode,
 )
-from trainer.room import Room, write_atomic
+from trainer.room import Room, read_text, write_atomic
 
 # Several runs share one process: what it prints belongs to none of them.
 SETTINGS: Mapping[str, Any] = {"silent": True, "console": "off"}
@@ -48,6 +48,7 @@ FINISH_SECONDS = 30.0
 CARRYING_FINISH_SECONDS = 900.0
 RETRY_SECONDS = 15.0
 
+T = TypeVar("T")
 Act = Callable[[Any], None]
 Hook = Callable[[Step], Mapping[str, float]]
 
@@ -62,7 +63,7 @@ class Tracker:
     def __init__(self, room: Room, spec: TrialSpec, tracking: Tracking) -> None:
         self._spec, self._tracking = spec, tracking
         self._files = room.attempt(spec.trial, spec.attempt)
-        self._before = _last_step(room, spec)
+        self._before, self._milestone = _logged_before(room, spec)
         self._hook: Hook | None = None
         self._every = int(spec.config.get("log_every_n_steps") or 1)
         self._last: dict[str, Any] = {}
@@ -119,10 +120,7 @@ class Tracker:
 
     def asked_to_stop(self) -> tuple[StopCause, str] | None:
         """A stop that was asked for in W&B: with its page's button, or by a controller that shares nothing else."""
-        if not self._stop.is_set():
-            return None
-        cause = self._told_cause() if self._tracking.checkpoint else StopCause.CANCELLED
-        return cause, "it was stopped in W&B"
+        return (self._told_cause(), "it was stopped in W&B") if self._stop.is_set() else None
 
     @property
     def patience(self) -> float:
@@ -188,6 +186,7 @@ class Tracker:
         self._save_config(run)
         if not run.offline:
             self._before = int(run.summary.get("global_step") or 0)
+            self._milestone = int(run.summary.get("milestone") or 0)
             declare_inputs(run, self._tracking.inputs)
         return run
 
@@ -206,20 +205,25 @@ class Tracker:
             run.log(dict(row))
 
     def _log_report(self, run: Any, row: Mapping[str, Any], told: Mapping[str, Any]) -> None:
-        if row["milestone"] > int(run.summary.get("milestone") or 0):
+        if row["milestone"] > self._milestone:
             run.log(dict(row))
         run.summary.update(dict(told))
 
     def _finish(self, run: Any, outcome: Outcome | None) -> None:
-        if outcome is not None:
-            if self._tracking.checkpoint:
-                self._carry(run, outcome)
-            run.summary.update(summary_of(outcome))
-            if outcome.cause is StopCause.PREEMPTED and not run.offline:
-                run.mark_preempting()
-        run.finish(exit_code=exit_code(outcome))
+        try:
+            if outcome is not None:
+                self._conclude(run, outcome)
+        finally:
+            run.finish(exit_code=exit_code(outcome))
         if not run.offline:
             write_atomic(self._files.path / "tracked", self._tracking.run)
+
+    def _conclude(self, run: Any, outcome: Outcome) -> None:
+        if self._tracking.checkpoint:
+            self._carry(run, outcome)
+        run.summary.update(summary_of(outcome))
+        if outcome.cause is StopCause.PREEMPTED and not run.offline:
+            run.mark_preempting()
 
     def _carry(self, run: Any, outcome: Outcome) -> None:
         """Hand over how it ended, after the checkpoint from which the next attempt goes on."""
@@ -271,7 +275,10 @@ class Tracker:
         return {key: value for key, value in found.items() if value is not None}
 
     def _told_cause(self) -> StopCause:
-        """Why the controller asked for the stop, as a tag of the run says; without one, nothing is lost."""
+        """Why the controller asked for the stop, as a tag of the run says; without one, a person did.
+
+        Where W&B is all that is shared, the controller knows who it was, and a checkpoint is kept until it says so.
+        """
         with suppress(Exception):
             import wandb
 
@@ -279,7 +286,7 @@ class Tracker:
             run = wandb.Api(timeout=10).run(f"{init['entity']}/{init['project']}/{self._tracking.run}")
             causes = [tag.removeprefix(STOP_TAG) for tag in run.tags if tag.startswith(STOP_TAG)]
             return StopCause(causes[-1])
-        return StopCause.INTERRUPTED
+        return StopCause.INTERRUPTED if self._tracking.checkpoint else StopCause.CANCELLED
 
     def _say(self, text: str) -> None:
         print(f"trial {self._spec.trial} attempt {self._spec.attempt}: W&B: {text}", flush=True)
@@ -288,6 +295,8 @@ class Tracker:
 def summary_of(outcome: Outcome) -> dict[str, Any]:
     """How a trial ended, for a run's summary: what a person reads there."""
     state = outcome.cause.value if outcome.cause is not None else outcome.kind.value
+    if outcome.kind is OutcomeKind.COMPLETED:
+        state = "complete"  # as the sweep's own words are
     return {"trial/state": state, "trial/reason": outcome.reason, **score_summary(outcome.scores)}
 
 
@@ -313,15 +322,22 @@ def declare_inputs(run: Any, inputs: Mapping[str, Any]) -> None:
         run.use_artifact(artifact)
 
 
-def _last_step(room: Room, spec: TrialSpec) -> int:
-    """The last optimizer step that an earlier attempt of this trial logged."""
-    last = 0
+def _logged_before(room: Room, spec: TrialSpec) -> tuple[int, int]:
+    """The last optimizer step and the last milestone that an earlier attempt of this trial logged."""
+    step = milestone = 0
     for number in room.attempts(spec.trial):
         if number < spec.attempt:
-            with suppress(OSError, IndexError, ContractError):
-                lines = room.attempt(spec.trial, number).steps.read_text().splitlines()
-                last = max(last, decode(Step, lines[-1]).step)
-    return last
+            files = room.attempt(spec.trial, number)
+            step = max([step, *(one.step for one in _whole(Step, files.steps))])
+            milestone = max([milestone, *(one.milestone for one in _whole(Report, files.reports))])
+    return step, milestone
+
+
+def _whole(kind: type[T], path: Path) -> Iterator[T]:
+    """What the lines of a file say; a torn one says nothing."""
+    for line in (read_text(path) or "").splitlines():
+        with suppress(ContractError):
+            yield decode(kind, line)
 
 
 def _load_hook(path: str, components: tuple[str, ...]) -> Hook | None:

@@ -20,8 +20,8 @@ from sweep.launchapi import LaunchApi, Push, RunFacts, Runs
 from sweep.model import Job, JobState
 from sweep.ports import WorkerSpec
 from sweep.queues import LaunchQueue
-from trainer.contract import StopCause, TrialSpec, decode
-from trainer.room import Room, WorkerDir, read_json, read_text, write_atomic
+from trainer.contract import STOP_TAG, StopCause, TrialSpec, decode
+from trainer.room import UNWANTED, Room, WorkerDir, read_json, read_text, write_atomic
 
 # A push of a controller that died may still be on its way for this long.
 INTENT_SECONDS = 60.0
@@ -99,6 +99,7 @@ class LaunchDispatcher:
         sent = [record for record in sent if not record.end]
         if not self.reads and sent:
             self._ask(sent)
+            self._stop_late_ones()
         return {name: self._job(record) for name, record in self._records.items()}
 
     def cancel(self, workers: Sequence[str]) -> None:
@@ -112,10 +113,9 @@ class LaunchDispatcher:
             if record.item:
                 self.api.delete_item(record.item)
             if self._own(record) is not None:
-                self.stopping(record.run)
-                self.api.stop(record.run, StopCause.INTERRUPTED)
+                self._stop(record)
             record.cancelled = time.time()
-            self._drain(record)  # should it start after all
+            self._leave(record)  # should it start after all
             self._write(record)
 
     def preview(self, workers: Sequence[WorkerSpec]) -> str:
@@ -139,7 +139,7 @@ class LaunchDispatcher:
         try:
             record.item = self.api.push(Push(record.run, record.worker, self.payload(record.worker, specs)))
         except RetryLater:
-            raise  # it may have arrived: looked for in `_miss`
+            raise  # it may have arrived: looked for in `_ask_for_item`
         except BaseException:
             record.run, record.pushed = "", 0.0
             self._write(record)
@@ -158,12 +158,16 @@ class LaunchDispatcher:
                     self._records[name] = Record(**{"place": 0, **known, "worker": name})
 
     def _ask(self, sent: Sequence[Record]) -> None:
-        self.runs.want("jobs", [record.run for record in sent])
+        self.runs.want("jobs", [record.run for record in [*sent, *self._late]])
         looked = self.runs.look()
         for record in sent:
             facts = self._own(record)
             if facts is not None and facts.ended and not self._beats_on(record):
                 self._end(record, f"its run is {facts.state}")
+            elif self._alone and self._begun(record) and self.runs.deleted(record.run):
+                self._end(record, "its run was deleted in W&B")
+            elif record.cancelled and facts is not None and not _told_to_stop(facts):
+                self._stop(record)  # it began after all
             elif record.cancelled and time.time() - record.cancelled > CANCEL_SECONDS:
                 self._end(record, "it was told to end, and is not heard of any more")
         waiting = [
@@ -190,6 +194,35 @@ class LaunchDispatcher:
             self.api.delete_item(record.item)
             self._end(record, f"no agent took it within {limit:g} s (queue.pending_seconds)", late=True)
 
+    @property
+    def _alone(self) -> bool:
+        """Whether W&B is all that the jobs share with us."""
+        return self.queue.channel == "wandb"
+
+    @property
+    def _late(self) -> list[Record]:
+        """Jobs that were given up before they began, and that no file of ours would keep from it."""
+        records = self._records.values() if self._alone else ()
+        return [record for record in records if record.end and record.pushed and not self._begun(record)]
+
+    def _stop_late_ones(self) -> None:
+        for record in self._late:
+            facts = self._own(record)
+            if facts is not None and not facts.ended and not _told_to_stop(facts):
+                self.api.stop(record.run, StopCause.CANCELLED)
+
+    def _stop(self, record: Record) -> None:
+        self.stopping(record.run)
+        self.api.stop(record.run, StopCause.INTERRUPTED)
+
+    def _leave(self, record: Record) -> None:
+        """Nobody waits for this job any more. Where no file of ours reaches it, its runs are left to it as well."""
+        write_atomic(self._dir(record).drain, UNWANTED)
+        if self._alone and not self._begun(record):
+            tracked = [spec.tracking.run for spec in self._specs(record.worker) if spec.tracking is not None]
+            for run in dict.fromkeys([record.run, *tracked]):
+                self.stopping(run)
+
     def _own(self, record: Record) -> RunFacts | None:
         """Its run, once the job itself has begun it: an earlier attempt of the trial has left one of the same id."""
         facts = self.runs.facts.get(record.run)
@@ -205,13 +238,13 @@ class LaunchDispatcher:
 
     def _job(self, record: Record) -> Job:
         if record.end:
-            return Job(record.place, JobState.GONE, record.item, reason=record.end)
+            return Job(record.place, JobState.GONE, record.run, reason=record.end)
         if not record.pushed:
             return Job(record.place, JobState.PLANNED, reason="waits for its first trial")
         if self._begun(record) or self._own(record) is not None:
-            return Job(record.place, JobState.RUNNING, record.item)
+            return Job(record.place, JobState.RUNNING, record.run)
         state = self._items.get(record.worker, "pending")
-        return Job(record.place, JobState.PENDING, record.item, reason=WAITING.get(state, f"its item is {state}"))
+        return Job(record.place, JobState.PENDING, record.run, reason=WAITING.get(state, f"its item is {state}"))
 
     # --- files -------------------------------------------------------------------------------------------------
 
@@ -222,15 +255,14 @@ class LaunchDispatcher:
         record.end = how
         if self.reads:
             return
-        if late:  # its process may still start: it finds that nobody waits for it
-            self._drain(record)
+        if late:  # its process may still start
+            self._leave(record)
         self._write(record)
-
-    def _drain(self, record: Record) -> None:
-        drain = self._dir(record).drain
-        if not drain.exists():
-            write_atomic(drain, "")
 
     def _write(self, record: Record) -> None:
         self._records[record.worker] = record
         write_atomic(self._dir(record).job, json.dumps({"queue": "launch", **asdict(record)}))
+
+
+def _told_to_stop(facts: RunFacts) -> bool:
+    return any(tag.startswith(STOP_TAG) for tag in facts.tags)

@@ -8,24 +8,32 @@ import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import optuna
 from optuna.storages.journal import JournalFileBackend
 
-from sweep import beside, channel, session
+from sweep import beside, channel, session, wandbchannel
 from sweep.config import compose_config, freeze
+from sweep.dispatch import launch as launch_dispatch
 from sweep.dispatch import local
 from sweep.dispatch import slurm as slurm_dispatch
+from sweep.dispatch.launch import LaunchDispatcher
 from sweep.dispatch.slurm import SlurmDispatcher
-from sweep.loop import Controller, Ports
+from sweep.launchapi import Runs
+from sweep.ledger import RoomLedger, read_ledger
+from sweep.loop import Controller
 from sweep.model import Effect, Finish, Mode, View
-from sweep.queues import SlurmQueue
+from sweep.ports import Ports
+from sweep.queues import LaunchQueue, SlurmQueue
 from sweep.results import open_reader
-from sweep.rooms import controller_lock, journal_path, load_settings
+from sweep.rooms import controller_lock, journal_path, load_settings, stopped_runs
 from sweep.settings import Settings
+from sweep.strategy import Promotion
 from sweep.submit import Submission
 from tests.fakes import FastDispatcher, serve_fast
+from tests.launchfakes import FakeLaunchApi
 from trainer import room as trainer_room
 from trainer.contract import Report
 from trainer.room import Room, held, hold
@@ -51,6 +59,9 @@ class Quiet:
     def waited(self, view: View) -> None:
         pass
 
+    def promoted(self, promotion: Promotion) -> None:
+        pass
+
     def trouble(self, message: str) -> None:
         pass
 
@@ -69,19 +80,22 @@ def controller(room: Room, listener: Quiet, mode: Mode = Mode.RUN) -> Controller
     study = session.open_study(room, settings)
     workers = session.worker_count(settings)
     env = {"STEP_SECONDS": STEP_SECONDS, **settings.queue.env}
-    dispatcher: FastDispatcher | SlurmDispatcher
+    dispatcher: FastDispatcher | SlurmDispatcher | LaunchDispatcher
     if isinstance(settings.queue, SlurmQueue):
         dispatcher = fast_slurm(room, settings.queue)
+    elif isinstance(settings.queue, LaunchQueue):
+        dispatcher = fast_launch(room, settings, settings.queue)
     else:
         dispatcher = FastDispatcher(room, (), 1, settings.queue.trials_per_worker or 0, env=env)
     return Controller(
-        ports=Ports(study, channel.RoomChannel(room), dispatcher, session.WallClock()),
+        ports=Ports(study, session.make_channel(room, dispatcher), dispatcher, session.WallClock()),
         limits=settings.limits(workers),
-        spec=lambda t, a, w: session.trial_spec(settings, study.params(t), (t, a, w)),
+        spec=lambda t, a, w: session.trial_spec(settings, study.params(t), (t, a, w), stopped=stopped_runs(room)),
         listener=listener,
         mode=lambda: mode,
         created=settings.created,
         poll_seconds=0.005,
+        ledger=RoomLedger(room),
     )
 
 
@@ -92,6 +106,16 @@ def fast_slurm(room: Room, queue: SlurmQueue) -> SlurmDispatcher:
     options = {"trials": queue.trials_per_worker or 0, "idle_seconds": 20, "seconds": seconds, "env": env}
     submission = Submission(room, "s", queue.job, options, queue.python, serve_fast)
     return SlurmDispatcher(room, submission, queue.query_seconds)
+
+
+def launch_api(room: Room) -> FakeLaunchApi:
+    return FakeLaunchApi(room.root / "wandb")
+
+
+def fast_launch(room: Room, settings: Settings, queue: LaunchQueue) -> LaunchDispatcher:
+    """The Launch dispatcher, over a directory in the place of W&B."""
+    api = launch_api(room)
+    return replace(session._launch_dispatcher(room, settings, queue), api=api, runs=Runs(api, queue.query_seconds))
 
 
 def run_here(room: Room, mode: Mode = Mode.RUN) -> Finish:
@@ -143,9 +167,11 @@ def die_at_write(count: int) -> Callable[[], None]:
 
     def install() -> None:
         write = wrap(trainer_room.write_atomic)
-        for module in (trainer_room, channel, local, slurm_dispatch, beside):
+        for module in (trainer_room, channel, local, slurm_dispatch, launch_dispatch, wandbchannel, beside):
             module.write_atomic = write  # type: ignore[attr-defined]
         JournalFileBackend.append_logs = wrap(JournalFileBackend.append_logs)  # type: ignore[method-assign, assignment]
+        for name in ("push", "stop", "configure", "delete_item"):
+            setattr(FakeLaunchApi, name, wrap(getattr(FakeLaunchApi, name)))
         subprocess.Popen = wrap(subprocess.Popen)  # type: ignore[misc, assignment]
 
     return install
@@ -200,3 +226,5 @@ def check_sweep(room: Room, trials: int) -> None:
             assert trial.intermediate_values == reported, "no report is lost"
             assert sorted(reported) == [1, 2, 3, 4]
     check_ledger(room)
+    rulings = Counter((entry.trial, entry.ruling, entry.milestone) for entry in read_ledger(room) if entry.milestone)
+    assert all(count == 1 for count in rulings.values()), "each verdict is kept once"

@@ -10,8 +10,9 @@ from sweep import session
 from sweep.beside import EvaluationStudy, Gate, Together, told
 from sweep.channel import RoomChannel
 from sweep.evaluation import evaluation_settings, evaluation_spec, evaluations_room
-from sweep.loop import Controller, Ports
+from sweep.loop import Controller
 from sweep.model import Finished, Mode
+from sweep.ports import Ports
 from sweep.results import open_reader, read_evaluation
 from sweep.rooms import controller_lock, load_settings
 from sweep.study import OptunaStudy

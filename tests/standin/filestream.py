@@ -10,7 +10,7 @@ from tests.standin.model import Json, Run
 
 def take(run: Run, body: Json) -> Json:
     """Enter what a client says of its run; lines sent twice under one offset count once."""
-    run.heartbeat = time.time()
+    run.heartbeat, run.begun_with = time.time(), ""
     for name, chunk in (body.get("files") or {}).items():
         if name == "wandb-summary.json":
             run.summary = json.loads(chunk["content"][-1])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +22,31 @@ def standin(tmp_path: Path) -> Iterator[StandIn]:
 
 
 @pytest.fixture
-def wandb_here(standin: StandIn, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+def wandb_here(standin: StandIn) -> Iterator[Any]:
     """wandb in this process, pointed at the test's server; its service ends with the test."""
-    for name in [name for name in os.environ if name.startswith("WANDB_")]:
-        monkeypatch.delenv(name)
-    for name, value in standin.env.items():
-        monkeypatch.setenv(name, value)
+    with here(standin) as wandb:
+        yield wandb
+
+
+@contextmanager
+def here(standin: StandIn, key: str | None = None, **more: str) -> Iterator[Any]:
+    """The same for a fixture of a wider scope, with another key, or with more in the environment."""
     import wandb
 
+    before = {name: os.environ.pop(name) for name in list(os.environ) if name.startswith("WANDB_") or name == "NETRC"}
+    ours = {**standin.env_of(key or standin.key), **more}
+    os.environ.update(ours)
     wandb.teardown()
-    yield wandb
-    wandb.teardown()
+    try:
+        yield wandb
+    finally:
+        wandb.teardown()
+        for name in {*ours, *(name for name in os.environ if name.startswith("WANDB_"))}:
+            os.environ.pop(name, None)
+        os.environ.update(before)
+
+
+def environment(standin: StandIn, **more: str) -> dict[str, str]:
+    """Of a process of its own: nothing of wandb's is inherited, least of all `WANDB_SERVICE`."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
+    return {**inherited, **standin.env, **more}

@@ -32,6 +32,7 @@ from sweep.queues import Queue
 from sweep.recipe import resolve
 from sweep.resources import conf_dir, embedded_dir, launch_queues_dir
 from sweep.settings import METRICS, SECTIONS, Objective, Settings, read_queue, read_section, settings_from_json
+from tests.tables import write_table
 
 LLAMA = "recipe.config=llama3_2/1B_lora_single_device"
 GRID = "space.optimizer.lr=choice(1e-4, 1e-3)"
@@ -45,6 +46,7 @@ GROUPS = {path.name: shipped(path, path.name) for path in sorted(conf_dir().iter
 GROUPS["queue"] = shipped(launch_queues_dir(), "queue")
 # What a shipped option needs beside it.
 BESIDE = {
+    "queue=simulated": ["queue.table=ROOT/curves.npz"],
     "recipe=torchtune": [LLAMA],
     "sampler=grid": [GRID],
     "experiment=gsm8k_base1m": ["recipe.overrides.root=ROOT"],
@@ -108,6 +110,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder: Path = tmp_path_factory.mktemp("bases")
     (folder / "base1m").mkdir()
     (folder / "base1m" / "lora_cpu.yaml").write_text((embedded_dir() / "lora_cpu.yaml").read_text())
+    write_table(folder / "curves.npz")
     return folder
 
 

@@ -20,6 +20,8 @@ from sweep.model import (
     JobState,
     Limits,
     Mode,
+    Ruling,
+    Send,
     StartWorkers,
     Stop,
     StudyFacts,
@@ -36,6 +38,7 @@ LIMITS = Limits(trials=4, workers=1)
 W1 = WorkerFacts("w0001", 0, JobState.RUNNING, ready=True, started=NOW - 50, beat=NOW - 1)
 GONE = replace(W1, job=JobState.GONE)
 PRUNE = Verdict(3, 2.5, "worse than the others")
+PAUSE = Verdict(3, 2.5, "not among the best", Ruling.PAUSE)
 COMPLETED = Outcome(OutcomeKind.COMPLETED)
 NO_SPACE = Outcome(OutcomeKind.FAILED, "No space left", failure=FailureKind.NO_SPACE)
 
@@ -58,6 +61,8 @@ def view(*trials: TrialFacts, workers: tuple[WorkerFacts, ...] = (W1,), **more: 
 
 
 SPENT = StudyFacts(complete=4)
+ASIDE = StudyFacts(complete=3, aside=(3,))
+LEFT = "it was paused, and not promoted before the end"
 
 
 @pytest.mark.parametrize(
@@ -87,6 +92,90 @@ SPENT = StudyFacts(complete=4)
             view(trial(0, attempt(stop=StopCause.PRUNED, stop_since=NOW - 61), verdict=PRUNE)),
             [Cancel("w0001", "a trial did not stop within 60 s")],
             id="a stop older than its grace cancels the job",
+        ),
+        pytest.param(
+            view(trial(0, attempt(), verdict=PAUSE)),
+            [Stop(0, 1, StopCause.PAUSED, PAUSE.reason)],
+            id="a pause stops the attempt",
+        ),
+        pytest.param(
+            view(trial(0, attempt(stopped(StopCause.PAUSED)), verdict=PAUSE)),
+            [Ask()],
+            id="a paused trial is not assigned, and its slot is free for what the study gives it",
+        ),
+        pytest.param(
+            view(trial(0, attempt(COMPLETED), verdict=PAUSE)),
+            [Ask()],
+            id="a pause stands even where the trial was quicker than its stop",
+        ),
+        pytest.param(
+            view(trial(0, attempt(Outcome(OutcomeKind.DIVERGED, "loss is nan")), verdict=PAUSE)),
+            [Tell(0, Ending.PRUNED, "diverged: loss is nan"), Ask()],
+            id="a trial that diverged before it paused has ended",
+        ),
+        pytest.param(
+            view(trial(0, attempt()), workers=(GONE, replace(W1, name="w0002"))),
+            [Assign(0, 2, "w0002")],
+            id="a lost trial that is not paused goes on",
+        ),
+        pytest.param(
+            view(trial(0, attempt(), verdict=PAUSE), workers=(GONE, replace(W1, name="w0002"))),
+            [Ask()],
+            id="a trial whose worker was lost while it was to pause is paused",
+        ),
+        pytest.param(
+            view(trial(0, attempt(stopped(StopCause.PAUSED)))),
+            [Assign(0, 2, "w0001")],
+            id="a promoted trial becomes its next attempt",
+        ),
+        pytest.param(
+            view(trial(0, *(attempt(stopped(StopCause.PAUSED), number=n) for n in (1, 2, 3, 4)))),
+            [Assign(0, 5, "w0001")],
+            id="pauses are no lost attempts",
+        ),
+        pytest.param(
+            view(study=ASIDE),
+            [Ask(new=False)],
+            id="no budget for a new trial: only a paused one may have the slot",
+        ),
+        pytest.param(
+            view(study=ASIDE, workers=()),
+            [Ask(new=False)],
+            id="whether a paused trial goes on is asked before a worker is started for it",
+        ),
+        pytest.param(
+            view(study=replace(ASIDE, stuck=True)),
+            [Tell(3, Ending.PRUNED, LEFT), Drain("w0001")],
+            id="nothing more will be promoted: paused trials are told PRUNED",
+        ),
+        pytest.param(
+            view(
+                trial(5, attempt()),
+                study=replace(ASIDE, complete=2, open=(5,), stuck=True),
+                workers=(W1, replace(W1, name="w0002", place=1)),
+            ),
+            [],
+            id="while a trial runs that may lift a paused one, an idle worker is kept for it",
+        ),
+        pytest.param(
+            view(study=ASIDE, tokens=100),
+            [Ask(new=False)],
+            id="tokens without a limit promote",
+        ),
+        pytest.param(
+            view(study=ASIDE, mode=Mode.STOP),
+            [Drain("w0001")],
+            id="an interrupted sweep keeps its paused trials",
+        ),
+        pytest.param(
+            view(study=ASIDE, mode=Mode.STOP, workers=()),
+            [Finish(Finished.STOPPED, "trials were stopped with a checkpoint and go on with `sweep resume`")],
+            id="and can be resumed for them",
+        ),
+        pytest.param(
+            view(study=ASIDE, mode=Mode.CANCEL),
+            [Tell(3, Ending.PRUNED, LEFT), Drain("w0001")],
+            id="a cancelled sweep tells its paused trials PRUNED",
         ),
         pytest.param(
             view(trial(0, attempt(stopped(StopCause.PRUNED)), verdict=PRUNE)),
@@ -336,3 +425,105 @@ def test_a_worker_with_slots_is_filled_and_refilled() -> None:
     worker = WorkerFacts("w0001", 0, JobState.RUNNING, ready=True, assigned=2, slots=1)
     refilled = decide(View(StudyFacts(open=(0, 1)), (ended, waiting), (worker,)), limits, 0.0)
     assert Assign(1, 1, "w0001") in refilled
+
+
+# --- workers that are planned before they are sent to their queue ----------------------------------------------------
+
+PLANNED = WorkerFacts("w0001", 0, JobState.PLANNED)
+ONE_EACH = Limits(trials=4, workers=1, trials_per_worker=1)
+NOTHING_LEFT = "nothing is left for it to do"
+
+
+@pytest.mark.parametrize(
+    ("facts", "limits", "effects"),
+    [
+        pytest.param(
+            view(trial(), workers=(PLANNED,)),
+            ONE_EACH,
+            [Assign(0, 1, "w0001")],
+            id="it is assigned to before it is ready",
+        ),
+        pytest.param(view(workers=(PLANNED,)), ONE_EACH, [Ask()], id="or asked for"),
+        pytest.param(
+            view(trial(0, attempt()), workers=(replace(PLANNED, assigned=1),)),
+            ONE_EACH,
+            [Send("w0001")],
+            id="it is sent when it holds what it may take",
+        ),
+        pytest.param(
+            view(trial(0, attempt()), workers=(replace(PLANNED, assigned=1),)),
+            Limits(trials=4, workers=1, slots=2),
+            [Ask()],
+            id="it waits for more while it has a slot and budget is left",
+        ),
+        pytest.param(
+            view(trial(0, attempt()), trial(1), workers=(replace(PLANNED, assigned=1),)),
+            Limits(trials=2, workers=1, slots=4),
+            [Assign(1, 1, "w0001")],
+            id="or a trial waits",
+        ),
+        pytest.param(
+            view(trial(0, attempt()), workers=(replace(PLANNED, assigned=1),), study=StudyFacts(open=(0,), complete=3)),
+            Limits(trials=4, workers=1, slots=4),
+            [Send("w0001")],
+            id="it is sent half full when nothing is left",
+        ),
+        pytest.param(
+            view(trial(0, attempt(delivered=False)), workers=(PLANNED,)),
+            ONE_EACH,
+            [Assign(0, 1, "w0001"), Send("w0001")],
+            id="what never reached its inbox is given to it again, before it is sent",
+        ),
+        pytest.param(
+            view(study=SPENT, workers=(PLANNED,)),
+            ONE_EACH,
+            [Drain("w0001"), Cancel("w0001", NOTHING_LEFT)],
+            id="it is cancelled when nothing is left for it",
+        ),
+        *(
+            pytest.param(
+                view(trial(0, attempt()), workers=(replace(PLANNED, assigned=1),), mode=mode),
+                ONE_EACH,
+                [Drain("w0001"), Cancel("w0001", NOTHING_LEFT)],
+                id=f"what was never sent is not sent any more, and needs no stop: {mode}",
+            )
+            for mode in (Mode.STOP, Mode.CANCEL, Mode.DETACH)
+        ),
+        pytest.param(
+            view(trial(0, attempt()), workers=(replace(W1, ready=False, job=JobState.PENDING),), mode=Mode.DETACH),
+            ONE_EACH,
+            [Drain("w0001")],
+            id="one that was sent goes on without us: it ends after what it has",
+        ),
+        pytest.param(
+            view(trial(0, attempt()), workers=(replace(PLANNED, job=JobState.GONE),), mode=Mode.DETACH),
+            ONE_EACH,
+            [Finish(Finished.DETACHED, "running trials go on by themselves")],
+            id="detached once the planned ones are gone",
+        ),
+        pytest.param(
+            view(trial(0, attempt()), workers=(replace(PLANNED, job=JobState.GONE),), mode=Mode.CANCEL),
+            ONE_EACH,
+            [Tell(0, Ending.FAIL, "the sweep ended before it could go on", cancelled=True)],
+            id="a cancelled sweep tells what was never sent",
+        ),
+    ],
+)
+def test_planned_workers(facts: View, limits: Limits, effects: list[Effect]) -> None:
+    assert list(decide(facts, limits, NOW)) == effects
+
+
+def test_a_job_that_was_lost_before_its_trial_began_does_not_count() -> None:
+    lost = [attempt(number=n, begun=False) for n in range(1, 9)]
+    assert decide(view(trial(0, *lost), workers=(GONE,)), LIMITS, NOW) == (StartWorkers((0,)),)
+    begun = [*lost, *(attempt(number=n) for n in (9, 10, 11))]
+    told = decide(view(trial(0, *begun), workers=(GONE,)), LIMITS, NOW)[0]
+    assert told == Tell(0, Ending.FAIL, "its worker was lost 3 times (search.max_attempts=3)")
+
+
+def test_each_place_is_planned_for_itself() -> None:
+    """Two planned workers and three trials' budget: each is sent when it is full, and nobody waits for the other."""
+    full = replace(PLANNED, assigned=1)
+    empty = replace(PLANNED, name="w0002", place=1)
+    facts = view(trial(0, attempt()), workers=(full, empty))
+    assert decide(facts, replace(ONE_EACH, workers=2), NOW) == (Ask(), Send("w0001"))

@@ -18,11 +18,12 @@ from sweep.evaluation import evaluation_settings, evaluation_spec, evaluations_r
 from sweep.evaluators import Command, Heldout, NoEvaluation, Torchtune
 from sweep.launchapi import RunFacts, Runs
 from sweep.launchjobs import payload, run_of
-from sweep.loop import Controller, Ports
+from sweep.loop import Controller
 from sweep.model import Ask, Assign, Effect, Ending, Finish, Finished, Job, JobState, Limits, Mode, Tell, View
-from sweep.ports import AttemptSight, WorkerSight, WorkerSpec
+from sweep.ports import AttemptSight, Ports, WorkerSight, WorkerSpec
 from sweep.results import read_evaluation
 from sweep.settings import Settings, settings_from_json
+from sweep.strategy import Promotion
 from sweep.tracking import run_id
 from sweep.wandbchannel import WandbChannel
 from trainer.contract import (
@@ -368,6 +369,9 @@ class Notes:
         self.effects.append(effect)
 
     def waited(self, view: View) -> None:
+        pass
+
+    def promoted(self, promotion: Promotion) -> None:
         pass
 
     def trouble(self, message: str) -> None:

@@ -69,6 +69,7 @@ def _again(call: Call, artifact: Artifact) -> None:
     """Logged once more with other aliases: they move to this version. A draft becomes this client's."""
     if artifact.state != "COMMITTED":
         artifact.client_id = call.get("clientID") or artifact.client_id
+        artifact.metadata = call.json("metadata") or artifact.metadata
     collection = call.store.collections[f"{artifact.entity}/{artifact.project}/{artifact.collection}"]
     member = next(one for one in collection.members if one.artifact == artifact.id)
     collection.name_so(member, [one["alias"] for one in call.get("aliases") or []])

@@ -174,11 +174,12 @@ def _pop(call: Call) -> Json:
     if queue is None:
         return {"popFromRunQueue": None}
     path = f"{queue.entity}/{queue.project}/{queue.name}"
-    waiting = [item for item in call.store.items.values() if item.queue == path and item.state is ItemState.PENDING]
+    lease = call.store.limits.lease
+    waiting = [item for item in call.store.items.values() if item.queue == path and item.waits(lease)]
     if not waiting:
         return {"popFromRunQueue": None}
     item = min(waiting, key=lambda one: (one.priority if queue.prioritized else 0, one.pushed, one.number))
-    item.state, item.leased_by = ItemState.LEASED, agent.id if agent else None
+    item.state, item.leased, item.leased_by = ItemState.LEASED, time.time(), agent.id if agent else None
     return {"popFromRunQueue": {"runQueueItemId": item.id, "runSpec": copy.deepcopy(item.spec)}}
 
 

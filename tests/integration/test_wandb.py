@@ -1,0 +1,267 @@
+"""Sweeps that W&B sees: the unmodified client and agent against the stand-in, real trials on the embedded base.
+
+One server and one `wandb launch-agent` serve all scenes, which go on at the same time: an agent polls every ten s.
+Of the two trials of a Launch sweep one would train for minutes and is pruned while it does, by a stop that reaches it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.integration.cli import command
+from tests.standin.model import Run
+from tests.standin.plugin import environment, here
+from tests.standin.server import StandIn
+from trainer.room import Room, read_json, read_text
+
+pytestmark = pytest.mark.slow
+
+SPACE = (
+    "space.optimizer.lr=choice(1e-3,2e-3)",
+    "space.model.lora_rank=null",
+    "space.gradient_accumulation_steps=null",
+    "derive.lr_scheduler.num_warmup_steps=null",
+)
+SMALL = (
+    "experiment=demo",
+    "recipe.overrides.dataset.split=train[:64]",
+    "recipe.overrides.dataset_val.split=train[:16]",
+    "objective.milestone_tokens=240",
+    "queue.threads=1",
+    *SPACE,
+    "trial.equal_data=false",
+    "wandb.project=lab",
+    "wandb.entity=team",
+    "wandb.init={settings: {x_file_stream_transmit_interval: 1}}",
+)
+SHORT = ("recipe.overrides.epochs=1", "pruner=none", "search.trials=2", "queue.workers=2")
+# Whatever gets as far as its seventh milestone is pruned: the long trial, and never the short one, which has four.
+LAUNCHED = (
+    "space.epochs=choice(1,400)",
+    "queue=launch_local_process",
+    "queue.name=lab",
+    "queue.job=team/lab/sweep:latest",
+    "queue.workers=2",
+    "queue.query_seconds=1",
+    "queue.poll_seconds=0.2",
+    "search.trials=2",
+    "pruner=threshold",
+    "pruner.upper=0.001",
+    "pruner.n_warmup_steps=6",
+    "warm_start.enqueue=[{epochs: 1, optimizer.lr: 1e-3}, {epochs: 400, optimizer.lr: 1e-3}]",
+)
+SCENES: dict[str, tuple[str, ...]] = {
+    "room": LAUNCHED,
+    "alone": (*LAUNCHED, "queue.channel=wandb"),
+    "local": ("wandb=online", *SHORT),
+    "packed": ("wandb=online", *SHORT, "queue.workers=1", "queue.slots=2"),
+    "offline": ("wandb=offline", *SHORT),
+}
+
+
+@dataclass
+class Scene:
+    standin: StandIn
+    rooms: Path
+    said: dict[str, str]
+    secrets: list[str]
+
+    def room(self, name: str) -> Room:
+        return Room(self.rooms / name)
+
+    def status(self, name: str) -> list[dict[str, Any]]:
+        env = {**environment(self.standin), "SWEEP_ROOMS": str(self.rooms)}
+        answer = subprocess.run(command("status", name, "--json"), env=env, capture_output=True, text=True, check=True)
+        rows: list[dict[str, Any]] = json.loads(answer.stdout)["rows"]
+        return rows
+
+    def run(self, name: str, trial: int) -> Run:
+        """The run of a trial's last attempt, as its specification names it."""
+        spec = read_json(self.room(name).attempt(trial, self.room(name).attempts(trial)[-1]).spec)
+        return self.standin.runs[f"team/lab/{spec['tracking']['run']}"]
+
+    def group(self, name: str) -> list[Run]:
+        return sorted((run for run in self.standin.runs.values() if run.group == name), key=lambda run: run.id)
+
+
+@pytest.fixture(scope="module")
+def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
+    place = tmp_path_factory.mktemp("wandb")
+    with StandIn(place / "server") as standin:
+        env = {**environment(standin), "SWEEP_ROOMS": str(place / "rooms")}
+        env |= {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "PYTHONPATH": str(Path.cwd())}
+        with here(standin) as wandb:
+            wandb.Api().create_run_queue("lab", "local-process", entity="team", prioritization_mode="V0")
+        make_job(place / "job", env)
+        agent_log = (place / "agent.log").open("w")
+        words = ["launch-agent", "-q", "lab", "-e", "team", "-j", "4"]
+        agent = subprocess.Popen(
+            [sys.executable, "-m", "wandb", *words], env=env, stdout=agent_log, stderr=subprocess.STDOUT, cwd=place
+        )
+        logs = {name: place / f"{name}.log" for name in [*SCENES, "preempted"]}
+        # a service of whoever starts the sweep must not become the trials'
+        leaking = {**env, "WANDB_SERVICE": "3-unix-/nowhere"}
+        sweeps = {name: run_sweep(name, said, logs[name], leaking) for name, said in SCENES.items()}
+        sweeps["preempted"] = preempt_one(Room(place / "rooms" / "preempted"), logs["preempted"], leaking)
+        try:
+            ended = {name: process.wait(900) for name, process in sweeps.items()}
+            said = {name: log.read_text() for name, log in logs.items()}
+            assert set(ended.values()) == {0}, "\n".join(
+                [str(ended), *said.values(), (place / "agent.log").read_text()]
+            )
+            yield Scene(standin, place / "rooms", said, [standin.key])
+        finally:
+            for process in [agent, *sweeps.values()]:
+                process.kill()
+                process.wait()
+
+
+def make_job(place: Path, env: dict[str, str]) -> None:
+    place.mkdir()
+    (place / "requirements.txt").write_text("wandb\n")
+    words = ["-e", "team", "-p", "lab", "-n", "sweep", "-E", "python -m trainer.launched", "--runtime", "3.11", "code"]
+    made = [sys.executable, "-m", "wandb", "job", "create", *words, str(place)]
+    subprocess.run(made, env=env, check=True, capture_output=True)
+
+
+def run_sweep(name: str, words: tuple[str, ...], log: Path, env: dict[str, str]) -> subprocess.Popen[bytes]:
+    with log.open("wb") as output:
+        return subprocess.Popen(
+            command("run", f"name={name}", *SMALL, *words), stdout=output, stderr=subprocess.STDOUT, env=env
+        )
+
+
+def preempt_one(room: Room, log: Path, env: dict[str, str]) -> subprocess.Popen[bytes]:
+    """A sweep of one trial whose first worker is told to end once it has reported."""
+    words = ("wandb=online", *SHORT, "recipe.overrides.epochs=4", "search.trials=1", "queue.workers=1")
+    process = run_sweep("preempted", words, log, env)
+    until(lambda: len((read_text(room.attempt(0, 1).reports) or "").splitlines()) >= 2, process)
+    os.kill(int((read_text(room.worker("w0001").lock) or "").strip()), signal.SIGTERM)
+    return process
+
+
+def until(condition: Callable[[], bool], process: subprocess.Popen[bytes], seconds: float = 600.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, "the sweep ended"
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.02)
+
+
+def steps(run: Run) -> list[int]:
+    """Optimizer steps in the order in which they were logged."""
+    return [row["global_step"] for row in run.history if "loss" in row and "grad_norm" in row]
+
+
+def milestones(run: Run) -> list[int]:
+    return [row["milestone"] for row in run.history if "milestone" in row]
+
+
+@pytest.mark.parametrize("name", ["room", "alone"])
+def test_a_stop_reaches_a_running_job_and_every_end_is_right_on_both_sides(scene: Scene, name: str) -> None:
+    short, long = scene.status(name)
+    assert [short["state"], long["state"]] == ["complete", "pruned"], scene.said[name]
+    assert len(short["reports"]) == 4
+    assert 7 <= len(long["reports"]) < 1600
+    runs = [scene.run(name, trial) for trial in (0, 1)]
+    assert [run.summary["trial/state"] for run in runs] == ["completed", "pruned"]
+    assert [(run.state, run.starts) for run in runs] == [("finished", 1)] * 2
+    assert runs[1].summary["trial/reason"], "why it was pruned"
+    assert [bool(run.stop_requests) for run in runs] == [False, name == "alone"]
+    assert len(scene.group(name)) == 2, "no trial has a run too many"
+
+
+@pytest.mark.parametrize("name", ["room", "alone"])
+def test_each_trial_was_pushed_once_and_every_item_was_taken(scene: Scene, name: str) -> None:
+    runs = {run.id for run in scene.group(name)}
+    items = [item for item in scene.standin.items if item.spec["run_id"] in runs]
+    assert sorted(item.spec["run_id"] for item in items) == sorted(runs)
+    assert {item.state for item in items} == {"CLAIMED"}
+
+
+@pytest.mark.parametrize("name", ["room", "alone"])
+def test_the_study_has_the_numbers_that_wandb_has(scene: Scene, name: str) -> None:
+    row = scene.status(name)[0]
+    told = [(one["milestone"], one["val_loss"]) for one in scene.run(name, 0).history if "milestone" in one]
+    assert [(report["milestone"], report["val_loss"]) for report in row["reports"]] == told
+    assert (scene.room(name).attempt(0, 1).adapter / "adapter_config.json").is_file(), "for `best` and `export`"
+    steps_here = (read_text(scene.room(name).attempt(0, 1).steps) or "").splitlines()
+    assert [json.loads(line)["step"] for line in steps_here] == steps(scene.run(name, 0))
+
+
+@pytest.mark.parametrize("name", ["local", "packed"])
+def test_each_trial_of_a_local_sweep_is_a_run_of_its_own(scene: Scene, name: str) -> None:
+    runs = scene.group(name)
+    assert [
+        run.summary["sweep_trial"] if "sweep_trial" in run.summary else run.config["sweep"]["trial"] for run in runs
+    ] == [0, 1]
+    for run in runs:
+        assert (run.state, run.exit_code, run.starts) == ("finished", 0, 1)
+        assert steps(run) == sorted(set(steps(run)))
+        assert milestones(run) == [1, 2, 3, 4]
+        assert run.config["model"]["lora_rank"] == run.config["model"]["lora_rank"]
+        assert b"lora_rank" in run.files["torchtune_config.yaml"]
+        assert {
+            "loss",
+            "lr",
+            "tokens",
+            "tokens_per_second",
+            "grad_norm",
+            "global_step",
+            "val_loss",
+            "current_epoch",
+        } <= set(run.summary)
+    workers = {run.config["sweep"]["worker"] for run in runs}
+    assert len(workers) == (1 if name == "packed" else 2)
+
+
+def test_adapters_are_artifacts_whose_lineage_names_base_and_data(scene: Scene) -> None:
+    found = [one for path, one in scene.standin.artifacts.items() if path.startswith("team/lab/local-adapter:")]
+    assert {one.logged_by for one in found} == {run.path for run in scene.group("local")}
+    assert {alias for one in found for alias in scene.standin.aliases(one)} >= {"trial-0", "trial-1"}
+    assert all({"adapter_config.json"} <= set(one.files) for one in found)
+    assert all(one.metadata["sweep"] == "local" and one.metadata["val_loss"] for one in found)
+    used = [one for one in scene.standin.artifacts.values() if scene.group("local")[0].path in one.used_by]
+    assert {one.type for one in used} == {"base-model", "dataset"}
+
+
+def test_offline_runs_lie_in_the_room_and_nothing_was_sent(scene: Scene) -> None:
+    assert scene.group("offline") == []
+    for trial in (0, 1):
+        files = scene.room("offline").attempt(trial, 1)
+        assert list(files.path.glob("wandb/offline-run-*/run-*.wandb"))
+        assert not (files.path / "tracked").exists()
+        assert (scene.room("local").attempt(trial, 1).path / "tracked").exists()
+
+
+def test_a_preempted_trial_goes_on_in_its_run_without_a_row_twice(scene: Scene) -> None:
+    room = scene.room("preempted")
+    assert room.attempts(0) == [1, 2], scene.said["preempted"]
+    outcome = read_json(room.attempt(0, 1).outcome)
+    assert (outcome["kind"], outcome["cause"]) == ("stopped", "preempted")
+    (run,) = scene.group("preempted")
+    assert (run.state, run.starts) == ("finished", 2)
+    assert steps(run) == list(range(1, steps(run)[-1] + 1))
+    assert milestones(run) == list(range(1, 17))
+    assert run.config["sweep"]["attempt"] == 2
+
+
+def test_no_key_is_written_anywhere(scene: Scene) -> None:
+    for path in [path for path in scene.rooms.rglob("*") if path.is_file()]:
+        assert not any(secret.encode() in path.read_bytes() for secret in scene.secrets), path
+    assert not any(secret in text for secret in scene.secrets for text in scene.said.values())
+
+
+def test_nothing_was_refused(scene: Scene) -> None:
+    assert scene.standin.refused == []

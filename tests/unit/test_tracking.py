@@ -1,0 +1,225 @@
+"""What a sweep's runs are called in W&B and how they begin: from the settings alone."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+import pytest
+
+from sweep import tracking
+from sweep.config import compose_config, freeze
+from sweep.errors import ConfigError
+from sweep.queues import Place
+from sweep.settings import Settings
+
+OLD = "torchtune.utils.metric_logging.WandBLogger"
+NEW = "torchtune.training.metric_logging.WandBLogger"
+
+
+@cache
+def composed(*words: str) -> Settings:
+    return freeze(compose_config(["experiment=demo", *words]), "s").settings
+
+
+def settings(*words: str, logger: dict[str, Any] | None = None, **more: Any) -> Settings:
+    found = replace(composed(*words), created=1.5, **more)
+    return replace(found, torchtune={**found.torchtune, **({"metric_logger": logger} if logger else {})})
+
+
+def launch(*words: str) -> Settings:
+    return settings("queue=launch_local_process", "wandb.entity=team", *words)
+
+
+# --- the recipe's own logger -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", [OLD, NEW])
+def test_the_recipe_s_own_wandb_logger_keeps_meaning_what_it_says(path: str) -> None:
+    logger = {"_component_": path, "project": "theirs", "entity": "team", "group": "g", "name": "run", "notes": "why"}
+    found = settings(logger={**logger, "tags": ["a"], "log_dir": "/logs", "dir": "/logs"})
+    assert tracking.mode(found, {}) == "online"
+    assert tracking.place(found) == Place("team", "theirs", "g")
+    init = tracking.init_arguments(found, "s-7", "trial")
+    assert init == {
+        "project": "theirs",
+        "entity": "team",
+        "group": "g",
+        "name": "run-s-7",
+        "notes": "why",
+        "tags": ["a"],
+        "job_type": "trial",
+    }, "where its files lie is the room's matter"
+
+
+@pytest.mark.parametrize("path", [OLD, NEW])
+def test_the_logger_s_project_is_torchtune_s_default(path: str) -> None:
+    assert tracking.place(settings(logger={"_component_": path})) == Place(None, "torchtune", "s")
+
+
+def test_the_sweep_s_own_words_come_before_the_logger_s() -> None:
+    words = ["wandb.project=ours", "wandb.entity=we", "wandb.group=h", "wandb.tags=[b]", "wandb.init={notes: so}"]
+    logger = {
+        "_component_": NEW,
+        "project": "theirs",
+        "entity": "team",
+        "group": "g",
+        "notes": "why",
+        "tags": ["a", "b"],
+    }
+    found = settings(*words, logger=logger)
+    assert tracking.place(found) == Place("we", "ours", "h")
+    init = tracking.init_arguments(found, "s-7", "trial")
+    assert (init["notes"], init["tags"], init["name"]) == ("so", ["a", "b"], "s-7")
+
+
+@pytest.mark.parametrize("logger", [{"_component_": "torchtune.training.metric_logging.DiskLogger"}, {}])
+def test_another_logger_tracks_nothing(logger: dict[str, Any]) -> None:
+    found = settings(logger=logger)
+    assert tracking.logger_arguments(found.torchtune) is None
+    assert tracking.mode(found, {"WANDB_MODE": "online"}) == "disabled"
+    assert tracking.tracking_of(found, 7, {}) is None
+
+
+# --- modes -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "logger", "env", "mode"),
+    [
+        ((), {"_component_": NEW}, {}, "online"),
+        ((), {"_component_": NEW}, {"WANDB_MODE": "offline"}, "offline"),
+        ((), {"_component_": NEW, "mode": "disabled"}, {"WANDB_MODE": "offline"}, "disabled"),
+        (("queue.offline=true",), {"_component_": NEW}, {}, "offline"),
+        (("queue.offline=true",), {"_component_": NEW, "mode": "disabled"}, {}, "disabled"),
+        (("wandb=offline",), {"_component_": NEW}, {"WANDB_MODE": "online"}, "offline"),
+        (("wandb=disabled",), {"_component_": NEW}, {}, "disabled"),
+        (("wandb=online",), None, {}, "online"),
+        (("wandb=online", "queue.offline=true"), None, {}, "online"),
+        (("queue=launch_local_process",), None, {}, "online"),
+    ],
+)
+def test_mode(words: tuple[str, ...], logger: dict[str, Any] | None, env: dict[str, str], mode: str) -> None:
+    assert tracking.mode(settings(*words, logger=logger), env) == mode
+
+
+# --- ids -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_s_id_is_the_sweep_s_and_the_trial_s_and_nothing_else_s() -> None:
+    found = settings("wandb=online")
+    assert tracking.run_id(found, 7) == tracking.run_id(replace(found, trial_tokens=9), 7)
+    others = [replace(found, name="t"), replace(found, created=2.5)]
+    ids = [tracking.run_id(one, 7) for one in (found, *others)] + [tracking.run_id(found, 8)]
+    assert len(set(ids)) == 4
+    assert all(one.startswith(f"{sweep}-") for one, sweep in zip(ids, ["s", "t", "s", "s"], strict=True))
+    assert ids[0].endswith("-00007")
+
+
+def test_a_run_that_was_asked_to_stop_is_not_gone_on_in() -> None:
+    found = settings("wandb=online")
+    first = tracking.run_id(found, 7)
+    second = tracking.run_id(found, 7, {first})
+    third = tracking.run_id(found, 7, {first, second, "another"})
+    assert (second, third) == (f"{first}-2", f"{first}-3")
+    assert tracking.run_id(found, 7, {"another"}) == first
+
+
+def test_names_are_what_wandb_takes() -> None:
+    found = replace(settings("wandb=online"), name="größe & ähnlich/" + "x" * 80)
+    run = tracking.run_id(found, 7)
+    assert run.isascii()
+    assert len(run) <= 64
+    assert not set(run) & set(" /&")
+    assert tracking.adapter_name(replace(found, name="a b")) == "a-b-adapter"
+    assert tracking.worker_run_id(found, "w0001").endswith("-w0001")
+
+
+# --- the tracking of a trial -----------------------------------------------------------------------------------------
+
+
+def test_a_trial_s_tracking() -> None:
+    found = settings(
+        "wandb=online", "wandb.project=p", "wandb.entity=team", "wandb.tags=[lora]", "wandb.job_type=train"
+    )
+    said = tracking.tracking_of(found, 7, {})
+    assert said is not None
+    assert said.run == tracking.run_id(found, 7)
+    assert (said.mode, said.adapter, said.hook, said.checkpoint) == ("online", "s-adapter", "", "")
+    assert said.init == {
+        "project": "p",
+        "entity": "team",
+        "group": "s",
+        "name": "s-7",
+        "job_type": "train",
+        "tags": ["lora"],
+    }
+
+
+def test_without_artifacts_nothing_is_declared_or_uploaded() -> None:
+    said = tracking.tracking_of(
+        settings("wandb=online", "wandb.artifacts=none"), 7, {"checkpointer": {"checkpoint_dir": "/b"}}
+    )
+    assert said is not None
+    assert (said.adapter, said.inputs) == ("", {})
+
+
+def test_inputs_are_the_base_and_the_data_by_reference() -> None:
+    config = {
+        "checkpointer": {"checkpoint_dir": "/models/Llama 3.2"},
+        "dataset": [{"source": "json", "data_files": "/data/train.jsonl"}, {"source": "tatsu-lab/alpaca"}],
+        "dataset_val": {"source": "org/held-out"},
+    }
+    assert tracking.inputs_of(config) == {
+        "base-Llama-3.2": {"type": "base-model", "uri": "file:///models/Llama%203.2"},
+        "data-train.jsonl": {"type": "dataset", "uri": "file:///data/train.jsonl"},
+        "data-alpaca": {"type": "dataset", "uri": "hf://datasets/tatsu-lab/alpaca"},
+        "data-held-out": {"type": "dataset", "uri": "hf://datasets/org/held-out"},
+    }
+    assert tracking.inputs_of({}) == {}
+
+
+def test_only_where_wandb_is_all_they_share_a_checkpoint_travels_through_it() -> None:
+    assert not tracking.carries(launch())
+    alone = launch("queue.channel=wandb")
+    assert tracking.carries(alone)
+    first = tracking.tracking_of(alone, 7, {})
+    assert first is not None
+    second = tracking.tracking_of(alone, 7, {}, {first.run})
+    assert second is not None
+    assert first.run != second.run
+    assert first.checkpoint == second.checkpoint == f"{first.run}-checkpoint", "a run of its own goes on from it too"
+
+
+# --- what is refused -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("wandb.init={id: x}",), r"wandb\.init\.id is set by the sweep; use wandb\.project"),
+        (("wandb.init={project: x}",), r"wandb\.init\.project is set by the sweep"),
+        (("wandb=disabled", "wandb.registry=best"), r"wandb\.registry=best needs W&B; set wandb=online"),
+        (
+            ("queue=launch_local_process", "wandb=offline"),
+            r"wandb\.mode=offline, but a Launch queue's jobs are W&B runs",
+        ),
+        (
+            ("queue=launch_local_process", "queue.channel=wandb", "wandb.artifacts=none"),
+            r"wandb\.artifacts=none, but with queue\.channel=wandb",
+        ),
+        (("wandb=online", "wandb.hook=os.system"), r"wandb\.hook.*os\.system"),
+    ],
+)
+def test_refusals(words: tuple[str, ...], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        tracking.check(settings(*words))
+
+
+def test_a_hook_from_the_user_s_own_components_is_taken() -> None:
+    said = settings("wandb=online", "wandb.hook=mine.metrics.norms", "recipe.components=[mine]")
+    tracking.check(said)
+    found = tracking.tracking_of(said, 7, {})
+    assert found is not None
+    assert found.hook == "mine.metrics.norms"
