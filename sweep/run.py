@@ -231,7 +231,7 @@ def drive(room: Room, wish: Wish, nursery: Nursery, goes_on: bool = False) -> Fi
             with closing(nursery), open_world(room, settings, nursery) as world:
                 if not goes_on and not wish.in_job:
                     _forget_wish(room, world[1].channel)
-                finish = _control(room, settings, world, wish, nursery)
+                finish = _control(room, settings, world, nursery, wish)
                 if finish.how is not Finished.HANDED_OVER:
                     _forget_wish(room, world[1].channel)
         except OSError as error:
@@ -250,12 +250,12 @@ def _forget_wish(room: Room, channel: Channel) -> None:
         channel.mirror.clear_control()
 
 
-def _control(room: Room, settings: Settings, world: tuple[OptunaStudy, Ports], wish: Wish, nursery: Nursery) -> Finish:
+def _control(room: Room, settings: Settings, world: tuple[OptunaStudy, Ports], nursery: Nursery, wish: Wish) -> Finish:
     out = console()
     log = Log(world[0], settings.metric, echo=None if out.is_terminal else out)
     main = make_controller(room, settings, world, log, wish)
-    controller = with_evaluations(main, room, settings, (world[0], nursery), EvaluationLog(log, room))
-    with _publishing(room, settings, log), _signals(wish), _live(out, log, room, world[0]):
+    judging = with_evaluations(main, room, settings, (world[0], nursery), EvaluationLog(log, room))
+    with _publishing(room, settings, log), _signals(wish), _live(out, log, room, world[0]), judging as controller:
         finish = controller.run()
         if finish.how is Finished.DETACHED and second_thoughts(wish, log):
             finish = controller.run()

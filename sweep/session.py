@@ -329,40 +329,6 @@ def make_controller(
     )
 
 
-def with_evaluations(
-    main: Controller, room: Room, settings: Settings, parts: tuple[OptunaStudy, Nursery], listener: Listener
-) -> Controller | Together:
-    """A sweep's controller together with that of its evaluations, where any are wanted.
-
-    Args:
-        listener: told of the evaluations.
-    """
-    from sweep.beside import EvaluationStudy, Gate, Together
-    from sweep.loop import Controller
-    from sweep.ports import Ports
-
-    if not wanted(settings.evaluate):
-        return main
-    study, nursery = parts
-    inner, beside = evaluation_settings(settings), evaluations_room(room)
-    waits = on_gpu(settings) and not isinstance(settings.queue, SlurmQueue | LaunchQueue)
-    dispatcher = make_dispatcher(beside, inner, None if waits else nursery)
-    judges = EvaluationStudy(beside, study.winners)
-    gate = Gate(main.mode)
-    controller = Controller(
-        ports=Ports(judges, make_channel(beside, dispatcher), dispatcher, main.ports.clock),
-        limits=inner.limits(1),
-        spec=lambda trial, attempt, worker: evaluation_spec(
-            settings, room, (trial, attempt, worker), stopped_runs(beside)
-        ),
-        listener=listener,
-        mode=gate,
-        created=settings.created,
-        poll_seconds=main.poll_seconds,
-    )
-    return Together(main, controller, gate, waits)
-
-
 def _simulated_ports(room: Room, settings: Settings, study: OptunaStudy) -> Ports:
     from sweep.dispatch.simulated import simulated_ports
 
@@ -402,6 +368,48 @@ def spec_maker(
         return TrialSpec(settings.name, trial, attempt, worker, config, tokens, every)
 
     return spec
+
+
+@contextmanager
+def with_evaluations(
+    main: Controller, room: Room, settings: Settings, parts: tuple[OptunaStudy, Nursery], listener: Listener
+) -> Iterator[Controller | Together]:
+    """A sweep's controller together with that of its evaluations, where any are wanted.
+
+    Args:
+        listener: told of the evaluations.
+
+    Raises:
+        RetryLater: see `open_channel`.
+    """
+    if not wanted(settings.evaluate) or isinstance(settings.queue, SimulatedQueue):
+        yield main
+        return
+    from sweep.beside import EvaluationStudy, Gate, Together
+    from sweep.loop import Controller
+    from sweep.ports import Ports
+
+    study, nursery = parts
+    inner, beside = evaluation_settings(settings), evaluations_room(room)
+    waits = on_gpu(settings) and not isinstance(settings.queue, SlurmQueue | LaunchQueue)
+    dispatcher = make_dispatcher(beside, inner, None if waits else nursery)
+    gate = Gate(main.mode)
+    if not beside.sweep.exists():
+        save_settings(beside, inner)
+    with open_channel(beside, inner, dispatcher) as channel:
+        judges = EvaluationStudy(beside, study.winners)
+        controller = Controller(
+            ports=Ports(judges, channel, dispatcher, main.ports.clock),
+            limits=inner.limits(1),
+            spec=lambda trial, attempt, worker: evaluation_spec(
+                settings, room, (trial, attempt, worker), stopped_runs(beside)
+            ),
+            listener=listener,
+            mode=gate,
+            created=settings.created,
+            poll_seconds=main.poll_seconds,
+        )
+        yield Together(main, controller, gate, waits)
 
 
 def trial_spec(

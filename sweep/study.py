@@ -353,8 +353,8 @@ class OptunaStudy:
         return self._facts
 
     def winners(self) -> list[int]:
-        """The trials that were the best when they ended, in that order."""
-        done = [trial for trial in self.frozen() if trial.state is TrialState.COMPLETE]
+        """The trials that were the best when they ended, in that order; finals are left out."""
+        done = [t for t in self.frozen() if t.state is TrialState.COMPLETE and FINAL not in t.user_attrs]
         best, found = math.inf, []
         for trial in sorted(done, key=lambda trial: (str(trial.datetime_complete), trial.number)):
             if trial.value is not None and trial.value < best:

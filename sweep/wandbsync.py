@@ -53,16 +53,11 @@ def pending_uploads(room: Room) -> list[Upload]:
             files = room.attempt(trial, number)
             spec = decode(TrialSpec, read_text(files.spec) or "")
             done = (files.path / "tracked").exists() or (files.path / "synced").exists()
+            tracking = spec.tracking if spec.evaluate is None else spec.evaluate.tracking  # the judged trial's own run
             over = files.outcome.exists() or number < room.attempts(trial)[-1]
             for directory in sorted((files.path / "wandb").glob("*run-*")):
-                if (
-                    spec.tracking is not None
-                    and over
-                    and not done
-                    and directory.is_dir()
-                    and not directory.is_symlink()
-                ):
-                    found.append(Upload(files, directory, spec, spec.tracking))
+                if tracking is not None and over and not done and directory.is_dir() and not directory.is_symlink():
+                    found.append(Upload(files, directory, spec, tracking))
     return found
 
 
@@ -77,7 +72,7 @@ def upload(part: Upload) -> None:
     if done.returncode != 0:
         last = (done.stderr or done.stdout).strip().splitlines()[-1:] or ["no word"]
         raise RetryLater(f"{part.directory.name} did not arrive at W&B: {last[0]}")
-    if part.directory.name.startswith("offline-"):
+    if part.directory.name.startswith("offline-") and part.spec.evaluate is None:
         _declare(part)
     write_atomic(part.attempt.path / "synced", part.directory.name)
 

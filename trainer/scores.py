@@ -14,6 +14,7 @@ from typing import Any
 
 from trainer.contract import Evaluation, Tracking
 from trainer.room import AttemptDir, write_atomic
+from trainer.store import open_store
 from trainer.tracking import SETTINGS, score_summary
 
 
@@ -29,10 +30,9 @@ def fetch_adapter(asked: Evaluation, to: Path) -> Path:
         wandb.Api().artifact(asked.artifact, type="model").download(root=str(to))
         return to
     if "://" in asked.adapter:
-        from fsspec.core import url_to_fs
-
-        store, path = url_to_fs(asked.adapter)
-        store.get(path.rstrip("/") + "/", f"{to}/", recursive=True)
+        store = open_store(asked.adapter)
+        for key in store.list():
+            store.fetch(key, to / key)
         return to
     if not Path(asked.adapter).is_dir():
         raise FileNotFoundError(f"there is no adapter in {asked.adapter}")

@@ -63,7 +63,7 @@ def test_online_the_scores_land_on_the_trial_s_run(
         assert (run.state, run.exit_code, run.starts) == ("finished", 0, 2)
         assert run.summary["eval/loss"] == pytest.approx(rows[number]["value"])
         assert run.summary["val_loss"] == pytest.approx(rows[number]["value"]), "and nothing else is lost"
-        assert run.summary["trial/state"] == "completed"
+        assert run.summary["trial/state"] == "complete"
         assert (evaluations_room(room).attempt(number, 1).path / "tracked").read_text() == run_of(room, number)
     judged = {run_of(room, number) for number in evaluations_room(room).trials()}
     others = {run_of(room, number) for number in rows} - judged

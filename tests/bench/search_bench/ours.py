@@ -37,7 +37,7 @@ class OurMethod:
         if found is not None:
             self._stand(found.trial, Standing.RUNNING)
             return Job(found.trial, self._curves[found.trial].params, self._table.milestones)
-        self._study.shown = self._history.show()
+        self._study.shown = self._history.show
         trial = self._study.ask()
         params = suggest(trial, self._table)
         self._study.shown = None
