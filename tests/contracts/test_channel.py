@@ -9,7 +9,10 @@ from pathlib import Path
 import pytest
 
 from sweep.channel import RoomChannel
+from sweep.launchapi import Runs
 from sweep.ports import Channel
+from sweep.wandbchannel import WandbChannel
+from tests.launchfakes import FakeLaunchApi
 from trainer.contract import Outcome, OutcomeKind, Report, StopCause, TrialSpec, decode, encode
 from trainer.room import Room, append_line, read_text, write_atomic
 
@@ -19,10 +22,20 @@ REPORT = Report(1, 2, 10, 0, 2.5, 1.0, 1e-3, 100.0, 0.5)
 Make = Callable[[Room], Channel]
 
 
-@pytest.fixture(params=[RoomChannel], ids=["room"])
-def make(request: pytest.FixtureRequest) -> Make:
-    made: Make = request.param
-    return made
+@pytest.fixture(params=["room", "wandb"])
+def make(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Make:
+    if request.param == "room":
+        return RoomChannel
+    api = FakeLaunchApi(tmp_path_factory.mktemp("wandb"))
+    return lambda room: through_wandb(room, api)
+
+
+def through_wandb(room: Room, api: FakeLaunchApi) -> WandbChannel:
+    """One that has looked, as the dispatcher makes it look."""
+    channel = WandbChannel(room, RoomChannel(room), api, Runs(api, 0.0), lambda run: None)
+    channel.runs.want("jobs", ["run-1"])
+    channel.runs.look()
+    return channel
 
 
 @pytest.fixture
@@ -116,7 +129,11 @@ def test_a_drain_and_a_beat_are_seen(make: Make, room: Room) -> None:
     seen = channel.observe([], ["w0001"])[1]["w0001"]
     assert (seen.draining, seen.beat) == (True, None)
     write_atomic(room.worker("w0001").beat, "7")
-    assert channel.observe([], ["w0001"])[1]["w0001"].beat == "7"
+    first = channel.observe([], ["w0001"])[1]["w0001"].beat
+    assert first is not None
+    assert channel.observe([], ["w0001"])[1]["w0001"].beat == first
+    write_atomic(room.worker("w0001").beat, "8")
+    assert channel.observe([], ["w0001"])[1]["w0001"].beat not in (first, None)
 
 
 def test_attempts_are_shown_in_order(make: Make, room: Room) -> None:
