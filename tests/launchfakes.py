@@ -167,6 +167,10 @@ class Agent:
     pid: int = 0
 
     def __enter__(self) -> Self:
+        self.begin()
+        return self
+
+    def begin(self) -> None:
         test = os.getpid()
         self.pid = os.fork()
         if self.pid == 0:
@@ -174,7 +178,6 @@ class Agent:
             with suppress(BaseException):
                 self._serve(test)
             os._exit(0)
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.kill()

@@ -3,8 +3,8 @@
 python -m tests.bench.launch --trials 50 --seconds 60 --out launch.json
 
 The server is the stand-in on this machine; the controller, its client and its requests are the real ones. The trials
-are made up: one thread writes what 50 jobs would have told, straight into the room or into the stand-in's state, so that
-every request that is counted is the controller's. Each reports every five seconds and is pruned after the counted time.
+are made up: one thread writes what 50 jobs would have told, straight into the room or into the stand-in's state, so
+that every counted request is the controller's. Each reports every five seconds and is pruned after the counted time.
 """
 
 from __future__ import annotations
@@ -173,7 +173,7 @@ def make_room(channel: str, trials: int, prune_at: int) -> Room:
     words = ["objective=loss", "objective.milestone_tokens=10", f"search.trials={trials}", "queue=launch_local_process"]
     words += [f"queue.workers={trials}", f"queue.channel={channel}", "queue.name=lab", "wandb.entity=team"]
     words += ["queue.resource=local-container", "queue.docker_image=sweep/trainer:1", "wandb.project=p"]
-    words += ["pruner=threshold", "pruner.upper=0.001", f"pruner.n_warmup_steps={prune_at - 1}", "sampler=random"]
+    words += ["pruner=threshold", "pruner.upper=0.001", f"pruner.n_warmup_steps={prune_at}", "sampler=random"]
     words += ["space.optimizer.lr=tag(log,interval(1e-5,1e-1))", "space.model.lora_rank=null"]
     words += ["space.gradient_accumulation_steps=null", "derive.model.lora_alpha=null"]
     return session.create_room(freeze(compose_config(words), f"bench-{channel}"), 10**6)
