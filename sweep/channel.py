@@ -53,7 +53,9 @@ class RoomChannel:
             write_atomic(path, f"{cause}\n{reason}")
 
     def drain(self, worker: str) -> None:
-        write_atomic(self._room.worker(worker).drain, "")
+        drain = self._room.worker(worker).drain
+        if not drain.exists():  # it may say more: that nobody waits for this worker at all
+            write_atomic(drain, "")
 
     def observe(
         self, trials: Sequence[int], workers: Sequence[str]

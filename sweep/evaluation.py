@@ -95,7 +95,7 @@ def evaluation_settings(settings: Settings) -> Settings:
     queue, search = settings.queue, settings.search
     queue = replace(queue, workers=1, slots=1)
     if isinstance(queue, LaunchQueue):
-        queue = replace(queue, room=_below(queue.room)) if queue.room else queue
+        queue = replace(queue, room=f"{queue.room.rstrip('/')}/{settings.name}") if queue.room else queue
     elif not isinstance(queue, SlurmQueue):
         queue = replace(queue, threads=1)  # beside the trials, whose cores these are
     search = replace(search, trials=None, tokens=None, seconds=None, target=None, max_failure_share=1.0)
@@ -147,11 +147,7 @@ def _adapter(settings: Settings, room: Room, trial: int, attempt: int) -> str:
     """Where a job sees the adapter of an attempt: in the room as the queue's jobs know it."""
     path = room.attempt(trial, attempt).adapter
     seen = settings.queue.room if isinstance(settings.queue, LaunchQueue) else None
-    return f"{seen.rstrip('/')}/{path.relative_to(room.root)}" if seen else str(path)
-
-
-def _below(room: str) -> str:
-    return f"{room.rstrip('/')}/{DIRECTORY}"
+    return f"{seen.rstrip('/')}/{settings.name}/{path.relative_to(room.root)}" if seen else str(path)
 
 
 def _yaml(name: str) -> dict[str, Any]:

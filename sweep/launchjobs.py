@@ -41,10 +41,10 @@ def run_of(settings: Settings, worker: str, specs: Sequence[TrialSpec]) -> str:
 
 
 def room_for_jobs(settings: Settings, room: Room) -> str:
-    """Where jobs see the room: below `queue.room` under the sweep's name, or at the controller's path."""
+    """Where jobs see the room: below `queue.room` under its own name, or at the controller's path."""
     queue = settings.queue
     assert isinstance(queue, LaunchQueue)
-    return f"{queue.room.rstrip('/')}/{settings.name}" if queue.room else str(room.root)
+    return f"{queue.room.rstrip('/')}/{room.root.name}" if queue.room else str(room.root)
 
 
 def payload(settings: Settings, room: Room, worker: str, specs: Sequence[TrialSpec], gpu: bool) -> dict[str, Any]:

@@ -100,7 +100,10 @@ def read_job(environ: Mapping[str, str]) -> JobSpec:
         text = "".join(parts)
     try:
         raw = json.loads(text)[JOB_KEY]
-        return JobSpec(**{**raw, "specs": tuple(raw.get("specs", ()))})
+        job = JobSpec(**{**raw, "specs": tuple(raw.get("specs", ()))})
+        if not job.worker and not job.controller:
+            raise KeyError("worker")
+        return job
     except (ValueError, KeyError, TypeError) as error:
         raise JobError(
             f"WANDB_CONFIG holds no job of a sweep ({error!r}); it is pushed by `sweep run queue=launch_…`"

@@ -10,11 +10,14 @@ import pytest
 
 from sweep.channel import RoomChannel
 from sweep.dispatch.simulated import SimulatedChannel, SimulatedClock
+from sweep.launchapi import Runs
 from sweep.mirror import ControllerMirror, pull_room
 from sweep.mirrored import Allowance, MirroredChannel
 from sweep.ports import Channel
 from sweep.simulation import Fates, SimAttempt, World
 from sweep.tables import load_table
+from sweep.wandbchannel import WandbChannel
+from tests.launchfakes import FakeLaunchApi
 from tests.tables import write_table
 from trainer.contract import Outcome, OutcomeKind, Report, StopCause, TrialSpec, decode, encode
 from trainer.room import Room, append_line, read_text, write_atomic
@@ -111,7 +114,7 @@ class SimulatedRig(Rig):
             self.world.advance(self.world.next_event())
 
 
-@pytest.fixture(params=["room", "mirrored"])
+@pytest.fixture(params=["room", "mirrored", "wandb"])
 def make(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Make:
     """Over a directory that both share; and over a store of which each controller has a new copy.
 
@@ -125,7 +128,18 @@ def make(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         mirror.start(continued=False)
         return MirroredChannel(mirror, look=0.01, allowance=Allowance(1e9))
 
+    if request.param == "wandb":
+        api = FakeLaunchApi(tmp_path_factory.mktemp("wandb"))
+        return lambda room: through_wandb(room, api)
     return mirrored if request.param == "mirrored" else RoomChannel
+
+
+def through_wandb(room: Room, api: FakeLaunchApi) -> WandbChannel:
+    """One that has looked, as the dispatcher makes it look."""
+    channel = WandbChannel(room, RoomChannel(room), api, Runs(api, 0.0), lambda run: None)
+    channel.runs.want("jobs", ["run-1"])
+    channel.runs.look()
+    return channel
 
 
 @pytest.fixture

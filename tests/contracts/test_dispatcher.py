@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from sweep.channel import RoomChannel
+from sweep.dispatch import launch as launch_dispatch
+from sweep.dispatch.launch import LaunchDispatcher
 from sweep.dispatch.local import LocalDispatcher
 from sweep.dispatch.simulated import SimulatedDispatcher
+from sweep.launchapi import Runs
 from sweep.model import JobState
 from sweep.nursery import Nursery
 from sweep.ports import Dispatcher, WorkerSpec
+from sweep.queues import LaunchQueue
 from sweep.simulation import Fates, World
 from sweep.tables import load_table
 from tests.fakes import FastDispatcher
+from tests.launchfakes import Agent, FakeLaunchApi
 from tests.tables import write_table
+from trainer.contract import JOB_KEY, Tracking, TrialSpec, encode
 from trainer.room import Room, held, read_text, write_atomic
 
 # Makes a dispatcher on a room; called again, it is what a restarted controller would make.
@@ -36,19 +46,37 @@ def nursery() -> Iterator[Nursery]:
 KINDS = [
     "local",
     "simulated",
+    "launch",
     pytest.param("forked", marks=pytest.mark.slow),
     pytest.param("spare", marks=pytest.mark.slow),
 ]
 
 
+def launched(room: Room, api: FakeLaunchApi) -> LaunchDispatcher:
+    def payload(worker: str, specs: Sequence[TrialSpec]) -> dict[str, Any]:
+        options = {"trials": 0, "idle_seconds": 20, "seconds": 1e9, "env": {}}
+        raw = [json.loads(encode(spec)) for spec in specs]
+        return {JOB_KEY: {"worker": worker, "room": str(room.root), "options": options, "specs": raw}}
+
+    def run_of(worker: str, specs: Sequence[TrialSpec]) -> str:
+        return specs[0].tracking.run if specs[0].tracking is not None else worker
+
+    return LaunchDispatcher(room, LaunchQueue(), api, Runs(api, 0.02), payload, run_of, lambda run: None)
+
+
 @pytest.fixture(params=KINDS)
-def make(request: pytest.FixtureRequest) -> Iterator[Make]:
+def make(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
     if request.param == "local":
         yield lambda room: FastDispatcher(room, (), 1)
         return
     if request.param == "simulated":
         world = make_world(request.getfixturevalue("tmp_path"))
         yield lambda room: SimulatedDispatcher(world)
+        return
+    if request.param == "launch":
+        monkeypatch.setattr(launch_dispatch, "CANCEL_SECONDS", 0.5)
+        with Agent(FakeLaunchApi(tmp_path / "wandb")):
+            yield lambda room: launched(room, FakeLaunchApi(tmp_path / "wandb"))
         return
     source: Nursery = request.getfixturevalue("nursery") if request.param == "forked" else Nursery([{}])
     yield lambda room: LocalDispatcher(room, (), 1, nursery=source)
@@ -134,13 +162,30 @@ def state(dispatcher: Dispatcher, name: str) -> JobState:
     return dispatcher.poll()[name].state
 
 
+def begin(dispatcher: Dispatcher, room: Room, *workers: WorkerSpec) -> None:
+    """Start them; where the queue's jobs carry their first trials, a worker is planned until it is given one."""
+    dispatcher.start(workers)
+    planned = [worker for worker in workers if state(dispatcher, worker.name) is JobState.PLANNED]
+    for worker in planned:
+        give(room, worker)
+    dispatcher.start(planned)
+
+
+def give(room: Room, worker: WorkerSpec) -> None:
+    tracking = Tracking(f"run-{worker.place}", "online", {"entity": "team", "project": "p"})
+    config = {"optimizer": {"lr": 1e-3}}
+    spec = TrialSpec("s", worker.place, 1, worker.name, config, milestone_tokens=10, tracking=tracking)
+    if not room.attempt(worker.place, 1).spec.exists():
+        RoomChannel(room).assign(spec)
+
+
 def test_nothing_was_started(make: Make, room: Room) -> None:
     assert make(room).poll() == {}
 
 
 def test_a_started_worker_is_seen_at_its_place_until_it_ends(make: Make, room: Room, hands: Hands) -> None:
     dispatcher = make(room)
-    dispatcher.start([WorkerSpec("w0001", 0), WorkerSpec("w0002", 5)])
+    begin(dispatcher, room, WorkerSpec("w0001", 0), WorkerSpec("w0002", 5))
     assert {name: job.place for name, job in dispatcher.poll().items()} == {"w0001": 0, "w0002": 5}
     assert state(dispatcher, "w0001") is not JobState.GONE, "from the moment it was started"
     hands.ready("w0001")
@@ -151,7 +196,7 @@ def test_a_started_worker_is_seen_at_its_place_until_it_ends(make: Make, room: R
 
 
 def test_start_is_safe_to_repeat_also_after_a_restart(make: Make, room: Room, hands: Hands) -> None:
-    make(room).start([WorkerSpec("w0001", 0)])
+    begin(make(room), room, WorkerSpec("w0001", 0))
     hands.ready("w0001")
     one = hands.identity("w0001")
     restarted = make(room)
@@ -160,9 +205,64 @@ def test_start_is_safe_to_repeat_also_after_a_restart(make: Make, room: Room, ha
     assert hands.identity("w0001") == one
 
 
+def test_a_planned_worker_is_handed_over_once_it_has_trials_and_only_once(tmp_path: Path) -> None:
+    """Where a job carries its first trials."""
+    room, api = Room(tmp_path / "room"), FakeLaunchApi(tmp_path / "wandb")
+    room.root.mkdir()
+    worker = WorkerSpec("w0001", 3)
+    launched(room, api).start([worker])
+    launched(room, api).start([worker])
+    assert (state(launched(room, api), "w0001"), api.items()) == (JobState.PLANNED, [])
+    give(room, worker)
+    for _ in range(3):
+        launched(room, api).start([worker])
+    assert state(launched(room, api), "w0001") is JobState.PENDING
+    (item,) = api.items()
+    job = json.loads((api.root / "items" / item / "spec").read_text())
+    assert job["run"] == "run-3"
+    assert [spec["trial"] for spec in job["config"][JOB_KEY]["specs"]] == [3]
+
+
+def test_a_planned_worker_that_is_cancelled_is_never_handed_over(tmp_path: Path) -> None:
+    room, api = Room(tmp_path / "room"), FakeLaunchApi(tmp_path / "wandb")
+    room.root.mkdir()
+    worker = WorkerSpec("w0001", 3)
+    dispatcher = launched(room, api)
+    dispatcher.start([worker])
+    dispatcher.cancel(["w0001"])
+    give(room, worker)
+    dispatcher.start([worker])
+    assert (state(launched(room, api), "w0001"), api.items()) == (JobState.GONE, [])
+
+
+def test_a_poll_asks_once_however_many_workers_there_are(tmp_path: Path) -> None:
+    room, api = Room(tmp_path / "room"), FakeLaunchApi(tmp_path / "wandb")
+    room.root.mkdir()
+    dispatcher = launched(room, api)
+    begin(dispatcher, room, *(WorkerSpec(f"w{n:04d}", n) for n in range(1, 60)))
+    time.sleep(0.03)
+    before = len((api.root / "requests").read_text().splitlines())
+    dispatcher.poll()
+    asked = (api.root / "requests").read_text().splitlines()[before:]
+    assert [line.split()[0] for line in asked] == ["runs", "item_state"], "and of one that waits, in turn"
+
+
+def test_who_only_looks_writes_nothing_and_asks_nobody(tmp_path: Path) -> None:
+    room, api = Room(tmp_path / "room"), FakeLaunchApi(tmp_path / "wandb")
+    room.root.mkdir()
+    begin(launched(room, api), room, WorkerSpec("w0001", 0))
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    looker = replace(launched(room, api), reads=True)
+    assert state(looker, "w0001") is JobState.PENDING
+    write_atomic(room.worker("w0001").exit, '{"reason": "it was drained"}')
+    assert looker.poll()["w0001"].reason == "it was drained"
+    room.worker("w0001").exit.unlink()
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
 def test_cancel_ends_it_and_is_safe_to_repeat(make: Make, room: Room, hands: Hands) -> None:
     dispatcher = make(room)
-    dispatcher.start([WorkerSpec("w0001", 0)])
+    begin(dispatcher, room, WorkerSpec("w0001", 0))
     hands.ready("w0001")
     make(room).cancel(["w0001"])
     hands.until(lambda: state(dispatcher, "w0001") is JobState.GONE)
@@ -172,7 +272,7 @@ def test_cancel_ends_it_and_is_safe_to_repeat(make: Make, room: Room, hands: Han
 
 def test_a_killed_worker_is_gone(make: Make, room: Room, hands: Hands) -> None:
     dispatcher = make(room)
-    dispatcher.start([WorkerSpec("w0001", 0)])
+    begin(dispatcher, room, WorkerSpec("w0001", 0))
     hands.ready("w0001")
     hands.kill("w0001")
     hands.until(lambda: state(dispatcher, "w0001") is JobState.GONE)
@@ -184,8 +284,9 @@ def test_a_start_that_never_happened_is_gone(make: Make, room: Room) -> None:
     if isinstance(make(room), SimulatedDispatcher):
         pytest.skip("a simulated start leaves no intent behind")
     job = room.worker("w0001").job
-    write_atomic(job, '{"place": 2, "name": "never-submitted-w0001"}')
-    os.utime(job, (time.time() - 300, time.time() - 300))
+    before = time.time() - 300
+    write_atomic(job, json.dumps({"place": 2, "name": "never-submitted-w0001", "run": "run-1", "pushed": before}))
+    os.utime(job, (before, before))
     found = make(room).poll()
     assert {name: (job.place, job.state) for name, job in found.items()} == {"w0001": (2, JobState.GONE)}
 

@@ -263,8 +263,10 @@ def test_an_item_that_no_agent_takes_is_given_up_after_pending_seconds(rooms: Pa
 
 def test_without_pending_seconds_a_job_waits_in_its_queue(rooms: Path, way: tuple[str, ...]) -> None:
     room = launch_room(rooms, *way, *ONE)
-    with once(lambda: len(launch_api(room).asked("item_state")) > 12, lambda: Agent(launch_api(room)).__enter__()):
+    agent = Agent(launch_api(room))
+    with once(lambda: len(launch_api(room).asked("item_state")) > 12, agent.begin):
         assert run_here(room).how is Finished.DONE
+    agent.kill()
     assert (pushed(room), row(room)) == (["w0001"], ("complete", 1))
 
 
@@ -351,11 +353,11 @@ def test_an_agent_that_goes_away_with_its_jobs(rooms: Path, way: tuple[str, ...]
     room = launch_room(rooms, *way, "queue.silence_seconds=0.5", "search.max_attempts=9", step="0.05")
     first, second = Agent(launch_api(room)), Agent(launch_api(room))
 
-    def replace_it() -> None:
+    def change() -> None:
         first.kill()
-        second.__enter__()
+        second.begin()
 
-    with first, once(lambda: reports(room) > 0, replace_it):
+    with first, once(lambda: reports(room) > 0, change):
         assert run_here(room).how is Finished.DONE
     second.kill()
     check(room)

@@ -494,7 +494,7 @@ def complaint_of(act: Callable[[], object]) -> str:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["sampler=tpee"], ["sampler=tpee does not exist", "cma_es, gp, grid, qmc, random, tpe"]),
+        (["sampler=tpee"], ["sampler=tpee does not exist", "cma_es, forecast, gp, grid, qmc, random, tpe"]),
         (["queue=lsf"], ["queue=lsf does not exist", "local"]),
         (["experiment=demoo"], ["experiment=demoo does not exist", "demo", "gsm8k_base1m"]),
         (["search.trialz=3"], ["search: there is no key trialz", "did you mean trials?", "max_attempts"]),

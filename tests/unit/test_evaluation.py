@@ -159,14 +159,14 @@ def test_a_launch_job_has_a_run_of_its_own_and_sees_the_room_as_jobs_do(tmp_path
     room = room_with_a_trial(tmp_path, settings)
     spec = evaluation_spec(settings, room, (3, 1, "w0001"))
     assert spec.evaluate is not None
-    assert spec.evaluate.adapter == "/mnt/s/trials/00003/2/adapter"
+    assert spec.evaluate.adapter == "/mnt/s/s/trials/00003/2/adapter"
     assert spec.tracking is not None
     assert spec.tracking.run != run_id(settings, 3)
     assert (spec.tracking.init["group"], spec.tracking.init["job_type"]) == ("s", "evaluation")
     inner = evaluation_settings(settings)
     assert run_of(inner, "w0001", [spec]) == spec.tracking.run
     job = payload(inner, evaluations_room(room), "w0001", [spec], False)[JOB_KEY]
-    assert (job["room"], job["options"]["slots"]) == ("/mnt/s/evaluations", 1)
+    assert (job["room"], job["options"]["slots"]) == ("/mnt/s/s/evaluations", 1)
     several = replace(settings, queue=replace(settings.queue, trials_per_worker=None))
     assert run_of(evaluation_settings(several), "w0001", [spec]) != run_of(several, "w0001", [spec])
 
