@@ -71,8 +71,12 @@ class RoomChannel:
 
     def wait(self, clock: Clock, seconds: float) -> None:
         end = clock.now() + seconds
-        while clock.now() < end and not any(path.exists() for path in self._awaited):
+        while clock.now() < end and not self.awaited():
             clock.sleep(min(seconds, WAIT_SECONDS))
+
+    def awaited(self) -> bool:
+        """Whether an attempt of the last observation has ended since, or a worker has got ready."""
+        return any(path.exists() for path in self._awaited)
 
     def _fence_off(self, spec: TrialSpec) -> None:
         """The attempts before this one were lost, but may run on: nothing that they write counts, and they end."""

@@ -14,7 +14,7 @@ from pathlib import Path
 from sweep.errors import ConfigError, SweepError
 
 EPILOG = """\
-Trailing key=value words of run, plan and doctor are Hydra overrides: experiment=… queue=… search.trials=…
+Trailing key=value words of run, plan, doctor and queue are Hydra overrides: experiment=… queue=… search.trials=…
 NAME is a sweep's name or room; the newest one where it is left out.
 Exit codes: 0 done, 1 failed, 2 wrong input, 130 interrupted."""
 
@@ -40,7 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 # Options that take a value.
-VALUED = ("-n", "-o", "--output", "--trial", "--config-dir")
+VALUED = {"-n", "-o", "--output", "--trial", "--config-dir", "--region", "--namespace", "--on", "--alias"}
+VALUED |= {"--collection", "--type", "--webhook", "--channel", "--name"}
 
 
 def _positionals_first(argv: Sequence[str]) -> list[str]:
@@ -90,15 +91,41 @@ def _parser() -> argparse.ArgumentParser:
         "overrides", nargs="*", metavar="search.KEY=VALUE", help="a larger budget, another queue setting"
     )
     resume.add_argument("--detach", action="store_true", help="run the controller in the background and return")
+    resume.add_argument("--in-job", action="store_true", help=argparse.SUPPRESS)
     best = _named(verbs, "best", "show the best trial and write best.yaml")
     best.add_argument("--json", action="store_true")
     export = _named(verbs, "export", "write a trial's YAML for `tune run`")
     export.add_argument("--trial", type=int, help="default: the best")
     export.add_argument("-o", "--output", type=Path, help="default: best.yaml or trial-N.yaml in the room; -: print")
     export.add_argument("--verify", action="store_true", help="train it with `tune run` and compare every step")
+    _named(verbs, "sync", "upload to W&B what did not arrive there, once and in order")
+    replay = _named(
+        verbs, "replay", "say what another pruner would have spent on a finished sweep, and what of its winner"
+    )
+    replay.add_argument("overrides", nargs="*", metavar="pruner=NAME", help="pruner=NAME and pruner.KEY=VALUE")
+    replay.add_argument("--json", action="store_true")
     report = _named(verbs, "report", "write one self-contained HTML file")
     report.add_argument("-o", "--output", type=Path, help="default: report.html in the room")
+    _queue(verbs)
     return parser
+
+
+def _queue(verbs: argparse._SubParsersAction) -> None:  # type: ignore[type-arg]
+    text = "a queue of W&B Launch: show it (as does no action), create it, its job, its agent, an automation"
+    queue = _composing(verbs, "queue", text)
+    queue.usage = "sweep queue [create | show | job | agent | automate] [KEY=VALUE ...] [options]"
+    queue.add_argument("--json", action="store_true", help="show: as JSON")
+    queue.add_argument("--region", help="agent: of the cloud, for SageMaker and Vertex AI")
+    queue.add_argument("--kubernetes", action="store_true", help="agent: as objects for kubectl")
+    queue.add_argument("--namespace", default="default", help="agent: of the cluster (default: default)")
+    queue.add_argument("--on", choices=("alias", "version"), default="alias", help="automate: when (default: alias)")
+    queue.add_argument("--alias", default="best", help="automate: which alias (default: best)")
+    queue.add_argument("--collection", help="automate: of this collection only, NAME or wandb-registry-NAME/NAME")
+    queue.add_argument("--type", default="model", help="automate: the artifacts' type (default: model)")
+    queue.add_argument("--webhook", metavar="NAME", help="automate: call this webhook of the team")
+    queue.add_argument("--slack", action="store_true", help="automate: tell the team's Slack channel")
+    queue.add_argument("--channel", metavar="NAME", help="automate: which one, where the team has several")
+    queue.add_argument("--name", dest="called", help="automate: the automation's name")
 
 
 def _composing(verbs: argparse._SubParsersAction, name: str, text: str) -> argparse.ArgumentParser:  # type: ignore[type-arg]

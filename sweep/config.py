@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -23,11 +23,11 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from sweep import evaluation, tracking
 from sweep import recipe as torchtune_recipe
-from sweep import tracking
 from sweep.errors import ConfigError
 from sweep.grammar import merged, parse_space
-from sweep.queues import SlurmQueue
+from sweep.queues import SimulatedQueue, SlurmQueue
 from sweep.resources import conf_dir, launch_queues_dir
 from sweep.settings import (
     Objective,
@@ -38,6 +38,7 @@ from sweep.settings import (
     Wandb,
     WarmStart,
     controller_job,
+    read_evaluator,
     read_queue,
     read_section,
 )
@@ -45,7 +46,7 @@ from sweep.words import GIVEN, hydra_error, keyed_section, section_of, split_wor
 
 ALLOWED_TARGETS = {"sampler": ("optuna.samplers.", "sweep."), "pruner": ("optuna.pruners.", "sweep.")}
 # What tells a sampler and a pruner from other classes.
-METHODS = {"sampler": "sample_relative", "pruner": "prune"}
+METHODS = {"sampler": ("sample_relative",), "pruner": ("prune", "verdict")}
 
 
 @dataclass(frozen=True)
@@ -119,8 +120,12 @@ def freeze(cfg: DictConfig, name: str, config_dir: Path | None = None) -> Compos
         trial=trial,
         warm_start=read_section(WarmStart, section_of(cfg, "warm_start"), "warm_start"),
         wandb=read_section(Wandb, section_of(cfg, "wandb"), "wandb"),
+        evaluate=evaluation.freeze_evaluator(read_evaluator(section_of(cfg, "evaluate"))),
         storage=cfg.get("storage"),
+        controller=str(cfg.get("controller")),
     )
+    if isinstance(settings.queue, SimulatedQueue):
+        settings = _as_recorded(settings, settings.queue)
     check(settings)
     return Composed(settings, path.read_text())
 
@@ -155,17 +160,50 @@ def check(settings: Settings) -> None:
     for index, params in enumerate(settings.warm_start.enqueue):
         space.check(params, f"warm_start.enqueue[{index}]")
     search = settings.search
-    if search.trials is None and search.tokens is None and search.seconds is None and search.target is None:
-        raise ConfigError("search has no limit: set search.trials, search.tokens, search.seconds or search.target")
+    limits = (search.trials, search.tokens, search.seconds, search.target, search.gpu_hours)
+    if all(limit is None for limit in (*limits, search.min_gain_per_gpu_hour)):
+        raise ConfigError(
+            "search has no limit: set search.trials, search.tokens, search.seconds, search.target, search.gpu_hours "
+            "or search.min_gain_per_gpu_hour"
+        )
     _check_base(torchtune_recipe.resolve(settings.torchtune, {}, {}))
+    if isinstance(settings.queue, SimulatedQueue):
+        _check_simulated(settings, settings.queue)
     if isinstance(settings.queue, SlurmQueue):
         _check_slurm(settings.queue, str(settings.torchtune.get("device")))
     if settings.derive:
         first = {p.key: _any_value(p.domain) for p in space if not p.when}
         torchtune_recipe.resolve(settings.torchtune, first, settings.derive)
     tracking.check(settings)
+    if settings.controller not in ("here", "launch"):
+        raise ConfigError(f"controller={settings.controller} is not allowed; it must be here or launch")
+    evaluation.check(settings)
     build_sampler(settings, 0)
     build_pruner(settings)
+
+
+def _as_recorded(settings: Settings, queue: SimulatedQueue) -> Settings:
+    """The same with the milestones and the label tokens of the table."""
+    from sweep.tables import load_table
+
+    table = load_table(queue.table, queue.columns)
+    objective = replace(settings.objective, milestones=table.milestones, milestone_tokens=None)
+    return replace(settings, objective=objective, trial_tokens=table.trial_tokens)
+
+
+def _check_simulated(settings: Settings, queue: SimulatedQueue) -> None:
+    from sweep.tables import load_table
+
+    if queue.workers is None or queue.slots == "auto":
+        raise ConfigError("queue=simulated needs numbers for queue.workers and queue.slots")
+    table = load_table(queue.table, queue.columns)
+    base = settings.torchtune
+    table.check(
+        settings.space,
+        {k: torchtune_recipe.value_at(base, k) for k in table.grid if torchtune_recipe.has_key(base, k)},
+    )
+    if settings.metric == "val_loss" and not table.has_validation:
+        raise ConfigError(f"objective.metric=val_loss: queue.table={queue.table} has no val_loss; set it to loss")
 
 
 def _check_slurm(queue: SlurmQueue, device: str) -> None:
@@ -214,13 +252,16 @@ def build_sampler(settings: Settings, seed: int) -> Any:
 
 
 def build_pruner(settings: Settings) -> Any:
-    """The Optuna pruner of a configuration.
+    """The pruner of a configuration: Optuna's, or a strategy of `sweep.strategy`, which is told the objective.
 
     Raises:
         ConfigError: it is none, or Optuna refuses the arguments.
     """
-    _class_of("pruner", settings.pruner)
-    return _build("pruner", settings.pruner)
+    node = dict(settings.pruner)
+    kind = _class_of("pruner", node)
+    if "metric" in inspect.signature(kind).parameters:
+        node.setdefault("metric", settings.metric)
+    return _build("pruner", node)
 
 
 def keeps_one_seed(settings: Settings) -> bool:
@@ -259,7 +300,7 @@ def _class_of(section: str, node: Mapping[str, Any]) -> type:
         check_target(section, target)
     module, _, name = str(node["_target_"]).rpartition(".")
     found = getattr(_module(section, module), name, None)
-    if not isinstance(found, type) or not hasattr(found, METHODS[section]):
+    if not isinstance(found, type) or not any(hasattr(found, method) for method in METHODS[section]):
         raise ConfigError(f"{section}._target_={module}.{name} is no {section}; see {ALLOWED_TARGETS[section][0]}*")
     return found
 

@@ -3,17 +3,20 @@
 Invariants: total and deterministic; imports nothing that acts. Derived anew from the facts each time, so that a
 restarted controller decides as the old one would have. A trial is told only when no attempt of it can be
 running; PRUNED is told only once the attempt has stopped; a trial is assigned only when its last attempt is over.
+A paused trial is not assigned: its verdict is lifted by the study, which promotes it, or it is told in the end.
 """
 
 from __future__ import annotations
 
 import math
+from collections import Counter, deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
 from sweep.model import (
     Ask,
+    AskFinal,
     Assign,
     AttemptFacts,
     Cancel,
@@ -33,7 +36,7 @@ from sweep.model import (
     View,
     WorkerFacts,
 )
-from trainer.contract import OutcomeKind, StopCause
+from trainer.contract import Outcome, OutcomeKind, StopCause
 
 
 def decide(view: View, limits: Limits, now: float) -> tuple[Effect, ...]:
@@ -51,7 +54,8 @@ class _Decision:
         if self.view.mode is Mode.HANDOVER:
             yield Finish(Finished.HANDED_OVER, "another controller goes on")
             return
-        ended = [tell for trial in self.view.trials if (tell := self._tell(trial))]
+        ended = [tell for tell in self._tells.values() if tell]
+        ended += [self._settle(number) for number in self.view.study.aside if self._settled]
         yield from ended
         yield from self._stops()
         yield from self._cancels()
@@ -64,13 +68,20 @@ class _Decision:
 
     # --- trials -----------------------------------------------------------------------------------------------
 
+    @cached_property
+    def _tells(self) -> dict[int, Tell | None]:
+        """What is told of each open trial without a running attempt."""
+        return {trial.number: self._tell(trial) for trial in self._resting}
+
     def _tell(self, trial: TrialFacts) -> Tell | None:
         last = trial.attempts[-1] if trial.attempts else None
         if last is None:
             return self._tell_cancelled(trial)
         if self._alive(last):
             return None
-        pruned = trial.verdict.reason if trial.verdict else None
+        if trial.paused and not _is_final(last.outcome):
+            return self._settle(trial.number) if self._settled else None
+        pruned = trial.verdict.reason if trial.verdict and not trial.paused else None
         if last.outcome is None:
             return self._tell_lost(trial, pruned)
         outcome = last.outcome
@@ -106,16 +117,38 @@ class _Decision:
             return Tell(trial.number, Ending.FAIL, "the sweep ended before it could go on", cancelled=True)
         return None
 
-    def _stops(self) -> Iterator[Stop]:
-        for trial in self.view.trials:
-            for attempt in self._running(trial):
-                if attempt.stop is not None or attempt.worker in self._planned_names:
-                    continue  # what was never sent needs no stop: its worker is cancelled
-                if trial.verdict is not None:
-                    yield Stop(trial.number, attempt.number, StopCause.PRUNED, trial.verdict.reason)
-                elif wanted := self._wanted_stop():
-                    yield Stop(trial.number, attempt.number, *wanted)
+    def _settle(self, number: int) -> Tell:
+        """What becomes of a paused trial when nothing more will be promoted."""
+        return Tell(number, Ending.PRUNED, "it was paused, and not promoted before the end")
 
+    @cached_property
+    def _settled(self) -> bool:
+        """Whether paused trials stay where they are for good."""
+        if self.view.mode is Mode.CANCEL or self._target_reached:
+            return True
+        idle = not any(not trial.paused or self._busy(trial) for trial in self.view.trials)
+        return self._going_on and idle and self._askable <= 0 and not self._promotable
+
+    @cached_property
+    def _promotable(self) -> bool:
+        """Whether the study may know a paused trial worth going on with."""
+        return self._budget_left and not self.view.study.stuck and self._any_paused
+
+    @cached_property
+    def _any_paused(self) -> bool:
+        return bool(self.view.study.aside) or any(trial.paused and not self._busy(trial) for trial in self.view.trials)
+
+    def _stops(self) -> Iterator[Stop]:
+        for trial, attempt in self._running:
+            if attempt.stop is not None or attempt.worker in self._planned_names:
+                continue  # what was never sent needs no stop: its worker is cancelled
+            if trial.verdict is not None:
+                cause = StopCause.PAUSED if trial.paused else StopCause.PRUNED
+                yield Stop(trial.number, attempt.number, cause, trial.verdict.reason)
+            elif wanted := self._wanted_stop:
+                yield Stop(trial.number, attempt.number, *wanted)
+
+    @cached_property
     def _wanted_stop(self) -> tuple[StopCause, str] | None:
         if self.view.mode is Mode.CANCEL:
             return StopCause.CANCELLED, "the sweep was stopped"
@@ -130,7 +163,7 @@ class _Decision:
     @cached_property
     def _waiting(self) -> list[TrialFacts]:
         """Open trials that need a worker, lowest number first."""
-        return [trial for trial in self.view.trials if not self._busy(trial) and self._tell(trial) is None]
+        return [trial for trial in self._resting if not trial.paused and self._tells[trial.number] is None]
 
     # --- workers ----------------------------------------------------------------------------------------------
 
@@ -146,11 +179,11 @@ class _Decision:
     def _unwanted(self, worker: WorkerFacts) -> bool:
         if worker.job is JobState.PLANNED and not self._going_on:
             return True
-        return not worker.ready and not self._load(worker) and not self._work_left
+        return not worker.ready and worker.name not in self._loads and not self._work_left
 
     def _hopeless(self, worker: WorkerFacts) -> str | None:
-        stops = [attempt.stop_since for _, attempt in self._load(worker) if attempt.stop_since is not None]
-        if any(self._age(since) > self.limits.stop_grace for since in stops):
+        stop = self._oldest_stops.get(worker.name)
+        if stop is not None and self._age(stop) > self.limits.stop_grace:
             return f"a trial did not stop within {self.limits.stop_grace:g} s"
         if worker.ready and self._age(worker.beat) > self.limits.silence:
             return f"no beat for {self.limits.silence:g} s"
@@ -159,23 +192,29 @@ class _Decision:
         return None
 
     def _assignments(self) -> Iterator[Effect]:
-        for trial in self.view.trials:
-            for attempt in self._running(trial):
-                if not attempt.delivered:
-                    yield Assign(trial.number, attempt.number, attempt.worker)
+        for trial, attempt in self._running:
+            if not attempt.delivered:
+                yield Assign(trial.number, attempt.number, attempt.worker)
         if not self._going_on:
             return
-        waiting = list(self._waiting)
-        asks = self._askable
+        waiting = deque(self._waiting)
+        asks, asked = self._askable, False
+        finals = self._finals
         for worker in self._live:
             for _ in range(self._free(worker)):
                 if waiting:
-                    trial = waiting.pop(0)
+                    trial = waiting.popleft()
                     number = trial.attempts[-1].number + 1 if trial.attempts else 1
                     yield Assign(trial.number, number, worker.name)
-                elif asks > 0:
+                elif asks > 0 or self._promotable:
+                    asked = True
+                    yield Ask(new=asks > 0)
                     asks -= 1
-                    yield Ask()
+                elif finals > 0:
+                    finals -= 1
+                    yield AskFinal()
+        if asks <= 0 and self._promotable and not asked and not self._waiting and self._free_places:
+            yield Ask(new=False)  # whether a worker is worth starting for it
 
     def _starts(self) -> Iterator[StartWorkers]:
         if not self._going_on:
@@ -186,26 +225,40 @@ class _Decision:
             if self.limits.trials_per_worker is None
             else min(self.limits.slots, self.limits.trials_per_worker)
         )
-        unserved = len(self._waiting) + self._askable - sum(self._room_left(worker) for worker in open_to_work)
-        places = set(range(self.limits.workers)) - {worker.place for worker in self._live}
+        unserved = (
+            len(self._waiting) + self._askable + self._finals - sum(self._rooms[worker.name] for worker in open_to_work)
+        )
+        places = self._free_places
         count = min(len(places), math.ceil(unserved / per_worker) if unserved < math.inf else len(places))
         if count > 0:
             yield StartWorkers(tuple(sorted(places)[: int(count)]))
 
+    @cached_property
+    def _free_places(self) -> set[int]:
+        return set(range(self.limits.workers)) - {worker.place for worker in self._live}
+
     def _sendings(self) -> Iterator[Send]:
         """A planned worker goes to its queue with its first trials: as many as it holds, or as are left."""
         for worker in self._live:
-            more = self._room_left(worker) > 0 and self._work_left
-            if worker.job is JobState.PLANNED and self._going_on and self._load(worker) and not more:
+            more = self._rooms[worker.name] > 0 and self._work_left
+            if worker.job is JobState.PLANNED and self._going_on and worker.name in self._loads and not more:
                 yield Send(worker.name)
 
     def _drains(self) -> Iterator[Drain]:
+        if self.view.mode is Mode.RUN and self._work_left:
+            return
+        # each trial that runs may yet lift one that is paused above the others, and a worker costs a start
+        spare = len(self._running) if self._going_on and self._any_paused and self._budget_left else 0
         for worker in self._live:
-            idle = not self._load(worker) and not self._work_left
-            begun = worker.ready or bool(self._load(worker))
-            planned = worker.job is JobState.PLANNED
-            if begun and not planned and not worker.draining and (self.view.mode is not Mode.RUN or idle):
-                yield Drain(worker.name)
+            if worker.draining or worker.job is JobState.PLANNED or not (worker.ready or worker.name in self._loads):
+                continue
+            if self.view.mode is Mode.RUN:
+                if worker.name in self._loads:
+                    continue
+                spare -= 1
+                if spare >= 0:
+                    continue
+            yield Drain(worker.name)
 
     # --- the end ----------------------------------------------------------------------------------------------
 
@@ -217,11 +270,12 @@ class _Decision:
             return None
         if self._abort_reason:
             return Finish(Finished.FAILED, self._abort_reason)
-        if self.view.mode is Mode.STOP and (self.view.trials or self._askable > 0):
+        open_trials = bool(self.view.trials or self.view.study.aside)
+        if self.view.mode is Mode.STOP and (open_trials or self._askable > 0):
             return Finish(Finished.STOPPED, "trials were stopped with a checkpoint and go on with `sweep resume`")
-        if self.view.mode is Mode.CANCEL and not self.view.trials:
+        if self.view.mode is Mode.CANCEL and not open_trials:
             return Finish(Finished.CANCELLED, "the sweep was stopped")
-        if not self.view.trials and self._askable <= 0:
+        if not open_trials and self._askable <= 0 and self._finals <= 0:
             return Finish(Finished.DONE, self._spent_reason)
         return None
 
@@ -249,6 +303,10 @@ class _Decision:
             return f"all {self.limits.trials} trials have ended"
         if self._over_tokens:
             return f"the budget of {self.limits.tokens:,} tokens is spent"
+        if self._over_gpu_hours:
+            return f"the budget of {self.limits.gpu_hours:g} GPU-hours is spent"
+        if self._gains_little:
+            return f"another GPU-hour is expected to gain less than {self.limits.min_gain:g}"
         return f"the budget of {self.limits.seconds or 0:g} s is spent"
 
     # --- derived facts ----------------------------------------------------------------------------------------
@@ -266,18 +324,48 @@ class _Decision:
         return {worker.name for worker in self._live if worker.job is JobState.PLANNED}
 
     @cached_property
-    def _loads(self) -> dict[str, list[tuple[TrialFacts, AttemptFacts]]]:
-        loads: dict[str, list[tuple[TrialFacts, AttemptFacts]]] = {}
+    def _running(self) -> list[tuple[TrialFacts, AttemptFacts]]:
+        """Every attempt that may be running."""
+        found = []
+        names = self._live_names
         for trial in self.view.trials:
-            for attempt in self._running(trial):
-                loads.setdefault(attempt.worker, []).append((trial, attempt))
-        return loads
+            for attempt in trial.attempts:
+                if attempt.outcome is None and attempt.worker in names:
+                    found.append((trial, attempt))
+        return found
+
+    @cached_property
+    def _busy_numbers(self) -> set[int]:
+        return {trial.number for trial, _ in self._running}
+
+    @cached_property
+    def _resting(self) -> list[TrialFacts]:
+        """Open trials without a running attempt."""
+        return [trial for trial in self.view.trials if trial.number not in self._busy_numbers]
+
+    @cached_property
+    def _loads(self) -> Counter[str]:
+        """How many attempts may be running on each worker."""
+        return Counter(attempt.worker for _, attempt in self._running)
+
+    @cached_property
+    def _oldest_stops(self) -> dict[str, float]:
+        """Since when a worker has had a stop that it has not obeyed."""
+        oldest: dict[str, float] = {}
+        for _, attempt in self._running:
+            if attempt.stop_since is not None:
+                oldest[attempt.worker] = min(attempt.stop_since, oldest.get(attempt.worker, math.inf))
+        return oldest
 
     @cached_property
     def _ending(self) -> set[str]:
         """Workers that were told to end from outside, as their trials say: what they were given now would be lost."""
-        outcomes = ((attempt.worker, attempt.outcome) for trial in self.view.trials for attempt in trial.attempts)
-        return {worker for worker, outcome in outcomes if outcome and outcome.cause is StopCause.PREEMPTED}
+        return {
+            attempt.worker
+            for trial in self.view.trials
+            for attempt in trial.attempts
+            if attempt.outcome and attempt.outcome.cause is StopCause.PREEMPTED
+        }
 
     @cached_property
     def _going_on(self) -> bool:
@@ -296,39 +384,78 @@ class _Decision:
     def _askable(self) -> float:
         """How many more trials the budget allows to ask for; infinity without a limit of trials."""
         study, limits = self.view.study, self.limits
-        over_time = limits.seconds is not None and self.view.seconds >= limits.seconds
-        if study.exhausted or self._target_reached or self._over_tokens or over_time:
+        if study.exhausted or not self._budget_left:
             return 0
         return math.inf if limits.trials is None else max(0, limits.trials - study.asked)
 
     @cached_property
+    def _budget_left(self) -> bool:
+        """Whether tokens and time allow to begin anything more, be it a new trial or a paused one."""
+        over_time = self.limits.seconds is not None and self.view.seconds >= self.limits.seconds
+        return not (
+            self._target_reached or self._over_tokens or over_time or self._over_gpu_hours or self._gains_little
+        )
+
+    @cached_property
+    def _gpu_hours(self) -> float:
+        return self.view.trained / self.limits.slots / 3600
+
+    @cached_property
+    def _over_gpu_hours(self) -> bool:
+        return self.limits.gpu_hours is not None and self._gpu_hours >= self.limits.gpu_hours
+
+    @cached_property
+    def _gains_little(self) -> bool:
+        gain = self.view.study.gain
+        return self.limits.min_gain is not None and gain is not None and self._per_gpu_hour(gain) < self.limits.min_gain
+
+    def _per_gpu_hour(self, gain: float) -> float:
+        return gain * self.limits.slots * 3600
+
+    @cached_property
     def _work_left(self) -> bool:
-        return self._going_on and (self._askable > 0 or bool(self._waiting))
+        return self._going_on and (self._askable > 0 or bool(self._waiting) or self._promotable or self._finals > 0)
+
+    @cached_property
+    def _finals(self) -> int:
+        """Finals to ask for now: only where nothing else is left to begin, and all other trials have ended."""
+        if self._askable > 0 or self._any_paused or self.view.study.searching:
+            return 0
+        return self.view.study.finals
 
     def _alive(self, attempt: AttemptFacts) -> bool:
         return attempt.outcome is None and attempt.worker in self._live_names
 
-    def _running(self, trial: TrialFacts) -> list[AttemptFacts]:
-        return [attempt for attempt in trial.attempts if self._alive(attempt)]
-
     def _busy(self, trial: TrialFacts) -> bool:
-        return bool(self._running(trial))
+        return trial.number in self._busy_numbers
 
-    def _load(self, worker: WorkerFacts) -> list[tuple[TrialFacts, AttemptFacts]]:
-        return self._loads.get(worker.name, [])
+    @cached_property
+    def _rooms(self) -> dict[str, int]:
+        """Trials that each worker can still take, now or once it is ready."""
+        return {worker.name: self._room_left(worker) for worker in self._live}
 
-    def _room_left(self, worker: WorkerFacts) -> float:
-        """Trials that a worker can still take, now or once it is ready."""
-        if worker.draining or worker.name in self._ending:
-            return 0
+    def _room_left(self, worker: WorkerFacts) -> int:
         held = self.limits.slots if worker.slots is None else worker.slots
-        slots = held - len(self._load(worker))
+        slots = held - self._loads.get(worker.name, 0)
+        if slots <= 0 or worker.draining or worker.name in self._ending:
+            return 0
         quota = self.limits.trials_per_worker
-        return max(0, slots if quota is None else min(slots, quota - worker.assigned))
+        return slots if quota is None else max(0, min(slots, quota - worker.assigned))
 
     def _free(self, worker: WorkerFacts) -> int:
         takes = worker.ready or worker.job is JobState.PLANNED
-        return int(self._room_left(worker)) if takes and not self._hopeless(worker) else 0
+        room = self._rooms[worker.name]
+        return room if room and takes and not self._hopeless(worker) else 0
 
     def _age(self, since: float) -> float:
         return self.now - since
+
+
+def _is_final(outcome: Outcome | None) -> bool:
+    """Whether no later attempt can follow this one, whatever the study would like."""
+    match outcome:
+        case Outcome(kind=OutcomeKind.DIVERGED) | Outcome(kind=OutcomeKind.STOPPED, cause=StopCause.CANCELLED):
+            return True
+        case Outcome(kind=OutcomeKind.FAILED):
+            return not outcome.resumable
+    return False

@@ -22,8 +22,9 @@ from sweep.clusterdoctor import cluster_looks
 from sweep.config import compose_config, freeze
 from sweep.errors import SweepError
 from sweep.export import TUNE
+from sweep.launchdoctor import launch_looks
 from sweep.probe import check_base, probe_data
-from sweep.queues import SlurmQueue
+from sweep.queues import LaunchQueue, SlurmQueue
 from sweep.settings import Settings
 
 # What torchtune 0.6.1 is known to work with; other versions fail at import.
@@ -57,6 +58,8 @@ def checks(overrides: Sequence[str], config_dir: Path | None) -> list[Check]:
         found.append(_check("queue", lambda: _queue(composed[0])))
         if isinstance(composed[0].queue, SlurmQueue):
             found += [_check(name, look) for name, look in cluster_looks(composed[0])]
+        if isinstance(composed[0].queue, LaunchQueue):
+            found += [_check(name, look) for name, look in launch_looks(composed[0])]
         found.append(_check("data", lambda: _data(composed[0])))
         found.append(_check("base", lambda: check_base(composed[0])))
     return found

@@ -29,7 +29,8 @@ TUNE = (sys.executable, "-m", "torchtune._cli.tune")
 # The relative difference up to which two runs count as the same.
 TOLERANCE = {"fp32": 1e-6, "bf16": 2e-2}
 # Of a trial that may have been packed: the same sums in another order, whose rounding AdamW lets grow over the steps.
-PACKED_TOLERANCE = {"fp32": 1e-4, "bf16": 1e-1}
+# In bf16 twice the largest difference that steady trials showed (docs/performance.md, parity on the GPU).
+PACKED_TOLERANCE = {"fp32": 1e-4, "bf16": 5e-2}
 _FIELD = re.compile(r"(\w+):\s*([-+.\w]+)")
 
 

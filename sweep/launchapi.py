@@ -167,13 +167,13 @@ class WandbLaunchApi:
         from wandb.sdk.launch.errors import LaunchError
 
         if not self._checked and not self.queue.docker_image:  # the client looks for it when it has pushed
-            _asked(lambda: self._client().artifact(self.job, type="job"), f"the job {self.job}")
+            asked(lambda: self._client().artifact(self.job, type="job"), f"the job {self.job}")
         self._checked = True
         try:
-            return str(_asked(lambda: self._add(push), f"the queue {self.queue.name}").id)
+            return str(asked(lambda: self._add(push), f"the queue {self.queue.name}").id)
         except RetryLater as error:
             if isinstance(error.__cause__, LaunchError):  # the client does not say why it could not push
-                _asked(self._queue_id, f"the queue {self.queue.name}")
+                asked(self._queue_id, f"the queue {self.queue.name}")
             raise
 
     def _add(self, push: Push) -> Any:
@@ -203,19 +203,19 @@ class WandbLaunchApi:
 
     def item_state(self, item: str) -> str | None:
         try:
-            return str(_asked(lambda: self._item(item).state, "a queue item"))
+            return str(asked(lambda: self._item(item).state, "a queue item"))
         except GiveUp:
             return None
 
     def delete_item(self, item: str) -> None:
         with contextlib.suppress(GiveUp):
-            _asked(lambda: self._item(item).delete(), "a queue item")
+            asked(lambda: self._item(item).delete(), "a queue item")
 
     def runs(self, ids: Sequence[str]) -> Mapping[str, RunFacts]:
         found: dict[str, RunFacts] = {}
         for first in range(0, len(ids), PAGE):
             names = list(ids[first : first + PAGE])
-            for run in _asked(partial(self._page, names), f"the project {self.place.path}"):
+            for run in asked(partial(self._page, names), f"the project {self.place.path}"):
                 self._seen[run.id] = run
                 found[run.id] = _facts(run)
         return found
@@ -228,7 +228,7 @@ class WandbLaunchApi:
             found.stop()
 
         with contextlib.suppress(GiveUp):
-            _asked(ask, f"the run {run}")
+            asked(ask, f"the run {run}")
 
     def configure(self, run: str, values: Mapping[str, Any]) -> None:
         def change() -> None:
@@ -237,24 +237,24 @@ class WandbLaunchApi:
             found.config.update(values)
             found.update()
 
-        _asked(change, f"the run {run}")
+        asked(change, f"the run {run}")
 
     def steps(self, run: str) -> Iterator[Mapping[str, Any]]:
         keys = ["global_step", "tokens", "loss", "grad_norm", "lr"]
-        rows = _asked(lambda: list(self._run(run).scan_history(keys=keys)), f"the history of {run}")
+        rows = asked(lambda: list(self._run(run).scan_history(keys=keys)), f"the history of {run}")
         yield from rows
 
     def fetch_adapter(self, name: str, directory: str) -> None:
         def fetch() -> None:
             self._client().artifact(f"{self.place.path}/{name}", type="model").download(root=directory)
 
-        _asked(fetch, f"the artifact {name}")
+        asked(fetch, f"the artifact {name}")
 
     # --- the client ----------------------------------------------------------------------------------------------
 
     def _client(self) -> Any:
         if self._api is None:
-            self._api = _fresh_client()
+            self._api = client()
         return self._api
 
     def _page(self, names: list[str]) -> list[Any]:
@@ -286,10 +286,23 @@ def default_entity() -> str:
     Raises:
         ConfigError: there is no key, or W&B refuses it. RetryLater: W&B cannot be reached.
     """
-    return str(_asked(lambda: _fresh_client().default_entity, "your W&B account"))
+    return str(asked(lambda: client().default_entity, "your W&B account"))
 
 
-def _fresh_client() -> Any:
+def _facts(run: Any) -> RunFacts:
+    config = run.config or {}
+    sweep = config.get("sweep")
+    return RunFacts(
+        id=str(run.id),
+        state=str(run.state).lower(),
+        heartbeat=str(getattr(run, "heartbeatAt", None) or getattr(run, "heartbeat_at", None) or ""),
+        sweep=sweep if isinstance(sweep, Mapping) else {},
+        summary=summary(run),
+        tags=tuple(run.tags or ()),
+    )
+
+
+def client() -> Any:
     """A client with a service of this process's own: whoever started us may have left us theirs, or what was it."""
     for name in DROPPED_ENV:
         os.environ.pop(name, None)
@@ -298,21 +311,13 @@ def _fresh_client() -> Any:
     return wandb.Api(timeout=TIMEOUT_SECONDS)
 
 
-def _facts(run: Any) -> RunFacts:
-    config = run.config or {}
-    sweep = config.get("sweep")
-    summary = getattr(run.summary, "_json_dict", None)
-    return RunFacts(
-        id=str(run.id),
-        state=str(run.state).lower(),
-        heartbeat=str(getattr(run, "heartbeatAt", None) or getattr(run, "heartbeat_at", None) or ""),
-        sweep=sweep if isinstance(sweep, Mapping) else {},
-        summary=summary if isinstance(summary, Mapping) else {},
-        tags=tuple(run.tags or ()),
-    )
+def summary(run: Any) -> Mapping[str, Any]:
+    """A run's summary as it came with the run, without another request."""
+    found = getattr(run.summary, "_json_dict", None)
+    return found if isinstance(found, Mapping) else {}
 
 
-def _asked(ask: Callable[[], Any], what: str) -> Any:
+def asked(ask: Callable[[], Any], what: str) -> Any:
     """What the client answers; its chatter is dropped, and what it raises becomes an error of ours."""
     try:
         with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):

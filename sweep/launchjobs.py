@@ -40,6 +40,13 @@ def run_of(settings: Settings, worker: str, specs: Sequence[TrialSpec]) -> str:
     return worker_run_id(settings, worker)
 
 
+def room_for_jobs(settings: Settings, room: Room) -> str:
+    """Where jobs see the room: below `queue.room` under the sweep's name, or at the controller's path."""
+    queue = settings.queue
+    assert isinstance(queue, LaunchQueue)
+    return f"{queue.room.rstrip('/')}/{settings.name}" if queue.room else str(room.root)
+
+
 def payload(settings: Settings, room: Room, worker: str, specs: Sequence[TrialSpec], gpu: bool) -> dict[str, Any]:
     """The job's run configuration: see `trainer.launched.JobSpec`."""
     queue = settings.queue
@@ -48,7 +55,7 @@ def payload(settings: Settings, room: Room, worker: str, specs: Sequence[TrialSp
     job: dict[str, Any] = {
         "worker": worker,
         "channel": queue.channel,
-        "room": "" if queue.channel == "wandb" else str(queue.room or room.root),
+        "room": "" if queue.channel == "wandb" else room_for_jobs(settings, room),
         "options": {
             "trials": queue.trials_per_worker or 0,
             "idle_seconds": queue.idle_seconds,

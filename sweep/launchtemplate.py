@@ -39,11 +39,6 @@ def check_launch(queue: LaunchQueue) -> None:
         raise ConfigError(
             "queue.variables and queue.resource_args are both set; Launch heeds one of them at a push: leave one empty"
         )
-    if queue.project and queue.project != queue.project.lower():
-        raise ConfigError(
-            f"queue.project={queue.project}: Launch's agent writes a project in small letters, so its runs would be "
-            f"elsewhere; use {queue.project.lower()}"
-        )
     _check_schemas(queue)
     for name, value in queue.variables.items():
         check_value(queue, name, value)

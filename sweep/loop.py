@@ -10,12 +10,13 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from sweep.decide import decide
 from sweep.errors import RetryLater
 from sweep.model import (
     Ask,
+    AskFinal,
     Assign,
     AttemptFacts,
     Cancel,
@@ -35,15 +36,41 @@ from sweep.model import (
     View,
     WorkerFacts,
 )
-from sweep.ports import AttemptSight, Channel, Clock, Dispatcher, Study, WorkerSight, WorkerSpec
-from trainer.contract import Report, StopCause, TrialSpec
+from sweep.ports import AttemptSight, Ports, WorkerSight, WorkerSpec
+from trainer.contract import OutcomeKind, Report, StopCause, TrialSpec
 from trainer.room import worker_number
+
+if TYPE_CHECKING:
+    from sweep.strategy import Promotion
 
 # What a shared file system or the network may say for a moment, and take back.
 PASSING = {errno.ESTALE, errno.EIO, errno.ETIMEDOUT, errno.EAGAIN, errno.EINTR, errno.EREMOTEIO}
 
+# Effects that call for nothing more in the same moment: only time shows what comes of them.
+UNANSWERED = (Assign, Cancel, Drain, Stop)
+
 # Builds the specification of an attempt from trial, attempt and worker.
 SpecFactory = Callable[[int, int, str], TrialSpec]
+
+
+class Ledger(Protocol):
+    """Keeps what was decided about trials and what each decision was based on."""
+
+    def ruled(self, trial: int, verdict: Verdict, tokens: int) -> None:
+        """A verdict was given on a trial that has trained so many label tokens; nothing where that is known."""
+
+    def promoted(self, promotion: Promotion) -> None:
+        """A pause was lifted."""
+
+
+class NoLedger:
+    """Keeps nothing."""
+
+    def ruled(self, trial: int, verdict: Verdict, tokens: int) -> None:
+        pass
+
+    def promoted(self, promotion: Promotion) -> None:
+        pass
 
 
 class Listener(Protocol):
@@ -58,18 +85,11 @@ class Listener(Protocol):
     def waited(self, view: View) -> None:
         """Nothing was left to do for the moment."""
 
+    def promoted(self, promotion: Promotion) -> None:
+        """A paused trial goes on."""
+
     def trouble(self, message: str) -> None:
         """Something did not work and will be tried again."""
-
-
-@dataclass
-class Ports:
-    """The world as the controller reaches it."""
-
-    study: Study
-    channel: Channel
-    dispatcher: Dispatcher
-    clock: Clock
 
 
 @dataclass
@@ -89,26 +109,39 @@ class Controller:
     mode: Callable[[], Mode]
     created: float
     poll_seconds: float = 0.1
+    ledger: Ledger = field(default_factory=NoLedger)
     _since: dict[tuple[str, object], tuple[object, float]] = field(default_factory=dict)
     _tokens: dict[int, int] = field(default_factory=dict)
     _places: dict[str, int] = field(default_factory=dict)
+    _all_tokens: int = 0
+    _seconds: dict[int, dict[int, float]] = field(default_factory=dict)
+    _all_seconds: float = 0.0
+    _known_stops: set[tuple[int, int]] = field(default_factory=set)
+    _ruled: dict[int, Verdict] = field(default_factory=dict)
+    _recalled: bool = False
+    _trials: dict[int, tuple[list[AttemptSight], TrialFacts]] = field(default_factory=dict)
+    _workers: dict[str, tuple[WorkerSight, Job, WorkerFacts]] = field(default_factory=dict)
     _first_name: int | None = None
     _last_name: int = 0
 
     def run(self) -> Finish:
         """Go on until there is nothing left to do, or the person wants it to end."""
         while True:
-            try:
-                effects = self.step()
-            except (RetryLater, OSError) as error:
-                if isinstance(error, OSError) and error.errno not in PASSING:
-                    raise
-                self.listener.trouble(str(error))
-                effects = ()
+            effects = self.round()
             if effects and isinstance(effects[-1], Finish):
                 return effects[-1]
-            if all(isinstance(effect, Cancel) for effect in effects):  # nothing to do but wait
+            if idle(effects):
                 self.ports.channel.wait(self.ports.clock, self.poll_seconds)
+
+    def round(self) -> tuple[Effect, ...]:
+        """One step; what cannot be answered for the moment is told, and nothing is done."""
+        try:
+            return self.step()
+        except (RetryLater, OSError) as error:
+            if isinstance(error, OSError) and error.errno not in PASSING:
+                raise
+            self.listener.trouble(str(error))
+            return ()
 
     def step(self) -> tuple[Effect, ...]:
         """One round; returns the effects that were carried out.
@@ -119,8 +152,8 @@ class Controller:
         view = self.observe()
         effects = decide(view, self.limits, self.ports.clock.now())
         for effect in effects:
-            self._act(effect)
-            self.listener.done(effect)
+            if self._act(effect):
+                self.listener.done(effect)
         if not effects:
             self.listener.waited(view)
         return effects
@@ -128,6 +161,7 @@ class Controller:
     def observe(self) -> View:
         """All facts of this moment; takes new reports to the study on the way."""
         study = self.ports.study
+        self._recall()
         # jobs first: an attempt whose job is gone by now has written all that it ever will
         jobs = self.ports.dispatcher.poll()
         self._places = {name: job.place for name, job in jobs.items()}
@@ -135,54 +169,140 @@ class Controller:
         self._first_name = self._last_name if self._first_name is None else self._first_name
         watched = [name for name, job in jobs.items() if job.state is not JobState.GONE or self._is_ours(name)]
         attempts, workers = self.ports.channel.observe(study.facts().open, watched)
-        trials = tuple(self._trial(number, sights) for number, sights in attempts.items())
-        facts = tuple(self._worker(sight, jobs[name]) for name, sight in workers.items())
+        trials = tuple(self._known_trial(number, sights) for number, sights in attempts.items())
+        facts = tuple(self._known_worker(sight, jobs[name]) for name, sight in workers.items())
         failed = self._failed_starts(facts)
         return View(
             study=study.facts(),
             trials=trials,
             workers=facts,
             mode=self.mode(),
-            tokens=study.facts().tokens + sum(self._tokens.values()),
+            tokens=study.facts().tokens + self._all_tokens,
             seconds=self.ports.clock.now() - self.created,
+            trained=study.facts().seconds + self._all_seconds,
             start_failures=len(failed),
             start_failure=failed[0].reason if failed else "",
         )
 
-    def _act(self, effect: Effect) -> None:
+    def _act(self, effect: Effect) -> bool:
+        """Carry an effect out; False where there was nothing to do after all."""
         ports = self.ports
         match effect:
             case StartWorkers(places):
                 names = [f"w{self._last_name + 1 + index:04d}" for index in range(len(places))]
                 ports.dispatcher.start([WorkerSpec(n, place) for n, place in zip(names, places, strict=True)])
-            case Ask():
-                ports.study.ask()
+            case Ask(new):
+                return self._ask(new)
+            case AskFinal():
+                ports.study.ask_final()
             case Assign(trial, attempt, worker):
                 ports.channel.assign(self.spec(trial, attempt, worker))
             case Send(worker):
                 ports.dispatcher.start([WorkerSpec(worker, self._places[worker])])
             case Stop(trial, attempt, cause, reason):
+                self._known_stops.add((trial, attempt))
                 ports.channel.stop(trial, attempt, cause, reason)
             case Cancel(worker):
                 ports.dispatcher.cancel([worker])
             case Tell(trial):
-                ports.study.tell(effect, self._tokens.pop(trial, 0))
+                tokens = self._tokens.pop(trial, 0)
+                self._all_tokens -= tokens
+                self._ruled.pop(trial, None)
+                self._trials.pop(trial, None)
+                seconds = sum(self._seconds.pop(trial, {}).values())
+                self._all_seconds -= seconds
+                ports.study.tell(effect, tokens, seconds)
             case Drain(worker):
                 ports.channel.drain(worker)
             case Finish():
                 pass
+        return True
+
+    def _recall(self) -> None:
+        """What ended trials reported in an earlier controller's time, for a study that judges others by it."""
+        if not self._recalled:
+            study = self.ports.study
+            attempts, _ = self.ports.channel.observe(study.unknown(), [])
+            for number, sights in attempts.items():
+                study.recall(number, [report for sight in sights for report in sight.reports])
+            self._recalled = True
+
+    def _ask(self, new: bool) -> bool:
+        """Promote a paused trial, or ask for a new one; False where there is none to promote, and none to ask for."""
+        study = self.ports.study
+        if (promotion := study.promote()) is not None:
+            self._ruled.pop(promotion.trial, None)
+            self._trials.pop(promotion.trial, None)
+            self.ledger.promoted(promotion)
+            self.listener.promoted(promotion)
+            return True
+        if new:
+            study.ask()
+        return new
+
+    def _known_trial(self, number: int, sights: list[AttemptSight]) -> TrialFacts:
+        """A trial's facts; those of the last time where the channel shows the very same object again."""
+        known = self._trials.get(number)
+        if known is not None and known[0] is sights:
+            return known[1]
+        facts = self._trial(number, sights)
+        if not any(sight.reports for sight in sights):
+            self._trials[number] = (sights, facts)
+        return facts
+
+    def _known_worker(self, sight: WorkerSight, job: Job) -> WorkerFacts:
+        """The same for a worker."""
+        known = self._workers.get(sight.name)
+        if known is None or known[0] is not sight or known[1] is not job:
+            known = self._workers[sight.name] = (sight, job, self._worker(sight, job))
+        return known[2]
 
     def _trial(self, number: int, sights: list[AttemptSight]) -> TrialFacts:
         verdict: Verdict | None = None
         for sight in sights:
+            if sight.outcome is not None:
+                self._count_seconds(number, sight.number, sight.outcome.seconds)
             for report in sight.reports:
-                self._tokens[number] = max(report.tokens, self._tokens.get(number, 0))
+                self._count_tokens(number, report.tokens)
+                self._count_seconds(number, sight.number, report.seconds)
                 self.listener.reported(number, report)
             if sight.stop is StopCause.PRUNED:  # an earlier controller's verdict, which stands
                 verdict = verdict or Verdict(0, float("nan"), sight.stop_reason)
             elif verdict is None:
-                verdict = self.ports.study.record(number, sight.reports)
-        return TrialFacts(number, tuple(self._attempt(number, sight) for sight in sights), verdict)
+                verdict = self._record(number, sight, last=sight is sights[-1])
+        if verdict is not None and self._ruled.get(number) is not verdict:
+            self._ruled[number] = verdict
+            if verdict.milestone:
+                self.ledger.ruled(number, verdict, self._tokens.get(number, 0))
+        facts = TrialFacts(number, tuple(self._attempt(number, sight) for sight in sights), verdict)
+        if facts.paused and sights and sights[-1].outcome is not None:
+            self._lay_aside(facts)
+        return facts
+
+    def _record(self, number: int, sight: AttemptSight, last: bool) -> Verdict | None:
+        study, paused = self.ports.study, sight.stop is StopCause.PAUSED
+        if paused and last and (number, sight.number) not in self._known_stops:  # an earlier controller's
+            self._known_stops.add((number, sight.number))
+            study.reinstate(number, sight.stop_reason)
+        return study.record(number, sight.reports)
+
+    def _lay_aside(self, trial: TrialFacts) -> None:
+        outcome = trial.attempts[-1].outcome
+        if outcome is not None and (outcome.resumable or outcome.kind is OutcomeKind.COMPLETED):
+            self.ports.study.lay_aside(trial.number)
+
+    def _count_seconds(self, number: int, attempt: int, seconds: float) -> None:
+        known = self._seconds.setdefault(number, {})
+        more = seconds - known.get(attempt, 0.0)
+        if more > 0:
+            known[attempt] = seconds
+            self._all_seconds += more
+
+    def _count_tokens(self, number: int, tokens: int) -> None:
+        known = self._tokens.get(number, 0)
+        if tokens > known:
+            self._tokens[number] = tokens
+            self._all_tokens += tokens - known
 
     def _attempt(self, trial: int, sight: AttemptSight) -> AttemptFacts:
         stop_since = self._seen(("stop", (trial, sight.number)), sight.stop) if sight.stop else None
@@ -219,10 +339,17 @@ class Controller:
 
     def _failed_starts(self, workers: tuple[WorkerFacts, ...]) -> list[WorkerFacts]:
         """The last workers in a row that ended without ever being ready, newest first; those we let go left out."""
-        failed = []
+        failed: list[WorkerFacts] = []
+        if not any(worker.job is JobState.GONE and not worker.ready for worker in workers):
+            return failed
         for worker in sorted(workers, key=lambda w: w.name, reverse=True):
             if worker.ready:
                 break
             if worker.job is JobState.GONE and not worker.draining:
                 failed.append(worker)
         return failed
+
+
+def idle(effects: tuple[Effect, ...]) -> bool:
+    """Whether nothing was done that calls for another look at once."""
+    return all(isinstance(effect, (*UNANSWERED, Finish)) for effect in effects)

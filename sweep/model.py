@@ -5,7 +5,6 @@ Invariants: no behaviour beyond derived properties; times are seconds on the con
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -70,13 +69,26 @@ class Finished(StrEnum):
     FAILED = "failed"
 
 
+class Ruling(StrEnum):
+    """What a verdict asks for: an end, or a rest from which the trial may be called back."""
+
+    STOP = "stop"
+    PAUSE = "pause"
+
+
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """A pruner's decision to stop a trial, with what it was based on."""
+    """A pruner's decision to stop or pause a trial, with what it was based on.
+
+    Args:
+        basis: the numbers that it was based on, for the ledger.
+    """
 
     milestone: int
     value: float
     reason: str
+    ruling: Ruling = Ruling.STOP
+    basis: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,11 +112,19 @@ class AttemptFacts:
 
 @dataclass(frozen=True, slots=True)
 class TrialFacts:
-    """A trial that the study has not been told yet."""
+    """A trial that the study has not been told yet.
+
+    Args:
+        verdict: what stands: a stop for good, a pause until the study promotes the trial.
+    """
 
     number: int
     attempts: tuple[AttemptFacts, ...] = ()
     verdict: Verdict | None = None
+
+    @property
+    def paused(self) -> bool:
+        return self.verdict is not None and self.verdict.ruling is Ruling.PAUSE
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,12 +159,19 @@ class StudyFacts:
     """What the study knows of this sweep's own trials, imported ones left out.
 
     Args:
-        open: numbers asked and not told, ascending.
+        open: numbers asked and not told, ascending, without those of `aside`.
+        aside: paused trials whose attempts have ended, which nobody need look at until they are promoted or told.
         tokens: label tokens of the ended trials.
         exhausted: the sampler has nothing left to propose.
+        seconds: that the ended trials trained, as they said, finals included.
+        gain: by how much the objective is expected to fall for each second of training more; None: too little is known.
+        finals: finals still to be asked for, once all else has ended.
+        searching: some open trial is no final.
+        stuck: asked for a paused trial worth going on, it had none, and has learnt nothing since.
     """
 
     open: tuple[int, ...] = ()
+    aside: tuple[int, ...] = ()
     complete: int = 0
     pruned: int = 0
     failed: int = 0
@@ -153,6 +180,11 @@ class StudyFacts:
     best_trial: int | None = None
     tokens: int = 0
     exhausted: bool = False
+    stuck: bool = False
+    seconds: float = 0.0
+    gain: float | None = None
+    finals: int = 0
+    searching: bool = False
 
     @property
     def ended(self) -> int:
@@ -160,7 +192,7 @@ class StudyFacts:
 
     @property
     def asked(self) -> int:
-        return self.ended + len(self.open)
+        return self.ended + len(self.open) + len(self.aside)
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +202,7 @@ class View:
     Args:
         tokens: label tokens trained by all trials so far.
         seconds: since the sweep was created.
+        trained: seconds of training over all trials so far, as they said.
         start_failures: workers in a row that ended without ever being ready.
         start_failure: how the last of them ended.
     """
@@ -180,18 +213,26 @@ class View:
     mode: Mode = Mode.RUN
     tokens: int = 0
     seconds: float = 0.0
+    trained: float = 0.0
     start_failures: int = 0
     start_failure: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What the configuration allows. None: no limit."""
+    """What the configuration allows. None: no limit.
+
+    Args:
+        gpu_hours: of training; a worker's slots share its hours.
+        min_gain: expected fall of the objective for each hour of a GPU, below which nothing more is begun.
+    """
 
     trials: int | None = None
     tokens: int | None = None
     seconds: float | None = None
     target: float | None = None
+    gpu_hours: float | None = None
+    min_gain: float | None = None
     workers: int = 1
     slots: int = 1
     trials_per_worker: int | None = None
@@ -213,7 +254,18 @@ class StartWorkers:
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """Ask the study for one more trial."""
+    """Ask the study what a free slot shall train: a paused trial that deserves it, or a new one.
+
+    Args:
+        new: the budget allows a new one.
+    """
+
+    new: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class AskFinal:
+    """Ask the study for the next final: one of the best trials, to be trained again with another seed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,7 +327,7 @@ class Finish:
     reason: str
 
 
-Effect = StartWorkers | Ask | Assign | Send | Stop | Cancel | Tell | Drain | Finish
+Effect = StartWorkers | Ask | AskFinal | Assign | Send | Stop | Cancel | Tell | Drain | Finish
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,10 +335,14 @@ class TrialRow:
     """A trial as a person sees it, told or not.
 
     Args:
-        state: running, waiting (for a worker), ended (and not told yet: no controller runs), complete, pruned,
+        state: running, waiting (for a worker), paused, ended (and not told yet: no controller runs), complete, pruned,
             failed or cancelled.
         value: the objective of a complete trial, else its last reported one.
         reports: one per milestone, ascending, over all attempts.
+        final: the trial that this one repeats, and with which of the seeds.
+        evaluation: waiting, running, complete or failed; empty where there is none.
+        evaluation_reason: why it failed.
+        scores: what it found, by name.
     """
 
     number: int
@@ -298,6 +354,10 @@ class TrialRow:
     worker: str = ""
     reports: tuple[Report, ...] = ()
     adapter: str | None = None
+    final: tuple[int, int] | None = None
+    evaluation: str = ""
+    evaluation_reason: str = ""
+    scores: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def last(self) -> Report | None:
@@ -328,8 +388,21 @@ class SweepState:
 
     @property
     def best(self) -> TrialRow | None:
-        done = [row for row in self.rows if row.state == "complete" and row.value is not None]
-        return min(done, key=lambda row: row.value if row.value is not None else math.inf, default=None)
+        """The complete trial of the least value; of finalists, the one of the least mean over their finals."""
+        done = [row for row in self.rows if row.state == "complete" and row.value is not None and row.final is None]
+        means = {number: sum(values.values()) / len(values) for number, values in self.finals.items()}
+        done = [row for row in done if row.number in means] or done
+        return min(done, key=lambda row: means.get(row.number, row.value or 0.0), default=None)
+
+    @property
+    def finals(self) -> dict[int, dict[int, float]]:
+        """By finalist, the values of its finals by seed; those finalists that have most of them."""
+        found: dict[int, dict[int, float]] = {}
+        for row in self.rows:
+            if row.final is not None and row.state == "complete" and row.value is not None:
+                found.setdefault(row.final[0], {})[row.final[1]] = row.value
+        most = max(map(len, found.values()), default=0)
+        return {number: values for number, values in found.items() if len(values) == most}
 
     @property
     def tokens(self) -> int:

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from sweep.model import Job, StudyFacts, Tell, Verdict
 from trainer.contract import Outcome, Report, StopCause, TrialSpec
+
+if TYPE_CHECKING:
+    from sweep.strategy import Promotion
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,10 +114,41 @@ class Study(Protocol):
         """A trial's hyperparameters by torchtune key."""
 
     def record(self, number: int, reports: Sequence[Report]) -> Verdict | None:
-        """Take a trial's new reports in, in order; a verdict where it shall stop. Later reports are then ignored."""
+        """Take a trial's new reports in, in order; the verdict that stands.
 
-    def tell(self, told: Tell, tokens: int) -> None:
-        """Say how a trial ended and how many label tokens it trained; nothing where it was told before."""
+        Reports after a stop are ignored; those after a pause are held back until the trial is promoted.
+        """
+
+    def reinstate(self, number: int, reason: str) -> None:
+        """A pause that an earlier controller decided on stands, unless a promotion has ended it."""
+
+    def lay_aside(self, number: int) -> None:
+        """A paused trial has stopped: it is open no more, until it is promoted."""
+
+    def promote(self) -> Promotion | None:
+        """The paused trial that deserves a free slot most: its pause is over. None: a new trial deserves it more."""
+
+    def unknown(self) -> Sequence[int]:
+        """Ended trials whose reports it needs to judge others, and has not seen."""
+
+    def recall(self, number: int, reports: Sequence[Report]) -> None:
+        """Take in what a trial reported in an earlier controller's time."""
+
+    def ask_final(self) -> int:
+        """The number of the next final: one of the best trials again, with another seed; it is never judged."""
+
+    def tell(self, told: Tell, tokens: int, seconds: float = 0.0) -> None:
+        """Say how a trial ended, how many label tokens and how long it trained; nothing where it was told before."""
 
     def facts(self) -> StudyFacts:
         """Counts, open trials and the best value."""
+
+
+@dataclass
+class Ports:
+    """The world as the controller reaches it."""
+
+    study: Study
+    channel: Channel
+    dispatcher: Dispatcher
+    clock: Clock

@@ -1,4 +1,5 @@
-"""The queues' sections of a configuration as typed values: this machine, SLURM in submitit's words, W&B Launch.
+"""The queues' sections of a configuration as typed values: this machine, SLURM in submitit's words, W&B Launch, and a
+simulation.
 
 Invariant: a value that exists is valid in itself. The fields of `Submitit` are the words of submitit's `AutoExecutor`
 and mean what they mean there; those that only we may set (the name, the log, one task on one node) are left out.
@@ -20,7 +21,7 @@ class Queue:
     """Where jobs run.
 
     Args:
-        kind: local, slurm or launch.
+        kind: local, slurm, launch or simulated.
         workers: how many at once; null: one per GPU, or one per core where the recipe trains on the CPU (local only).
         slots: trials side by side in one worker; auto: as many as pay, measured by the worker while they train.
         trials_per_worker: trials after which a worker ends; null: no limit.
@@ -151,7 +152,8 @@ class LaunchQueue(Queue):
         prioritization: whether the queue heeds priorities.
         max_jobs: jobs that one agent runs at once.
         channel: how reports and stops travel: room (a file system or an object store) or wandb.
-        room: where jobs see the sweep's room, a path or a URL; null: at the same path as the controller.
+        room: the directory below which jobs see the sweep's room, by its name: a path, or the URL of an object store;
+            null: at the same path as the controller.
         query_seconds: at least so long between two questions to W&B.
         pending_seconds: a pushed job that has not started after so long is given up and pushed anew; null: it waits.
     """
@@ -192,9 +194,48 @@ class Place:
         return f"{self.entity}/{self.project}" if self.entity else self.project
 
 
+@dataclass
+class SimulatedQueue(Queue):
+    """Simulated workers over recorded curves, in simulated time (docs/simulated.md).
+
+    Args:
+        table: the curves, a .npz file.
+        columns: array of the table to torchtune key, beside those that are known.
+        seed: of everything that happens to workers and trials.
+        trial_seconds … stop_seconds: see `sweep.simulation.Fates`.
+        look_seconds: until a controller that waits sees what has happened.
+        charge: the time that the study takes to ask and to judge passes on the simulated clock too.
+    """
+
+    kind: str = "simulated"
+    workers: int | None = 8
+    table: str = ""
+    columns: dict[str, str] = field(default_factory=dict)
+    seed: int = 0
+    trial_seconds: float = 600.0
+    slot_cost: float = 0.05
+    startup_seconds: float = 20.0
+    startup_spread: float = 0.3
+    wait_seconds: float = 0.0
+    speed_spread: float = 0.1
+    stragglers: float = 0.0
+    straggler_factor: float = 4.0
+    crashes: float = 0.0
+    preemptions: float = 0.0
+    stop_seconds: float = 0.5
+    look_seconds: float = 0.2
+    charge: bool = True
+    poll_seconds: float = 60.0
+
+
 RESOURCES = ("kubernetes", "sagemaker", "gcp-vertex", "local-container", "local-process")
 CHANNELS = ("room", "wandb")
-KINDS: dict[str, type[Queue]] = {"local": Queue, "slurm": SlurmQueue, "launch": LaunchQueue}
+KINDS: dict[str, type[Queue]] = {
+    "local": Queue,
+    "slurm": SlurmQueue,
+    "launch": LaunchQueue,
+    "simulated": SimulatedQueue,
+}
 # What the controller's own job takes from its queue where `queue.controller` does not say it.
 SHARED_WORDS = ("slurm_account", "slurm_partition", "slurm_qos", "slurm_setup")
 CONTROLLER_WORDS: dict[str, Any] = {"timeout_min": 1440, "cpus_per_task": 1, "mem_gb": 2, "slurm_signal_delay_s": 120}

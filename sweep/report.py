@@ -12,12 +12,13 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sweep.ledger import Entry, account, read_ledger
 from sweep.model import SweepState, TrialRow
 from sweep.results import SweepReader
 from sweep.rooms import load_settings
 from sweep.session import job_viewer, reading_storage
 from sweep.study import load_study, own_trials
-from sweep.view import duration, number, params_text, ranked
+from sweep.view import duration, number, params_text, ranked, scores_text
 from trainer.room import Room, write_atomic
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ table { border-collapse: collapse; width: 100%; font-size: .88rem }
 th, td { text-align: left; padding: .3rem .6rem; border-bottom: 1px solid #e8edf1; vertical-align: top }
 td.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap }
 .complete { color: #18794e } .pruned { color: #9a4ca8 } .failed { color: #c62a2f }
-.cancelled, .waiting { color: #8a97a3 }
+.paused { color: #b7791f } .cancelled, .waiting { color: #8a97a3 }
 .wide { overflow-x: auto } code { background: #f2f5f7; padding: .1rem .3rem; border-radius: 4px }
 """
 
@@ -49,16 +50,17 @@ def write_report(room: Room, to: Path) -> Path:
     settings = load_settings(room)
     study = load_study(reading_storage(room, settings), settings.name)
     state = SweepReader(room, settings, lambda: own_trials(study), job_viewer(room, settings)).state()
-    write_atomic(to.absolute(), page(state, figures(study, state)))
+    write_atomic(to.absolute(), page(state, figures(study, state), read_ledger(room)))
     return to.absolute()
 
 
-def page(state: SweepState, plots: Sequence[tuple[str, str, str]]) -> str:
-    """The whole document from a state and its figures (heading, explanation, HTML)."""
+def page(state: SweepState, plots: Sequence[tuple[str, str, str]], entries: Sequence[Entry] = ()) -> str:
+    """The whole document from a state, its figures (heading, explanation, HTML) and its ledger."""
     best = state.best
     lead = (
         f"Best: trial {best.number}, {escape(state.metric)} {number(best.value)} with "
         f"<code>{escape(params_text(best.params))}</code>"
+        + (f"; evaluated: {escape(scores_text(best.scores))}" if best.scores else "")
         if best
         else "No trial is complete yet."
     )
@@ -74,6 +76,8 @@ def page(state: SweepState, plots: Sequence[tuple[str, str, str]]) -> str:
         rows = [row for row in state.rows if row.state == name]
         if rows:
             parts.append(f"<h2>{heading}</h2>{_reasons(rows, state.metric)}")
+    if entries:
+        parts.append(_ledger(state, entries))
     parts.append(f"<h2>All trials</h2>{_trials(state)}</html>")
     return "\n".join(parts)
 
@@ -153,7 +157,11 @@ def _html(draw: Callable[[], Any], with_library: bool) -> str:
 def _cards(state: SweepState) -> str:
     saved = sum(max(0, state.trial_tokens - row.tokens) for row in state.rows if row.state == "pruned")
     whole = state.trial_tokens * len(state.rows)
-    cards = {name: str(state.count(name)) for name in ("complete", "pruned", "failed", "running") if state.count(name)}
+    cards = {
+        name: str(state.count(name))
+        for name in ("complete", "pruned", "paused", "failed", "running")
+        if state.count(name)
+    }
     cards["tokens trained"] = f"{state.tokens:,}"
     if whole and saved:
         cards["of all tokens saved by pruning"] = f"{saved / whole:.0%}"
@@ -164,6 +172,25 @@ def _cards(state: SweepState) -> str:
         )
         + "</div>"
     )
+
+
+def _ledger(state: SweepState, entries: Sequence[Entry]) -> str:
+    """What the decisions saved and risked, and each with what it was based on."""
+    found = account(state, entries)
+    share = f" ({found.saved / found.whole:.0%} of what all would have trained)" if found.whole else ""
+    text = (
+        f"{found.saved:,} label tokens were saved{share}. "
+        f"When it was given up, {found.ahead} of the pruned trials stood before the winner at the same milestone; "
+        f"the winner itself was paused {found.pauses} times."
+    )
+    body = "".join(
+        f"<tr><td class=n>{e.trial}<td>{escape(e.ruling)}<td class=n>{e.milestone or ''}<td class=n>{number(e.value)}"
+        f"<td class=n>{e.tokens or ''}<td>{escape(e.reason)}<td>"
+        + escape(", ".join(f"{key} {value:.4g}" for key, value in e.basis.items()))
+        for e in entries
+    )
+    head = "<tr><th>trial<th>ruling<th>milestone<th>value<th>tokens<th>reason<th>based on"
+    return f"<h2>Ledger</h2><p>{text}</p><div class=wide><table>{head}{body}</table></div>"
 
 
 def _reasons(rows: Sequence[TrialRow], metric: str) -> str:
@@ -177,11 +204,14 @@ def _reasons(rows: Sequence[TrialRow], metric: str) -> str:
 
 
 def _trials(state: SweepState) -> str:
+    scores = list(dict.fromkeys(name for row in state.rows for name in row.scores))
     body = "".join(
         f"<tr><td class=n>{row.number}<td class={row.state}>{row.state}<td>{escape(params_text(row.params))}"
         f"<td class=n>{number(row.value)}<td class=n>{number(row.last.grad_norm if row.last else None, 3)}"
         f"<td class=n>{row.tokens:,}<td class=n>{row.attempts}"
+        + "".join(f"<td class=n>{number(row.scores.get(name))}" for name in scores)
         for row in ranked(state.rows)
     )
     head = f"<tr><th>trial<th>state<th>hyperparameters<th>{escape(state.metric)}<th>grad_norm<th>tokens<th>attempts"
+    head += "".join(f"<th>eval {escape(name)}" for name in scores)
     return f"<div class=wide><table>{head}{body}</table></div>"

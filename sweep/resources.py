@@ -27,9 +27,15 @@ def launch_queues_dir() -> Path:
 
 
 @cache
+def trainer_dir() -> Path:
+    """The package that runs on the nodes."""
+    return _found("trainer")
+
+
+@cache
 def embedded_dir() -> Path:
     """The embedded base, tokenizer and data."""
-    return _found("trainer") / "embedded"
+    return trainer_dir() / "embedded"
 
 
 @cache

@@ -8,14 +8,17 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, TypeVar
 
-from sweep.model import Job, JobState, SweepState, TrialRow, WorkerFacts
+from sweep.beside import told
+from sweep.evaluation import evaluations_room
+from sweep.model import Ending, Job, JobState, SweepState, TrialRow, WorkerFacts
+from sweep.queues import SimulatedQueue
 from sweep.rooms import controller_runs, journal_path, load_settings, worker_of
 from sweep.session import job_viewer, reading_storage
 from sweep.settings import Settings
-from trainer.contract import ContractError, Outcome, Report, Step, decode
+from trainer.contract import ContractError, Outcome, Report, Step, StopCause, decode
 from trainer.room import Room, Tail, read_text
 
 if TYPE_CHECKING:
@@ -23,6 +26,15 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 ENDED = {"COMPLETE": "complete", "PRUNED": "pruned"}
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationSight:
+    """A trial's evaluation; see `TrialRow`."""
+
+    state: str = ""
+    reason: str = ""
+    scores: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -39,6 +51,7 @@ class SweepReader:
     trials: Callable[[], list[FrozenTrial]]
     jobs: Callable[[], Mapping[str, Job]]
     _ended: dict[int, TrialRow] = field(default_factory=dict)
+    _evaluations: dict[int, EvaluationSight] = field(default_factory=dict)
     _tails: dict[tuple[int, int], Tail] = field(default_factory=dict)
     _reports: dict[int, dict[int, Report]] = field(default_factory=dict)
 
@@ -46,17 +59,26 @@ class SweepReader:
         workers = self._workers()
         running = controller_runs(self.room)
         alive = {worker.name for worker in workers}
-        rows = tuple(self._row(trial, alive) for trial in self.trials())
+        judged = set(evaluations_room(self.room).trials())
+        rows = tuple(self._judged(row, judged) for row in (self._row(trial, alive) for trial in self.trials()))
         return SweepState(
             name=self.settings.name,
             metric=self.settings.metric,
             rows=rows,
             workers=workers,
             limits=self.settings.limits(self.settings.queue.workers or len(workers)),
-            seconds=self._until(running) - self.settings.created,
+            seconds=self._seconds(running),
             trial_tokens=self.settings.trial_tokens,
             controller=running,
         )
+
+    def _seconds(self, running: bool) -> float:
+        """Since the sweep was created, on its own clock."""
+        if isinstance(self.settings.queue, SimulatedQueue):
+            from sweep.dispatch.simulated import simulated_seconds
+
+            return simulated_seconds(self.room)
+        return self._until(running) - self.settings.created
 
     def _until(self, running: bool) -> float:
         """Now, or when the study last changed where nobody is at work."""
@@ -65,7 +87,7 @@ class SweepReader:
 
     def _row(self, trial: FrozenTrial, alive: set[str]) -> TrialRow:
         from sweep.distributions import decode_params
-        from sweep.study import CANCELLED, REASON
+        from sweep.study import CANCELLED, FINAL, REASON
 
         if trial.number in self._ended:
             return self._ended[trial.number]
@@ -77,7 +99,8 @@ class SweepReader:
         if not trial.state.is_finished():
             running = outcome is None and worker in alive
             goes_on = outcome is None or outcome.resumable
-            state = "running" if running else "waiting" if goes_on else "ended"
+            paused = outcome is not None and outcome.cause is StopCause.PAUSED
+            state = "running" if running else "paused" if paused else "waiting" if goes_on else "ended"
         reports = self._read_reports(trial.number, attempts)
         last = getattr(reports[-1], self.settings.metric) if reports else None
         row = TrialRow(
@@ -90,10 +113,20 @@ class SweepReader:
             worker=worker,
             reports=reports,
             adapter=str(files.adapter) if files and files.adapter.is_dir() else None,
+            final=tuple(trial.user_attrs[FINAL]) if FINAL in trial.user_attrs else None,
         )
         if trial.state.is_finished():
             self._ended[trial.number] = row
         return row
+
+    def _judged(self, row: TrialRow, judged: set[int]) -> TrialRow:
+        """The row with its evaluation, which may come after the trial's end."""
+        if row.number not in judged:
+            return row
+        found = self._evaluations.get(row.number) or read_evaluation(self.room, row.number)
+        if found.state in ("complete", "failed"):
+            self._evaluations[row.number] = found
+        return replace(row, evaluation=found.state, evaluation_reason=found.reason, scores=found.scores)
 
     def _read_reports(self, trial: int, attempts: list[int]) -> tuple[Report, ...]:
         merged = self._reports.setdefault(trial, {})
@@ -139,6 +172,20 @@ def read_outcome(room: Room, trial: int) -> Outcome | None:
         return decode(Outcome, text) if text is not None else None
     except ContractError:
         return None
+
+
+def read_evaluation(room: Room, trial: int) -> EvaluationSight:
+    """The evaluation of a trial of a sweep's room."""
+    beside = evaluations_room(room)
+    how, outcome = told(beside, trial), read_outcome(beside, trial)
+    if how is not None:
+        state = "complete" if how["ending"] == Ending.COMPLETE else "failed"
+        return EvaluationSight(state, how["reason"] if state == "failed" else "", outcome.scores if outcome else {})
+    attempts = beside.attempts(trial)
+    if outcome is not None and outcome.scores:
+        return EvaluationSight("complete", "", outcome.scores)  # and not told yet: no controller runs
+    begun = attempts and outcome is None and (beside.attempt(trial, attempts[-1]).reports).exists()
+    return EvaluationSight("running" if begun else "waiting")
 
 
 def read_steps(room: Room, trial: int) -> list[Step]:

@@ -33,6 +33,8 @@ def find_room(name: str | None) -> Room:
     Raises:
         ConfigError: there is none.
     """
+    if name is not None and "://" in name:
+        return _fetched(name, light=True)
     known = sorted(rooms_dir().glob("*/sweep.json"), key=lambda path: path.stat().st_mtime)
     if name is None:
         if not known:
@@ -43,6 +45,32 @@ def find_room(name: str | None) -> Room:
             return Room(path.resolve())
     names = ", ".join(path.parent.name for path in known) or "none"
     raise ConfigError(f"there is no sweep {name} in {rooms_dir()}; known: {names}")
+
+
+def current_room(name: str | None, light: bool = True) -> Room:
+    """The same, as it is now: where an object store carries it and no controller runs here, what changed is fetched.
+
+    Args:
+        light: without checkpoints, steps, logs and adapters.
+
+    Raises:
+        ConfigError: there is none, or the store refuses. RetryLater: the store does not answer.
+    """
+    if name is not None and "://" in name:
+        return _fetched(name, light)
+    room = find_room(name)
+    url = load_settings(room).store_url
+    if url is not None and not controller_runs(room):
+        from sweep.mirrored import pull
+
+        pull(url, room.root, light)
+    return room
+
+
+def _fetched(url: str, light: bool) -> Room:
+    from sweep.mirrored import pull
+
+    return pull(url.rstrip("/"), (rooms_dir() / url.rstrip("/").rpartition("/")[2]).resolve(), light)
 
 
 def free_name(stem: str) -> str:
@@ -147,6 +175,16 @@ def whereabouts() -> str:
     job = os.environ.get("SLURM_JOB_ID")
     node = os.environ.get("SLURMD_NODENAME") if job else None
     return f"process {os.getpid()} on {node or socket.gethostname()}{f', SLURM job {job}' if job else ''}"
+
+
+def controller_elsewhere(room: Room) -> str:
+    """Where another machine's controller of a room in an object store runs; empty where none does."""
+    url = load_settings(room).store_url
+    if url is None or controller_runs(room):
+        return ""
+    from sweep.mirrored import controller_at
+
+    return controller_at(url)
 
 
 def controller_whereabouts(room: Room) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import signal
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,10 +17,23 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from sweep.errors import GiveUp, RetryLater
-from sweep.model import Assign, Cancel, Effect, Finish, Finished, JobState, Mode, StartWorkers, Stop, Tell, View
+from sweep.model import (
+    Assign,
+    Cancel,
+    Effect,
+    Ending,
+    Finish,
+    Finished,
+    JobState,
+    Mode,
+    StartWorkers,
+    Stop,
+    Tell,
+    View,
+)
 from sweep.rooms import controller_lock, controller_whereabouts, load_settings, whereabouts
-from sweep.session import job_viewer, make_controller, open_study
-from sweep.view import console, duration, live_view, number, params_text, waiting_text
+from sweep.session import job_viewer, make_controller, open_world, with_evaluations
+from sweep.view import console, duration, live_view, number, params_text, scores_text, waiting_text
 from trainer.contract import Report
 from trainer.room import Room, hold, read_text
 
@@ -29,7 +42,10 @@ if TYPE_CHECKING:
     from rich.live import Live
 
     from sweep.nursery import Nursery
+    from sweep.ports import Channel, Ports
     from sweep.results import SweepReader
+    from sweep.settings import Settings
+    from sweep.strategy import Promotion
     from sweep.study import OptunaStudy
 
 REFRESH_SECONDS = 0.5
@@ -79,6 +95,7 @@ class Log:
     view: LiveView | None = None
     waiting: str = ""
     cancelled: set[str] = field(default_factory=set)
+    told: Callable[[], None] = lambda: None
 
     def reported(self, trial: int, report: Report) -> None:
         value = getattr(report, self.metric)
@@ -99,6 +116,7 @@ class Log:
                 self.say(f"trial {trial} shall stop ({cause}): {reason}")
             case Tell(trial, ending, reason):
                 self.say(f"trial {trial} {ending.value}{self._value(trial)}{': ' if reason else ''}{reason}")
+                self.told()
             case Cancel(worker, reason) if worker not in self.cancelled:  # repeated until the queue has obeyed
                 self.cancelled.add(worker)
                 self.say(f"worker {worker} is ended: {reason}")
@@ -113,6 +131,9 @@ class Log:
         self.waiting = waiting
         if self.view:
             self.view.refresh(self)
+
+    def promoted(self, promotion: Promotion) -> None:
+        self.say(f"trial {promotion.trial} is promoted: {promotion.reason}")
 
     def trouble(self, message: str) -> None:
         self.say(f"trouble, trying again: {message}")
@@ -129,6 +150,43 @@ class Log:
             self.view.refresh(self, now=True)
         if self.echo is not None:
             self.echo.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+@dataclass
+class EvaluationLog:
+    """Turns what the evaluations' controller does into lines of the same log."""
+
+    log: Log
+    room: Room
+
+    def reported(self, trial: int, report: Report) -> None:
+        pass  # an evaluation says nothing before its end
+
+    def done(self, effect: Effect) -> None:
+        from sweep.results import read_evaluation
+
+        match effect:
+            case Assign(trial, attempt, worker):
+                again = f" again (attempt {attempt})" if attempt > 1 else ""
+                self.log.say(f"evaluation of trial {trial} starts{again} on evaluations/{worker}")
+            case Stop(trial, _, cause, reason):
+                self.log.say(f"evaluation of trial {trial} shall stop ({cause}): {reason}")
+            case Tell(trial, Ending.COMPLETE):
+                self.log.say(f"evaluation of trial {trial}: {scores_text(read_evaluation(self.room, trial).scores)}")
+            case Tell(trial, _, reason):
+                self.log.say(f"evaluation of trial {trial} failed: {reason}")
+            case Cancel(worker, reason) if f"evaluations/{worker}" not in self.log.cancelled:
+                self.log.cancelled.add(f"evaluations/{worker}")
+                self.log.say(f"worker evaluations/{worker} is ended: {reason}")
+
+    def waited(self, view: View) -> None:
+        pass
+
+    def promoted(self, promotion: Promotion) -> None:
+        pass  # an evaluation is never paused
+
+    def trouble(self, message: str) -> None:
+        self.log.say(f"evaluations: {message}")
 
 
 @dataclass
@@ -169,24 +227,39 @@ def drive(room: Room, wish: Wish, nursery: Nursery, goes_on: bool = False) -> Fi
                 f"look at it with `sweep watch {settings.name}`, "
                 f"or end it with `sweep stop {settings.name}`"
             )
-        if not goes_on:
-            control_path(room).unlink(missing_ok=True)
-        study = open_study(room, settings)
-        out = console()
-        log = Log(study, settings.metric, echo=None if out.is_terminal else out)
-        controller = make_controller(room, settings, (study, nursery), log, wish)
         try:
-            with closing(nursery), _signals(wish), _live(out, log, room, study):
-                finish = controller.run()
-                if finish.how is Finished.DETACHED and second_thoughts(wish, log):
-                    finish = controller.run()
+            with closing(nursery), open_world(room, settings, nursery) as world:
+                if not goes_on and not wish.in_job:
+                    _forget_wish(room, world[1].channel)
+                finish = _control(room, settings, world, wish, nursery)
+                if finish.how is not Finished.HANDED_OVER:
+                    _forget_wish(room, world[1].channel)
         except OSError as error:
             raise GiveUp(
                 f"the controller cannot write to {room.root}: {error}; mend that, then `sweep resume`"
             ) from error
-        if finish.how is not Finished.HANDED_OVER:
-            control_path(room).unlink(missing_ok=True)
         return finish
+
+
+def _forget_wish(room: Room, channel: Channel) -> None:
+    """What a person wanted of an earlier controller holds no more."""
+    from sweep.mirrored import MirroredChannel
+
+    control_path(room).unlink(missing_ok=True)
+    if isinstance(channel, MirroredChannel):
+        channel.mirror.clear_control()
+
+
+def _control(room: Room, settings: Settings, world: tuple[OptunaStudy, Ports], wish: Wish, nursery: Nursery) -> Finish:
+    out = console()
+    log = Log(world[0], settings.metric, echo=None if out.is_terminal else out)
+    main = make_controller(room, settings, world, log, wish)
+    controller = with_evaluations(main, room, settings, (world[0], nursery), EvaluationLog(log, room))
+    with _publishing(room, settings, log), _signals(wish), _live(out, log, room, world[0]):
+        finish = controller.run()
+        if finish.how is Finished.DETACHED and second_thoughts(wish, log):
+            finish = controller.run()
+    return finish
 
 
 def second_thoughts(wish: Wish, log: Log) -> bool:
@@ -212,6 +285,26 @@ def _signals(wish: Wish) -> Iterator[None]:
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def _publishing(room: Room, settings: Settings, log: Log) -> Iterator[None]:
+    """While the block runs, W&B hears how trials end and which adapter is best."""
+    from sweep.tracking import mode
+
+    if mode(settings) != "online":
+        yield
+        return
+    from sweep.results import open_reader
+    from sweep.wandbsync import Publisher
+
+    publisher = Publisher(settings, room, lambda: open_reader(room).state(), log.say)
+    publisher.start()
+    log.told = publisher.changed
+    try:
+        yield
+    finally:
+        publisher.close()
 
 
 @contextmanager

@@ -5,17 +5,29 @@ Invariant: what is expensive to import is imported when it is used.
 
 from __future__ import annotations
 
+import dataclasses
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sweep.errors import ConfigError
+from sweep.evaluation import evaluation_settings, evaluation_spec, evaluations_room, wanted
 from sweep.model import Job, Mode
-from sweep.queues import LaunchQueue, SlurmQueue
-from sweep.rooms import find_room, journal_path, load_settings, mark_stopped, rooms_dir, save_settings, stopped_runs
+from sweep.queues import LaunchQueue, SimulatedQueue, SlurmQueue
+from sweep.rooms import (
+    find_room,
+    journal_path,
+    load_settings,
+    mark_stopped,
+    rooms_dir,
+    save_settings,
+    stopped_runs,
+    whereabouts,
+)
 from sweep.settings import Settings
 from sweep.tracking import place, tracking_of
 from trainer.contract import TrialSpec
@@ -24,13 +36,15 @@ from trainer.room import Room, write_atomic
 if TYPE_CHECKING:
     from optuna.storages import BaseStorage
 
+    from sweep.beside import Together
     from sweep.config import Composed
     from sweep.dispatch.launch import LaunchDispatcher
     from sweep.dispatch.local import LocalDispatcher
     from sweep.dispatch.slurm import SlurmDispatcher
-    from sweep.loop import Controller, Listener
+    from sweep.loop import Controller, Listener, SpecFactory
     from sweep.nursery import Nursery
-    from sweep.ports import Channel, Dispatcher
+    from sweep.ports import Channel, Dispatcher, Ports
+    from sweep.simulation import World
     from sweep.study import OptunaStudy, StudyConfig
 
 
@@ -84,6 +98,10 @@ def study_config(settings: Settings) -> StudyConfig:
         sampler=lambda seed: build_sampler(settings, seed),
         pruner=build_pruner(settings),
         per_trial_seed=not keeps_one_seed(settings),
+        milestones=settings.reports_per_trial,
+        history=settings.search.history,
+        finalists=settings.search.finalists,
+        seeds=settings.search.seeds,
     )
 
 
@@ -120,6 +138,8 @@ def on_gpu(settings: Settings) -> bool:
     from sweep.dispatch.local import visible_gpus
 
     device = str(settings.torchtune.get("device"))
+    if isinstance(settings.queue, SimulatedQueue):
+        return False
     if isinstance(settings.queue, SlurmQueue | LaunchQueue):
         return device.startswith("cuda")
     if device.startswith("cuda") and not visible_gpus():
@@ -133,6 +153,8 @@ def on_gpu(settings: Settings) -> bool:
 def make_dispatcher(room: Room, settings: Settings, nursery: Nursery | None = None) -> Dispatcher:
     """The dispatcher of the configured queue; without a nursery the local one starts each worker by itself."""
     match settings.queue:
+        case SimulatedQueue():
+            return simulated_world_of(room, settings)[1]
         case SlurmQueue() as queue:
             return _slurm_dispatcher(room, settings, queue)
         case LaunchQueue() as queue:
@@ -193,7 +215,7 @@ def _launch_dispatcher(room: Room, settings: Settings, queue: LaunchQueue, reads
 
 
 def make_channel(room: Room, dispatcher: Dispatcher) -> Channel:
-    """How a sweep's reports and stops travel, as its queue has it."""
+    """How reports and stops travel where controller and jobs share the room, or W&B."""
     from sweep.channel import RoomChannel
     from sweep.dispatch.launch import LaunchDispatcher
 
@@ -204,12 +226,30 @@ def make_channel(room: Room, dispatcher: Dispatcher) -> Channel:
     return RoomChannel(room)
 
 
+@contextmanager
+def open_channel(room: Room, settings: Settings, dispatcher: Dispatcher) -> Iterator[Channel]:
+    """The same; where an object store carries the room, its lease is held while the block runs.
+
+    Raises:
+        RetryLater: the store does not answer, or another controller holds the sweep there.
+    """
+    if settings.store_url is None:
+        yield make_channel(room, dispatcher)
+        return
+    from sweep.mirrored import mirrored
+
+    with mirrored(room, settings.store_url, whereabouts()) as channel:
+        yield channel
+
+
 def job_viewer(room: Room, settings: Settings) -> Callable[[], Mapping[str, Job]]:
     """What the queue says of the workers' jobs, for somebody who only looks; it never fails."""
     from sweep.dispatch.local import LocalDispatcher
 
     queue = settings.queue
     dispatcher: Dispatcher
+    if isinstance(queue, SimulatedQueue):
+        return simulated_world_of(room, settings)[1].poll
     if isinstance(queue, SlurmQueue):
         dispatcher = _slurm_dispatcher(room, settings, queue, reads=True)
     elif isinstance(queue, LaunchQueue):
@@ -229,40 +269,153 @@ def make_nursery(settings: Settings) -> Nursery:
     return Nursery([dispatcher.own_env(place) for place in range(worker_count(settings))])
 
 
-def make_controller(
-    room: Room,
-    settings: Settings,
-    parts: tuple[OptunaStudy, Nursery],
-    listener: Listener,
-    mode: Callable[[], Mode],
-) -> Controller:
-    """A controller over the real world, from its study and nursery; the caller holds the room's lock."""
-    from sweep.loop import Controller, Ports
+def simulated_world_of(room: Room, settings: Settings) -> tuple[World, Dispatcher]:
+    """The world of a room whose queue is simulated, and its dispatcher."""
+    from sweep.dispatch.simulated import SimulatedDispatcher, world_of
 
-    study, nursery = parts
-    workers = worker_count(settings)
+    world = world_of(room, lambda: make_world(settings))
+    return world, SimulatedDispatcher(world)
+
+
+def make_world(settings: Settings) -> World:
+    """A new world of simulated workers, as the queue's section describes it."""
+    from sweep.simulation import Fates, World
+    from sweep.tables import load_table
+
+    queue = settings.queue
+    assert isinstance(queue, SimulatedQueue)
+    fates = Fates(**{f.name: getattr(queue, f.name) for f in dataclasses.fields(Fates)})
+    return World(load_table(queue.table, queue.columns), fates, int(queue.slots), queue.seed)
+
+
+@contextmanager
+def open_world(room: Room, settings: Settings, nursery: Nursery) -> Iterator[tuple[OptunaStudy, Ports]]:
+    """The study and the ports of a sweep over the real world; the caller holds the room's lock.
+
+    Raises:
+        RetryLater: see `open_channel`.
+    """
+    if isinstance(settings.queue, SimulatedQueue):
+        study = open_study(room, settings)
+        yield study, _simulated_ports(room, settings, study)
+        return
+    from sweep.ports import Ports
+
     dispatcher = make_dispatcher(room, settings, nursery)
-    ports = Ports(study, make_channel(room, dispatcher), dispatcher, WallClock())
+    with open_channel(room, settings, dispatcher) as channel:
+        study = open_study(room, settings)  # not before: a store may have brought a newer one
+        yield study, Ports(study, channel, dispatcher, WallClock())
+
+
+def make_controller(
+    room: Room, settings: Settings, world: tuple[OptunaStudy, Ports], listener: Listener, mode: Callable[[], Mode]
+) -> Controller:
+    """A controller over an open world."""
+    from sweep.ledger import RoomLedger
+    from sweep.loop import Controller
+
+    study, ports = world
+    workers = worker_count(settings)
+    created = 0.0 if isinstance(settings.queue, SimulatedQueue) else settings.created
     return Controller(
         ports=ports,
         limits=settings.limits(workers),
-        spec=lambda trial, attempt, worker: trial_spec(
-            settings, study.params(trial), (trial, attempt, worker), stopped_runs(room)
-        ),
+        spec=spec_maker(settings, study.params, study.seed_of, partial(stopped_runs, room)),
         listener=listener,
         mode=mode,
-        created=settings.created,
+        created=created,
         poll_seconds=settings.queue.poll_seconds,
+        ledger=RoomLedger(room),
     )
 
 
+def with_evaluations(
+    main: Controller, room: Room, settings: Settings, parts: tuple[OptunaStudy, Nursery], listener: Listener
+) -> Controller | Together:
+    """A sweep's controller together with that of its evaluations, where any are wanted.
+
+    Args:
+        listener: told of the evaluations.
+    """
+    from sweep.beside import EvaluationStudy, Gate, Together
+    from sweep.loop import Controller
+    from sweep.ports import Ports
+
+    if not wanted(settings.evaluate):
+        return main
+    study, nursery = parts
+    inner, beside = evaluation_settings(settings), evaluations_room(room)
+    waits = on_gpu(settings) and not isinstance(settings.queue, SlurmQueue | LaunchQueue)
+    dispatcher = make_dispatcher(beside, inner, None if waits else nursery)
+    judges = EvaluationStudy(beside, study.winners)
+    gate = Gate(main.mode)
+    controller = Controller(
+        ports=Ports(judges, make_channel(beside, dispatcher), dispatcher, main.ports.clock),
+        limits=inner.limits(1),
+        spec=lambda trial, attempt, worker: evaluation_spec(
+            settings, room, (trial, attempt, worker), stopped_runs(beside)
+        ),
+        listener=listener,
+        mode=gate,
+        created=settings.created,
+        poll_seconds=main.poll_seconds,
+    )
+    return Together(main, controller, gate, waits)
+
+
+def _simulated_ports(room: Room, settings: Settings, study: OptunaStudy) -> Ports:
+    from sweep.dispatch.simulated import simulated_ports
+
+    queue = settings.queue
+    assert isinstance(queue, SimulatedQueue)
+    world, _ = simulated_world_of(room, settings)
+    return simulated_ports(world, study, queue.look_seconds, queue.charge)
+
+
+def spec_maker(
+    settings: Settings,
+    params: Callable[[int], Mapping[str, Any]],
+    seed_of: Callable[[int], int | None],
+    stopped: Callable[[], Collection[str]] = tuple,
+) -> SpecFactory:
+    """What builds specifications: a torchtune configuration, or what a simulated worker looks up in its table.
+
+    Args:
+        params: a trial's hyperparameters; seed_of: which of the finals' seeds it is trained with, None for no final.
+        stopped: the W&B runs that no attempt goes on in.
+    """
+    queue = settings.queue
+    if not isinstance(queue, SimulatedQueue):
+        return lambda trial, attempt, worker: trial_spec(
+            settings, params(trial), (trial, attempt, worker), seed_of(trial), stopped()
+        )
+    from sweep.recipe import value_at
+    from sweep.tables import load_table
+
+    keys = load_table(queue.table, queue.columns).grid
+    base = {key: value_at(settings.torchtune, key) for key in keys if key not in settings.space}
+
+    def spec(trial: int, attempt: int, worker: str) -> TrialSpec:
+        seed = seed_of(trial)
+        config = {**base, **params(trial), **({} if seed is None else {"seed": seed})}
+        tokens, every = settings.milestone_tokens, settings.trial.checkpoint_every
+        return TrialSpec(settings.name, trial, attempt, worker, config, tokens, every)
+
+    return spec
+
+
 def trial_spec(
-    settings: Settings, params: Any, identity: tuple[int, int, str], stopped: Collection[str] = ()
+    settings: Settings,
+    params: Any,
+    identity: tuple[int, int, str],
+    final_seed: int | None = None,
+    stopped: Collection[str] = (),
 ) -> TrialSpec:
     """The specification of an attempt (trial, attempt, worker).
 
     Args:
-        stopped: W&B runs that no attempt goes on in.
+        final_seed: which of the finals' seeds; each is another than the one that the search trained with.
+        stopped: see `spec_maker`.
     """
     from sweep.recipe import resolve
 
@@ -270,6 +423,8 @@ def trial_spec(
     config = resolve(settings.torchtune, params, settings.derive)
     if config.get("seed") is None:
         config["seed"] = settings.search.seed  # torchtune would draw one, and the trial could not be repeated
+    if final_seed is not None:
+        config["seed"] = int(config["seed"]) + 1 + final_seed
     tracking = tracking_of(settings, trial, config, stopped)
     return TrialSpec(
         sweep=settings.name,

@@ -16,6 +16,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from sweep.errors import ConfigError, unknown_key
+from sweep.evaluators import EVALUATORS, Evaluator, NoEvaluation
 from sweep.grammar import parse_space
 from sweep.launchtemplate import check_launch
 from sweep.model import Limits
@@ -55,15 +56,27 @@ class Recipe:
 
 @dataclass
 class Search:
-    """The budget, and what is allowed to go wrong. null: no limit."""
+    """The budget, and what is allowed to go wrong. null: no limit.
+
+    Args:
+        gpu_hours: training time over all workers; a worker's slots share its hours.
+        min_gain_per_gpu_hour: nothing more is begun where another hour is expected to gain less than this.
+        finalists, seeds: in the end so many of the best trials are trained again with so many seeds each.
+        history: ended trials that a TPE sampler looks at, the best and the newest.
+    """
 
     trials: int | None = 24
     tokens: int | None = None
     seconds: float | None = None
     target: float | None = None
+    gpu_hours: float | None = None
+    min_gain_per_gpu_hour: float | None = None
+    finalists: int = 0
+    seeds: int = 3
     seed: int = 0
     max_attempts: int = 3
     max_failure_share: float = 0.5
+    history: int | None = 1000
 
 
 @dataclass
@@ -146,6 +159,7 @@ class Settings:
         space_raw: key to the texts of its domain, flat, `+` in front of a key that the configuration lacks.
         derive: torchtune keys tied to others, as interpolations, or set to a value.
         trial_tokens: label tokens of one trial that runs to its end, 0 where not measured.
+        controller: here, or launch: a job on the sweep's own Launch queue.
         storage: an Optuna storage URL; null: a journal file in the room.
     """
 
@@ -163,7 +177,9 @@ class Settings:
     trial: Trial
     warm_start: WarmStart
     wandb: Wandb = field(default_factory=Wandb)
+    evaluate: Evaluator = field(default_factory=NoEvaluation)
     storage: str | None = None
+    controller: str = "here"
     trial_tokens: int = 0
     created: float = 0.0
 
@@ -184,6 +200,21 @@ class Settings:
         return self.objective.milestone_tokens or max(1, self.trial_tokens // self.objective.milestones)
 
     @property
+    def reports_per_trial(self) -> int:
+        """Reports of a trial that runs to its end; the last lies there."""
+        if not self.trial_tokens:
+            return self.objective.milestones
+        return max(1, round(self.trial_tokens / self.milestone_tokens))
+
+    @property
+    def store_url(self) -> str | None:
+        """The object store that carries the room between controller and jobs; None where they share it."""
+        queue = self.queue
+        if isinstance(queue, LaunchQueue) and queue.channel == "room" and queue.room and "://" in queue.room:
+            return f"{queue.room.rstrip('/')}/{self.name}"
+        return None
+
+    @property
     def guard(self) -> Guard:
         return Guard(self.trial.loss_ratio, self.trial.grad_norm_ratio)
 
@@ -195,6 +226,8 @@ class Settings:
             tokens=search.tokens,
             seconds=search.seconds,
             target=search.target,
+            gpu_hours=search.gpu_hours,
+            min_gain=search.min_gain_per_gpu_hour,
             workers=workers,
             slots=1 if queue.slots == "auto" else int(queue.slots),  # auto: until a worker says what it holds
             trials_per_worker=queue.trials_per_worker,
@@ -232,6 +265,7 @@ def settings_from_json(raw: Mapping[str, Any], where: str) -> Settings:
         if name != "wandb" or name in values:  # sweeps that were frozen before there was one
             values[name] = read_section(kind, values.get(name), name)
     values["queue"] = read_queue(values.get("queue"))
+    values["evaluate"] = read_evaluator(values.get("evaluate") or {})
     try:
         return Settings(**values)
     except TypeError as error:
@@ -253,6 +287,18 @@ def read_queue(raw: Any) -> Queue:
     if isinstance(queue, LaunchQueue):
         check_launch(queue)
     return queue
+
+
+def read_evaluator(raw: Any) -> Evaluator:
+    """The section `evaluate`, by its kind.
+
+    Raises:
+        ConfigError: another kind, or what `read_section` refuses.
+    """
+    kind = raw.get("kind", "none") if isinstance(raw, Mapping) else raw
+    if kind not in EVALUATORS:
+        raise ConfigError(f"evaluate.kind={kind} is not allowed; it must be {' or '.join(EVALUATORS)}")
+    return read_section(EVALUATORS[kind], raw, "evaluate")
 
 
 def controller_job(queue: SlurmQueue) -> Submitit:
@@ -291,12 +337,19 @@ def read_section(kind: type[T], raw: Any, where: str) -> T:
 
 
 _POSITIVE = (lambda value: value > 0, "above 0")
+_NOT_BELOW_ZERO = (lambda value: value >= 0, "0 or more")
+_SHARE = (lambda value: 0 <= value <= 1, "between 0 and 1")
 _AT_LEAST_ONE = (lambda value: value >= 1, "at least 1")
 _RANGES: dict[tuple[str, str], tuple[Any, str]] = {
     ("search", "trials"): _AT_LEAST_ONE,
     ("search", "tokens"): _AT_LEAST_ONE,
     ("search", "seconds"): _POSITIVE,
     ("search", "max_attempts"): _AT_LEAST_ONE,
+    ("search", "gpu_hours"): _POSITIVE,
+    ("search", "min_gain_per_gpu_hour"): _POSITIVE,
+    ("search", "finalists"): _NOT_BELOW_ZERO,
+    ("search", "seeds"): _AT_LEAST_ONE,
+    ("search", "history"): (lambda value: value >= 50, "50 or more"),
     ("search", "max_failure_share"): (lambda value: 0 <= value <= 1, "between 0 and 1"),
     ("objective", "milestones"): _AT_LEAST_ONE,
     ("objective", "milestone_tokens"): _AT_LEAST_ONE,
@@ -306,6 +359,11 @@ _RANGES: dict[tuple[str, str], tuple[Any, str]] = {
     ("trial", "grad_norm_ratio"): (lambda value: value > 1, "above 1 (inf switches it off)"),
     ("wandb", "mode"): (lambda value: value in ("online", "offline", "disabled"), "online, offline, disabled or null"),
     ("wandb", "artifacts"): (lambda value: value in ("end", "milestones", "none"), "end, milestones or none"),
+    ("evaluate", "batch_size"): _AT_LEAST_ONE,
+    ("evaluate", "max_tokens"): _AT_LEAST_ONE,
+    ("evaluate", "max_seq_length"): _AT_LEAST_ONE,
+    ("evaluate", "limit"): _AT_LEAST_ONE,
+    ("evaluate", "seconds"): _POSITIVE,
     ("queue", "timeout_min"): _AT_LEAST_ONE,
     ("queue", "cpus_per_task"): _AT_LEAST_ONE,
     ("queue", "gpus_per_node"): (lambda value: value >= 0, "0 or more"),
@@ -334,4 +392,12 @@ _RANGES: dict[tuple[str, str], tuple[Any, str]] = {
     ("queue", "priority"): (lambda value: 0 <= value <= 3, "0 (critical), 1 (high), 2 (medium) or 3 (low)"),
     ("queue", "max_jobs"): (lambda value: value >= 1 or value == -1, "at least 1, or -1 for no limit"),
     ("queue", "pending_seconds"): _POSITIVE,
+    ("queue", "trial_seconds"): _POSITIVE,
+    ("queue", "straggler_factor"): _POSITIVE,
+    ("queue", "look_seconds"): _POSITIVE,
+    **{
+        ("queue", key): _NOT_BELOW_ZERO
+        for key in ("slot_cost", "startup_seconds", "startup_spread", "wait_seconds", "speed_spread", "stop_seconds")
+    },
+    **{("queue", key): _SHARE for key in ("stragglers", "crashes", "preemptions")},
 }

@@ -1,15 +1,21 @@
-"""The Optuna study of a sweep: proposals, verdicts, endings. The only importer of Optuna.
+"""The Optuna study of a sweep: proposals, verdicts, promotions, endings.
 
 Invariants: one process writes the study, under the room's lock. A proposal is a pure function of the study's
 history and the trial's number: the sampler is made anew for each number with a seed of its own, so that a
 resumed sweep proposes what an undisturbed one would have. A verdict stands: later reports of that trial are
-ignored, so that what the study knows does not depend on how fast a stop arrives.
+ignored, or held back until it is promoted, so that what the study knows does not depend on how fast a stop arrives.
+In the storage a paused trial is running; a sampler is shown it as pruned. What is asked often is counted as it
+changes: no call but `frozen` walks over all trials, once a study is open, unless Optuna's own sampler or pruner does.
 """
 
 from __future__ import annotations
 
+import math
+import statistics
+from bisect import bisect_left, insort
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +25,13 @@ from optuna.storages import BaseStorage, InMemoryStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
-from sweep.distributions import distribution, encode, suggest
+from sweep.curves import Curves
+from sweep.distributions import decode_params, distribution, encode, suggest
 from sweep.errors import GiveUp
-from sweep.model import Ending, StudyFacts, Tell, Verdict
+from sweep.model import Ending, Ruling, StudyFacts, Tell, Verdict
+from sweep.proposals import History, WatchedStudy
 from sweep.space import Space
+from sweep.strategy import Promotion, Standing, Strategy
 from trainer.contract import Report
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -33,6 +42,12 @@ IMPORTED = "imported_from"
 REASON = "reason"
 CANCELLED = "cancelled"
 TOKENS = "tokens"
+SECONDS = "seconds"
+FINAL = "final"
+PROMOTED = "promoted_at"
+# Trials of the recent past from which the gain of the next one is judged, and the fewest values for that.
+GAIN_WINDOW = 20
+GAIN_VALUES = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +56,10 @@ class StudyConfig:
 
     Args:
         metric: the report's field that is minimised.
+        pruner: Optuna's, which stops; or a strategy of ours, which may also pause and promote.
+        milestones: reports of a trial that runs to its end.
+        finalists, seeds: how many of the best are trained again in the end, and with how many seeds.
+        history: ended trials that a TPE sampler is shown at most, the best and the newest; None: all.
         per_trial_seed: whether the sampler gets a seed for each trial; grid and quasi-random samplers keep one,
             because theirs says which sequence is walked.
     """
@@ -50,8 +69,12 @@ class StudyConfig:
     metric: str
     seed: int
     sampler: SamplerFactory
-    pruner: optuna.pruners.BasePruner
+    pruner: optuna.pruners.BasePruner | Strategy
     per_trial_seed: bool = True
+    milestones: int = 12
+    history: int | None = None
+    finalists: int = 0
+    seeds: int = 0
 
 
 def journal_storage(path: Path) -> BaseStorage:
@@ -76,81 +99,268 @@ def memory_storage() -> BaseStorage:
     return InMemoryStorage()
 
 
+STANDINGS = {
+    TrialState.RUNNING: Standing.RUNNING,
+    TrialState.COMPLETE: Standing.COMPLETE,
+    TrialState.PRUNED: Standing.PRUNED,
+    TrialState.FAIL: Standing.FAILED,
+}
+
+
+@dataclass(slots=True)
+class _Open:
+    """A trial that was asked and not told.
+
+    Args:
+        values: what it reported, by milestone, as the storage has it.
+        judged: the milestone of the last verdict or the last decision to go on.
+        lifted: the milestone of the last pause that a promotion ended; the storage has it, so that it outlives us.
+        held: reports after a pause, not known to anybody until the trial is promoted.
+    """
+
+    trial: optuna.Trial
+    params: dict[str, Any]
+    values: dict[int, float]
+    judged: int | None = None
+    lifted: int | None = None
+    verdict: Verdict | None = None
+    held: list[Report] = field(default_factory=list)
+    final: bool = False
+
+
+@dataclass(slots=True)
+class _Tally:
+    """What `StudyFacts` counts."""
+
+    counts: dict[TrialState, int] = field(default_factory=lambda: dict.fromkeys(TrialState, 0))
+    cancelled: int = 0
+    best: float | None = None
+    best_trial: int | None = None
+    tokens: int = 0
+    seconds: float = 0.0
+    ranks: list[tuple[float, int]] = field(default_factory=list)
+    recent: deque[tuple[float | None, float]] = field(default_factory=lambda: deque(maxlen=GAIN_WINDOW))
+
+    def add(self, trial: FrozenTrial) -> None:
+        """Count an ended trial; of finals, what they cost alone."""
+        seconds = float(trial.user_attrs.get(SECONDS, 0.0))
+        self.seconds += seconds
+        if FINAL in trial.user_attrs:
+            self.tokens += int(trial.user_attrs.get(TOKENS, 0))
+            return
+        self.counts[trial.state] += 1
+        self.cancelled += trial.state is TrialState.FAIL and CANCELLED in trial.user_attrs
+        self.tokens += int(trial.user_attrs.get(TOKENS, 0))
+        value = trial.value if trial.state is TrialState.COMPLETE else None
+        self.recent.append((value, seconds))
+        if value is not None:
+            insort(self.ranks, (value, trial.number))
+            self.best, self.best_trial = self.ranks[0]
+
+    @property
+    def gain(self) -> float | None:
+        """Expected fall of the best value for each second of training more.
+
+        Expected improvement over the best under a normal distribution of the recent complete values (Mockus, 1975),
+        times the share of trials that complete, over the mean seconds of a trial.
+        """
+        values = [value for value, _ in self.recent if value is not None]
+        cost = sum(seconds for _, seconds in self.recent) / max(1, len(self.recent))
+        if len(values) < GAIN_VALUES or self.best is None or cost <= 0:
+            return None
+        mean, spread = statistics.fmean(values), statistics.stdev(values)
+        if spread == 0:
+            return 0.0
+        normal, z = statistics.NormalDist(), (self.best - mean) / spread
+        improvement = spread * (z * normal.cdf(z) + normal.pdf(z))
+        return improvement * len(values) / len(self.recent) / cost
+
+
 class OptunaStudy:
     """A `Study` (see `ports`) on any Optuna storage."""
 
     def __init__(self, config: StudyConfig, storage: BaseStorage | str) -> None:
         self._config = config
-        self._study = optuna.create_study(
-            storage=storage,
-            study_name=config.name,
-            load_if_exists=True,
-            direction="minimize",
-            sampler=config.sampler(config.seed),
-            pruner=config.pruner,
+        strategy = None if isinstance(config.pruner, optuna.pruners.BasePruner) else config.pruner
+        sampler = config.sampler(config.seed)
+        made = optuna.create_study(
+            storage=storage, study_name=config.name, load_if_exists=True, direction="minimize", sampler=sampler
         )
-        self._trials: dict[int, optuna.Trial] = {}
-        self._params: dict[int, dict[str, Any]] = {}
-        self._judged: dict[int, int] = {}
-        self._verdicts: dict[int, Verdict] = {}
+        pruner = config.pruner if isinstance(config.pruner, optuna.pruners.BasePruner) else optuna.pruners.NopPruner()
+        self._study = WatchedStudy(config.name, made._storage, sampler, pruner)
+        self._curves = Curves(strategy, config.milestones) if strategy else None
+        self._never_prunes = isinstance(pruner, optuna.pruners.NopPruner)  # it would be handed a copy of the trial
         self._exhausted = False
-        for trial in self.frozen():
+        self._load()
+
+    def _load(self) -> None:
+        """Take in all that the storage holds."""
+        bounded = isinstance(self._study.sampler, optuna.samplers.TPESampler)
+        self._history = History(self._config.history if bounded else None)
+        self._open: dict[int, _Open] = {}
+        self._active: set[int] = set()
+        self._aside: set[int] = set()
+        self._tally = _Tally()
+        self._reported: dict[int, list[float]] = {}
+        self._stuck = False
+        self._facts: StudyFacts | None = None
+        trials = self._study.get_trials(deepcopy=False)
+        self._asked = len(trials)
+        queued = [trial for trial in trials if trial.state is TrialState.WAITING]
+        self._waiting = {trial.number for trial in queued if FINAL not in trial.user_attrs}
+        self._waiting_finals = {_final_of(trial): trial.number for trial in queued if FINAL in trial.user_attrs}
+        begun = [trial for trial in trials if trial.state is not TrialState.WAITING and FINAL in trial.user_attrs]
+        self._finals = {_final_of(trial) for trial in begun}
+        for trial in trials:
+            for milestone, value in trial.intermediate_values.items():
+                insort(self._reported.setdefault(milestone, []), value)
+            if trial.state.is_finished() and FINAL in trial.user_attrs:
+                self._tally.add(trial)
+            elif trial.state.is_finished():
+                self._history.ended(trial)
+                if IMPORTED not in trial.user_attrs:
+                    self._tally.add(trial)
+                    self._begin(trial.number, decode_params(self._config.space, trial), STANDINGS[trial.state])
+        for trial in trials:
             if trial.state is TrialState.RUNNING:  # asked by an earlier controller, perhaps only half
-                self._sample(optuna.Trial(self._study, trial._trial_id))
-        self._facts = self._count()
+                self._seed_for(trial.number)
+                self._sample(trial._trial_id)
 
     def ask(self) -> int:
-        trials = self._study.get_trials(deepcopy=False)
-        waiting = [trial.number for trial in trials if trial.state is TrialState.WAITING]
-        self._seed_for(min(waiting, default=len(trials)))
-        trial = self._study.ask()
-        self._sample(trial)
-        self._facts = self._count()
-        return trial.number
+        number = min(self._waiting, default=self._asked)
+        self._seed_for(number)
+        if self._waiting:
+            trial_id = self._id_of(number)
+            self._study._storage.set_trial_state_values(trial_id, TrialState.RUNNING)
+            self._waiting.discard(number)
+        else:
+            trial_id = self._study._storage.create_new_trial(self._study._study_id)
+            self._asked += 1
+        self._changed()
+        return self._sample(trial_id)
+
+    def ask_final(self) -> int:
+        number, seed = self._wanted_finals()[0]
+        found = self._waiting_finals.pop((number, seed), None)
+        if found is None:
+            params = dict(self._study._storage.get_trial(self._id_of(number)).params.items())
+            self._study.enqueue_trial(params, user_attrs={FINAL: [number, seed]})
+            found, self._asked = self._asked, self._asked + 1
+        self._finals.add((number, seed))
+        self._study._storage.set_trial_state_values(self._id_of(found), TrialState.RUNNING)
+        self._changed()
+        return self._sample(self._id_of(found))
+
+    def seed_of(self, number: int) -> int | None:
+        """Which of the seeds an open final is to be trained with; None for any other trial."""
+        final = self._open[number].trial.user_attrs.get(FINAL)
+        return None if final is None else int(final[1])
+
+    def _wanted_finals(self) -> list[tuple[int, int]]:
+        """Finals not asked for yet: each of the best with each seed, seed by seed."""
+        best = [number for _, number in self._tally.ranks[: self._config.finalists]]
+        wanted = [(number, seed) for seed in range(self._config.seeds) for number in best]
+        return [final for final in wanted if final not in self._finals]
 
     def params(self, number: int) -> Mapping[str, Any]:
-        return self._params[number]
+        return self._open[number].params
 
     def record(self, number: int, reports: Sequence[Report]) -> Verdict | None:
-        trial = self._trials[number]
+        known = self._open[number]
         for report in reports:
-            if number in self._verdicts:
-                break
-            value = getattr(report, self._config.metric)
-            known = self._study._storage.get_trial(trial._trial_id).intermediate_values
-            if report.milestone not in known:
-                trial.report(value, report.milestone)
-            elif report.milestone != max(known) or self._judged.get(number) == report.milestone:
-                continue
-            self._judged[number] = report.milestone
-            if not report.final and trial.should_prune():
-                self._verdicts[number] = self._verdict(number, report, value)
-        return self._verdicts.get(number)
+            if known.verdict is None:
+                self._take(number, report)
+            elif known.verdict.ruling is Ruling.PAUSE:
+                if report.milestone in known.values:  # of an earlier controller's time
+                    self._add(number, report)
+                else:
+                    known.held.append(report)
+        return known.verdict
 
-    def tell(self, told: Tell, tokens: int) -> None:
-        trial = self._trials.get(told.trial)
-        frozen = self._study._storage.get_trial(trial._trial_id) if trial else None
-        if trial is None or frozen is None or frozen.state.is_finished():
+    def reinstate(self, number: int, reason: str) -> None:
+        known = self._open[number]
+        at = max(known.values, default=0)
+        if known.verdict is None and self._curves is not None and (known.lifted is None or known.lifted < at):
+            known.verdict = Verdict(at, known.values.get(at, math.nan), reason, Ruling.PAUSE)
+            self._curves.stand(number, Standing.PAUSED)
+            self._history.paused(self._frozen(known))
+
+    def lay_aside(self, number: int) -> None:
+        self._active.discard(number)
+        self._aside.add(number)
+        self._facts = None
+
+    def promote(self) -> Promotion | None:
+        if self._curves is None or self._stuck:
+            return None
+        found = self._curves.promote()
+        if found is None:
+            self._stuck = True
+            self._facts = None
+            return None
+        known = self._open[found.trial]
+        known.lifted = max(known.values, default=0)
+        known.trial.set_user_attr(PROMOTED, known.lifted)  # from here on it is a fact
+        held, known.held, known.verdict = known.held, [], None
+        self._aside.discard(found.trial)
+        self._active.add(found.trial)
+        self._history.running(self._frozen(known))
+        self._changed()
+        self.record(found.trial, held)
+        return found
+
+    def unknown(self) -> Sequence[int]:
+        return self._curves.without_reports() if self._curves else ()
+
+    def recall(self, number: int, reports: Sequence[Report]) -> None:
+        known = self._study._storage.get_trial(self._id_of(number)).intermediate_values
+        for report in reports:
+            if report.milestone in known:
+                self._add(number, report)
+
+    def tell(self, told: Tell, tokens: int, seconds: float = 0.0) -> None:
+        known = self._open.get(told.trial)
+        if known is None:
             return
-        attrs = {REASON: told.reason, CANCELLED: told.cancelled, TOKENS: tokens}
+        trial = known.trial
+        attrs = {REASON: told.reason, CANCELLED: told.cancelled, TOKENS: tokens, SECONDS: seconds}
         for key, value in attrs.items():
             if value:
                 trial.set_user_attr(key, value)
-        final = frozen.intermediate_values.get(frozen.last_step) if frozen.last_step is not None else None
         self._seed_for(told.trial)
         try:
-            value = final if told.ending is Ending.COMPLETE else None
+            complete = told.ending is Ending.COMPLETE
+            value = known.values[max(known.values)] if complete and known.values else None
             self._study.tell(trial, value, state=TrialState[told.ending.value])
         except RuntimeError:  # a grid sampler asks to stop a loop that is ours; the trial has been told by then
-            if not self._study._storage.get_trial(trial._trial_id).state.is_finished():
+            if not self._frozen(known).state.is_finished():
                 raise
             self._exhausted = True
-        for kept in (self._trials, self._judged, self._verdicts):
-            kept.pop(told.trial, None)
-        self._facts = self._count()
+        frozen = self._frozen(known)
+        del self._open[told.trial]
+        self._active.discard(told.trial)
+        self._aside.discard(told.trial)
+        self._tally.add(frozen)
+        if not known.final:
+            self._history.ended(frozen)
+        if self._curves is not None and not known.final:
+            self._curves.stand(told.trial, STANDINGS[frozen.state])
+        self._changed()
 
     def facts(self) -> StudyFacts:
+        if self._facts is None:
+            self._facts = self._count()
         return self._facts
+
+    def winners(self) -> list[int]:
+        """The trials that were the best when they ended, in that order."""
+        done = [trial for trial in self.frozen() if trial.state is TrialState.COMPLETE]
+        best, found = math.inf, []
+        for trial in sorted(done, key=lambda trial: (str(trial.datetime_complete), trial.number)):
+            if trial.value is not None and trial.value < best:
+                best = trial.value
+                found.append(trial.number)
+        return found
 
     def frozen(self) -> list[FrozenTrial]:
         """Every trial of this sweep that was asked for."""
@@ -160,10 +370,13 @@ class OptunaStudy:
     def optuna_study(self) -> optuna.Study:
         return self._study
 
-    def enqueue(self, params: Mapping[str, Any]) -> None:
-        """Have this configuration tried first; nothing where it is known already."""
+    def enqueue(self, params: Mapping[str, Any], again: bool = False) -> None:
+        """Have this configuration tried first; nothing where it is known already, unless it shall be tried again."""
         encoded = {key: encode(self._config.space[key].domain, value) for key, value in params.items()}
-        self._study.enqueue_trial(encoded, skip_if_exists=True)
+        self._study.enqueue_trial(encoded, skip_if_exists=not again)
+        if len(self._study.get_trials(deepcopy=False)) > self._asked:
+            self._waiting.add(self._asked)
+            self._asked += 1
 
     def import_trials(self, source: str, trials: Sequence[FrozenTrial]) -> int:
         """Add the ended trials of an earlier study of the same space; returns how many were new."""
@@ -184,55 +397,121 @@ class OptunaStudy:
                 )
             )
             added += 1
+        self._load()
         return added
 
-    def _sample(self, trial: optuna.Trial) -> None:
-        params: dict[str, Any] = {}
-        for parameter in self._config.space:
-            if parameter.exists(params):
-                params[parameter.key] = suggest(trial, parameter.key, parameter.domain)
-        self._trials[trial.number], self._params[trial.number] = trial, params
+    def _sample(self, trial_id: int) -> int:
+        """Sample what a trial lacks; returns its number."""
+        self._study.shown = self._history.show
+        try:
+            trial = optuna.Trial(self._study, trial_id)
+            params: dict[str, Any] = {}
+            for parameter in self._config.space:
+                if parameter.exists(params):
+                    params[parameter.key] = suggest(trial, parameter.key, parameter.domain)
+        finally:
+            self._study.shown = None
+        known = _Open(trial, params, {}, final=FINAL in trial.user_attrs)
+        frozen = self._frozen(known)
+        known.values = dict(frozen.intermediate_values)
+        known.judged = known.lifted = frozen.user_attrs.get(PROMOTED)
+        self._open[trial.number] = known
+        self._active.add(trial.number)
+        if not known.final:
+            self._history.running(frozen)
+            self._begin(trial.number, params, Standing.RUNNING)
+        return trial.number
+
+    def _take(self, number: int, report: Report) -> None:
+        known = self._open[number]
+        value = getattr(report, self._config.metric)
+        self._add(number, report)
+        if report.milestone not in known.values:
+            known.trial.report(value, report.milestone)
+            known.values[report.milestone] = value
+            insort(self._reported.setdefault(report.milestone, []), value)
+        elif report.milestone != max(known.values) or known.judged == report.milestone:
+            return
+        known.judged = report.milestone
+        if self._stuck:
+            self._changed()
+        if report.final or known.final:
+            return
+        if self._curves is not None:
+            known.verdict = self._curves.verdict(number)
+        elif not self._never_prunes and known.trial.should_prune():
+            known.verdict = self._verdict(report, value)
+        if known.verdict is not None and known.verdict.ruling is Ruling.PAUSE:
+            self._history.paused(self._frozen(known))
+
+    def _frozen(self, known: _Open) -> FrozenTrial:
+        return self._study._storage.get_trial(known.trial._trial_id)
+
+    def _id_of(self, number: int) -> int:
+        return self._study._storage.get_trial_id_from_study_id_trial_number(self._study._study_id, number)
+
+    def _begin(self, number: int, params: Mapping[str, Any], standing: Standing) -> None:
+        if self._curves is not None:
+            self._curves.begin(number, params, standing)
+
+    def _add(self, number: int, report: Report) -> None:
+        if self._curves is not None and not self._is_final(number):
+            self._curves.add(number, report)
+
+    def _is_final(self, number: int) -> bool:
+        return number in self._open and self._open[number].final
+
+    def _changed(self) -> None:
+        """Something was learnt."""
+        self._stuck = False
+        self._facts = None
 
     def _seed_for(self, number: int) -> None:
         if self._config.per_trial_seed:
             words = np.random.SeedSequence([self._config.seed, number]).generate_state(1)
             self._study.sampler = self._config.sampler(int(words[0] >> 1))
 
-    def _verdict(self, number: int, report: Report, value: float) -> Verdict:
-        others = [
-            trial.intermediate_values[report.milestone]
-            for trial in self._study.get_trials(deepcopy=False)
-            if trial.number != number and report.milestone in trial.intermediate_values
-        ]
-        better = sum(1 for other in others if other < value)
+    def _verdict(self, report: Report, value: float) -> Verdict:
+        values = self._reported[report.milestone]
+        others, better = len(values) - 1, bisect_left(values, value)
         pruner = type(self._study.pruner).__name__
         metric = self._config.metric
         reason = f"{pruner} at milestone {report.milestone}: {metric} {value:.4f}"
-        if others:
-            reason += f" is worse than {better} of {len(others)} trials there (best {min(others):.4f})"
-        return Verdict(report.milestone, value, reason)
+        if not others:
+            return Verdict(report.milestone, value, reason)
+        best = values[0] if better else values[1]
+        reason += f" is worse than {better} of {others} trials there (best {best:.4f})"
+        basis = {"value": value, "better": float(better), "others": float(others), "best": best}
+        return Verdict(report.milestone, value, reason, basis=basis)
 
     def _count(self) -> StudyFacts:
-        own = self.frozen()
-        by_state = {state: [t for t in own if t.state is state] for state in TrialState}
-        complete = by_state[TrialState.COMPLETE]
-        best = min(complete, key=lambda trial: trial.value or 0.0, default=None)
-        cancelled = sum(1 for trial in by_state[TrialState.FAIL] if CANCELLED in trial.user_attrs)
+        tally, counts = self._tally, self._tally.counts
         return StudyFacts(
-            open=tuple(trial.number for trial in by_state[TrialState.RUNNING]),
-            complete=len(complete),
-            pruned=len(by_state[TrialState.PRUNED]),
-            failed=len(by_state[TrialState.FAIL]) - cancelled,
-            cancelled=cancelled,
-            best=best.value if best else None,
-            best_trial=best.number if best else None,
-            tokens=sum(int(trial.user_attrs.get(TOKENS, 0)) for trial in own),
-            exhausted=self._exhausted or self._grid_is_exhausted(len(own)),
+            open=tuple(sorted(self._active)),
+            aside=tuple(sorted(self._aside)),
+            complete=counts[TrialState.COMPLETE],
+            pruned=counts[TrialState.PRUNED],
+            failed=counts[TrialState.FAIL] - tally.cancelled,
+            cancelled=tally.cancelled,
+            best=tally.best,
+            best_trial=tally.best_trial,
+            tokens=tally.tokens,
+            exhausted=self._exhausted or self._grid_is_exhausted(sum(counts.values()) + len(self._open)),
+            stuck=self._stuck,
+            seconds=tally.seconds,
+            gain=tally.gain,
+            finals=len(self._wanted_finals()),
+            searching=bool(self._aside) or any(not self._open[number].final for number in self._active),
         )
 
     def _grid_is_exhausted(self, asked: int) -> bool:
         sampler = self._study.sampler
         return isinstance(sampler, optuna.samplers.GridSampler) and asked >= len(sampler._all_grids)
+
+
+def _final_of(trial: FrozenTrial) -> tuple[int, int]:
+    number, seed = trial.user_attrs[FINAL]
+    return int(number), int(seed)
 
 
 def own_trials(study: optuna.Study) -> list[FrozenTrial]:

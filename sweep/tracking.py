@@ -49,9 +49,10 @@ def mode(settings: Settings, env: Mapping[str, str] = os.environ) -> str:
 def place(settings: Settings) -> Place:
     logger = logger_arguments(settings.torchtune) or {}
     section = settings.wandb
+    queue_project = settings.queue.project if isinstance(settings.queue, LaunchQueue) else None
     return Place(
         section.entity or logger.get("entity"),
-        str(section.project or logger.get("project") or "sweep"),
+        str(queue_project or section.project or logger.get("project") or "sweep"),
         str(section.group or logger.get("group") or settings.name),
     )
 
@@ -154,6 +155,12 @@ def check(settings: Settings) -> None:
 
 
 def _check_launch(settings: Settings) -> None:
+    project = place(settings).project
+    if project != project.lower():
+        raise ConfigError(
+            f"wandb.project={project}: Launch's agent writes a project in small letters, so the runs of its jobs would "
+            f"be elsewhere; use {project.lower()}"
+        )
     if mode(settings) != "online":
         raise ConfigError(
             f"wandb.mode={mode(settings)}, but a Launch queue's jobs are W&B runs; leave wandb=auto, or use "

@@ -18,15 +18,18 @@ from typing import TYPE_CHECKING, Any
 from sweep import rooms, session
 from sweep.errors import ConfigError
 from sweep.model import Finish, Finished, Job, JobState, Mode
+from sweep.queues import SimulatedQueue
 from trainer.room import Room, write_atomic
 
 if TYPE_CHECKING:
     from sweep.config import Composed
     from sweep.nursery import Nursery
+    from sweep.settings import Settings
 
 
 def run(args: Namespace) -> int:
     composed = _compose(args.overrides, args.config_dir)
+    _check_controller(composed.settings)
     nursery = session.make_nursery(composed.settings)
     return _go(_room_of(composed, nursery), args.detach, nursery)
 
@@ -34,10 +37,11 @@ def run(args: Namespace) -> int:
 def resume(args: Namespace) -> int:
     if args.name and "=" in args.name:  # `sweep resume search.trials=48` means the newest sweep
         args.overrides, args.name = [args.name, *args.overrides], None
-    room = rooms.find_room(args.name)
+    room = rooms.current_room(args.name, light=False)
     if args.overrides:
         rooms.change_settings(room, args.overrides)
-    return _go(room, args.detach, session.make_nursery(rooms.load_settings(room)))
+    nursery = session.make_nursery(rooms.load_settings(room))
+    return _serve_as_job(room, nursery) if args.in_job else _go(room, args.detach, nursery)
 
 
 def plan(args: Namespace) -> int:
@@ -69,13 +73,14 @@ def status(args: Namespace) -> int:
     from sweep.results import open_reader
     from sweep.view import console, counts_text, trials_table, workers_table
 
-    room = rooms.find_room(args.name)
+    room = rooms.current_room(args.name)
     state = open_reader(room).state()
     if args.json:
         print(json.dumps(_state_json(state)))
         return 0
     out = console()
-    at = f"controller: {rooms.controller_whereabouts(room)}" if state.controller else "no controller is running"
+    where = rooms.controller_whereabouts(room) if state.controller else rooms.controller_elsewhere(room)
+    at = f"controller: {where}" if where else "no controller is running"
     out.print(f"[bold]{state.name}[/] in {room.root} – {at}", highlight=False, soft_wrap=True)
     out.print(counts_text(state))
     out.print(trials_table(state, state.rows))
@@ -85,6 +90,8 @@ def status(args: Namespace) -> int:
     for row in state.rows:
         if row.state == "failed":
             out.print(f"trial {row.number} failed: {row.reason}", markup=False, soft_wrap=True)
+        if row.evaluation == "failed":
+            out.print(f"evaluation of trial {row.number} failed: {row.evaluation_reason}", markup=False, soft_wrap=True)
     return 0
 
 
@@ -95,7 +102,7 @@ def watch(args: Namespace) -> int:
     from sweep.results import open_reader
     from sweep.view import console, live_view
 
-    room = rooms.find_room(args.name)
+    room = rooms.current_room(args.name)
     reader = open_reader(room)
     out = console()
     with Live(console=out, auto_refresh=False, transient=out.is_terminal) as live:
@@ -112,8 +119,10 @@ def watch(args: Namespace) -> int:
 
 
 def logs(args: Namespace) -> int:
-    room = rooms.find_room(args.name)
-    names = room.workers()
+    from sweep.evaluation import evaluations_room
+
+    room = rooms.current_room(args.name, light=False)
+    names, judged = room.workers(), args.trial is not None
     if args.controller:
         from sweep.detached import controller_log
 
@@ -124,7 +133,11 @@ def logs(args: Namespace) -> int:
         if not attempts:
             raise ConfigError(f"--trial={args.trial}: this sweep has no such trial; it has {room.trials()}")
         names = [rooms.worker_of(room, args.trial, number) for number in attempts]
-    for path in dict.fromkeys(rooms.worker_log(room, name) for name in names):  # a requeued job goes on in its log
+    beside = evaluations_room(room)
+    judges = [rooms.worker_of(beside, args.trial, number) for number in beside.attempts(args.trial)] if judged else []
+    paths = [rooms.worker_log(room, name) for name in names]
+    paths += [rooms.worker_log(beside, name) for name in (judges if judged else beside.workers())]
+    for path in dict.fromkeys(paths):  # a requeued job goes on in its log
         _print_log(path, args.n)
     return 0
 
@@ -142,6 +155,9 @@ def stop(args: Namespace) -> int:
 
     room = rooms.find_room(args.name)
     mode = Mode.CANCEL if args.cancel else Mode.DETACH if args.detach else Mode.STOP
+    if _stop_elsewhere(room, mode):
+        print(f"stopped: {room.root.name}")
+        return 0
     look = session.job_viewer(room, rooms.load_settings(room))
     living = [name for name, job in look().items() if job.state is not JobState.GONE]
     if rooms.controller_runs(room):
@@ -158,6 +174,19 @@ def stop(args: Namespace) -> int:
     return 0
 
 
+def sync(args: Namespace) -> int:
+    from sweep.results import open_reader
+    from sweep.wandbsync import sync as sync_with_wandb
+
+    room = rooms.current_room(args.name)
+    done = 0
+    for line in sync_with_wandb(room, rooms.load_settings(room), open_reader(room).state()):
+        done += 1
+        print(line, flush=True)
+    print("W&B has everything" if done else "W&B had everything already")
+    return 0
+
+
 def _ended_jobs(names: Sequence[str], jobs: Mapping[str, Job]) -> str:
     """A line for each of these workers whose queue has a handle for its job: what became of it."""
     found = [(name, jobs[name]) for name in names if jobs[name].handle]
@@ -169,7 +198,7 @@ def best(args: Namespace) -> int:
     from sweep.results import open_reader
     from sweep.view import console, trials_table
 
-    room = rooms.find_room(args.name)
+    room = rooms.current_room(args.name, light=False)
     reader = open_reader(room)
     state = reader.state()
     row = state.best
@@ -177,7 +206,7 @@ def best(args: Namespace) -> int:
         raise ConfigError(f"{state.name} has no complete trial yet; see `sweep status {state.name}`")
     path = write_export(room, reader.settings, row, None)
     if args.json:
-        found = {"trial": row.number, "value": row.value, "params": dict(row.params)}
+        found = {"trial": row.number, "value": row.value, "params": dict(row.params), "scores": dict(row.scores)}
         print(json.dumps({**found, "yaml": str(path), "adapter": row.adapter, "tune_run": tune_run_line(path)}))
         return 0
     out = console()
@@ -193,7 +222,7 @@ def export(args: Namespace) -> int:
     from sweep.export import export_text, tune_run_line, verify, verify_text, write_export
     from sweep.results import open_reader
 
-    room = rooms.find_room(args.name)
+    room = rooms.current_room(args.name, light=False)
     reader = open_reader(room)
     state = reader.state()
     row = state.best
@@ -217,9 +246,29 @@ def export(args: Namespace) -> int:
 def report(args: Namespace) -> int:
     from sweep.report import write_report
 
-    room = rooms.find_room(args.name)
+    room = rooms.current_room(args.name)
     path = write_report(room, args.output or room.root / "report.html")
     print(path)
+    return 0
+
+
+def queue(args: Namespace) -> int:
+    from sweep.queueverbs import queue as act
+
+    return act(args)
+
+
+def replay(args: Namespace) -> int:
+    from sweep.replay import pruner_section
+    from sweep.replay import replay as replayed
+    from sweep.results import open_reader
+
+    if args.name and "=" in args.name:  # `sweep replay pruner=median` means the newest sweep
+        args.overrides, args.name = [args.name, *args.overrides], None
+    room = rooms.current_room(args.name)
+    reader = open_reader(room)
+    found = replayed(reader.state(), reader.settings, pruner_section(reader.settings, args.overrides))
+    print(json.dumps(found.to_json()) if args.json else found.text())
     return 0
 
 
@@ -248,7 +297,9 @@ def _room_of(composed: Composed, nursery: Nursery) -> Room:
     if existing.sweep.exists():
         rooms.check_same_sweep(existing, settings)
         return existing
-    tokens = 0
+    tokens = settings.trial_tokens  # of a recorded table
+    if isinstance(settings.queue, SimulatedQueue):
+        return session.create_room(composed, tokens)
     if settings.queue.offline:
         check_base(settings)
     if settings.objective.milestone_tokens is None or settings.queue.offline:
@@ -261,6 +312,12 @@ def _go(room: Room, detach: bool, nursery: Nursery) -> int:
     from sweep.detached import start_detached, take_over
     from sweep.run import EXIT_CODES, Wish, drive
 
+    if rooms.load_settings(room).controller == "launch":
+        from sweep.controllerjob import push_controller
+
+        nursery.close()
+        print(push_controller(room))
+        return 0
     if detach:
         nursery.close()
         print(start_detached(room))
@@ -272,17 +329,51 @@ def _go(room: Room, detach: bool, nursery: Nursery) -> int:
     return EXIT_CODES[finish.how]
 
 
+def _check_controller(settings: Settings) -> None:
+    if settings.controller == "launch":
+        from sweep.controllerjob import check_controller
+
+        check_controller(settings)
+
+
+def _serve_as_job(room: Room, nursery: Nursery) -> int:
+    """Control as a job: a signal means the job's end and not the sweep's."""
+    from sweep.run import Wish, drive
+
+    finish = drive(room, Wish(room, in_job=True), nursery)
+    print(f"{finish.how}: {finish.reason}", flush=True)
+    return 0 if finish.how is not Finished.FAILED else 1
+
+
+def _stop_elsewhere(room: Room, mode: Mode) -> bool:
+    """Tell a controller that runs on another machine, and wait until it has ended; False where there is none."""
+    from sweep.mirrored import controller_at, send_wish
+
+    url, where = rooms.load_settings(room).store_url, rooms.controller_elsewhere(room)
+    if url is None or not where:
+        return False
+    send_wish(url, mode)
+    print(f"told the controller ({where}) to {mode}; waiting until it has ended", flush=True)
+    while controller_at(url):
+        time.sleep(2.0)
+    return True
+
+
 def _conclude(room: Room, finish: Finish) -> None:
     from sweep.export import tune_run_line, write_export
     from sweep.results import open_reader
     from sweep.view import console, counts_text, trials_table
 
-    reader = open_reader(room)
+    reader = open_reader(rooms.current_room(str(room.root), light=False))
     state = reader.state()
     out = console()
     out.print(trials_table(state, state.rows, limit=24))
     out.print(counts_text(state))
     out.print(f"{finish.how}: {finish.reason}", markup=False, soft_wrap=True)
+    if state.finals:
+        from sweep.finals import standings_text
+
+        out.print(standings_text(state.finals, state.metric), markup=False, highlight=False, soft_wrap=True)
     if state.best is not None:
         path = write_export(room, reader.settings, state.best, None)
         out.print(

@@ -24,6 +24,7 @@ BLOCKS = "▁▂▃▄▅▆▇█"
 COLOURS = {
     "running": "cyan",
     "waiting": "yellow",
+    "paused": "bright_yellow",
     "ended": "blue",
     "complete": "green",
     "pruned": "magenta",
@@ -92,6 +93,7 @@ def trials_table(state: SweepState, rows: Sequence[TrialRow], limit: int | None 
     shown = ranked(rows)[:limit]
     keys = list(dict.fromkeys(key for row in shown for key in row.params))
     names = short_keys(keys)
+    scores = list(dict.fromkeys(name for row in shown for name in row.scores))
     table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False)
     for heading in (
         "trial",
@@ -100,6 +102,7 @@ def trials_table(state: SweepState, rows: Sequence[TrialRow], limit: int | None 
         state.metric,
         "grad_norm",
         "tokens",
+        *(f"eval {name}" for name in scores),
         "curve",
     ):
         table.add_column(heading, justify="left" if heading in ("state", "curve") else "right", no_wrap=True)
@@ -112,9 +115,20 @@ def trials_table(state: SweepState, rows: Sequence[TrialRow], limit: int | None 
             number(row.value),
             number(last.grad_norm if last else None, 3),
             f"{row.tokens:,}",
+            *(_score(row, name) for name in scores),
             sparkline(curve(row, state.metric)),
         )
     return table
+
+
+def _score(row: TrialRow, name: str) -> str:
+    """A score of a row, or what its evaluation does."""
+    return number(row.scores[name]) if name in row.scores else row.evaluation or "–"
+
+
+def scores_text(scores: Mapping[str, float]) -> str:
+    """An evaluation's scores in a line."""
+    return "  ".join(f"{name} {number(value)}" for name, value in scores.items())
 
 
 def ranked(rows: Sequence[TrialRow]) -> list[TrialRow]:
@@ -166,7 +180,7 @@ def waiting_text(workers: Sequence[WorkerFacts]) -> str:
 
 
 def _header(state: SweepState) -> RenderableType:
-    ended = sum(1 for row in state.rows if row.state not in ("running", "waiting"))
+    ended = sum(1 for row in state.rows if row.state not in ("running", "waiting", "paused"))
     table = Table.grid(padding=(0, 2))
     budget = state.limits.trials
     left: list[RenderableType] = []

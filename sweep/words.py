@@ -27,8 +27,8 @@ KEYED = ("recipe.overrides", "space", "derive")
 # Where a composition keeps what the command line says about them.
 GIVEN = "given"
 # Sections in which a word may name new keys without Hydra's `+`.
-OPEN = ("sampler.", "pruner.", "queue.", "wandb.init")
-TOP_KEYS = ("name", "storage", "experiment", "space", "derive", "sampler", "pruner", *SECTIONS)
+OPEN = ("sampler.", "pruner.", "queue.", "evaluate.", "wandb.init")
+TOP_KEYS = ("name", "storage", "experiment", "space", "derive", "sampler", "pruner", "evaluate", *SECTIONS)
 
 
 def split_words(words: Sequence[str]) -> tuple[list[str], dict[str, dict[str, Any]]]:

@@ -12,6 +12,7 @@ import math
 import os
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -21,10 +22,12 @@ from typing import IO, Any
 
 from sweep.dispatch.local import LocalDispatcher
 from trainer.cluster import END_SIGNALS, run_job
-from trainer.contract import Outcome, OutcomeKind, Report, StopCause, TrialSpec, decode, encode
+from trainer.contract import FailureKind, Outcome, OutcomeKind, Report, StopCause, TrialSpec, decode, encode
+from trainer.mirror import Pace, mirrored_room
 from trainer.room import AttemptDir, Room, append_line, read_text, write_atomic
 
 MILESTONES = 4
+FAST = Pace(look=0.005, poll=0.02, beat=0.1, report=0.0, bulk=0.0, last=30.0)
 
 
 def curve(spec: TrialSpec, milestone: int) -> float:
@@ -39,6 +42,16 @@ class FastDispatcher(LocalDispatcher):
     def _command(self, name: str) -> list[str]:
         command = [sys.executable, "-m", "tests.fakes", "--room", str(self.room.root), "--worker", name]
         return [*command, "--trials", str(self.trials), "--step-seconds", self.env.get("STEP_SECONDS", "0.01")]
+
+
+@dataclass(slots=True)
+class FarDispatcher(FastDispatcher):
+    """Starts workers that reach their sweep's room through a store only; its own room is what the queue knows."""
+
+    url: str = ""
+
+    def _command(self, name: str) -> list[str]:
+        return [*FastDispatcher._command(self, name), "--store", self.url]
 
 
 def serve_fast(room: str, worker: str, options: Mapping[str, Any]) -> None:
@@ -65,9 +78,10 @@ class FastWorker:
     ends_at: float = math.inf
     ledger: IO[str] = field(init=False)
     signalled: bool = False
+    shared: Path | None = None  # where the ledger lies, if not in the room
 
     def __post_init__(self) -> None:
-        self.ledger = (self.room.root / "ledger").open("a")
+        self.ledger = ((self.shared or self.room.root) / "ledger").open("a")
 
     def on_signal(self, number: int, frame: FrameType | None) -> None:
         self.signalled = True
@@ -113,9 +127,18 @@ class FastWorker:
             return
         spec = decode(TrialSpec, read_text(files.spec) or "")
         append_line(self.ledger, f"begin {trial} {number} {os.getpid()}")
-        outcome = self._train(spec, files)
+        outcome = self._evaluate(spec) if spec.evaluate else self._train(spec, files)
         append_line(self.ledger, f"end {trial} {number} {os.getpid()}")
         write_atomic(files.outcome, encode(outcome))
+
+    def _evaluate(self, spec: TrialSpec) -> Outcome:
+        """Judge an adapter; on a trial whose number is in BAD_EVALUATIONS it goes wrong."""
+        time.sleep(self.step_seconds)
+        if str(spec.trial) in os.environ.get("BAD_EVALUATIONS", "").split(","):
+            return Outcome(OutcomeKind.FAILED, "no luck", failure=FailureKind.PASSING)
+        if self.told:
+            return Outcome(OutcomeKind.STOPPED, self.told, cause=StopCause.PREEMPTED)
+        return Outcome(OutcomeKind.COMPLETED, scores={"loss": curve(spec, MILESTONES)})
 
     def _train(self, spec: TrialSpec, files: AttemptDir) -> Outcome:
         start = self._resume_at(spec)
@@ -148,8 +171,18 @@ def main() -> None:
     parser.add_argument("--worker", required=True)
     parser.add_argument("--trials", type=int, default=0)
     parser.add_argument("--step-seconds", type=float, default=0.01)
+    parser.add_argument(
+        "--store", help="its room is a copy of the one at this URL; --room is only what its queue knows"
+    )
     args = parser.parse_args()
-    FastWorker(Room(args.room), args.worker, args.trials, args.step_seconds).run()
+    if args.store is None:
+        FastWorker(Room(args.room), args.worker, args.trials, args.step_seconds).run()
+        return
+    Room(args.room).worker(args.worker).lock.write_text(f"{os.getpid()}\n")
+    with tempfile.TemporaryDirectory() as copy:
+        Room(Path(copy)).worker(args.worker).path.mkdir(parents=True)
+        with mirrored_room(args.store, Path(copy), args.worker, FAST) as room:
+            FastWorker(room, args.worker, args.trials, args.step_seconds, shared=args.room).run()
 
 
 if __name__ == "__main__":

@@ -43,16 +43,17 @@ class OutcomeKind(StrEnum):
 
 
 class StopCause(StrEnum):
-    """Why a running attempt was asked to stop. The last two keep the trial open: it goes on from its checkpoint."""
+    """Why a running attempt was asked to stop. The last three keep the trial open: it goes on from its checkpoint."""
 
     PRUNED = "pruned"
     CANCELLED = "cancelled"
     INTERRUPTED = "interrupted"
     PREEMPTED = "preempted"
+    PAUSED = "paused"
 
     @property
     def resumable(self) -> bool:
-        return self in (StopCause.INTERRUPTED, StopCause.PREEMPTED)
+        return self in (StopCause.INTERRUPTED, StopCause.PREEMPTED, StopCause.PAUSED)
 
 
 class FailureKind(StrEnum):
@@ -63,6 +64,7 @@ class FailureKind(StrEnum):
     NO_SPACE = "no_space"
     OUT_OF_MEMORY = "out_of_memory"
     ERROR = "error"
+    PASSING = "passing"  # it may go well the next time: tried again
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +105,25 @@ class Tracking:
 
 
 @dataclass(frozen=True, slots=True)
+class Evaluation:
+    """What an attempt does in the place of training: it judges the finished adapter of its trial.
+
+    Args:
+        kind: heldout, torchtune, command or lm_eval.
+        options: what the kind asks for, see `sweep.evaluators`.
+        adapter: the adapter's directory: a path, or the URL of a directory in an object store.
+        artifact: where the job can reach neither: the artifact, `entity/project/NAME:ALIAS`.
+        tracking: the trial's own run in W&B, on which the scores land; None: it is not tracked.
+    """
+
+    kind: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    adapter: str = ""
+    artifact: str = ""
+    tracking: Tracking | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class TrialSpec:
     """One attempt of a trial, as the controller asks for it.
 
@@ -112,6 +133,7 @@ class TrialSpec:
         checkpoint_every: milestones between two checkpoints; 0 writes none.
         adapter_every: milestones at which the adapter is written before the end; 0: none.
         components: prefixes beyond the built-in ones that `_component_` may name.
+        evaluate: judge what an attempt of this trial has trained, and train nothing.
     """
 
     sweep: str
@@ -125,6 +147,7 @@ class TrialSpec:
     components: tuple[str, ...] = ()
     adapter_every: int = 0
     tracking: Tracking | None = None
+    evaluate: Evaluation | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,6 +198,7 @@ class Outcome:
         adapter, checkpoint: paths relative to the attempt's directory.
         steps_per_epoch: what the data and the configuration gave.
         leftover_batches: micro-batches of an epoch that fill no optimizer step; ours are skipped, torchtune's leak.
+        scores: what an evaluation found, by name.
     """
 
     kind: OutcomeKind
@@ -189,6 +213,7 @@ class Outcome:
     checkpoint: str | None = None
     steps_per_epoch: int = 0
     leftover_batches: int = 0
+    scores: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def resumable(self) -> bool:
@@ -196,7 +221,8 @@ class Outcome:
 
         A full disk is no fault of the trial's: it is tried again, as often as a lost one.
         """
-        return self.failure is FailureKind.NO_SPACE or (self.cause is not None and self.cause.resumable)
+        again = self.failure in (FailureKind.NO_SPACE, FailureKind.PASSING)
+        return again or (self.cause is not None and self.cause.resumable)
 
 
 def encode(message: Any) -> str:
@@ -204,6 +230,8 @@ def encode(message: Any) -> str:
     raw = {"v": SCHEMA_VERSION, **_plain(dataclasses.asdict(message))}
     if isinstance(message, TrialSpec):
         raw["config"] = _packed(message.config)
+        if message.evaluate is not None:
+            raw["evaluate"]["options"] = _packed(message.evaluate.options)
     return json.dumps(raw, allow_nan=False)
 
 
@@ -281,6 +309,8 @@ _READERS: dict[str, Callable[[Any], Any]] = {
     "float": float,
     "Guard": lambda raw: from_plain(Guard, raw),
     "Tracking": lambda raw: from_plain(Tracking, raw),
+    "Evaluation": lambda raw: from_plain(Evaluation, raw),
+    "Mapping[str, float]": lambda raw: {str(key): float(value) for key, value in raw.items()},
     "Mapping[str, Any]": _unpacked,
     "tuple[str, ...]": tuple,
     "OutcomeKind": OutcomeKind,

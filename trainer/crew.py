@@ -19,13 +19,12 @@ import torch
 from trainer.attempt import Attempt
 from trainer.base import Cache
 from trainer.contract import FailureKind, Outcome, OutcomeKind, TrialSpec
-from trainer.packed import Pack, Slot
+from trainer.packed import Pack
+from trainer.packed_memory import GIB, Memories, device_memory
+from trainer.packed_slot import Slot
 from trainer.randomness import Randomness
 from trainer.slots import MOST, Growth
 
-GIB = 2**30
-# Of the free memory, what a pass may be planned to use.
-MARGIN = 0.9
 # LoRA hyperparameters that trials of one pack may differ in; all else of the model must be the same.
 FREE_KEYS = ("lora_rank", "lora_alpha", "lora_dropout")
 
@@ -55,6 +54,12 @@ class Task:
         self._attempt = None
 
     @property
+    def size(self) -> tuple[int, int]:
+        """Its adapter's rank and its micro-batches' rows."""
+        model: Any = self.spec.config["model"]
+        return int(model["lora_rank"]), int(self.spec.config["batch_size"])
+
+    @property
     def base(self) -> object:
         """What trials must have in common to share a pack."""
         cfg = self.spec.config
@@ -71,11 +76,13 @@ class Crew:
         slots: 0 for a number chosen by measuring.
         cache: what the worker keeps between trials.
         announce: told how many attempts it holds at most, whenever it chooses anew.
+        memories: what memory a device has for a pack.
     """
 
     slots: int
     cache: Cache
     announce: Callable[[int], None]
+    memories: Memories = device_memory
     _waiting: deque[Task] = field(default_factory=deque)
     _packed: dict[Slot, Task] = field(default_factory=dict)
     _alone: tuple[Task, Randomness] | None = None
@@ -90,7 +97,7 @@ class Crew:
             if self._growth is None:
                 print("slots: auto holds one trial at a time on the CPU, where packing does not pay", flush=True)
             self.announce(self.slots)
-        self._pack = Pack()
+        self._pack = Pack(memories=self.memories)
 
     @property
     def free(self) -> int:
@@ -124,6 +131,10 @@ class Crew:
     def _begin(self) -> None:
         while self._waiting and self._alone is None and len(self._packed) < min(self.slots, self._crowded):
             head = self._waiting[0]
+            if (ended := self._refused(head)) is not None:
+                self._waiting.popleft()
+                head.end(ended)
+                continue
             if self._packed and (head.base != self._base or not self._fits(head)):
                 return
             self._waiting.popleft()
@@ -136,43 +147,65 @@ class Crew:
         if not beside:
             self._crowded = MOST + 1
             if task.base != self._base:
-                self._pack = Pack(self._pack.budget)  # lets go of the base before the next one is loaded
+                self._pack = self._another_pack()  # lets go of the base before the next one is loaded
         ended = task.attempt.begin()
+        reason = None if ended is not None else self._apart(task)
+        if ended is None and reason is None:
+            ended = self._join(task)
+            if ended is None:
+                return True
         if ended is not None:
             if ended.failure is FailureKind.OUT_OF_MEMORY and beside:
                 print(f"trial {task.spec.trial} waits: no memory beside {len(self._packed)} others", flush=True)
                 task.anew()
+                torch.cuda.empty_cache()
                 self._waiting.appendleft(task)
                 self._no_more()
                 return False
             self._end(task, ended)
-            return True
-        recipe = task.attempt.recipe
-        reason = "slots: 1" if self._one_by_one else self._pack.refuses(recipe)
-        if reason is None:
-            self._packed[self._pack.put(recipe)] = task
-            self._base = task.base
             return True
         if not self._one_by_one:
             print(f"trial {task.spec.trial} trains by itself: {reason}", flush=True)
         self._alone = task, Randomness()
         return False
 
+    def _apart(self, task: Task) -> str | None:
+        """Why a trial that was built is not packed; None where it is."""
+        return "slots: 1" if self._one_by_one else self._pack.refuses(task.attempt.recipe)
+
+    def _join(self, task: Task) -> Outcome | None:
+        """Put a trial that was built into the pack; an outcome where that failed."""
+        try:
+            self._packed[self._pack.put(task.attempt.recipe)] = task
+        except torch.OutOfMemoryError as error:
+            return task.attempt.fail(error)
+        self._base = task.base
+        return None
+
     @property
     def _one_by_one(self) -> bool:
         """Whether nothing is ever packed, so that torchtune's own modules train."""
         return self.slots == 1 and self._growth is None
 
+    def _refused(self, task: Task) -> Outcome | None:
+        """The outcome of a trial that could not train here even alone, found before anything of it is built."""
+        frugal = any(task.spec.config.get(f"enable_activation_{how}") for how in ("checkpointing", "offloading"))
+        if task.base != self._base or frugal:
+            return None
+        if (reason := self._pack.never_fits(*task.size)) is None:
+            return None
+        print(f"trial {task.spec.trial} is refused: {reason}", flush=True)
+        return Outcome(OutcomeKind.FAILED, reason, failure=FailureKind.OUT_OF_MEMORY)
+
     def _fits(self, task: Task) -> bool:
         """Whether one more is estimated to fit into memory beside those that run."""
-        model: Any = task.spec.config["model"]
-        need, free = self._pack.estimate(int(model["lora_rank"]), int(task.spec.config["batch_size"]))
-        if need <= MARGIN * free:
+        if (short := self._pack.short_of(*task.size)) is None:
             return True
+        need, memory = short
         if self._crowded > len(self._packed):
             print(
-                f"trial {task.spec.trial} waits: with it a pass needs about {need / GIB:.1f} GiB, "
-                f"and {free / GIB:.1f} GiB are free",
+                f"trial {task.spec.trial} waits: with it a pass needs about {need / GIB:.3g} GiB, "
+                f"and {memory.free / GIB:.3g} GiB are free",
                 flush=True,
             )
         self._no_more()
@@ -234,5 +267,8 @@ class Crew:
     def _end(self, task: Task, outcome: Outcome) -> None:
         if outcome.failure is FailureKind.OUT_OF_MEMORY and not self._packed:
             self.cache.clear()
-            self._pack = Pack(budget=self._pack.budget)
+            self._pack = self._another_pack()
         task.end(outcome)
+
+    def _another_pack(self) -> Pack:
+        return Pack(self._pack.budget, self.memories)

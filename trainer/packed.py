@@ -11,123 +11,45 @@ memory runs out, passes go over fewer slots at a time from then on, and no trial
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+import math
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torchtune.modules.loss import CEWithChunkedOutputLoss
 from torchtune.modules.peft import LoRALinear
 
 from trainer.packed_layout import Layout, lay_out
-from trainer.packed_model import CHUNK, Decoder, Noise, unpackable
+from trainer.packed_memory import MARGIN, Memories, Memory, Need, device_memory
+from trainer.packed_model import CHUNK, Decoder, Noise
+from trainer.packed_refusal import refusal
+from trainer.packed_slot import Batch, Fed, Passed, Slot
 from trainer.packed_store import Store, bind
-from trainer.progress import MicroBatch
+from trainer.packed_update import gradient_norms, take_steps
 from trainer.randomness import Randomness
 from trainer.recipe import LoraRecipe
 
-Batch = dict[str, torch.Tensor]
 
+class Numbers:
+    """Numbers on their way from the device that trains, which goes on with what it was given after them."""
 
-@dataclass(slots=True, eq=False)
-class Slot:
-    """A trial in a pack.
+    def __init__(self, values: torch.Tensor) -> None:
+        self._values = values
+        self._come: torch.cuda.Event | None = None
+        if values.is_cuda:
+            self._values = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+            self._values.copy_(values, non_blocking=True)
+            self._come = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._come.record()
 
-    Args:
-        row: of the store; the pack changes it when another slot is given back.
-    """
-
-    recipe: LoraRecipe
-    row: int
-    random: Randomness
-    batches: Iterator[Batch] = field(init=False)
-    ahead: Fed | Passed | None = None
-    _behind: tuple[dict[str, Any], Any] = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.batches = self.recipe.batches()
-
-    def fetch(self, longest: int) -> None:
-        """Draw the next micro-batch, before the numbers of the last are known: a GPU is still busy with them."""
-        self._behind = self.recipe.loader_state(), self.random.now
-        try:
-            with self.random.own():
-                batch = next(self.batches)
-            if batch["tokens"].shape[1] > longest:
-                raise ValueError(
-                    f"a row of {batch['tokens'].shape[1]} tokens is longer than the model's max_seq_len ({longest})"
-                )
-            self.ahead = Fed(self, batch, self.recipe.label_tokens(batch))
-        except Exception as error:
-            self.ahead = Passed(self, None, error)
-
-    def where(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The loader and the generators as they stood before the micro-batch that is drawn ahead."""
-        if self.ahead is None:
-            return self.recipe.loader_state(), self.random.to_checkpoint(self.random.now)
-        loader, random = self._behind
-        return loader, self.random.to_checkpoint(random)
-
-    @property
-    def dropout(self) -> float:
-        return float(self.recipe.cfg.model.get("lora_dropout", 0.0))
-
-
-@dataclass(frozen=True, slots=True)
-class Passed:
-    """What one pass came to for one slot: where it stands, or why it cannot go on."""
-
-    slot: Slot
-    batch: MicroBatch | None
-    error: Exception | None = None
-
-
-@dataclass(slots=True)
-class Fed:
-    """A slot with the micro-batch that it brings to this pass."""
-
-    slot: Slot
-    batch: Batch
-    labels: int
-
-    @property
-    def tokens(self) -> int:
-        return self.batch["tokens"].numel()
-
-
-def refusal(recipe: LoraRecipe) -> str | None:
-    """Why a trial cannot be in any pack, as a sentence's end; None where it can."""
-    cfg = recipe.cfg
-    for flag in ("enable_activation_checkpointing", "enable_activation_offloading"):
-        if cfg.get(flag):
-            return f"{flag} is set"
-    if reason := unpackable(recipe.model):
-        return reason
-    loss: Any = recipe.loss
-    plain = isinstance(loss, nn.CrossEntropyLoss) and loss.reduction == "mean" and not loss.label_smoothing
-    if not (type(loss) is CEWithChunkedOutputLoss or (plain and loss.weight is None)):
-        return f"its loss is {type(loss).__name__}"
-    if reason := _odd_optimizer(recipe.optimizer):
-        return reason
-    if cfg.dataset.get("packed") if hasattr(cfg.dataset, "get") else any(one.get("packed") for one in cfg.dataset):
-        return "its data set is packed by torchtune"
-    if "padded_collate_sft" not in cfg.get("collate_fn", "padded_collate_sft"):
-        return f"its collate_fn is {cfg.collate_fn}"
-    return None
-
-
-def _odd_optimizer(optimizer: torch.optim.Optimizer) -> str | None:
-    if type(optimizer) is not torch.optim.AdamW:
-        return f"its optimizer is {type(optimizer).__name__}, not AdamW"
-    if len(optimizer.param_groups) != 1:
-        return "its optimizer has several groups"
-    for option in ("amsgrad", "maximize", "capturable", "differentiable"):
-        if optimizer.param_groups[0].get(option):
-            return f"its AdamW has {option}"
-    return None
+    def read(self) -> list[float]:
+        """Wait for them."""
+        if self._come is not None:
+            self._come.synchronize()
+        found: list[float] = self._values.tolist()
+        return found
 
 
 class Pack:
@@ -135,10 +57,11 @@ class Pack:
 
     Args:
         budget: tokens, padding included, of the largest pass to try; None: all slots in one.
+        memories: what memory a device has for it.
     """
 
-    def __init__(self, budget: int | None = None) -> None:
-        self.budget = budget
+    def __init__(self, budget: int | None = None, memories: Memories = device_memory) -> None:
+        self.budget, self._memories = budget, memories
         self._longest = 0
         self._layouts: dict[tuple[int, ...], tuple[Sequence[Fed], Layout]] = {}
         self.slots: list[Slot] = []
@@ -159,36 +82,49 @@ class Pack:
         random = Randomness()
         if self._base != self._identity(recipe):
             assert not self.slots, "`refuses` has not been asked"
-            self._decoder = Decoder(recipe.model)
-            self._store = None
+            self._decoder, self._store = Decoder(recipe.model), None
             self._base = self._identity(recipe)
         rank = _first_lora(recipe.model).rank
         if self._store is None:
             self._store = Store(self.decoder.groups, 1, rank, self.decoder.like)
+            self.decoder.warm_up(self._store)
         elif self._store.make_room(rank):
             for slot in self.slots:
                 bind(slot.recipe.model, slot.recipe.optimizer, self._store, slot.row, copy=False)
         layer = _first_lora(recipe.model)
         slot = Slot(recipe, self._store.take(layer.alpha / layer.rank), random)
         bind(recipe.model, recipe.optimizer, self._store, slot.row, copy=True)
+        self.decoder.share(recipe.model)
         recipe.join(slot.where, lambda batch: self._mean_loss(slot, batch))
         self.slots.append(slot)
         return slot
 
-    def estimate(self, rank: int, rows: int) -> tuple[int, int]:
-        """Bytes that the next pass would take with one more trial of this rank and so many rows, and bytes free.
+    def never_fits(self, rank: int, rows: int) -> str | None:
+        """Why a trial of this rank and so many rows can never train here, with the figures; None where it may.
 
-        What a row is long is taken from those seen so far; without a GPU both are 0.
+        What a row is long is taken from those seen so far, so that nothing is refused before any has been.
         """
-        like = self.decoder.like
-        if like.device.type != "cuda":
-            return 0, 0
+        if self._store is None or (memory := self._memories(self.decoder.like.device)) is None:
+            return None
+        work = self._work(self._longest * rows)
+        row = self.store.row_bytes(rank)
+        return Need(self.decoder.base_bytes, row, work, rows, self._longest).exceeds(memory)
+
+    def short_of(self, rank: int, rows: int) -> tuple[int, Memory] | None:
+        """Where a pass with one more trial of this rank and so many rows does not fit into what is free now: the bytes
+        that it would take, and the memory."""
+        if (memory := self._memories(self.decoder.like.device)) is None:
+            return None
         tokens = self._longest * rows + sum(self._longest * int(slot.recipe.cfg.batch_size) for slot in self.slots)
         if self.budget is not None:
             tokens = min(tokens, max(self.budget, self._longest * rows))
-        logits = CHUNK * self.decoder.words * like.element_size()
-        free = torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
-        return self.store.room_bytes(rank) + tokens * self.decoder.activation_bytes() + logits, free
+        need = self.store.room_bytes(rank) + self._work(tokens)
+        return None if need <= MARGIN * memory.free else (need, memory)
+
+    def _work(self, tokens: int) -> int:
+        """Bytes that a pass over so many tokens keeps, and its logits."""
+        logits = min(CHUNK, tokens) * self.decoder.words * self.decoder.like.element_size()
+        return tokens * self.decoder.activation_bytes() + logits
 
     def remove(self, slot: Slot) -> None:
         """Let go of a trial; what it holds must have been saved before."""
@@ -210,21 +146,33 @@ class Pack:
             passed += failed
         trained = [one for one in fed if one.slot in sums]
         due = [one for one in trained if one.slot.recipe.advance(one.labels)]
-        norms = self._update(due)
+        numbers = self._end_pass(trained, due, sums)
         rates = {one.slot: one.slot.recipe.reschedule() for one in due}
         for one in trained:  # while the GPU works
             if one.slot.recipe.position < one.slot.recipe.total:
                 one.slot.fetch(self.decoder.max_length)
         self._lay_out_ahead()
-        numbers = torch.stack([sums[one.slot] for one in trained] + norms).tolist() if trained else []
-        norm_of = dict(zip([one.slot for one in due], numbers[len(trained) :], strict=True))
-        for one, value in zip(trained, numbers, strict=False):
+        values = numbers.read() if numbers else []
+        norms = dict(zip([one.slot for one in due], values[len(trained) :], strict=True))
+        for one, value in zip(trained, values, strict=False):
             recipe = one.slot.recipe
-            # no label at all: torchtune's mean over none of them
-            recipe.took(torch.tensor(value if one.labels else float("nan")))
-            step = recipe.stepped(norm_of[one.slot], rates[one.slot]) if one.slot in norm_of else None
+            recipe.took(value if one.labels else math.nan)  # no label at all: torchtune's mean over none of them
+            step = recipe.stepped(norms[one.slot], rates[one.slot]) if one.slot in norms else None
             passed.append(Passed(one.slot, recipe.progress(step)))
         return passed
+
+    def _end_pass(self, trained: Sequence[Fed], due: Sequence[Fed], sums: dict[Slot, torch.Tensor]) -> Numbers | None:
+        """Have the optimizer steps taken that are due; returns the losses of those trained, and the norms of those
+        due. They are sent off before the steps, so that the host takes them in while these run."""
+        if not trained:
+            return None
+        losses = torch.stack([sums[one.slot] for one in trained])
+        if not due:
+            return Numbers(losses)
+        norms, divisors = gradient_norms(self.store, due)
+        numbers = Numbers(torch.cat([losses, norms]))
+        take_steps(self.store, due, divisors)
+        return numbers
 
     @property
     def decoder(self) -> Decoder:
@@ -269,15 +217,20 @@ class Pack:
         randoms = [one.slot.random.now for one in group]
         rows = slice(group[0].slot.row, group[-1].slot.row + 1)
         begun = any(one.slot.recipe.position % one.slot.recipe.accumulation for one in group)
-        before = self.store.grads[rows].clone() if begun else None
+        before: torch.Tensor | None = None
+        untouched = begun  # there may be no memory for the copy itself
         try:
+            before = self.store.grads[rows].clone() if begun else None
+            untouched = False
             sums = self._pass(group)
             return {one.slot: value for one, value in zip(group, sums.unbind(), strict=True)}, []
         except Exception as error:
             failure: Exception = error
         if len(group) > 1 or isinstance(failure, torch.OutOfMemoryError):
             failure.__traceback__ = None  # its frames hold the tensors of the pass
-        self.store.grads[rows].copy_(before) if before is not None else self.store.grads[rows].zero_()
+        if not untouched:
+            self.store.grads[rows].copy_(before) if before is not None else self.store.grads[rows].zero_()
+        before = None
         for one, state in zip(group, randoms, strict=True):
             one.slot.random.rewind(state)
         memory = isinstance(failure, torch.OutOfMemoryError)
@@ -331,47 +284,21 @@ class Pack:
                         mask[begin:end] = drawn[layout.sources[begin:end]]
         return dict(enumerate(masks))
 
-    @torch.no_grad()
-    def _update(self, due: Sequence[Fed]) -> list[torch.Tensor]:
-        """Clip and step each of these slots; returns their gradients' norms, not yet waited for."""
-        norms: list[torch.Tensor] = []
-        store = self.store
-        for one in due:
-            recipe, row = one.slot.recipe, one.slot.row
-            grad = store.grads[row]
-            count = recipe.tokens_of_step
-            norm = torch.linalg.vector_norm(grad, dtype=torch.float32) / count
-            norms.append(norm)
-            divisor = torch.full_like(norm, count)
-            if recipe.clip is not None:  # as torch.nn.utils.clip_grads_with_norm_
-                divisor = divisor / torch.clamp(recipe.clip / (norm + 1e-6), max=1.0)
-            options = recipe.optimizer.param_groups[0]
-            beta1, beta2 = options["betas"]
-            step = store.steps[row].add_(1)
-            torch._fused_adamw_(
-                [store.values[row]],
-                [grad],
-                [store.averages[row]],
-                [store.squares[row]],
-                [],
-                [step],
-                lr=float(options["lr"]),
-                beta1=beta1,
-                beta2=beta2,
-                weight_decay=options["weight_decay"],
-                eps=options["eps"],
-                amsgrad=False,
-                maximize=False,
-                grad_scale=divisor,
-            )
-            grad.zero_()
-        return norms
-
-    @torch.no_grad()
     def _mean_loss(self, slot: Slot, batch: Batch) -> torch.Tensor:
         layout = self._layout([batch], slot)
-        sums = self.decoder.loss(self.store, layout, {}, backward=False)
-        return sums[0] / layout.rows[0].labels
+        try:
+            sums = self.decoder.loss(self.store, layout, {}, backward=False)
+            return sums[0] / layout.rows[0].labels
+        except torch.OutOfMemoryError:
+            if len(batch["tokens"]) == 1:
+                raise
+        torch.cuda.empty_cache()
+        total, labels = torch.zeros((), dtype=torch.float64), 0
+        for half in zip(*(value.tensor_split(2) for value in batch.values()), strict=True):
+            part = dict(zip(batch, half, strict=True))
+            if count := slot.recipe.label_tokens(part):
+                total, labels = total + self._mean_loss(slot, part).double().cpu() * count, labels + count
+        return total / labels
 
 
 def _key(group: Sequence[Fed]) -> tuple[int, ...]:

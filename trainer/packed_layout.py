@@ -16,6 +16,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 # A kernel over slots of uneven lengths takes so many tokens of one slot at a time.
 ROWS = 64
+# Kernels read so many numbers at a time: features and ranks come in multiples of it.
+UNIT = 8
 
 
 @dataclass(slots=True)

@@ -24,12 +24,17 @@ from torchtune.modules import (
 )
 from torchtune.modules.peft import LoRALinear
 
-from trainer.packed_layout import Layout
-from trainer.packed_ops import ADD_NORM, PROJECT, SILU_MUL, Heads, Projection, attention, norm, summed_loss
+from trainer.packed_attention import Heads, attention
+from trainer.packed_layout import UNIT, Layout, lay_out
+from trainer.packed_loss import summed_loss
+from trainer.packed_mlp import MLP
+from trainer.packed_norms import ADD_NORM, norm
+from trainer.packed_products import PROJECT, Linear, Projection
 from trainer.packed_store import Store
 
 # Logits of so many tokens exist at one time: at 128k words, a gigabyte in bf16.
 CHUNK = 4096
+
 
 Noise = Sequence[torch.Tensor]
 
@@ -89,6 +94,8 @@ def _odd_layer(layer: Any) -> str | None:
         return f"has {type(attn.pos_embeddings).__name__} for positions"
     if mlp.w3 is None or not isinstance(mlp.activation, nn.SiLU):
         return "has an MLP other than SwiGLU"
+    if odd := [size for linear in (attn.q_proj, attn.k_proj, mlp.w1) for size in _weight(linear).shape if size % UNIT]:
+        return f"has {odd[0]} features, no multiple of {UNIT}"
     return None
 
 
@@ -113,6 +120,8 @@ class Decoder:
         output: Any = model.output
         self._output: torch.Tensor = (output if hasattr(output, "weight") else output.tied_module).weight.detach()
         self._anchor = torch.zeros((), device=self._output.device, requires_grad=True)
+        self.base_bytes = sum(p.numel() * p.element_size() for p in model.parameters() if not p.requires_grad)
+        self._buffers = dict(model.named_buffers())
 
     @property
     def like(self) -> torch.Tensor:
@@ -131,6 +140,31 @@ class Decoder:
         wide = first.gate_up.frozen.weight.shape[0]
         per_layer = 4 * dim + first.qkv.frozen.weight.shape[0] + 2 * first.out.frozen.weight.shape[1] + wide + wide // 2
         return self._output.element_size() * (per_layer * len(self._blocks) + 8 * dim)
+
+    def share(self, model: nn.Module) -> None:
+        """Let another trial's model have this one's buffers, its table of positions, for its own."""
+        for name, buffer in list(model.named_buffers()):
+            owner, _, leaf = name.rpartition(".")
+            if name in self._buffers and self._buffers[name].shape == buffer.shape:
+                model.get_submodule(owner)._buffers[leaf] = self._buffers[name]
+
+    def warm_up(self, store: Store) -> None:
+        """Have all compiled that any pass will need, on a store that holds nothing yet.
+
+        Trials that stand at one position bring micro-batches of one length, others do not; dropout and validation have
+        kernels of their own. What is left for later would be compiled in the middle of training.
+        """
+        if not self.like.is_cuda:
+            return
+        tokens = torch.zeros(2, 8, dtype=torch.int64)
+        layout = lay_out([{"tokens": tokens, "labels": tokens}], 0, -1, self.like.device)
+        self.loss(store, layout, {}, backward=False)
+        self.loss(store, layout, {}, backward=True)
+        layout.even = layout.rectangle = None
+        self.loss(store, layout, {}, backward=True)
+        noise = [[self.like.new_ones(layout.size, one.weight.shape[1]) for _ in one.names] for one in self.groups]
+        self.loss(store, layout, dict(enumerate(noise)), backward=True)
+        store.grads[0].zero_()
 
     def loss(self, store: Store, layout: Layout, noise: dict[int, Noise], backward: bool) -> torch.Tensor:
         """Nats summed over each slot's labels, shape [k], fp32; with `backward`, gradients are added to the store's.
@@ -151,21 +185,22 @@ class Decoder:
         lengths = rows.to(self.like.device, non_blocking=True)
         scale = torch.repeat_interleave(store.scales[layout.slots], lengths, output_size=layout.size)[:, None]
 
-        def project(x: torch.Tensor, group: Group) -> torch.Tensor:
+        def linear(group: Group) -> Linear:
             index = group.index
             lora = None if index is None else store.adapters(index, layout, scale, noise.get(index, ()))
-            out: torch.Tensor = PROJECT(x, self._anchor, layout, group.frozen, lora)
-            return out
+            return Linear(group.frozen, lora)
 
         x = self._embed(layout.tokens)
         first = self._blocks[0].attention_norm
         normed = norm(x, first.scale, first.eps)
         following = [*(block.attention_norm for block in self._blocks[1:]), self._last_norm]
         for block, after in zip(self._blocks, following, strict=True):
-            mixed = attention(project(normed, block.qkv), self._table, layout, self._heads)
-            x, normed = ADD_NORM(x, project(mixed, block.out), block.mlp_norm.scale, block.mlp_norm.eps)
-            active = SILU_MUL(project(normed, block.gate_up))
-            x, normed = ADD_NORM(x, project(active, block.down), after.scale, after.eps)
+            qkv = PROJECT(normed, self._anchor, linear(block.qkv), layout)
+            mixed = attention(qkv, self._table, layout, self._heads)
+            out = PROJECT(mixed, self._anchor, linear(block.out), layout)
+            x, normed = ADD_NORM(x, out, block.mlp_norm.scale, block.mlp_norm.eps)
+            out = MLP(normed, self._anchor, linear(block.gate_up), linear(block.down), layout)
+            x, normed = ADD_NORM(x, out, after.scale, after.eps)
         return normed
 
     def _block(self, layer: TransformerSelfAttentionLayer, named: dict[int, str]) -> Block:

@@ -17,7 +17,7 @@ from torch import nn
 from torchtune.modules.peft import LoRALinear
 
 from trainer.packed_layout import Layout
-from trainer.packed_ops import Adapters, Projection
+from trainer.packed_products import Adapters, Projection
 
 RANK_STEP = 8  # ranks are padded to a multiple: of a product's row, in bf16, 16 bytes
 
@@ -57,7 +57,13 @@ class Store:
         ]
         self.capacity, self.rank, self.used = capacity, padded(rank), 0
         self._like = like
-        self._make()
+        self._slices: dict[tuple[int, int, int], tuple[Any, ...]] = {}
+        self.steps = torch.zeros(capacity, device=like.device)
+        self.scales = torch.ones(capacity, device=like.device)
+        size = sum(shape.size(self.rank) for shape in self.shapes)
+        kinds = [torch.zeros(capacity, size, dtype=like.dtype, device=like.device) for _ in range(4)]
+        self.values, self.grads, self.averages, self.squares = kinds
+        self._kinds = tuple([*self._places(kind)] for kind in kinds)
 
     @property
     def tensors(self) -> tuple[torch.Tensor, ...]:
@@ -93,7 +99,7 @@ class Store:
         slots = layout.slots
         key = group, slots.start, slots.stop
         if key not in self._slices:  # the same in every pass, until slots come or go
-            values, grads = self._values[group], self._grads[group]
+            values, grads = self._kinds[0][group], self._kinds[1][group]
             self._slices[key] = (
                 values.a[slots],
                 tuple(b[slots] for b in values.b),
@@ -106,14 +112,13 @@ class Store:
     def views(self, row: int, rank: int) -> Iterator[tuple[str, tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]]:
         """For each adapted layer its name, then (value, gradient, two moments) of its A [rank, D], then of its B
         [N, rank]."""
-        kinds = (self._values, self._grads, self._averages, self._squares)
         for group, projection in enumerate(self.projections):
             for index, name in enumerate(projection.names):
                 top = index * self.rank
                 yield (
                     name,
-                    tuple(kind[group].a[row, top : top + rank] for kind in kinds),
-                    tuple(kind[group].b[index][row, :, :rank] for kind in kinds),
+                    tuple(kind[group].a[row, top : top + rank] for kind in self._kinds),
+                    tuple(kind[group].b[index][row, :, :rank] for kind in self._kinds),
                 )
 
     def make_room(self, rank: int) -> bool:
@@ -121,18 +126,17 @@ class Store:
         anew."""
         if rank <= self.rank and self.used < self.capacity:
             return False
-        old = self._values, self._grads, self._averages, self._squares
-        before, kept, steps, scales = self.rank, slice(0, self.used), self.steps, self.scales
-        self.rank = max(self.rank, padded(rank))
-        self.capacity = self.capacity if self.used < self.capacity else 2 * self.capacity
-        self._make()
-        self.steps[kept], self.scales[kept] = steps[kept], scales[kept]
-        for kind, origin in zip((self._values, self._grads, self._averages, self._squares), old, strict=True):
+        capacity = self.capacity if self.used < self.capacity else 2 * self.capacity
+        larger = Store(self.projections, capacity, max(rank, self.rank), self._like)  # no memory: nothing has changed
+        larger.used, kept, before = self.used, slice(0, self.used), self.rank
+        larger.steps[kept], larger.scales[kept] = self.steps[kept], self.scales[kept]
+        for kind, origin in zip(larger._kinds, self._kinds, strict=True):
             for to, of in zip(kind, origin, strict=True):
                 count = len(to.b)
                 _apart(to.a[kept], count)[:, :, :before] = _apart(of.a[kept], count)
                 for new, one in zip(to.b, of.b, strict=True):
                     new[kept, :, :before] = one[kept]
+        self.__dict__ = larger.__dict__
         return True
 
     def room_bytes(self, rank: int) -> int:
@@ -149,15 +153,6 @@ class Store:
     def _clear(self, row: int) -> None:
         for one in (*self.tensors, self.steps):
             one[row].zero_()
-
-    def _make(self) -> None:
-        self._slices: dict[tuple[int, int, int], tuple[Any, ...]] = {}
-        self.steps = torch.zeros(self.capacity, device=self._like.device)
-        self.scales = torch.ones(self.capacity, device=self._like.device)
-        size = sum(shape.size(self.rank) for shape in self.shapes)
-        kinds = [torch.zeros(self.capacity, size, dtype=self._like.dtype, device=self._like.device) for _ in range(4)]
-        self.values, self.grads, self.averages, self.squares = kinds
-        self._values, self._grads, self._averages, self._squares = ([*self._places(kind)] for kind in kinds)
 
     def _places(self, rows: torch.Tensor) -> Iterator[Places]:
         begin = 0

@@ -14,8 +14,9 @@ the data's order, the schedule, the counters, the state, is the same object's, s
 from __future__ import annotations
 
 import logging
+import math
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -92,10 +93,10 @@ class LoraRecipe:
         self.position = 0
         self.step = 0
         self.tokens = 0
-        self._step_loss = torch.zeros((), device=self.device)
-        self._step_tokens = 0
-        self._lap_loss = torch.zeros((), device=self.device)
-        self._lap_tokens = 0
+        self._none: torch.Tensor | float = torch.zeros((), device=self.device)  # of a loss; a number in a pack
+        self._step_loss: torch.Tensor | float = self._none
+        self._lap_loss: torch.Tensor | float = self._none
+        self._step_tokens = self._lap_tokens = 0
         self._random: dict[str, Any] | None = None  # of a checkpoint, until training goes on
         self._loader_state: dict[str, Any] | None = None
 
@@ -137,7 +138,7 @@ class LoraRecipe:
         self.position += 1
         return self.position % self.accumulation == 0
 
-    def took(self, weighted: torch.Tensor) -> None:
+    def took(self, weighted: torch.Tensor | float) -> None:
         """Take a micro-batch's loss into account: nats, summed over its label tokens."""
         self._step_loss = self._step_loss + weighted
         self._lap_loss = self._lap_loss + weighted
@@ -151,8 +152,8 @@ class LoraRecipe:
 
     def stepped(self, norm: float, lr: float) -> Step:
         """Take an optimizer step's loss into account, and begin the next accumulation."""
-        loss = float(self._step_loss / self._step_tokens)
-        self._step_loss, self._step_tokens = torch.zeros_like(self._step_loss), 0
+        loss = float(self._step_loss / self._step_tokens) if self._step_tokens else math.nan
+        self._step_loss, self._step_tokens = self._none, 0
         return Step(self.step, self.tokens, loss, norm, lr)
 
     def progress(self, step: Step | None) -> MicroBatch:
@@ -172,7 +173,7 @@ class LoraRecipe:
             mean_loss: nats per label token of a batch on the CPU, by the pack's forward pass.
         """
         self._where, self._mean_loss = where, mean_loss
-        self._step_loss, self._lap_loss = self._step_loss.cpu(), self._lap_loss.cpu()
+        self._none, self._step_loss, self._lap_loss = 0.0, float(self._step_loss), float(self._lap_loss)
         mark_stepped(self.optimizer)
 
     @property
@@ -193,24 +194,27 @@ class LoraRecipe:
     def mean_loss(self) -> float:
         """Mean nats per label token since this was last asked; NaN where nothing was trained."""
         mean = float(self._lap_loss) / self._lap_tokens if self._lap_tokens else float("nan")
-        self._lap_loss, self._lap_tokens = torch.zeros_like(self._lap_loss), 0
+        self._lap_loss, self._lap_tokens = self._none, 0
         return mean
 
     @torch.no_grad()
     def evaluate(self) -> float | None:
         """Mean nats per label token over `dataset_val`, None where the configuration has none. Draws nothing random."""
         dataset = self.cfg.get("dataset_val")
-        if dataset is None:
-            return None
+        return None if dataset is None else self.loss_over(self._validation_batches(dataset))[0]
+
+    @torch.no_grad()
+    def loss_over(self, batches: Iterable[dict[str, torch.Tensor]]) -> tuple[float | None, int]:
+        """Mean nats per label token over batches on the CPU, and how many label tokens they have; None without any."""
         total = torch.zeros((), dtype=torch.float64)
         tokens = 0
         self.model.eval()
-        for batch in self._validation_batches(dataset):
+        for batch in batches:
             count = self.label_tokens(batch)
             total += self._mean_loss(batch).double().cpu() * count
             tokens += count
         self.model.train()
-        return float(total) / tokens if tokens else None
+        return (float(total) / tokens if tokens else None), tokens
 
     def state(self) -> dict[str, Any]:
         """Everything that a bit-exact resume needs; tensors and plain values only."""
@@ -227,8 +231,8 @@ class LoraRecipe:
             "loader": loader,
             "step": self.step,
             "tokens": self.tokens,
-            "step_loss": [self._step_loss.cpu(), self._step_tokens],
-            "lap_loss": [self._lap_loss.cpu(), self._lap_tokens],
+            "step_loss": [torch.as_tensor(self._step_loss).cpu(), self._step_tokens],
+            "lap_loss": [torch.as_tensor(self._lap_loss).cpu(), self._lap_tokens],
             "random": random,
         }
 
@@ -269,8 +273,11 @@ class LoraRecipe:
         self._step_loss, self._lap_loss = step_loss.to(self.device), lap_loss.to(self.device)
         self._loader_state, self._random = state["loader"] or None, state["random"]
 
-    def save_adapter(self, to: Path) -> bool:
+    def save_adapter(self, to: Path, adapter: dict[str, torch.Tensor] | None = None) -> bool:
         """Write the adapter in PEFT format, as torchtune's checkpointer makes it.
+
+        Args:
+            adapter: other tensors by the names and of the shapes of `adapter()`; None: those.
 
         Returns:
             False where torchtune has no PEFT form for this model; the directory then holds its own `.pt` form.
@@ -286,7 +293,7 @@ class LoraRecipe:
             "peft_type": "LORA",
             "task_type": "CAUSAL_LM",
         }
-        adapter = self.adapter()
+        adapter = self.adapter() if adapter is None else adapter
         if any("magnitude" in name for name in adapter):
             adapter_config["use_dora"] = True
         checkpointer = config.instantiate(OmegaConf.merge(self.cfg.checkpointer, {"output_dir": str(self._scratch)}))

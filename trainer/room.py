@@ -19,6 +19,9 @@
                         /beat               a counter (worker)
                         /slots              trials that it holds at a time, where it chooses by itself (worker)
                         /log                standard output and error (worker)
+          /evaluations/trials, workers      the same again, of the evaluations: trial 42 there judges trial 42 here
+                /trials/00042/asked         it shall be judged (controller)
+                             /told.json     how that ended (controller)
 
 Invariants: standard library only. Every file has one writer: an attempt has a directory of its own, so that a
 fenced-out old attempt cannot write where a newer one does. Whole files appear by rename. Appended files are
@@ -35,6 +38,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import IO, Any
 
@@ -258,6 +262,7 @@ class Room:
         return sorted(entry.name for entry in _entries(self.root / "workers"))
 
 
+@cache
 def worker_number(name: str) -> int:
     """The number in a worker's name: 3 in `w0003`, and in `w0003r1`, which the job of `w0003` became when requeued."""
     found = re.match(r"w(\d+)", name)

@@ -295,7 +295,14 @@ class Tracker:
 def summary_of(outcome: Outcome) -> dict[str, Any]:
     """How a trial ended, for a run's summary: what a person reads there."""
     state = outcome.cause.value if outcome.cause is not None else outcome.kind.value
-    return {"trial/state": state, "trial/reason": outcome.reason}
+    if outcome.kind is OutcomeKind.COMPLETED:
+        state = "complete"  # as the sweep's own words are
+    return {"trial/state": state, "trial/reason": outcome.reason, **score_summary(outcome.scores)}
+
+
+def score_summary(scores: Mapping[str, float]) -> dict[str, float]:
+    """An evaluation's scores as keys of a run's summary."""
+    return {f"eval/{name}": value for name, value in scores.items()}
 
 
 def exit_code(outcome: Outcome | None) -> int:

@@ -140,6 +140,11 @@ class Worker:
             print(f"trial {trial} attempt {number} {outcome.kind}: {outcome.reason or 'done'}", flush=True)
             _end(attempt, outcome)
 
+        if spec.evaluate is not None:
+            from trainer.evaluate import evaluate
+
+            end(evaluate(self.room, spec, self._cache, should_stop))
+            return
         crew.add(Task(spec, lambda: Attempt(self.room, spec, self._cache, reporter, should_stop), end))
 
     def _track(self, spec: TrialSpec) -> Tracker | None:

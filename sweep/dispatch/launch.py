@@ -238,13 +238,13 @@ class LaunchDispatcher:
 
     def _job(self, record: Record) -> Job:
         if record.end:
-            return Job(record.place, JobState.GONE, record.item, reason=record.end)
+            return Job(record.place, JobState.GONE, record.run, reason=record.end)
         if not record.pushed:
             return Job(record.place, JobState.PLANNED, reason="waits for its first trial")
         if self._begun(record) or self._own(record) is not None:
-            return Job(record.place, JobState.RUNNING, record.item)
+            return Job(record.place, JobState.RUNNING, record.run)
         state = self._items.get(record.worker, "pending")
-        return Job(record.place, JobState.PENDING, record.item, reason=WAITING.get(state, f"its item is {state}"))
+        return Job(record.place, JobState.PENDING, record.run, reason=WAITING.get(state, f"its item is {state}"))
 
     # --- files -------------------------------------------------------------------------------------------------
 

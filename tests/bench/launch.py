@@ -23,8 +23,9 @@ from typing import Any
 
 from sweep import session
 from sweep.config import compose_config, freeze
-from sweep.loop import Controller, Ports
+from sweep.loop import Controller
 from sweep.model import Mode
+from sweep.ports import Ports
 from sweep.queues import LaunchQueue
 from sweep.rooms import load_settings, stopped_runs
 from tests.faults.harness import Quiet
@@ -186,7 +187,7 @@ def control(room: Room) -> Controller:
     return Controller(
         ports=Ports(study, session.make_channel(room, dispatcher), dispatcher, session.WallClock()),
         limits=settings.limits(session.worker_count(settings)),
-        spec=lambda t, a, w: session.trial_spec(settings, study.params(t), (t, a, w), stopped_runs(room)),
+        spec=lambda t, a, w: session.trial_spec(settings, study.params(t), (t, a, w), stopped=stopped_runs(room)),
         listener=Quiet(),
         mode=lambda: Mode.RUN,
         created=settings.created,

@@ -1,4 +1,4 @@
-"""Parity, refill and `slots: auto`: `python tests/bench/packed_parity.py --data DIR [--only parity,auto] [--json OUT]`.
+"""Parity and refill: `python tests/bench/packed_parity.py --data DIR [--only parity,refill] [--json OUT]`.
 
 DIR holds `base8m/` and `gsm8k/`, as `../shared/data` does; without it the embedded base and its rows serve. Parts:
 
@@ -7,11 +7,11 @@ DIR holds `base8m/` and `gsm8k/`, as `../shared/data` does; without it the embed
   shipped pruners decide on either set of recorded curves, fed in the same order.
 - refill: a full crew in mid-training; one trial after another is stopped and the next one given. Passes until its
   first micro-batch, what that pass costs, and what was compiled meanwhile.
-- auto: a crew that chooses its slots by itself, against one slot, over whole trials, building and saving included.
+- steps: of the first `--step-trials` trials each optimizer step's loss and grad_norm, packed against alone.
 - rounding: the trials alone once more, the rows of each micro-batch in reverse order. The mathematics are the same:
   what differs is rounding alone, and says what tau and drift two runs of torchtune's own loop would have.
 
-`--device cpu --dtype fp32 --trials 4 --slots 3 --micro-batches 8 --seeds 2 --refills 1 --auto-trials 2` tries it out.
+`--device cpu --dtype fp32 --trials 4 --slots 3 --micro-batches 8 --seeds 2 --refills 1` tries it out.
 
 Invariants: one process, one base, the worker's own classes. Nothing is tuned to pass: every trial drawn counts, also
 one that diverges; a loss that is not finite ranks last.
@@ -35,23 +35,20 @@ import optuna
 import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
-from scipy.stats import kendalltau  # type: ignore[import-untyped]
+from scipy.stats import kendalltau
 
-from trainer.attempt import Attempt
+from tests.bench.given import Given
 from trainer.base import Cache
-from trainer.contract import Outcome, OutcomeKind, StopCause, TrialSpec, encode
-from trainer.crew import Crew, Task
+from trainer.contract import Step
 from trainer.embedded import __file__ as embedded
 from trainer.packed import Pack
 from trainer.recipe import LoraRecipe
-from trainer.reporter import RoomReporter
-from trainer.room import Room, write_atomic
+from trainer.room import Room
 
 PRUNERS = Path(__file__).parents[2] / "conf" / "pruner"
 RANKS = (4, 8, 16, 32, 64)
 ACCUMULATIONS = (1, 2, 4)
 ROWS = 4  # of a micro-batch
-NEVER = 10**9  # label tokens between milestones: only the last one
 WARM_UP = 8  # passes of the full crew before the first stop
 BETWEEN = 6  # passes from one stop to the next
 Config = dict[str, Any]
@@ -222,66 +219,32 @@ def rounding(args: argparse.Namespace, cache: Cache, scratch: Path, alone: Curve
     return {**compared(other, alone), "reversed": other}
 
 
+def differences(args: argparse.Namespace, cache: Cache, scratch: Path) -> Found:
+    """The largest relative difference of each trial, as `sweep export --verify` takes it."""
+    pack = Pack()
+    configs = draw(args, args.step_trials, args.micro_batches)
+    steps = {pack.put(build(cfg, cache, scratch)): list[Step]() for cfg in configs}
+    while pack.slots:
+        for passed in pack.step():
+            assert passed.batch is not None, passed.error
+            steps[passed.slot] += [passed.batch.step] if passed.batch.step else []
+            if passed.batch.position == passed.batch.total:
+                pack.remove(passed.slot)
+    found = []
+    for cfg, ours in zip(configs, steps.values(), strict=True):
+        theirs = [batch.step for batch in build(cfg, cache, scratch).train() if batch.step]
+        pairs = list(zip(ours, theirs, strict=True))
+        loss = max(abs(a.loss - b.loss) / abs(b.loss) for a, b in pairs)
+        norm = max(abs(a.grad_norm - b.grad_norm) / abs(b.grad_norm) for a, b in pairs)
+        found.append([cfg["optimizer"]["lr"], loss, norm, theirs[0].loss, theirs[-1].loss])
+    return {"lr_loss_norm_first_last": sorted(found)}
+
+
 def backwards(collate: Callable[[list[Any]], Any]) -> Callable[[list[Any]], Any]:
     return lambda rows: collate(rows[::-1])
 
 
-# --- a crew, driven as the worker drives it ---------------------------------------------------------------------------
-
-
-class TimedCrew(Crew):
-    """Notes what beginning attempts took in the last step."""
-
-    beginning: float = 0.0
-
-    def _begin(self) -> None:
-        began = time.perf_counter()
-        super()._begin()
-        self.beginning = time.perf_counter() - began
-
-
-class Given:
-    """A crew with its queue of trials; a stop is asked for in `stops` instead of in a file."""
-
-    def __init__(self, slots: int, configs: Sequence[Config], cache: Cache, room: Room) -> None:
-        self.said: list[int] = []
-        self.crew = TimedCrew(slots, cache, self.said.append)
-        self.queue = list(enumerate(configs))
-        self.stops: set[int] = set()
-        self.ended: dict[int, Outcome] = {}
-        self._cache, self._room = cache, room
-
-    def step(self) -> float:
-        """Give the crew what it has room for, and let it train a pass; returns the seconds of both."""
-        began = time.perf_counter()
-        while self.crew.free > 0 and self.queue:
-            self._give(*self.queue.pop(0))
-        self.crew.step()
-        return time.perf_counter() - began
-
-    def finish(self) -> float:
-        """Train all to their ends; returns label tokens a second."""
-        began = time.perf_counter()
-        while self.queue or self.crew.busy:
-            self.step()
-        kinds = {outcome.kind for outcome in self.ended.values()}
-        assert kinds <= {OutcomeKind.COMPLETED, OutcomeKind.DIVERGED}, self.ended
-        return sum(outcome.tokens for outcome in self.ended.values()) / (time.perf_counter() - began)
-
-    def _give(self, trial: int, cfg: Config) -> None:
-        spec = TrialSpec("bench", trial, 1, "w0001", cfg, milestone_tokens=NEVER, checkpoint_every=0)
-        files = self._room.attempt(trial, 1)
-        write_atomic(files.spec, encode(spec), durable=False)
-        reporter = RoomReporter(files)
-
-        def stop() -> tuple[StopCause, str] | None:
-            return (StopCause.PRUNED, "the benchmark stops it") if trial in self.stops else None
-
-        def end(outcome: Outcome) -> None:
-            reporter.close(outcome)
-            self.ended[trial] = outcome
-
-        self.crew.add(Task(spec, lambda: Attempt(self._room, spec, self._cache, reporter, stop), end))
+# --- refill -----------------------------------------------------------------------------------------------------------
 
 
 def compiled() -> set[str]:
@@ -290,11 +253,12 @@ def compiled() -> set[str]:
 
     found = {f"dynamo graph {number}" for number in range(counters["stats"]["unique_graphs"])}
     if torch.cuda.is_available():
-        from trainer import packed_kernels
+        from trainer import packed_adapter_kernels, packed_kernels
 
-        for name, value in vars(packed_kernels).items():
-            for cache in getattr(value, "device_caches", {}).values():
-                found |= {f"{name} {key}" for key in cache[0]}
+        for module in (packed_kernels, packed_adapter_kernels):
+            for name, value in vars(module).items():
+                for cache in getattr(value, "device_caches", {}).values():
+                    found |= {f"{name} {key}" for key in cache[0]}
     return found
 
 
@@ -342,39 +306,18 @@ def refill(args: argparse.Namespace, cache: Cache, scratch: Path) -> Found:
     }
 
 
-def auto(args: argparse.Namespace, cache: Cache, scratch: Path) -> Found:
-    configs = draw(args, args.auto_trials, args.micro_batches)
-    few = configs[: args.single_trials]
-    one = Given(1, few, cache, Room(scratch / "one")).finish()
-    print(f"one slot: {one:,.0f} label tokens/s over {len(few)} trials", flush=True)
-    chosen = Given(0, configs, cache, Room(scratch / "auto"))
-    many = chosen.finish()
-    growth = chosen.crew._growth
-    return {
-        "said": chosen.said,
-        "slots": chosen.crew.slots,
-        "rates_measured": growth.rates if growth else {},
-        "settled": growth.settled if growth else True,
-        "tokens_per_second": many,
-        "tokens_per_second_one_slot": one,
-        "ratio": many / one,
-        "diverged": sum(outcome.kind is OutcomeKind.DIVERGED for outcome in chosen.ended.values()),
-    }
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="the folder that holds base8m/ and gsm8k/; without it: embedded")
-    parser.add_argument("--only", default="parity,refill,auto,rounding", help="rounding needs parity before it")
+    parser.add_argument("--only", default="parity,refill,steps,rounding", help="rounding needs parity before it")
     parser.add_argument("--trials", type=int, default=32, help="of parity, all in one pack")
-    parser.add_argument("--micro-batches", type=int, default=48, help="of a trial of parity and auto")
+    parser.add_argument("--micro-batches", type=int, default=48, help="of a trial of parity")
     parser.add_argument("--milestones", type=int, default=8, help="a divisor of --micro-batches")
     parser.add_argument("--validation", type=int, default=32, help="rows")
     parser.add_argument("--seeds", type=int, default=8)
+    parser.add_argument("--step-trials", type=int, default=12)
     parser.add_argument("--slots", type=int, default=16, help="of refill")
     parser.add_argument("--refills", type=int, default=8)
-    parser.add_argument("--auto-trials", type=int, default=96)
-    parser.add_argument("--single-trials", type=int, default=6, help="that one slot trains, for auto's ratio")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--dtype", default="bf16")
     parser.add_argument("--json", type=Path)
@@ -387,7 +330,7 @@ def main() -> int:
         parts: dict[str, Callable[[], Found]] = {
             "parity": lambda: parity(args, cache, scratch),
             "refill": lambda: refill(args, cache, scratch),
-            "auto": lambda: auto(args, cache, scratch),
+            "steps": lambda: differences(args, cache, scratch),
             "rounding": lambda: rounding(args, cache, scratch, found["parity"]["alone"]),
         }
         for part in args.only.split(","):

@@ -5,7 +5,10 @@ for each, as many as `--processes` says and the rest reckoned from their median;
 `--slots`; and with `--slots` and successive halving. `--base random` takes Llama 3.2 1B's shape with random weights.
 
 The printed factors: start-up saved (processes over one slot), packing (one slot over many), pruning (many over many
-with halving). Wall-clock runs from a command to its end. `--device cpu --dtype fp32` tries the script out.
+with halving), from each arm's median over `--repeat` turns; processes and one slot run in the first turn only. The best
+configuration is then trained with eight seeds, whose spread says what a difference of best losses is worth.
+Wall-clock runs from a command to its end. Every arm's figures are in the JSON as soon as it has ended.
+`--device cpu --dtype fp32` tries the script out.
 """
 
 from __future__ import annotations
@@ -15,8 +18,9 @@ import json
 import statistics
 import sys
 import tempfile
+import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +31,9 @@ from sweep.results import read_steps
 from tests.bench.arms import NAME, Job, Prepared, prepare, process
 from tests.bench.clocks import ArmFailed, run_to_end
 from tests.bench.gpu_dispatch import SHAPES, make_base
+from trainer.base import Cache
+from trainer.packed import Pack
+from trainer.recipe import LoraRecipe
 from trainer.room import Room, read_json
 
 RANDOM = "random"
@@ -34,13 +41,15 @@ RANDOM = "random"
 
 @dataclass(frozen=True, slots=True)
 class Arm:
-    """One way to run all trials: seconds from the command to its end, optimizer steps trained, best validation loss."""
+    """One run of all trials: seconds from the command to its end, optimizer steps trained, best validation loss and the
+    trial that had it."""
 
     name: str
     seconds: float
     steps: int
     best: float | None
     note: str = ""
+    trial: int | None = None
 
 
 def recipe(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
@@ -90,7 +99,8 @@ def sweep_arm(name: str, prepared: Prepared, scratch: Path) -> Arm:
     values = [_last_validation(room, number) for number in numbers]
     steps = sum(len(read_steps(room, number)) for number in numbers)
     note = f"{sum(value is not None for value in values)} of {len(numbers)} to their end"
-    return Arm(name, ended.seconds, steps, min((v for v in values if v is not None), default=None), note)
+    best, trial = min(((value, index) for index, value in enumerate(values) if value is not None), default=(None, None))
+    return Arm(name, ended.seconds, steps, best, note, trial)
 
 
 def _last_validation(room: Room, trial: int) -> float | None:
@@ -109,11 +119,35 @@ def process_arm(prepared: Prepared, scratch: Path, count: int) -> Arm:
     return Arm("a `tune run` process a trial", seconds, steps, None, f"{count} run, {each:.1f} s each by the median")
 
 
-def table(arms: list[Arm]) -> str:
-    lines = ["| arm | wall-clock s | optimizer steps | best validation loss | |", "| --- | --- | --- | --- | --- |"]
-    for arm in arms:
-        best = "–" if arm.best is None else f"{arm.best:.4f}"
-        lines.append(f"| {arm.name} | {arm.seconds:.1f} | {arm.steps} | {best} | {arm.note} |")
+def seeds(prepared: Prepared, trial: int, scratch: Path, count: int) -> list[float]:
+    """The last validation losses of one configuration with so many seeds, all in one pack."""
+    cache, pack = Cache(), Pack()
+    for seed in range(count):
+        pack.put(LoraRecipe(OmegaConf.create(dict(prepared.configs[trial]) | {"seed": 1000 + seed}), cache, scratch))
+    last = []
+    while pack.slots:
+        for passed in pack.step():
+            assert passed.batch is not None, passed.error
+            if passed.batch.position == passed.batch.total:
+                last.append(passed.slot.recipe.evaluate() or float("nan"))
+                pack.remove(passed.slot)
+    return last
+
+
+def table(runs: dict[str, list[Arm]]) -> str:
+    lines = [
+        "| arm | runs | wall-clock s, median | spread | optimizer steps | best validation loss | |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for arms in runs.values():
+        seconds = [arm.seconds for arm in arms]
+        best = sorted({f"{arm.best:.4f}" for arm in arms if arm.best is not None})
+        steps = sorted({arm.steps for arm in arms})
+        losses = f"{best[0]} to {best[-1]}" if best else "–"
+        lines.append(
+            f"| {arms[0].name} | {len(arms)} | {statistics.median(seconds):.1f} | {min(seconds):.1f} to "
+            f"{max(seconds):.1f} | {steps[0]} to {steps[-1]} | {losses} | {arms[0].note} |"
+        )
     return "\n".join(lines)
 
 
@@ -130,9 +164,14 @@ def main() -> int:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--dtype", default="bf16")
     parser.add_argument("--only", default="process,one,packed,halving")
+    parser.add_argument("--repeat", type=int, default=1, help="turns of packed and halving")
+    parser.add_argument("--until", type=float, default=float("inf"), help="seconds after which no turn is begun")
+    parser.add_argument("--seeds", type=int, default=8)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    arms: list[Arm] = []
+    began = time.monotonic()
+    arms: dict[str, list[Arm]] = {}
+    spread: list[float] = []
     with tempfile.TemporaryDirectory(prefix="sweep-bench-") as name:
         scratch = Path(name)
         path = scratch / "lora.yaml"
@@ -155,17 +194,32 @@ def main() -> int:
         prepared = prepare(job)
         packed = replace(prepared, job=many)
         halved = replace(prepared, job=replace(many, halving=True))
-        runs: dict[str, Callable[[], Arm]] = {
-            "process": lambda: process_arm(prepared, scratch / "process", args.processes),
-            "one": lambda: sweep_arm("one slot", prepared, scratch / "one"),
-            "packed": lambda: sweep_arm(f"{args.slots} slots", packed, scratch / "packed"),
-            "halving": lambda: sweep_arm(f"{args.slots} slots, halving", halved, scratch / "halving"),
+        runs: dict[str, Callable[[Path], Arm]] = {
+            "process": lambda to: process_arm(prepared, to, args.processes),
+            "one": lambda to: sweep_arm("one slot", prepared, to),
+            "packed": lambda to: sweep_arm(f"{args.slots} slots", packed, to),
+            "halving": lambda to: sweep_arm(f"{args.slots} slots, halving", halved, to),
         }
-        for word in args.only.split(","):
-            arms.append(runs[word]())
-            print(arms[-1], flush=True)
+
+        def save() -> None:
+            if args.json:
+                found = {word: [asdict(arm) for arm in done] for word, done in arms.items()}
+                args.json.write_text(json.dumps({"arms": found, "seeds": spread}, indent=1))
+
+        for turn in range(args.repeat):
+            for word in args.only.split(","):
+                if turn and (word in ("process", "one") or time.monotonic() - began > args.until):
+                    continue
+                arms.setdefault(word, []).append(runs[word](scratch / f"{word}-{turn}"))
+                print(arms[word][-1], flush=True)
+                save()
+        best = min((a for found in arms.values() for a in found if a.best is not None), key=lambda a: a.best or 0.0)
+        if args.seeds and best.trial is not None:
+            spread = seeds(prepared, best.trial, scratch / "seeds", args.seeds)
+            print(f"trial {best.trial} with {args.seeds} seeds: {spread}, deviation {statistics.stdev(spread):.4f}")
+            save()
     print(table(arms))
-    seconds = {word: arm.seconds for word, arm in zip(args.only.split(","), arms, strict=True)}
+    seconds = {word: statistics.median(arm.seconds for arm in found) for word, found in arms.items()}
     for title, over, under in (
         ("start-up saved", "process", "one"),
         ("packing", "one", "packed"),
@@ -175,8 +229,6 @@ def main() -> int:
     ):
         if over in seconds and under in seconds:
             print(f"{title}: {seconds[over] / seconds[under]:.2f}")
-    if args.json:
-        args.json.write_text(json.dumps([{"name": a.name, "seconds": a.seconds, "steps": a.steps} for a in arms]))
     return 0
 
 

@@ -9,38 +9,148 @@ from pathlib import Path
 import pytest
 
 from sweep.channel import RoomChannel
+from sweep.dispatch.simulated import SimulatedChannel, SimulatedClock
 from sweep.launchapi import Runs
+from sweep.mirror import ControllerMirror, pull_room
+from sweep.mirrored import Allowance, MirroredChannel
 from sweep.ports import Channel
+from sweep.simulation import Fates, SimAttempt, World
+from sweep.tables import load_table
 from sweep.wandbchannel import WandbChannel
 from tests.launchfakes import FakeLaunchApi
+from tests.tables import write_table
 from trainer.contract import Outcome, OutcomeKind, Report, StopCause, TrialSpec, decode, encode
 from trainer.room import Room, append_line, read_text, write_atomic
+from trainer.store import open_store
 
-SPEC = TrialSpec("s", 3, 1, "w0001", {"model": {"lora_rank": 8}}, milestone_tokens=10)
+CONFIG = {"model.lora_rank": 8, "optimizer.lr": 1e-3, "gradient_accumulation_steps": 1}
+SPEC = TrialSpec("s", 3, 1, "w0001", CONFIG, milestone_tokens=10)
 REPORT = Report(1, 2, 10, 0, 2.5, 1.0, 1e-3, 100.0, 0.5)
 
 Make = Callable[[Room], Channel]
 
 
-@pytest.fixture(params=["room", "wandb"])
+class Rig:
+    """A channel's far side: what the worker w0001 does, for a channel through a room."""
+
+    def __init__(self, room: Room) -> None:
+        self.room = room
+        self.reports = 0
+
+    def make(self) -> Channel:
+        return RoomChannel(self.room)
+
+    def report(self) -> Report:
+        self.reports += 1
+        report = replace(REPORT, milestone=self.reports, tokens=10 * self.reports)
+        worker_reports(self.room, report)
+        return report
+
+    def finish(self) -> None:
+        write_atomic(self.room.attempt(3, 1).outcome, encode(Outcome(OutcomeKind.COMPLETED)))
+
+    def begin(self) -> None:
+        write_atomic(self.room.worker("w0001").beat, "7")
+
+    def wait(self, channel: Channel, happens: Callable[[], None] | None) -> float:
+        """How long a wait of two seconds takes where this happens after a tenth of one."""
+        clock = Ticks(happens or (lambda: None))
+        channel.wait(clock, 2.0)
+        return clock.time
+
+
+class Ticks:
+    """A clock on which something happens at a moment."""
+
+    def __init__(self, happens: Callable[[], None]) -> None:
+        self.time, self.happens = 0.0, happens
+
+    def now(self) -> float:
+        return self.time
+
+    def sleep(self, seconds: float) -> None:
+        self.time += seconds
+        if 0.1 < self.time < 0.1 + 1.5 * seconds:
+            self.happens()
+
+
+class SimulatedRig(Rig):
+    """The same in a simulated world."""
+
+    def __init__(self, room: Room) -> None:
+        super().__init__(room)
+        table = load_table(str(write_table(room.root / "curves.npz")))
+        self.world = World(table, Fates(startup_seconds=10.0))
+        self.world.start("w0001", 0)
+        self.world.start("w0002", 1)
+
+    def make(self) -> Channel:
+        return SimulatedChannel(self.world, look_seconds=0.01)
+
+    def report(self) -> Report:
+        self.reports += 1
+        self.step(lambda: len(self.attempt.reports) == self.reports)
+        return self.attempt.reports[-1]
+
+    def finish(self) -> None:
+        self.step(lambda: self.attempt.outcome is not None)
+
+    def begin(self) -> None:
+        self.step(lambda: self.world.workers["w0001"].ready)
+
+    def wait(self, channel: Channel, happens: Callable[[], None] | None) -> float:
+        if happens is not None:
+            self.world.advance(self.world.next_event() - 0.1)
+        began = self.world.now
+        channel.wait(SimulatedClock(self.world), 2.0)
+        return self.world.now - began
+
+    @property
+    def attempt(self) -> SimAttempt:
+        return self.world.attempts[3][1]
+
+    def step(self, condition: Callable[[], bool]) -> None:
+        while not condition():
+            self.world.advance(self.world.next_event())
+
+
+@pytest.fixture(params=["room", "mirrored", "wandb"])
 def make(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Make:
-    if request.param == "room":
-        return RoomChannel
-    api = FakeLaunchApi(tmp_path_factory.mktemp("wandb"))
-    return lambda room: through_wandb(room, api)
+    """Over a directory that both share; and over a store of which each controller has a new copy.
 
+    That store is a directory, which looks like a room: so what these tests write and read there as a worker would is
+    what one with a copy of its own would put and find.
+    """
 
-def through_wandb(room: Room, api: FakeLaunchApi) -> WandbChannel:
-    """One that has looked, as the dispatcher makes it look."""
-    channel = WandbChannel(room, RoomChannel(room), api, Runs(api, 0.0), lambda run: None)
-    channel.runs.want("jobs", ["run-1"])
-    channel.runs.look()
-    return channel
+    def mirrored(room: Room) -> MirroredChannel:
+        mirror = ControllerMirror(open_store(str(room.root)), Room(tmp_path_factory.mktemp("copy")))
+        pull_room(mirror.store, mirror.room)
+        mirror.start(continued=False)
+        return MirroredChannel(mirror, look=0.01, allowance=Allowance(1e9))
+
+    def through_wandb(room: Room) -> WandbChannel:
+        """One that has looked, as the dispatcher makes it look."""
+        api = FakeLaunchApi(room.root / "wandb")
+        channel = WandbChannel(room, RoomChannel(room), api, Runs(api, 0.0), lambda run: None)
+        channel.runs.want("jobs", ["run-1"])
+        channel.runs.look()
+        return channel
+
+    ways: dict[str, Make] = {"mirrored": mirrored, "wandb": through_wandb}
+    return ways.get(request.param, RoomChannel)
 
 
 @pytest.fixture
 def room(tmp_path: Path) -> Room:
-    return Room(tmp_path)
+    room = Room(tmp_path)
+    write_atomic(room.sweep, "{}")
+    return room
+
+
+@pytest.fixture(params=[Rig, SimulatedRig], ids=["room", "simulated"])
+def rig(request: pytest.FixtureRequest, room: Room) -> Rig:
+    made: Rig = request.param(room)
+    return made
 
 
 def worker_reports(room: Room, report: Report, torn: bool = False) -> None:
@@ -53,16 +163,21 @@ def worker_reports(room: Room, report: Report, torn: bool = False) -> None:
             append_line(file, encode(report))
 
 
-def test_an_assignment_reaches_its_worker_and_is_safe_to_repeat(make: Make, room: Room) -> None:
-    channel = make(room)
+def test_an_assignment_reaches_its_worker_and_is_safe_to_repeat(rig: Rig) -> None:
+    channel = rig.make()
     channel.assign(SPEC)
-    make(room).assign(replace(SPEC, milestone_tokens=99))
-    assert decode(TrialSpec, read_text(room.attempt(3, 1).spec) or "") == SPEC, "the first word stands"
-    assert room.worker("w0001").assignments() == [(3, 1)]
+    rig.make().assign(replace(SPEC, milestone_tokens=99))
     attempts, workers = channel.observe([3], ["w0001"])
     (sight,) = attempts[3]
     assert (sight.number, sight.worker, sight.delivered, sight.outcome) == (1, "w0001", True, None)
     assert workers["w0001"].assigned == 1
+
+
+def test_the_first_word_of_a_specification_stands(make: Make, room: Room) -> None:
+    make(room).assign(SPEC)
+    make(room).assign(replace(SPEC, milestone_tokens=99))
+    assert decode(TrialSpec, read_text(room.attempt(3, 1).spec) or "") == SPEC
+    assert room.worker("w0001").assignments() == [(3, 1)]
 
 
 def test_a_specification_that_never_reached_its_worker_is_seen_as_such(make: Make, room: Room) -> None:
@@ -71,16 +186,15 @@ def test_a_specification_that_never_reached_its_worker_is_seen_as_such(make: Mak
     assert not attempts[3][0].delivered
 
 
-def test_reports_are_shown_once_and_to_a_restarted_controller_again(make: Make, room: Room) -> None:
-    channel = make(room)
+def test_reports_are_shown_once_and_to_a_restarted_controller_again(rig: Rig) -> None:
+    channel = rig.make()
     channel.assign(SPEC)
-    worker_reports(room, REPORT)
-    assert channel.observe([3], [])[0][3][0].reports == (REPORT,)
+    first = rig.report()
+    assert channel.observe([3], [])[0][3][0].reports == (first,)
     assert channel.observe([3], [])[0][3][0].reports == ()
-    second = replace(REPORT, milestone=2, tokens=20)
-    worker_reports(room, second)
+    second = rig.report()
     assert channel.observe([3], [])[0][3][0].reports == (second,)
-    assert make(room).observe([3], [])[0][3][0].reports == (REPORT, second)
+    assert rig.make().observe([3], [])[0][3][0].reports == (first, second)
 
 
 def test_a_report_being_written_is_shown_when_it_is_whole(make: Make, room: Room) -> None:
@@ -93,14 +207,15 @@ def test_a_report_being_written_is_shown_when_it_is_whole(make: Make, room: Room
     assert channel.observe([3], [])[0][3][0].reports == (REPORT,)
 
 
-def test_an_outcome_is_never_seen_before_the_reports_behind_it(make: Make, room: Room) -> None:
-    channel = make(room)
+def test_an_outcome_is_never_seen_before_the_reports_behind_it(rig: Rig) -> None:
+    channel = rig.make()
     channel.assign(SPEC)
-    worker_reports(room, REPORT)
-    write_atomic(room.attempt(3, 1).outcome, encode(Outcome(OutcomeKind.COMPLETED)))
+    report = rig.report()
+    rig.finish()
     (sight,) = channel.observe([3], [])[0][3]
-    assert sight.outcome == Outcome(OutcomeKind.COMPLETED)
-    assert sight.reports == (REPORT,)
+    assert sight.outcome is not None
+    assert sight.outcome.kind is OutcomeKind.COMPLETED
+    assert sight.reports[0] == report
 
 
 def test_an_outcome_that_cannot_be_read_fails_the_attempt(make: Make, room: Room) -> None:
@@ -113,27 +228,35 @@ def test_an_outcome_that_cannot_be_read_fails_the_attempt(make: Make, room: Room
     assert "schema version 99" in outcome.reason
 
 
-def test_the_first_stop_stands(make: Make, room: Room) -> None:
-    channel = make(room)
+def test_the_first_stop_stands(rig: Rig) -> None:
+    channel = rig.make()
     channel.assign(SPEC)
-    channel.stop(3, 1, StopCause.PRUNED, "worse: 3 of 4")
-    make(room).stop(3, 1, StopCause.INTERRUPTED, "later")
+    channel.stop(3, 1, StopCause.PAUSED, "worse: 3 of 4")
+    rig.make().stop(3, 1, StopCause.INTERRUPTED, "later")
     (sight,) = channel.observe([3], [])[0][3]
-    assert (sight.stop, sight.stop_reason) == (StopCause.PRUNED, "worse: 3 of 4")
+    assert (sight.stop, sight.stop_reason) == (StopCause.PAUSED, "worse: 3 of 4")
 
 
-def test_a_drain_and_a_beat_are_seen(make: Make, room: Room) -> None:
-    channel = make(room)
+def test_a_drain_and_a_beat_are_seen(rig: Rig) -> None:
+    channel = rig.make()
+    assert channel.observe([], ["w0001"])[1]["w0001"].beat is None
+    channel.assign(SPEC)
+    rig.begin()
+    assert channel.observe([], ["w0001"])[1]["w0001"].beat is not None
     channel.drain("w0001")
     channel.drain("w0001")
     seen = channel.observe([], ["w0001"])[1]["w0001"]
-    assert (seen.draining, seen.beat) == (True, None)
+    assert seen.draining
+
+
+def test_a_beat_changes_only_with_the_worker_s(make: Make, room: Room) -> None:
+    channel = make(room)
     write_atomic(room.worker("w0001").beat, "7")
-    first = channel.observe([], ["w0001"])[1]["w0001"].beat
-    assert first is not None
-    assert channel.observe([], ["w0001"])[1]["w0001"].beat == first
+    beat = channel.observe([], ["w0001"])[1]["w0001"].beat
+    assert beat is not None
+    assert channel.observe([], ["w0001"])[1]["w0001"].beat == beat
     write_atomic(room.worker("w0001").beat, "8")
-    assert channel.observe([], ["w0001"])[1]["w0001"].beat not in (first, None)
+    assert channel.observe([], ["w0001"])[1]["w0001"].beat not in (None, beat)
 
 
 def test_attempts_are_shown_in_order(make: Make, room: Room) -> None:
@@ -143,54 +266,33 @@ def test_attempts_are_shown_in_order(make: Make, room: Room) -> None:
     assert [sight.number for sight in channel.observe([3], [])[0][3]] == [1, 2, 10]
 
 
-def test_a_wait_ends_early_when_an_attempt_ends_or_a_worker_gets_ready(make: Make, room: Room) -> None:
-    class Ticks:
-        """A clock on which something happens at a moment."""
-
-        def __init__(self, happens: Callable[[], None]) -> None:
-            self.time, self.happens = 0.0, happens
-
-        def now(self) -> float:
-            return self.time
-
-        def sleep(self, seconds: float) -> None:
-            self.time += seconds
-            if 0.1 < self.time < 0.1 + 1.5 * seconds:
-                self.happens()
-
-    channel = make(room)
+def test_a_wait_ends_early_when_an_attempt_ends_or_a_worker_gets_ready(rig: Rig) -> None:
+    channel = rig.make()
     channel.assign(SPEC)
     channel.observe([3], ["w0001"])
-    idle = Ticks(lambda: None)
-    channel.wait(idle, 2.0)
-    assert idle.time == pytest.approx(2.0, abs=0.02)
-    for happening in (
-        lambda: write_atomic(room.worker("w0001").beat, "1"),
-        lambda: write_atomic(room.attempt(3, 1).outcome, encode(Outcome(OutcomeKind.COMPLETED))),
-    ):
+    assert rig.wait(channel, None) == pytest.approx(2.0, abs=0.02)
+    for happening in (rig.begin, rig.finish):
         channel.observe([3], ["w0001"])
-        clock = Ticks(happening)
-        channel.wait(clock, 2.0)
-        assert clock.time < 0.2
+        assert rig.wait(channel, happening) < 0.2
+    rig.finish()
     channel.observe([3], ["w0001"])
-    nothing_left = Ticks(lambda: None)
-    channel.wait(nothing_left, 2.0)
-    assert nothing_left.time == pytest.approx(2.0, abs=0.02), "what has been seen wakes nobody again"
+    assert rig.wait(channel, None) == pytest.approx(2.0, abs=0.02), "what has been seen wakes nobody again"
 
 
-def test_what_a_fenced_out_attempt_writes_does_not_count(make: Make, room: Room) -> None:
+def test_what_a_fenced_out_attempt_writes_does_not_count(rig: Rig) -> None:
     """It was taken for lost; its worker runs on, in this controller's time and in the next one's."""
-    channel = make(room)
+    channel = rig.make()
     channel.assign(SPEC)
-    worker_reports(room, REPORT)
+    rig.report()
     channel.assign(replace(SPEC, attempt=2, worker="w0002"))
-    worker_reports(room, replace(REPORT, milestone=2))
-    write_atomic(room.attempt(3, 1).outcome, encode(Outcome(OutcomeKind.COMPLETED)))
-    for one in (channel, make(room)):
+    if not isinstance(rig, SimulatedRig):  # there it cannot
+        rig.report()
+        rig.finish()
+    for one in (channel, rig.make()):
         first, second = one.observe([3], ["w0002"])[0][3]
         assert [report.milestone for report in first.reports] == [1]
         assert (second.number, second.outcome) == (2, None), "the last attempt decides"
-    assert room.worker("w0001").drain.exists(), "it has nothing left to do"
+    assert channel.observe([3], ["w0001"])[1]["w0001"].draining, "it has nothing left to do"
 
 
 def test_an_attempt_with_an_outcome_needs_no_fence(make: Make, room: Room) -> None:

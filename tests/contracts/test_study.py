@@ -170,8 +170,16 @@ def options(group: str) -> list[str]:
 def simulate(configured: Settings, storage: Path, restart: bool) -> list[tuple[Any, ...]]:
     """Twelve trials on a made-up curve, by one worker; with `restart` the study is opened anew for each."""
 
+    said: dict[int, list[Report]] = {}
+
     def opened() -> OptunaStudy:
-        return OptunaStudy(study_config_of(configured), journal_storage(storage))
+        """A controller's first look: the study, and what the room still holds of all trials' reports."""
+        study = OptunaStudy(study_config_of(configured), journal_storage(storage))
+        for ended in study.unknown():
+            study.recall(ended, said[ended])
+        for running in study.facts().open:
+            study.record(running, said.get(running, []))
+        return study
 
     study = opened()
     for _ in range(12):
@@ -182,7 +190,8 @@ def simulate(configured: Settings, storage: Path, restart: bool) -> list[tuple[A
         lr = float(study.params(number)["optimizer.lr"])
         for milestone in range(1, MILESTONES + 1):
             study = opened() if restart else study
-            verdict = study.record(number, [report(milestone, abs(math.log10(lr) + 3) + 1 / milestone)])
+            said.setdefault(number, []).append(report(milestone, abs(math.log10(lr) + 3) + 1 / milestone))
+            verdict = study.record(number, said[number][-1:])
             if verdict:
                 break
         study.tell(Tell(number, Ending.PRUNED if verdict else Ending.COMPLETE, ""), 0)

@@ -14,7 +14,7 @@ from pathlib import Path
 import optuna
 from optuna.storages.journal import JournalFileBackend
 
-from sweep import channel, session, wandbchannel
+from sweep import beside, channel, session, wandbchannel
 from sweep.config import compose_config, freeze
 from sweep.dispatch import launch as launch_dispatch
 from sweep.dispatch import local
@@ -22,12 +22,15 @@ from sweep.dispatch import slurm as slurm_dispatch
 from sweep.dispatch.launch import LaunchDispatcher
 from sweep.dispatch.slurm import SlurmDispatcher
 from sweep.launchapi import Runs
-from sweep.loop import Controller, Ports
+from sweep.ledger import RoomLedger, read_ledger
+from sweep.loop import Controller
 from sweep.model import Effect, Finish, Mode, View
+from sweep.ports import Ports
 from sweep.queues import LaunchQueue, SlurmQueue
 from sweep.results import open_reader
 from sweep.rooms import controller_lock, journal_path, load_settings, stopped_runs
 from sweep.settings import Settings
+from sweep.strategy import Promotion
 from sweep.submit import Submission
 from tests.fakes import FastDispatcher, serve_fast
 from tests.launchfakes import FakeLaunchApi
@@ -54,6 +57,9 @@ class Quiet:
                 os.kill(os.getpid(), signal.SIGKILL)
 
     def waited(self, view: View) -> None:
+        pass
+
+    def promoted(self, promotion: Promotion) -> None:
         pass
 
     def trouble(self, message: str) -> None:
@@ -84,11 +90,12 @@ def controller(room: Room, listener: Quiet, mode: Mode = Mode.RUN) -> Controller
     return Controller(
         ports=Ports(study, session.make_channel(room, dispatcher), dispatcher, session.WallClock()),
         limits=settings.limits(workers),
-        spec=lambda t, a, w: session.trial_spec(settings, study.params(t), (t, a, w), stopped_runs(room)),
+        spec=lambda t, a, w: session.trial_spec(settings, study.params(t), (t, a, w), stopped=stopped_runs(room)),
         listener=listener,
         mode=lambda: mode,
         created=settings.created,
         poll_seconds=0.005,
+        ledger=RoomLedger(room),
     )
 
 
@@ -160,7 +167,7 @@ def die_at_write(count: int) -> Callable[[], None]:
 
     def install() -> None:
         write = wrap(trainer_room.write_atomic)
-        for module in (trainer_room, channel, local, slurm_dispatch, launch_dispatch, wandbchannel):
+        for module in (trainer_room, channel, local, slurm_dispatch, launch_dispatch, wandbchannel, beside):
             module.write_atomic = write  # type: ignore[attr-defined]
         JournalFileBackend.append_logs = wrap(JournalFileBackend.append_logs)  # type: ignore[method-assign, assignment]
         for name in ("push", "stop", "configure", "delete_item"):
@@ -219,3 +226,5 @@ def check_sweep(room: Room, trials: int) -> None:
             assert trial.intermediate_values == reported, "no report is lost"
             assert sorted(reported) == [1, 2, 3, 4]
     check_ledger(room)
+    rulings = Counter((entry.trial, entry.ruling, entry.milestone) for entry in read_ledger(room) if entry.milestone)
+    assert all(count == 1 for count in rulings.values()), "each verdict is kept once"

@@ -24,10 +24,13 @@ def outline(room: object) -> list[tuple[object, ...]]:
     return [(row.number, row.state, dict(row.params), row.value) for row in rows]
 
 
+PAUSING = ("pruner=asha", "pruner.min_resource=1", "pruner.reduction_factor=2")
+
+
 @pytest.mark.parametrize("workers", [1, 2])
-@pytest.mark.parametrize("trials_per_worker", ["null", "1"])
-def test_killed_after_every_single_effect(rooms: Path, workers: int, trials_per_worker: str) -> None:
-    room = make_room(rooms, f"queue.workers={workers}", f"queue.trials_per_worker={trials_per_worker}")
+@pytest.mark.parametrize("more", [(), ("queue.trials_per_worker=1",), PAUSING], ids=["warm", "one each", "pausing"])
+def test_killed_after_every_single_effect(rooms: Path, workers: int, more: tuple[str, ...]) -> None:
+    room = make_room(rooms, f"queue.workers={workers}", *more)
     lives = 1
     while not run_killed(room, lambda: 1):
         lives += 1
@@ -38,9 +41,10 @@ def test_killed_after_every_single_effect(rooms: Path, workers: int, trials_per_
 
 
 @pytest.mark.parametrize("every", [1, 2, 3, 4])
-def test_killed_at_every_durable_write(rooms: Path, every: int) -> None:
+@pytest.mark.parametrize("more", [(), PAUSING], ids=["", "pausing"])
+def test_killed_at_every_durable_write(rooms: Path, every: int, more: tuple[str, ...]) -> None:
     """Also in the middle of an effect: right before or right after a file, a journal line, a started process."""
-    room = make_room(rooms)
+    room = make_room(rooms, *more)
     lives = 1
 
     def prepare() -> None:
@@ -53,9 +57,11 @@ def test_killed_at_every_durable_write(rooms: Path, every: int) -> None:
     check_sweep(room, TRIALS)
 
 
-@pytest.mark.parametrize("pruner", ["none", "successive_halving"])
-def test_a_sweep_on_one_worker_proposes_the_same_however_often_it_was_killed(rooms: Path, pruner: str) -> None:
-    overrides = ("queue.workers=1", f"pruner={pruner}", "sampler.n_startup_trials=3")
+@pytest.mark.parametrize("pruner", [("pruner=none",), ("pruner=successive_halving",), PAUSING], ids=lambda p: p[0])
+def test_a_sweep_on_one_worker_proposes_the_same_however_often_it_was_killed(
+    rooms: Path, pruner: tuple[str, ...]
+) -> None:
+    overrides = ("queue.workers=1", *pruner, "sampler.n_startup_trials=3")
     undisturbed = finish(rooms / "a", *overrides)
     import os
 

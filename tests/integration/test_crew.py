@@ -13,8 +13,12 @@ from tests.integration.test_attempt import Stops, steps
 from tests.integration.test_packed import TOLERANCE, worst
 from trainer.attempt import Attempt
 from trainer.base import Cache
-from trainer.contract import Outcome, OutcomeKind, Report, StopCause, TrialSpec, decode, encode
+from trainer.contract import FailureKind, Outcome, OutcomeKind, Report, StopCause, TrialSpec, decode, encode
 from trainer.crew import Crew, Task
+from trainer.packed import Pack
+from trainer.packed_memory import Memories, Memory, device_memory
+from trainer.packed_slot import Slot
+from trainer.recipe import LoraRecipe
 from trainer.reporter import RoomReporter
 from trainer.room import Room, Tail, write_atomic
 
@@ -29,9 +33,9 @@ def cache() -> Cache:
 class Hands:
     """Gives attempts to a crew, and keeps what became of them."""
 
-    def __init__(self, room: Room, cache: Cache, slots: int) -> None:
+    def __init__(self, room: Room, cache: Cache, slots: int, memories: Memories = device_memory) -> None:
         self.room, self.cache = room, cache
-        self.crew = Crew(slots, cache, lambda _: None)
+        self.crew = Crew(slots, cache, lambda _: None, memories)
         self.ended: dict[int, Outcome] = {}
 
     def give(self, trial: int, stop: Stops = lambda: None, attempt: int = 1, **changes: Any) -> None:
@@ -136,24 +140,71 @@ def test_a_waiting_trial_obeys_a_stop_and_a_failure_is_its_own(cache: Cache, tmp
     }
 
 
-def test_no_memory_to_build_a_trial_makes_it_wait(
-    cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("where", ["building it", "its row"])
+def test_no_memory_for_one_more_trial_makes_it_wait(
+    where: str, cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hands = Hands(Room(tmp_path), cache, 4)
-    begin = Attempt._begin
+    begin, put = Attempt._begin, Pack.put
     beside: list[int] = []
 
-    def tight(self: Attempt) -> Outcome | None:
-        if self.spec.trial == 2 and len(hands.crew._packed) > 1:
+    def tight(seed: int) -> None:
+        if seed == 7 and len(hands.crew._packed) > 1:
             beside.append(len(hands.crew._packed))
             raise torch.OutOfMemoryError("CUDA out of memory")
+
+    def tight_begin(self: Attempt) -> Outcome | None:
+        tight(int(self.spec.config["seed"]))
         return begin(self)
 
-    monkeypatch.setattr(Attempt, "_begin", tight)
-    for trial in (0, 1, 2):
+    def tight_put(self: Pack, recipe: LoraRecipe) -> Slot:
+        tight(int(recipe.cfg.seed))
+        return put(self, recipe)
+
+    if where == "building it":
+        monkeypatch.setattr(Attempt, "_begin", tight_begin)
+    else:
+        monkeypatch.setattr(Pack, "put", tight_put)
+    for trial in (0, 1, 3):
         hands.give(trial, **CHANGES[trial])
     hands.finish()
     assert beside == [2], "it was tried once, then waited for a place"
+    assert {outcome.kind for outcome in hands.ended.values()} == {OutcomeKind.COMPLETED}
+
+
+def test_what_can_never_fit_is_refused_and_what_does_not_fit_now_waits(
+    cache: Cache, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    figures = [Memory(10**12, 10**12)]
+    hands = Hands(Room(tmp_path), cache, 4, lambda _: figures[0])
+    hands.give(0, **CHANGES[0])
+    hands.crew.step()
+    pack = hands.crew._pack
+    alone = pack.decoder.base_bytes + pack.store.row_bytes(8) + pack._work(4 * pack._longest)
+    figures[0] = Memory(free=0, total=round(1.5 * alone))
+    hands.give(1, batch_size=40)
+    hands.give(2, model__lora_rank=100_000)
+    hands.give(3, **CHANGES[3])
+    hands.crew.step()
+    assert list(hands.ended) == [1, 2], "at once: nobody waits behind them"
+    for trial, figure in ((1, "for a pass over 40 rows of up to"), (2, "for its adapter")):
+        assert (hands.ended[trial].kind, hands.ended[trial].failure) == (OutcomeKind.FAILED, FailureKind.OUT_OF_MEMORY)
+        assert "GiB by itself" in hands.ended[trial].reason
+        assert figure in hands.ended[trial].reason
+    hands.finish()
+    assert list(hands.ended) == [1, 2, 0, 3], "the last waited for the first to end"
+    assert hands.ended[3].kind is OutcomeKind.COMPLETED
+    assert "trial 3 waits: with it a pass needs about" in capsys.readouterr().out
+
+
+def test_a_frugal_trial_is_not_judged_by_what_a_pack_would_take(cache: Cache, tmp_path: Path) -> None:
+    figures = [Memory(10**12, 10**12)]
+    hands = Hands(Room(tmp_path), cache, 2, lambda _: figures[0])
+    hands.give(0, **CHANGES[2])
+    hands.crew.step()
+    figures[0] = Memory(0, 1)
+    hands.give(1, enable_activation_checkpointing=True, **CHANGES[2])
+    hands.finish()
     assert {outcome.kind for outcome in hands.ended.values()} == {OutcomeKind.COMPLETED}
 
 

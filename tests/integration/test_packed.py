@@ -14,7 +14,9 @@ from tests.conftest import embedded_config
 from trainer import base, checkpoint
 from trainer.base import Cache
 from trainer.contract import Step
-from trainer.packed import Pack, Slot
+from trainer.packed import Pack
+from trainer.packed_model import Decoder
+from trainer.packed_slot import Slot
 from trainer.recipe import LoraRecipe
 
 pytestmark = pytest.mark.slow
@@ -192,6 +194,58 @@ def test_out_of_memory_halves_the_passes_and_loses_no_trial(cache: Cache, tmp_pa
     assert max(seen[1:]) <= 3, "not all in one pass again"
     for slot, change in zip(slots, changes, strict=True):
         assert worst(steps[slot], alone(cache, tmp_path, change)) < TOLERANCE
+
+
+def test_no_memory_for_a_copy_of_gradients_loses_no_trial(
+    cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Within an accumulation the gradients are copied before a pass: that may be what memory does not suffice for."""
+    pack = Pack()
+    steps: dict[Slot, list[Step]] = {}
+    changes = [{**TRIALS[1], "seed": seed} for seed in range(2)]
+    slots = [pack.put(make(cache, tmp_path, change)) for change in changes]
+    drive(pack, steps, 1)
+    real = torch.Tensor.clone
+
+    def tight(self: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        if self.shape == pack.store.grads.shape:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(self, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.Tensor, "clone", tight)
+        drive(pack, steps, 1)
+    assert pack.budget is not None, "one slot at a time from then on"
+    drive(pack, steps)
+    for slot, change in zip(slots, changes, strict=True):
+        assert worst(steps[slot], alone(cache, tmp_path, change)) < TOLERANCE
+
+
+def test_no_memory_for_a_validation_batch_halves_it(
+    cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pack = Pack()
+    slot = pack.put(make(cache, tmp_path, TRIALS[0]))
+    pack.step()
+    whole = slot.recipe.evaluate()
+    real, sizes = Decoder.loss, list[int]()
+
+    def tight(self: Decoder, store: Any, layout: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
+        sizes.append(layout.rows[0].shape[0])
+        if sizes[-1] > 10:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(self, store, layout, *args, **kwargs)
+
+    monkeypatch.setattr(Decoder, "loss", tight)
+    assert slot.recipe.evaluate() == pytest.approx(whole, rel=1e-6)
+    assert max(sizes) > 10 >= min(sizes)
+
+
+def test_a_table_of_positions_is_in_memory_once(cache: Cache, tmp_path: Path) -> None:
+    pack = Pack()
+    models: list[Any] = [pack.put(make(cache, tmp_path, change)).recipe.model for change in TRIALS[:2]]
+    first, second = (model.layers[0].attn.pos_embeddings.cache for model in models)
+    assert first.data_ptr() == second.data_ptr()
 
 
 def test_a_failure_is_one_slot_s(cache: Cache, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 from sweep.queues import SlurmQueue
 from tests.contracts.test_dispatcher import (  # noqa: F401 - these are the tests
     Make,
+    hands,
     room,
     test_a_killed_worker_is_gone,
     test_a_start_that_never_happened_is_gone,

@@ -1,7 +1,7 @@
-"""`wandb launch-agent` that polls every second and gives a job that never began five seconds: for tests that wait often.
+"""`wandb launch-agent` that polls every second and gives a job that never began five seconds, for tests that wait.
 
-**Not the unmodified agent**: two of its module's constants are lowered, and nothing else. What must hold of the real one
-is held against the real one, in `test_agents.py`.
+**Not the unmodified agent**: two of its module's constants are lowered, and nothing else. What must hold of the real
+one is held against the real one, in `test_agents.py`.
 
     python -m tests.standin.fast_agent -q QUEUE -e ENTITY -j 2
 """

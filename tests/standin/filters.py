@@ -1,4 +1,4 @@
-"""The filters and orders of `api.runs`: the part of MongoDB's language that W&B documents."""
+"""The filters and orders of `api.runs`, the part of MongoDB's language that W&B documents; and samples of a history."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from tests.standin.model import Run, iso
+from tests.standin.model import Json, Run, iso
 
 NAMES: dict[str, Callable[[Run], Any]] = {
     "name": lambda run: run.id,
@@ -105,3 +105,18 @@ def ordered(runs: list[Run], order: str) -> list[Run]:
     having = [run for run in runs if field(run, key) is not None]
     having.sort(key=lambda run: field(run, key), reverse=order.startswith("-"))
     return having + [run for run in runs if field(run, key) is None]
+
+
+def sampled(run: Run, spec: Json) -> list[Json]:
+    """Rows that have all the keys, evenly thinned to `samples`; `maxStep` counts as inside."""
+    keys = spec.get("keys") or []
+    low, high = spec.get("minStep"), spec.get("maxStep")
+    rows = [
+        {key: row[key] for key in keys} if keys else row
+        for row in run.history
+        if all(key in row for key in keys)
+        and (low is None or row["_step"] >= low)
+        and (high is None or row["_step"] <= high)
+    ]
+    count = int(spec.get("samples", 500))
+    return rows if len(rows) <= count else [rows[index * len(rows) // count] for index in range(count)]

@@ -29,12 +29,12 @@ def wandb_here(standin: StandIn) -> Iterator[Any]:
 
 
 @contextmanager
-def here(standin: StandIn, key: str | None = None) -> Iterator[Any]:
-    """The same for a fixture of a wider scope, or with another key."""
+def here(standin: StandIn, key: str | None = None, **more: str) -> Iterator[Any]:
+    """The same for a fixture of a wider scope, with another key, or with more in the environment."""
     import wandb
 
     before = {name: os.environ.pop(name) for name in list(os.environ) if name.startswith("WANDB_") or name == "NETRC"}
-    ours = standin.env_of(key or standin.key)
+    ours = {**standin.env_of(key or standin.key), **more}
     os.environ.update(ours)
     wandb.teardown()
     try:

@@ -5,10 +5,12 @@ An agent polls every ten seconds, so that everything happens in one scene, which
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,7 +27,7 @@ TRIAL = """
 import os, sys, time, wandb
 if os.environ["WANDB_RUN_ID"] == "dies":
     sys.exit("before init")
-run = wandb.init()
+run = wandb.init(settings=wandb.Settings(finish_timeout=60))  # should its test have failed, it ends all the same
 for step in range(1200 if run.id == "stopped" else 3):
     run.log({"loss": run.config["lr"] / (step + 1)})
     time.sleep(0.1)
@@ -59,7 +61,8 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
             yield play(Scene(standin, agents, {item.spec["run_id"]: item for item in standin.items}))
         finally:
             for one in agents:
-                one.kill()
+                with suppress(ProcessLookupError):  # with the jobs that it left
+                    os.killpg(one.pid, signal.SIGKILL)
                 one.wait()
 
 
@@ -95,17 +98,19 @@ def agent(standin: StandIn, place: Path, index: int) -> subprocess.Popen[bytes]:
     with (place / f"agent-{index}.out").open("w") as out:
         env = environment(standin, WANDB_X_FILE_STREAM_TRANSMIT_INTERVAL="1")
         command = [sys.executable, "-m", "wandb", *words]
-        return subprocess.Popen(command, env=env, stdout=out, stderr=subprocess.STDOUT, cwd=place)
+        return subprocess.Popen(
+            command, env=env, stdout=out, stderr=subprocess.STDOUT, cwd=place, start_new_session=True
+        )
 
 
 def play(scene: Scene) -> Scene:
     """Until every item has come to its end; then one agent is interrupted, and the other dies. Neither says so."""
     standin = scene.standin
-    standin.wait(lambda it: "team/p/stopped" in it.runs and bool(it.runs["team/p/stopped"].history), 90)
+    standin.wait(lambda it: "team/p/stopped" in it.runs and bool(it.runs["team/p/stopped"].history), 240)
     standin.stop_run("team/p/stopped")
     begun = [run_id for run_id in PUSHED if run_id != "dies"]
-    standin.wait(lambda it: all((run := it.runs.get(f"team/p/{one}")) and run.ended for one in begun), 120)
-    standin.wait(lambda it: all(scene.items[one].state is ItemState.FAILED for one in ("dies", "jobless")), 120)
+    standin.wait(lambda it: all((run := it.runs.get(f"team/p/{one}")) and run.ended for one in begun), 240)
+    standin.wait(lambda it: all(scene.items[one].state is ItemState.FAILED for one in ("dies", "jobless")), 240)
     scene.alive = [one.status for one in standin.agents]
     standin.limits.poll_expiry = 15.0
     scene.agents[0].send_signal(signal.SIGINT)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.standin.faults import Fault
-from tests.standin.plugin import environment
+from tests.standin.plugin import environment, here
 from tests.standin.server import StandIn
 
 pytestmark = pytest.mark.slow
@@ -105,6 +105,42 @@ def test_a_stop_reaches_the_server_though_it_fails_once(standin: StandIn, wandb_
     run.finish()
 
 
+def test_a_stop_waits_for_a_server_that_is_down(standin: StandIn, wandb_here: Any) -> None:
+    """The call has no time limit of its own: it returns when the stop has been carried out."""
+    run = begin(wandb_here)
+    found = wandb_here.Api().run("team/p/one")
+    with standin.outage():
+        stop = threading.Thread(target=found.stop)
+        stop.start()
+        threading.Event().wait(1.0)
+        assert stop.is_alive()
+    stop.join(60)
+    assert len(standin.runs["team/p/one"].stop_requests) == 1
+    run.finish()
+
+
+def test_a_question_with_a_time_limit(standin: StandIn, wandb_here: Any) -> None:
+    begin(wandb_here).finish()
+    api = wandb_here.Api(timeout=2)
+    with standin.outage(), pytest.raises(Exception, match="did not respond in time"):
+        len(api.runs("team/p"))
+
+
+def test_with_few_repetitions_every_call_gives_up(standin: StandIn) -> None:
+    """For a controller that has other things to do: said in its environment, and it holds for stops and pushes, too."""
+    few = {"WANDB_X_GRAPHQL_RETRY_MAX": "1", "WANDB_X_GRAPHQL_RETRY_WAIT_MIN_SECONDS": "1"}
+    with here(standin, **few) as wandb_here:
+        begin(wandb_here).finish()
+        api = wandb_here.Api()
+        run = api.run("team/p/one")
+        api.create_run_queue("lab", "local-process", entity="team")
+        with standin.outage():
+            for call in (run.stop, pushed, lambda: len(api.runs("team/p"))):
+                with pytest.raises(Exception, match="giving up after 2 attempt"):
+                    call()
+    assert (standin.items, standin.runs["team/p/one"].stop_requests) == ([], [])
+
+
 def test_faults_are_for_those_they_name(standin: StandIn, wandb_here: Any) -> None:
     """By whose key a request comes: a controller may be cut off while its trials are not."""
     begin(wandb_here).finish()
@@ -149,8 +185,8 @@ def trial(standin: StandIn) -> subprocess.Popen[str]:
 
 
 def test_a_server_that_is_down_at_the_end(standin: StandIn) -> None:
-    """With `finish_timeout` the trial ends, and what it could not tell is on its disk, for `wandb sync`. That appends all
-    of it to what is there, so that rows are to be read by their `_step`."""
+    """With `finish_timeout` the trial ends, and what it could not tell is on its disk, for `wandb sync`. That sends all
+    of it after what is there, so that rows are to be read by their `_step`."""
     started = trial(standin)
     assert started.stdout is not None
     directory = started.stdout.readline().strip()

@@ -10,11 +10,13 @@ from typing import Any
 
 import pytest
 
+from tests.standin.model import ItemState
 from tests.standin.plugin import environment, here
 from tests.standin.server import StandIn
 
 pytestmark = pytest.mark.slow
 
+REPOSITORY = Path(__file__).resolve().parents[2]
 VARIABLES = {
     "gpus": {"schema": {"type": "integer", "minimum": 1, "maximum": 8, "default": 1}},
     "node": {"schema": {"type": "string", "enum": ["small", "large"]}},
@@ -142,3 +144,21 @@ def test_jobs_of_code_and_of_an_image(standin: StandIn, tmp_path: Path) -> None:
     )
     assert code_job["source"]["entrypoint"] == ["python", "trial.py"]
     assert image_job["source"]["image"] == "repo/trainer:1"
+
+
+def test_the_faster_agent_is_an_agent(standin: StandIn, wandb_here: Any, tmp_path: Path) -> None:
+    """It fails the item of a job that is not there, as the unmodified one does."""
+    from wandb.sdk.launch.errors import LaunchError
+
+    wandb_here.Api().create_run_queue("lab", "local-process", entity="team")
+    with pytest.raises(LaunchError, match="Unable to fetch job"):
+        push(standin, queue_name="lab", docker_image=None, job="team/p/nothing:latest", resource="local-process")
+    words = ["-q", "lab", "-e", "team", "-l", str(tmp_path / "agent.log")]
+    command = [sys.executable, "-m", "tests.standin.fast_agent", *words]
+    agent = subprocess.Popen(command, env=environment(standin), cwd=REPOSITORY, stdout=subprocess.DEVNULL)
+    try:
+        standin.wait(lambda it: it.items[0].state is ItemState.FAILED, 120)
+    finally:
+        agent.kill()
+        agent.wait()
+    assert standin.agents[0].last_poll is not None

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slow
 
 TRIAL = """
 import sys, time, wandb
-run = wandb.init(project="p", id=sys.argv[1])
+run = wandb.init(project="p", id=sys.argv[1], settings=wandb.Settings(finish_timeout=60))
 print("ready", flush=True)
 for step in range(600):
     run.log({"loss": 1.0 / (step + 1)})

@@ -32,6 +32,7 @@ from sweep.queues import Queue
 from sweep.recipe import resolve
 from sweep.resources import conf_dir, embedded_dir, launch_queues_dir
 from sweep.settings import METRICS, SECTIONS, Objective, Settings, read_queue, read_section, settings_from_json
+from tests.tables import write_table
 
 LLAMA = "recipe.config=llama3_2/1B_lora_single_device"
 GRID = "space.optimizer.lr=choice(1e-4, 1e-3)"
@@ -45,17 +46,21 @@ GROUPS = {path.name: shipped(path, path.name) for path in sorted(conf_dir().iter
 GROUPS["queue"] = shipped(launch_queues_dir(), "queue")
 # What a shipped option needs beside it.
 BESIDE = {
+    "queue=simulated": ["queue.table=ROOT/curves.npz"],
     "recipe=torchtune": [LLAMA],
     "sampler=grid": [GRID],
     "experiment=gsm8k_base1m": ["recipe.overrides.root=ROOT"],
     "queue=launch_sagemaker": ["queue.variables={role: arn:aws:iam::1:role/sweep, bucket: ours}"],
     "queue=launch_vertex": ["queue.variables={bucket: ours}"],
+    "evaluate=torchtune": ["evaluate.config=eleuther_evaluation"],
+    "evaluate=command": ['evaluate.command="python score.py {adapter} {output}"'],
+    "evaluate=lm_eval": ["queue=launch_local_process"],  # whose jobs have an environment of their own
 }
 # Groups that do not depend on each other are composed side by side, so that each option is seen once.
-LENGTH = max(len(GROUPS[group]) for group in ("sampler", "pruner", "objective", "queue"))
-SIDES = [list(islice(cycle(GROUPS[group]), LENGTH)) for group in ("sampler", "pruner", "objective", "queue")]
+LENGTH = max(len(GROUPS[group]) for group in ("sampler", "pruner", "objective", "prior", "queue"))
+SIDES = [list(islice(cycle(GROUPS[group]), LENGTH)) for group in ("sampler", "pruner", "objective", "prior", "queue")]
 ROWS: list[tuple[str, ...]] = list(zip(*SIDES, strict=True))
-ROWS += [(word,) for group in ("recipe", "space", "experiment", "wandb") for word in GROUPS[group]]
+ROWS += [(word,) for group in ("recipe", "space", "experiment", "wandb", "evaluate") for word in GROUPS[group]]
 
 pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
 
@@ -105,6 +110,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder: Path = tmp_path_factory.mktemp("bases")
     (folder / "base1m").mkdir()
     (folder / "base1m" / "lora_cpu.yaml").write_text((embedded_dir() / "lora_cpu.yaml").read_text())
+    write_table(folder / "curves.npz")
     return folder
 
 

@@ -20,6 +20,7 @@ from sweep.model import (
     JobState,
     Limits,
     Mode,
+    Ruling,
     Send,
     StartWorkers,
     Stop,
@@ -37,6 +38,7 @@ LIMITS = Limits(trials=4, workers=1)
 W1 = WorkerFacts("w0001", 0, JobState.RUNNING, ready=True, started=NOW - 50, beat=NOW - 1)
 GONE = replace(W1, job=JobState.GONE)
 PRUNE = Verdict(3, 2.5, "worse than the others")
+PAUSE = Verdict(3, 2.5, "not among the best", Ruling.PAUSE)
 COMPLETED = Outcome(OutcomeKind.COMPLETED)
 NO_SPACE = Outcome(OutcomeKind.FAILED, "No space left", failure=FailureKind.NO_SPACE)
 
@@ -59,6 +61,8 @@ def view(*trials: TrialFacts, workers: tuple[WorkerFacts, ...] = (W1,), **more: 
 
 
 SPENT = StudyFacts(complete=4)
+ASIDE = StudyFacts(complete=3, aside=(3,))
+LEFT = "it was paused, and not promoted before the end"
 
 
 @pytest.mark.parametrize(
@@ -88,6 +92,90 @@ SPENT = StudyFacts(complete=4)
             view(trial(0, attempt(stop=StopCause.PRUNED, stop_since=NOW - 61), verdict=PRUNE)),
             [Cancel("w0001", "a trial did not stop within 60 s")],
             id="a stop older than its grace cancels the job",
+        ),
+        pytest.param(
+            view(trial(0, attempt(), verdict=PAUSE)),
+            [Stop(0, 1, StopCause.PAUSED, PAUSE.reason)],
+            id="a pause stops the attempt",
+        ),
+        pytest.param(
+            view(trial(0, attempt(stopped(StopCause.PAUSED)), verdict=PAUSE)),
+            [Ask()],
+            id="a paused trial is not assigned, and its slot is free for what the study gives it",
+        ),
+        pytest.param(
+            view(trial(0, attempt(COMPLETED), verdict=PAUSE)),
+            [Ask()],
+            id="a pause stands even where the trial was quicker than its stop",
+        ),
+        pytest.param(
+            view(trial(0, attempt(Outcome(OutcomeKind.DIVERGED, "loss is nan")), verdict=PAUSE)),
+            [Tell(0, Ending.PRUNED, "diverged: loss is nan"), Ask()],
+            id="a trial that diverged before it paused has ended",
+        ),
+        pytest.param(
+            view(trial(0, attempt()), workers=(GONE, replace(W1, name="w0002"))),
+            [Assign(0, 2, "w0002")],
+            id="a lost trial that is not paused goes on",
+        ),
+        pytest.param(
+            view(trial(0, attempt(), verdict=PAUSE), workers=(GONE, replace(W1, name="w0002"))),
+            [Ask()],
+            id="a trial whose worker was lost while it was to pause is paused",
+        ),
+        pytest.param(
+            view(trial(0, attempt(stopped(StopCause.PAUSED)))),
+            [Assign(0, 2, "w0001")],
+            id="a promoted trial becomes its next attempt",
+        ),
+        pytest.param(
+            view(trial(0, *(attempt(stopped(StopCause.PAUSED), number=n) for n in (1, 2, 3, 4)))),
+            [Assign(0, 5, "w0001")],
+            id="pauses are no lost attempts",
+        ),
+        pytest.param(
+            view(study=ASIDE),
+            [Ask(new=False)],
+            id="no budget for a new trial: only a paused one may have the slot",
+        ),
+        pytest.param(
+            view(study=ASIDE, workers=()),
+            [Ask(new=False)],
+            id="whether a paused trial goes on is asked before a worker is started for it",
+        ),
+        pytest.param(
+            view(study=replace(ASIDE, stuck=True)),
+            [Tell(3, Ending.PRUNED, LEFT), Drain("w0001")],
+            id="nothing more will be promoted: paused trials are told PRUNED",
+        ),
+        pytest.param(
+            view(
+                trial(5, attempt()),
+                study=replace(ASIDE, complete=2, open=(5,), stuck=True),
+                workers=(W1, replace(W1, name="w0002", place=1)),
+            ),
+            [],
+            id="while a trial runs that may lift a paused one, an idle worker is kept for it",
+        ),
+        pytest.param(
+            view(study=ASIDE, tokens=100),
+            [Ask(new=False)],
+            id="tokens without a limit promote",
+        ),
+        pytest.param(
+            view(study=ASIDE, mode=Mode.STOP),
+            [Drain("w0001")],
+            id="an interrupted sweep keeps its paused trials",
+        ),
+        pytest.param(
+            view(study=ASIDE, mode=Mode.STOP, workers=()),
+            [Finish(Finished.STOPPED, "trials were stopped with a checkpoint and go on with `sweep resume`")],
+            id="and can be resumed for them",
+        ),
+        pytest.param(
+            view(study=ASIDE, mode=Mode.CANCEL),
+            [Tell(3, Ending.PRUNED, LEFT), Drain("w0001")],
+            id="a cancelled sweep tells its paused trials PRUNED",
         ),
         pytest.param(
             view(trial(0, attempt(stopped(StopCause.PRUNED)), verdict=PRUNE)),

@@ -10,10 +10,13 @@ from sweep.model import (
     Ask,
     Assign,
     AttemptFacts,
+    Ending,
     Finish,
+    Finished,
     JobState,
     Limits,
     Mode,
+    Ruling,
     Send,
     StartWorkers,
     Stop,
@@ -57,7 +60,7 @@ def trials(draw: st.DrawFn, number: int) -> TrialFacts:
                 outcome=outcome,
             )
         )
-    verdict = draw(st.none() | st.just(Verdict(2, 1.0, "bad")))
+    verdict = draw(st.none() | st.builds(Verdict, st.just(2), st.just(1.0), st.just("bad"), st.sampled_from(Ruling)))
     return TrialFacts(number, tuple(attempts), verdict if attempts else None)
 
 
@@ -84,6 +87,8 @@ def views(draw: st.DrawFn) -> View:
         failed=draw(st.integers(0, 5)),
         best=draw(st.none() | st.floats(0, 5)),
         exhausted=draw(st.booleans()),
+        aside=tuple(range(10, 10 + draw(st.integers(0, 2)))),
+        stuck=draw(st.booleans()),
     )
     return View(
         study=study,
@@ -119,7 +124,7 @@ def test_decisions_keep_the_controller_s_promises(view: View, limits: Limits, no
 
     told = [effect.trial for effect in effects if isinstance(effect, Tell)]
     assert len(told) == len(set(told)), "no trial is told twice"
-    assert not any(running[number] for number in told), "nothing is told while an attempt may be running"
+    assert not any(running.get(number) for number in told), "nothing is told while an attempt may be running"
 
     assigned = [effect for effect in effects if isinstance(effect, Assign)]
     assert len({effect.trial for effect in assigned}) == len(assigned)
@@ -138,7 +143,17 @@ def test_decisions_keep_the_controller_s_promises(view: View, limits: Limits, no
             assert not taken & set(effect.places)
             assert max(effect.places) < limits.workers
 
-    asks = sum(isinstance(effect, Ask) for effect in effects)
+    paused = {number for number, trial in by_number.items() if trial.paused}
+    resumed = {effect.trial for effect in assigned if not running[effect.trial]}
+    assert not resumed & paused, "a paused trial waits until the study lifts its verdict"
+    kept = {*view.study.aside, *(number for number in paused if not running[number])} - set(told)
+    if any(isinstance(effect, Finish) and effect.how is Finished.DONE for effect in effects):
+        assert not kept, "nothing is left open when a sweep is done"
+    for effect in effects:
+        if isinstance(effect, Tell) and effect.trial in view.study.aside:
+            assert effect.ending is Ending.PRUNED
+
+    asks = sum(isinstance(effect, Ask) and effect.new for effect in effects)
     if limits.trials is not None:
         assert view.study.asked + asks <= max(limits.trials, view.study.asked)
     if view.mode is not Mode.RUN:

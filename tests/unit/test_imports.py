@@ -18,18 +18,25 @@ PACKAGES = ("sweep", "trainer")
 LAYERS = (
     "trainer",
     "trainer.contract trainer.room trainer.components trainer.embedded",
-    "trainer.progress trainer.reporter trainer.tracking trainer.cluster",
+    "trainer.progress trainer.reporter trainer.tracking trainer.cluster trainer.store",
+    "trainer.replica",
+    "trainer.mirror",
     "sweep sweep.errors sweep.resources sweep.yamledit sweep.nursery",
-    "sweep.model sweep.space sweep.queues sweep.slurm",
-    "sweep.ports sweep.grammar sweep.submit sweep.launchtemplate sweep.launchapi",
+    "sweep.model sweep.space sweep.queues sweep.evaluators sweep.slurm",
+    "sweep.ports sweep.grammar sweep.submit sweep.launchtemplate sweep.launchapi sweep.strategy sweep.tables",
+    "sweep.launchagent sweep.wandbqueue",
+    "sweep.simulation sweep.ledger sweep.finals sweep.strategy.encoding sweep.strategy.surrogate",
     "sweep.decide sweep.channel sweep.dispatch sweep.dispatch.* sweep.recipe sweep.settings sweep.view",
-    "sweep.distributions sweep.tracking sweep.wandbchannel",
-    "sweep.loop sweep.study sweep.words sweep.probe sweep.launchjobs",
-    "sweep.config sweep.rooms",
-    "sweep.session",
-    "sweep.results sweep.plan",
-    "sweep.export sweep.report",
-    "sweep.run sweep.clusterdoctor",
+    "sweep.mirror sweep.lease sweep.strategy.forecast",
+    "sweep.distributions sweep.curves sweep.proposals sweep.tracking sweep.wandbchannel sweep.mirrored",
+    "sweep.strategy.freeze_thaw sweep.sampler",
+    "sweep.wandbautomation sweep.wandbagents",
+    "sweep.loop sweep.study sweep.words sweep.probe sweep.launchjobs sweep.wandbsync sweep.evaluation",
+    "sweep.config sweep.rooms sweep.beside",
+    "sweep.session sweep.simulate",
+    "sweep.results sweep.plan sweep.controllerjob",
+    "sweep.export sweep.report sweep.replay",
+    "sweep.run sweep.clusterdoctor sweep.queueverbs sweep.launchdoctor",
     "sweep.detached sweep.doctor",
     "sweep.verbs",
     "sweep.cli",
@@ -38,8 +45,17 @@ LAYERS = (
 OWNERS = {
     "hydra": {"sweep.config", "sweep.words", "sweep.grammar"},
     "submitit": {"sweep.submit"},
-    "wandb": {"trainer.tracking", "trainer.launched", "sweep.launchapi"},
-    "optuna": {"sweep.distributions", "sweep.study", "sweep.report", "sweep.plan"},
+    "fsspec": {"trainer.store"},
+    "wandb": {
+        "trainer.tracking",
+        "trainer.scores",
+        "trainer.launched",
+        "sweep.launchapi",
+        "sweep.wandbqueue",
+        "sweep.wandbautomation",
+        "sweep.wandbsync",
+    },
+    "optuna": {"sweep.distributions", "sweep.proposals", "sweep.sampler", "sweep.study", "sweep.report", "sweep.plan"},
 }
 
 
@@ -100,6 +116,7 @@ def layer(module: str) -> int | None:
     return next((index for index, row in enumerate(names) if module in row or parent in row), None)
 
 
+MIRRORS = {"sweep.mirror", "sweep.mirrored", "sweep.lease"}
 SWEEP = sorted(name for name in modules() if name.split(".")[0] == "sweep")
 TRAINER = sorted(name for name in modules() if name.split(".")[0] == "trainer")
 
@@ -139,7 +156,8 @@ def test_of_the_trainer_only_what_needs_no_torch_is_used(module: str) -> None:
     """`trainer.cluster` is what a job is pickled from: a name."""
     used = {name for name in own(module, late=True) if name.split(".")[0] == "trainer"}
     jobs = {"trainer.cluster"} if module == "sweep.submit" else set()
-    assert used <= {"trainer.contract", "trainer.room", "trainer.components"} | jobs
+    stores = {"trainer.store", "trainer.replica"} if module in MIRRORS else set()
+    assert used <= {"trainer.contract", "trainer.room", "trainer.components"} | jobs | stores
 
 
 @pytest.mark.parametrize("module", SWEEP)
@@ -164,6 +182,11 @@ def test_queues_do_not_know_each_other() -> None:
 def test_decide_imports_nothing_that_acts() -> None:
     assert own("sweep.decide", late=True) == {"sweep.model", "trainer.contract"}
     assert outside("sweep.decide") == {"math", "collections", "dataclasses", "functools"}
+
+
+def test_a_mirror_needs_the_standard_library_and_fsspec_only() -> None:
+    for module in ("trainer.store", "trainer.replica", "trainer.mirror"):
+        assert outside(module) <= sys.stdlib_module_names | {"fsspec"}
 
 
 @pytest.mark.parametrize("module", ["trainer", "trainer.contract", "trainer.room"])

@@ -6,10 +6,12 @@ from typing import Any
 
 import pytest
 
+from sweep.config import compose_config, freeze
 from sweep.errors import ConfigError
 from sweep.launchtemplate import fill_in, values_of, variables_in
 from sweep.queues import LaunchQueue
 from sweep.settings import read_queue
+from sweep.tracking import place
 
 TEMPLATE = {
     "limits": {"gpu": "{{gpus}}", "memory": "{{ memory }}"},
@@ -63,7 +65,6 @@ def test_one_job_for_each_trial_by_default() -> None:
         ({"query_seconds": 0}, ["queue.query_seconds=0", "above 0"]),
         ({"workers": None}, ["queue.workers=null", "queue.workers=4"]),
         ({"job": "e/p/job-a:latest", "docker_image": "a:1"}, ["queue.job and queue.docker_image are both set"]),
-        ({"project": "LoRA"}, ["queue.project=LoRA", "small letters", "use lora"]),
         ({"docker_image": "a:1", "resource": "local-process"}, ["local-process runs no image", "local-container"]),
         ({"resource_args": {"kubernetes": {}}, "variables": {"bucket": "a"}}, ["heeds one of them"]),
         ({"variables": {"bucket": "a", "gpu": 1}}, ["no key gpu", "did you mean gpus?"]),
@@ -82,3 +83,11 @@ def test_what_does_not_fit_together_is_refused(changes: dict[str, Any], words: l
     with pytest.raises(ConfigError) as caught:
         read(**changes)
     assert [word for word in words if word not in str(caught.value)] == []
+
+
+@pytest.mark.parametrize("word", ["wandb.project=LoRA", "queue.project=LoRA"])
+def test_a_project_with_capitals_is_refused_since_the_agent_writes_it_small(word: str) -> None:
+    with pytest.raises(ConfigError, match=r"wandb\.project=LoRA: .* use lora"):
+        freeze(compose_config(["queue=launch_local_process", word]), "test")
+    small = freeze(compose_config(["queue=launch_local_process", word.lower()]), "test").settings
+    assert place(small).project == "lora"

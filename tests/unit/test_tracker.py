@@ -180,7 +180,7 @@ def test_what_a_trial_says_becomes_its_run(wandb: FakeWandb, room: Room) -> None
     assert "tokens_per_second" not in one
     assert two["tokens_per_second"] > 0
     assert (told["milestone"], told["val_loss"], told["current_epoch"], told["global_step"]) == (1, 2.5, 0, 1)
-    assert wandb.run.summary["trial/state"] == "completed"
+    assert wandb.run.summary["trial/state"] == "complete"
     assert wandb.run.codes == [0]
     assert (room.attempt(3, 1).path / "tracked").read_text() == "run-1"
 
@@ -323,7 +323,7 @@ def test_a_run_ends_with_its_exit_code_though_its_last_words_fail(wandb: FakeWan
 @pytest.mark.parametrize(
     ("outcome", "code", "state"),
     [
-        (COMPLETED, 0, "completed"),
+        (COMPLETED, 0, "complete"),
         (PRUNED, 0, "pruned"),
         (Outcome(OutcomeKind.DIVERGED, "nan"), 0, "diverged"),
         (Outcome(OutcomeKind.FAILED, "no file", failure=FailureKind.MISSING_FILE), 1, "failed"),

@@ -96,6 +96,8 @@ def load() -> None:
         collections,
         history,
         identity,
+        introspection,
         queues,
+        registry,
         runs,
     )

@@ -1,4 +1,4 @@
-"""Collections of artifacts: the sequence of a name, a registry's portfolios, aliases and links."""
+"""Collections of artifacts: the sequence of a name, portfolios; aliases and links; what artifacts look like in them."""
 
 from __future__ import annotations
 
@@ -6,10 +6,7 @@ import json
 
 from tests.standin.model import Artifact, Collection, Json, Membership, Store, identifier, iso
 from tests.standin.operations import Call, Refusal, everything, operation, page
-from tests.standin.operations.identity import organization
 from tests.standin.operations.runs import project_node
-
-REGISTRY = "wandb-registry-"
 
 
 def alias_node(store: Store, collection: Collection, alias: str) -> Json:
@@ -101,10 +98,6 @@ def find_member(call: Call, name: str) -> tuple[Collection, Membership] | None:
     return (collection, member) if collection and member else None
 
 
-def is_registry(store: Store, entity: str, project: str) -> bool:
-    return entity == store.organization and project.startswith(REGISTRY)
-
-
 @operation("LinkArtifact")
 def _link(call: Call) -> Json:
     artifact = call.store.artifacts.get(call.get("artifactId", "artifactID") or "")
@@ -114,6 +107,8 @@ def _link(call: Call) -> Json:
     if artifact is None:
         raise Refusal("artifact not found", 404)
     entity, project, name = call.entity(), call.project(), call.need("artifactPortfolioName")
+    if project == "model-registry":  # of old, every entity has it
+        call.store.project(entity, project)
     if f"{entity}/{project}" not in call.store.projects:
         raise Refusal(f"project {entity}/{project} not found", 404)
     path = f"{entity}/{project}/{name}"
@@ -204,54 +199,6 @@ def _versions(call: Call, collection: Collection) -> Json:
     return found
 
 
-def registry_node(store: Store, project: str) -> Json:
-    types = sorted({one.type for one in store.collections.values() if one.project == project})
-    return {
-        **project_node(store, store.organization, project),
-        "description": "",
-        "updatedAt": None,
-        "access": "PRIVATE",
-        "allowAllArtifactTypes": True,
-        "artifactTypes": everything([{"name": name} for name in types]),
-    }
-
-
-@operation("FetchRegistry")
-def _registry(call: Call) -> Json:
-    project = call.get("name") or ""
-    known = is_registry(call.store, call.entity(), project) and f"{call.entity()}/{project}" in call.store.projects
-    return {"entity": {"project": registry_node(call.store, project) if known else None}}
-
-
-@operation("FetchRegistries")
-def _registries(call: Call) -> Json:
-    pairs = [path.split("/") for path in call.store.projects]
-    found = [
-        registry_node(call.store, project) for entity, project in pairs if is_registry(call.store, entity, project)
-    ]
-    node = organization(call.store)
-    return {"organization": {**node, "orgEntity": {**node["orgEntity"], "projects": page(found, call)}}}
-
-
-@operation("UpsertRegistry")
-def _create_registry(call: Call) -> Json:
-    name = call.need("name")
-    new = f"{call.store.organization}/{name}" not in call.store.projects
-    call.store.project(call.store.organization, name)
-    return {"upsertModel": {"inserted": new, "project": registry_node(call.store, name)}}
-
-
-@operation("RegistryCollections")
-def _registry_collections(call: Call) -> Json:
-    found = [
-        collection_node(call.store, one)
-        for one in call.store.collections.values()
-        if is_registry(call.store, one.entity, one.project)
-    ]
-    node = organization(call.store)
-    return {"organization": {**node, "orgEntity": {**node["orgEntity"], "artifactCollections": page(found, call)}}}
-
-
 @operation("FetchLinkedArtifacts")
 def _linked(call: Call) -> Json:
     artifact = call.need("artifactID")
@@ -262,3 +209,55 @@ def _linked(call: Call) -> Json:
         if member.artifact == artifact
     ]
     return {"artifact": {"artifactMemberships": everything(nodes)} if nodes else None}
+
+
+@operation("ProjectArtifactTypes", "ProjectArtifactType")
+def _types(call: Call) -> Json:
+    here = [
+        one for one in call.store.collections.values() if (one.entity, one.project) == (call.entity(), call.project())
+    ]
+    nodes = [
+        {
+            "__typename": "ArtifactType",
+            "id": identifier("Type", name),
+            "name": name,
+            "description": None,
+            "createdAt": iso(min(one.created for one in here if one.type == name)),
+        }
+        for name in sorted({one.type for one in here})
+    ]
+    one = next((node for node in nodes if node["name"] == call.get("type")), None)
+    project = project_node(call.store, call.entity(), call.project())
+    return {"project": {**project, "artifactTypes": page(nodes, call), "artifactType": one}}
+
+
+def _named(call: Call) -> Collection:
+    wanted = call.need("artifactSequenceID", "artifactPortfolioID", "id")
+    found = next((one for one in call.store.collections.values() if one.id == wanted), None)
+    if found is None:
+        raise Refusal("collection not found", 404)
+    return found
+
+
+@operation("UpdateArtifactSequence", "UpdateArtifactPortfolio")
+def _change(call: Call) -> Json:
+    """Its description; a new name is not served."""
+    collection = _named(call)
+    if call.get("name") not in {None, collection.name}:
+        raise Refusal("renaming a collection is not served", 400)
+    collection.description = call.get("description")
+    return {"result": {"artifactCollection": collection_node(call.store, collection)}}
+
+
+@operation("DeleteArtifactSequence", "DeleteArtifactPortfolio")
+def _delete(call: Call) -> Json:
+    """With a sequence its artifacts go, wherever they were linked to."""
+    collection = call.store.collections.pop(_named(call).path)
+    if not collection.portfolio:
+        gone = {member.artifact for member in collection.members}
+        for other in call.store.collections.values():
+            other.members = [member for member in other.members if member.artifact not in gone]
+        for artifact in gone:
+            del call.store.artifacts[artifact]
+    node = collection_node(call.store, collection)
+    return {"result": {"artifactCollection": {**node, "state": "DELETED"}}}

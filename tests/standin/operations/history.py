@@ -4,24 +4,10 @@ from __future__ import annotations
 
 import json
 
-from tests.standin.model import Json, Run
+from tests.standin.filters import sampled
+from tests.standin.model import Json
 from tests.standin.operations import Call, operation
 from tests.standin.operations.runs import find_run, in_project, run_node
-
-
-def sampled(run: Run, spec: Json) -> list[Json]:
-    """Rows that have all the keys, evenly thinned to `samples`; `maxStep` counts as inside."""
-    keys = spec.get("keys") or []
-    low, high = spec.get("minStep"), spec.get("maxStep")
-    rows = [
-        {key: row[key] for key in keys} if keys else row
-        for row in run.history
-        if all(key in row for key in keys)
-        and (low is None or row["_step"] >= low)
-        and (high is None or row["_step"] <= high)
-    ]
-    count = int(spec.get("samples", 500))
-    return rows if len(rows) <= count else [rows[index * len(rows) // count] for index in range(count)]
 
 
 @operation("RunSampledHistory", "SampledHistoryPage")

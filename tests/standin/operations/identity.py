@@ -48,6 +48,16 @@ def entity_node(store: Store, name: str) -> Json:
         "isTeam": True,
         "organization": organization(store),
         "user": None,
+        "available": False,
+        "photoUrl": None,
+        "readOnly": False,
+        "readOnlyAdmin": False,
+        "privateOnly": False,
+        "storageBytes": 0,
+        "codeSavingEnabled": False,
+        "defaultAccess": "USER_READ",
+        "isPaid": True,
+        "members": [],
         "xxhashDigestsEnabled": False,
     }
 

@@ -9,7 +9,7 @@ from hashlib import md5
 from typing import Any
 from urllib.parse import quote
 
-from tests.standin.filters import UnknownFilter, matches, ordered
+from tests.standin.filters import UnknownFilter, matches, ordered, sampled
 from tests.standin.model import Json, Run, RunState, Store, identifier, iso
 from tests.standin.operations import Call, Refusal, operation, page
 
@@ -102,7 +102,7 @@ def _upsert(call: Call) -> Json:
     found = call.store.run_by_storage_id(call.get("id") or "") or find_run(call)
     run = found or _new(call)
     if found is None or call.get("program") is not None:
-        run.begin(json.dumps(call.variables, sort_keys=True))
+        run.begin(json.dumps(call.variables, sort_keys=True), resumed=call.get("id") is not None)
     _change(run, call)
     return {"upsertBucket": {"bucket": run_node(call.store, run), "inserted": found is None}}
 
@@ -165,7 +165,8 @@ def _runs(call: Call) -> Json:
         found = ordered([run for run in inside if matches(run, call.json("filters") or {})], call.get("order") or "")
     except UnknownFilter as error:
         raise Refusal(f"Runs: filter {error}", 400) from error
-    nodes = [run_node(call.store, run) for run in found]
+    specs = [json.loads(spec) for spec in call.get("specs") or []]
+    nodes = [{**run_node(call.store, run), "sampledHistory": [sampled(run, spec) for spec in specs]} for run in found]
     return in_project(call, runs=page(nodes, call), runCount=len(nodes))
 
 
@@ -266,11 +267,23 @@ def _files(call: Call) -> Json:
     return in_project(call, run={**run_node(call.store, run), "files": page(nodes, call)})
 
 
+@operation("deleteFiles")
+def _delete_files(call: Call) -> Json:
+    wanted = set(call.need("files"))
+    for run in call.store.runs.values():
+        run.files = {name: body for name, body in run.files.items() if _file_id(run, name) not in wanted}
+    return {"deleteFiles": {"success": True}}
+
+
+def _file_id(run: Run, name: str) -> str:
+    return identifier("File", run.path, name)
+
+
 def _file_node(call: Call, run: Run, name: str) -> Json:
     content = run.files[name]
     return {
         "__typename": "File",
-        "id": identifier("File", run.path, name),
+        "id": _file_id(run, name),
         "name": name,
         "url": _file_url(call, run, name),
         "directUrl": _file_url(call, run, name),

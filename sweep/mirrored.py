@@ -1,0 +1,242 @@
+"""A `Channel` for workers that reach the controller through an object store, and the way to hold such a room.
+
+    with hold(controller_lock(room), …) as mine, mirrored(room, url, whereabouts()) as channel:
+        Controller(Ports(study, channel, …), …).run()
+
+Invariants: every act is in the store when its call returns; where the store cannot be reached it raises `RetryLater`,
+and is safe to repeat. Nothing is observed that is older than the call. No act is begun without the lease.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from sweep.channel import WAIT_SECONDS, RoomChannel
+from sweep.errors import ConfigError, RetryLater
+from sweep.lease import Lease, holder_of
+from sweep.mirror import ControllerMirror, pull_room
+from sweep.model import Mode
+from sweep.ports import AttemptSight, Clock, WorkerSight
+from trainer.contract import StopCause, TrialSpec
+from trainer.replica import CONTROL
+from trainer.room import Room
+from trainer.store import Store, StoreError, StoreRefusedError, open_store, patiently
+
+LOOK_SECONDS = 2.0
+LISTS_PER_MINUTE = 60  # requests: one of a room with more than a thousand files takes several
+# After failures for this long, no beat was seen that a worker may well have made: its silence begins anew.
+OUTAGE_SECONDS = 5.0
+# At the beginning and at the end of a controller's run, before a person is told.
+PATIENCE_SECONDS = 60.0
+LEASE_RECORD = ".lease"
+
+
+@dataclass(slots=True)
+class Allowance:
+    """Lets a caller go on so many times a minute, a few of them at once.
+
+    Args:
+        now, sleep: of this machine, for tests.
+    """
+
+    per_minute: float
+    now: Callable[[], float] = time.monotonic
+    sleep: Callable[[float], None] = time.sleep
+    burst: float = 5.0
+    _left: float = 5.0
+    _then: float | None = None
+
+    def take(self) -> None:
+        """Wait until it is this caller's turn."""
+        now = self.now()
+        self._left = min(self.burst, self._left + (now - (self._then or now)) * self.per_minute / 60)
+        self._then = now
+        if self._left < 1:
+            pause = (1 - self._left) * 60 / self.per_minute
+            self.sleep(pause)
+            self._left, self._then = 1.0, self._then + pause
+        self._left -= 1
+
+    def spend(self, more: int) -> None:
+        """Say that it came to so many more; the next turn comes later for it."""
+        self._left -= more
+
+
+@dataclass
+class MirroredChannel:
+    """A `Channel` (see `ports`) over a store.
+
+    Args:
+        check: raises where this controller may not act, as another holds the room.
+        look: seconds between two looks at the store while it waits.
+    """
+
+    mirror: ControllerMirror
+    check: Callable[[], None] = lambda: None
+    look: float = LOOK_SECONDS
+    allowance: Allowance = field(default_factory=lambda: Allowance(LISTS_PER_MINUTE))
+    now: Callable[[], float] = time.monotonic
+    _failing: float | None = None
+    _trials: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        self._local = RoomChannel(self.mirror.room)
+
+    def assign(self, spec: TrialSpec) -> None:
+        with self._reaching():
+            for number in self._to_fence(spec):
+                self.mirror.before_fence(spec.trial, number)
+            self._local.assign(spec)
+            self.mirror.push([spec.trial])
+
+    def stop(self, trial: int, attempt: int, cause: StopCause, reason: str) -> None:
+        with self._reaching():
+            self._local.stop(trial, attempt, cause, reason)
+            self.mirror.push([trial])
+
+    def drain(self, worker: str) -> None:
+        with self._reaching():
+            self._local.drain(worker)
+            self.mirror.push([])
+
+    def observe(
+        self, trials: Sequence[int], workers: Sequence[str]
+    ) -> tuple[dict[int, list[AttemptSight]], dict[str, WorkerSight]]:
+        self._trials = tuple(trials)
+        with self._reaching():
+            self.mirror.push(trials, lazily=True)
+            self._pull()
+        return self._local.observe(trials, workers)
+
+    def wait(self, clock: Clock, seconds: float) -> None:
+        end = clock.now() + seconds
+        while (left := end - clock.now()) > 0:
+            clock.sleep(min(left, max(self.look, WAIT_SECONDS)))
+            if clock.now() < end:
+                try:
+                    with self._reaching():
+                        self._pull()
+                except RetryLater:
+                    continue  # the next observation says so
+                if self._local.awaited():
+                    return
+
+    def _pull(self) -> None:
+        self.allowance.take()
+        self.allowance.spend(self.mirror.pull(self._trials) - 1)
+        if self._failing is not None and self.now() - self._failing > OUTAGE_SECONDS:
+            self.mirror.epoch += 1
+            self.mirror.pull(self._trials)
+        self._failing = None
+
+    def _to_fence(self, spec: TrialSpec) -> list[int]:
+        """Earlier attempts of a trial that may still be running, where this one is new."""
+        room = self.mirror.room
+        if room.attempt(spec.trial, spec.attempt).spec.exists():
+            return []
+        earlier = [number for number in room.attempts(spec.trial) if number < spec.attempt]
+        files = {number: room.attempt(spec.trial, number) for number in earlier}
+        return [number for number in earlier if not files[number].outcome.exists() and not files[number].fence.exists()]
+
+    @contextmanager
+    def _reaching(self) -> Iterator[None]:
+        self.check()
+        try:
+            yield
+        except StoreError as error:
+            self._failing = self.now() if self._failing is None else self._failing
+            raise RetryLater(str(error)) from error
+
+
+@contextmanager
+def mirrored(room: Room, url: str, holder: str, look: float = LOOK_SECONDS) -> Iterator[MirroredChannel]:
+    """The channel of a room whose workers reach the store at this URL; holds the store's lease while the block runs.
+
+    The caller holds this machine's lock of the room, and runs the controller inside the block.
+
+    Args:
+        holder: where this controller runs, for a person.
+
+    Raises:
+        ConfigError: the store refuses, its client is not installed, or it holds another sweep.
+        RetryLater: another controller holds the room, or the store does not answer.
+    """
+    with _told():
+        store = open_store(url)
+    with hold_store(room, store, Lease(store, holder, room.root / LEASE_RECORD)) as channel:
+        channel.look = look
+        yield channel
+
+
+@contextmanager
+def hold_store(room: Room, store: Store, lease: Lease) -> Iterator[MirroredChannel]:
+    """The same with this store and lease; both a beginning and an end wait a while for a store that does not answer."""
+    mirror = ControllerMirror(store, room)
+    continued: list[bool] = []
+    with _told():
+        _insist(lambda: continued.append(lease.acquire()))
+    try:
+        with _told():
+            _insist(lambda: mirror.start(continued[0]))
+        yield MirroredChannel(mirror, lease.check)
+        with _told():
+            lease.check()
+            _insist(lambda: mirror.push(room.trials()))
+    finally:
+        lease.release()
+
+
+def _insist(act: Callable[[], object]) -> None:
+    if error := patiently(act, PATIENCE_SECONDS):
+        raise error
+
+
+def pull(url: str, local: Path, light: bool = False) -> Room:
+    """Bring a sweep's room from a store, or what has changed of it since the last time.
+
+    Args:
+        light: without checkpoints, steps, logs and adapters, which `status` and `best` do not need.
+
+    Raises:
+        ConfigError: there is no sweep, or the store refuses. RetryLater: it does not answer.
+    """
+    with _told():
+        pull_room(open_store(url), Room(local), light)
+    return Room(local)
+
+
+def send_wish(url: str, mode: Mode) -> None:
+    """Tell the controller of this room, wherever it runs, what a person wants of it.
+
+    Raises:
+        ConfigError: the store refuses. RetryLater: it does not answer.
+    """
+    with _told():
+        open_store(url).put(CONTROL, mode.value.encode())
+
+
+def controller_at(url: str) -> str:
+    """Where the controller of this room runs; empty where none does, or where it ended properly.
+
+    Raises:
+        ConfigError: the store refuses. RetryLater: it does not answer.
+    """
+    with _told():
+        return holder_of(open_store(url))
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    try:
+        yield
+    except StoreRefusedError as error:
+        raise ConfigError(str(error)) from error
+    except StoreError as error:
+        raise RetryLater(str(error)) from error
+
+
+__all__ = ["MirroredChannel", "Store", "controller_at", "mirrored", "pull", "send_wish"]

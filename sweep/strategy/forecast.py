@@ -1,0 +1,226 @@
+"""What the trials of a sweep would come to at their ends, and what the next step of each promises.
+
+Invariants: pure and deterministic; the same curves give the same forecast in whatever order they are handed over. At
+most `ROWS` reports are looked at: the last of every trial while there is room, and earlier ones of those that went
+far, so that a forecast costs the same at 10,000 trials as at 100.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from scipy.special import log_ndtr, ndtr
+
+from sweep.strategy.encoding import Axis, Floats, encode
+from sweep.strategy.surrogate import SHAPES, Points, Shape, Surrogate, believing, fit_shape, likeliest
+
+ROWS = 120
+SHAPE_ROWS = 48
+TRIALS = 80
+EARLIER = 3  # reports of a trial looked at besides its last
+# How much of a trial is its own (o of the surrogate): a share of what it lies behind its milestone's best beyond a
+# tenth, where the loss of a LoRA trial is no longer that of a contender.
+OWN, BEHIND = 0.3, 0.1
+# Log loss by which a better end counts as better: nats that no seed would confirm are not worth a trial.
+MARGIN = 0.003
+# Complete trials crowd others out within this share of every coordinate, less where there are more than `CROWDED`.
+CROWD, CROWDED = 0.08, 16
+# B2 of the surrogate where signs are used: a sign one standard deviation off moves an end by a seventh of the scale at
+# first.
+LIFT = 0.02
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What is known of a trial.
+
+    Args:
+        losses: at milestones 1, 2, …; not finite ones count as the worst finite one.
+        signs: features that say what is still to come (see `signs`), empty where they are not used.
+        running: it is being trained, so that its end will be known without a decision.
+        complete: its last loss is its end.
+    """
+
+    number: int
+    params: dict[str, object]
+    losses: tuple[float, ...]
+    signs: tuple[float, ...] = ()
+    running: bool = False
+    complete: bool = False
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """The fitted surrogate with what the next steps are measured against.
+
+    Args:
+        best: log loss that an end must fall below to count as better: by a margin that of the best complete trial;
+        before
+            there is one, what the trial that looks best is expected to come to. front: that trial's end.
+        stale: complete trials in a row, by number, that were no better than an earlier one.
+        complete: the ends of the complete trials.
+        lead: the smallest log loss at each milestone; worst: the loss that counts for all that are worse.
+    """
+
+    model: Surrogate
+    axes: tuple[Axis, ...]
+    milestones: int
+    best: float
+    front: Points | None
+    stale: int
+    lead: Floats
+    worst: float
+    complete: Points | None = None
+    width: int = 0
+
+    def points(self, known: Sequence[Known]) -> Points:
+        """The ends of trials."""
+        phi = np.array([one.signs or (0.0,) * self.width for one in known]).reshape(len(known), self.width)
+        x = encode(self.axes, [one.params for one in known])
+        numbers = np.array([one.number for one in known], dtype=np.int64)
+        own = np.array([OWN * max(0.0, self._behind(one) - BEHIND) for one in known])
+        return Points(x, np.ones(len(known)), numbers, phi, own)
+
+    def new(self, x: Floats) -> Points:
+        """The ends of trials that do not exist yet, at points of shape (n, coordinates)."""
+        n = len(x)
+        return Points(x, np.ones(n), np.full(n, -1, dtype=np.int64), np.zeros((n, self.width)), np.zeros(n))
+
+    def _behind(self, one: Known) -> float:
+        """How far a trial lies behind the best at its last milestone, in log loss."""
+        return _log(one.losses[-1], self.worst) - float(self.lead[len(one.losses) - 1]) if one.losses else 0.0
+
+    def ends(self, at: Points) -> tuple[Floats, Floats]:
+        """Mean of the log loss at the end, and the standard deviation of its difference to that of the best trial.
+
+        The deviation grows with every complete trial that brought nothing: a surface that
+        keeps being wrong about where the best lies is less sure than it says.
+        """
+        mean, sd = self.model.predict(at, self.front)
+        return mean, sd * (1.0 + 0.25 * min(self.stale, 8))
+
+    def promise(self, at: Points, left: Floats) -> Floats:
+        """The logarithm of the expected improvement over `best` for each milestone that remains.
+
+        Expected improvement: Jones, Schonlau and Welch, Efficient Global Optimization, 1998, eq. 15; its logarithm as
+        in Ament et al., Unexpected Improvements to Expected Improvement, 2023, for what lies far behind. By cost:
+        Swersky, Snoek and Adams, Multi-Task Bayesian Optimization, 2013.
+        """
+        mean, sd = self.ends(at)
+        return log_improvement((self.best - mean) / sd) + np.log(sd) - np.log(left) - self._crowding(at)
+
+    def _crowding(self, at: Points) -> Floats:
+        """What is taken off the promise of a trial close to a complete one: it would tell little that is new.
+
+        So complete trials spread over all that may yet be best, as in local penalisation (Gonzalez et al., Batch
+        Bayesian Optimization via Local Penalization, 2016), instead of repeating the best one; the radius shrinks as
+        they fill it.
+        """
+        if self.complete is None or not len(self.complete) or not at.x.shape[1]:
+            return np.zeros(len(at))
+        radius = CROWD * min(1.0, (CROWDED / len(self.complete)) ** (1.0 / at.x.shape[1]))
+        gap = np.abs(at.x[:, None] - self.complete.x[None]).max(axis=2)
+        gap = np.where(at.trial[:, None] == self.complete.trial[None], np.inf, gap).min(axis=1)
+        found: Floats = 6.0 * np.maximum(0.0, 1.0 - gap / radius)
+        return found
+
+    def assuming(self, known: Sequence[Known]) -> Forecast:
+        """The forecast once these trials' ends are taken to be what it expects."""
+        if not known:
+            return self
+        chosen = sorted(known, key=lambda one: (-len(one.losses), one.number))[:TRIALS]
+        return replace(self, model=believing(self.model, self.points(chosen)))
+
+
+def log_improvement(z: Floats) -> Floats:
+    """log(z Φ(z) + φ(z)), stable for z far below zero."""
+    log_pdf = -0.5 * z**2 - 0.5 * math.log(2 * math.pi)
+    far = np.minimum(z, -1.0)
+    ratio = np.exp(log_ndtr(far) + 0.5 * far**2 + 0.5 * math.log(2 * math.pi))  # Mills' ratio
+    tail = log_pdf + np.log(np.maximum(1.0 + far * ratio, 1e-12))
+    near = np.log(np.maximum(z * ndtr(z) + np.exp(log_pdf), 1e-300))
+    return np.where(z > -1.0, near, np.where(z > -50.0, tail, log_pdf - 2.0 * np.log(np.maximum(-z, 1.0))))
+
+
+def forecast(known: Sequence[Known], axes: tuple[Axis, ...], milestones: int) -> Forecast | None:
+    """The forecast of a sweep; None while fewer than two trials have reported."""
+    seen = sorted((one for one in known if one.losses), key=lambda one: one.number)
+    if len(seen) < 2:
+        return None
+    finite = [loss for one in seen for loss in one.losses if math.isfinite(loss) and loss > 0]
+    if not finite:
+        return None
+    # Nothing counts as worse than the typical first report: how badly a trial diverged says nothing about where the
+    # best lies.
+    firsts = sorted(
+        one.losses[0] if math.isfinite(one.losses[0]) and one.losses[0] > 0 else max(finite) for one in seen
+    )
+    worst = firsts[(len(firsts) - 1) // 2]
+    logs = {one.number: np.array([_log(loss, worst) for loss in one.losses]) for one in seen}
+    done = [float(logs[one.number][-1]) for one in seen if one.complete]
+    lead = _lead(list(logs.values()), milestones)
+    width = max((len(one.signs) for one in seen), default=0)
+    found = Forecast(_none(), axes, milestones, 0.0, None, _stale(done), lead, worst, width=width)
+    rows = _rows(seen, logs, lead)
+    ends = found.points([one for one, _ in rows])
+    points = replace(ends, t=np.array([m / milestones for _, m in rows]))
+    y = np.array([logs[one.number][m - 1] for one, m in rows])
+    few = np.arange(min(len(rows), SHAPE_ROWS))
+    shapes = [replace(shape, lift=LIFT if width else 0.0) for shape in SHAPES]
+    found = replace(found, model=fit_shape(points, y, likeliest(points.rows(few), y[few], shapes)))
+    ends = found.points(seen)
+    mean = np.array([logs[one.number][-1] if one.complete else math.inf for one in seen])
+    if not done:
+        mean, _ = found.model.predict(ends)
+    at = int(mean.argmin())
+    finished = found.points([one for one in seen if one.complete])
+    return replace(found, best=float(mean[at]) - MARGIN, front=ends.rows(np.array([at])), complete=finished)
+
+
+def _log(loss: float, worst: float) -> float:
+    return math.log(min(loss, worst) if math.isfinite(loss) and loss > 0 else worst)
+
+
+def _none() -> Surrogate:
+    empty = Points(np.zeros((1, 0)), np.ones(1), np.zeros(1, dtype=np.int64), np.zeros((1, 0)), np.zeros(1))
+    return fit_shape(empty, np.zeros(1), Shape(0.5, 0.2, 1e-2))
+
+
+def _lead(curves: Sequence[Floats], milestones: int) -> Floats:
+    """The smallest log loss at each milestone."""
+    lead = np.full(max(milestones, *(len(c) for c in curves)), np.inf)
+    for curve in curves:
+        lead[: len(curve)] = np.minimum(lead[: len(curve)], curve)
+    return lead
+
+
+def _rows(seen: Sequence[Known], logs: dict[int, Floats], lead: Floats) -> list[tuple[Known, int]]:
+    """Which reports are looked at, as (trial, milestone), the most telling first."""
+
+    def behind(one: Known) -> float:
+        return float(logs[one.number][-1] - lead[len(one.losses) - 1])
+
+    order = sorted(seen, key=lambda one: (behind(one) > BEHIND, -len(one.losses), behind(one), one.number))
+    # All contenders first; of the others every k-th, so that what is left out is left out evenly.
+    front = [one for one in order if behind(one) <= BEHIND][: TRIALS * 2 // 3]
+    back = [one for one in order if one not in front]
+    step = max(1, math.ceil(len(back) / max(1, TRIALS - len(front))))
+    chosen = front + back[::step]
+    rows = [(one, len(one.losses)) for one in chosen]
+    for one in front:
+        last = len(one.losses)
+        earlier = sorted({max(1, round(last * share)) for share in (0.125, 0.35, 0.65)} - {last}, reverse=True)
+        rows += [(one, m) for m in earlier[:EARLIER]]
+    return rows[:ROWS]
+
+
+def _stale(ends: Sequence[float]) -> int:
+    """How many of the last complete trials were no better than one before them, by the margin."""
+    best, stale = math.inf, 0
+    for end in ends:
+        stale = 0 if end < best - MARGIN else stale + 1
+        best = min(best, end)
+    return stale

@@ -1,0 +1,77 @@
+"""A crew, driven as the worker drives it: `packed_parity.py` and `packed_auto.py` use it; nothing runs by itself.
+
+Invariant: the worker's own classes; only where a stop comes from and that outcomes stay in memory differ.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from trainer.attempt import Attempt
+from trainer.base import Cache
+from trainer.contract import Outcome, OutcomeKind, StopCause, TrialSpec, encode
+from trainer.crew import Crew, Task
+from trainer.reporter import RoomReporter
+from trainer.room import Room, write_atomic
+
+NEVER = 10**9  # label tokens between milestones: only the last one
+Config = dict[str, Any]
+
+
+class TimedCrew(Crew):
+    """Notes what beginning attempts took in the last step."""
+
+    beginning: float = 0.0
+
+    def _begin(self) -> None:
+        began = time.perf_counter()
+        super()._begin()
+        self.beginning = time.perf_counter() - began
+
+
+class Given:
+    """A crew with its queue of trials; a stop is asked for in `stops` instead of in a file."""
+
+    def __init__(
+        self, slots: int, configs: Sequence[Config], cache: Cache, room: Room, components: tuple[str, ...] = ()
+    ) -> None:
+        self.said: list[int] = []
+        self.crew = TimedCrew(slots, cache, self.said.append)
+        self.queue = list(enumerate(configs))
+        self.stops: set[int] = set()
+        self.ended: dict[int, Outcome] = {}
+        self._cache, self._room, self._components = cache, room, components
+
+    def step(self) -> float:
+        """Give the crew what it has room for, and let it train a pass; returns the seconds of both."""
+        began = time.perf_counter()
+        while self.crew.free > 0 and self.queue:
+            self._give(*self.queue.pop(0))
+        self.crew.step()
+        return time.perf_counter() - began
+
+    def finish(self, clock: Callable[[], float] = time.perf_counter) -> float:
+        """Train all to their ends; returns label tokens a second of a clock."""
+        began = clock()
+        while self.queue or self.crew.busy:
+            self.step()
+        kinds = {outcome.kind for outcome in self.ended.values()}
+        assert kinds <= {OutcomeKind.COMPLETED, OutcomeKind.DIVERGED}, self.ended
+        return sum(outcome.tokens for outcome in self.ended.values()) / (clock() - began)
+
+    def _give(self, trial: int, cfg: Config) -> None:
+        spec = TrialSpec("bench", trial, 1, "w0001", cfg, NEVER, checkpoint_every=0, components=self._components)
+        files = self._room.attempt(trial, 1)
+        write_atomic(files.spec, encode(spec), durable=False)
+        reporter = RoomReporter(files)
+
+        def stop() -> tuple[StopCause, str] | None:
+            return (StopCause.PRUNED, "the benchmark stops it") if trial in self.stops else None
+
+        def end(outcome: Outcome) -> None:
+            reporter.close(outcome)
+            self.ended[trial] = outcome
+
+        self.crew.add(Task(spec, lambda: Attempt(self._room, spec, self._cache, reporter, stop), end))

@@ -1,0 +1,103 @@
+"""Our sampler and strategies as methods of the replay, as the controller drives them: a free place trains what the
+strategy promotes, else what the sampler proposes; a paused trial is shown to the sampler as pruned."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import optuna
+
+from sweep.model import Ruling
+from sweep.proposals import History, WatchedStudy
+from sweep.sampler import ForecastSampler
+from sweep.strategy import AsynchronousHalving, Curve, Standing, Strategy
+from sweep.strategy.freeze_thaw import FreezeThaw
+from tests.bench.search_bench.optuna_arms import suggest
+from tests.bench.search_bench.replay import Decision, Job
+from tests.bench.search_bench.tables import Table
+from trainer.contract import Report
+
+Arm = Callable[[Table, int], "OurMethod"]
+
+
+class OurMethod:
+    """A study whose trials pause and are promoted."""
+
+    def __init__(self, table: Table, sampler: optuna.samplers.BaseSampler, strategy: Strategy) -> None:
+        self._table, self._strategy = table, strategy
+        made = optuna.create_study(sampler=sampler)
+        self._study = WatchedStudy(made.study_name, made._storage, sampler=sampler)
+        self._history = History(None)
+        self._open: dict[int, optuna.Trial] = {}
+        self._curves: dict[int, Curve] = {}
+
+    def next(self) -> Job | None:
+        found = self._strategy.promote(self._curves, self._table.milestones)
+        if found is not None:
+            self._stand(found.trial, Standing.RUNNING)
+            return Job(found.trial, self._curves[found.trial].params, self._table.milestones)
+        self._study.shown = self._history.show()
+        trial = self._study.ask()
+        params = suggest(trial, self._table)
+        self._study.shown = None
+        self._open[trial.number] = trial
+        self._curves[trial.number] = Curve(trial.number, params, (), Standing.RUNNING)
+        self._history.running(self._frozen(trial.number))
+        return Job(trial.number, params, self._table.milestones)
+
+    def report(self, trial: int, report: Report) -> Decision:
+        assert report.val_loss is not None
+        self._open[trial].report(report.val_loss, report.milestone)
+        curve = self._curves[trial]
+        self._curves[trial] = replace(curve, reports=(*curve.reports, report))
+        if report.final:
+            self._study.tell(self._open[trial], report.val_loss)
+            return self._stand(trial, Standing.COMPLETE)
+        verdict = self._strategy.verdict(trial, self._curves, self._table.milestones)
+        if verdict is None:
+            return self._stand(trial, Standing.RUNNING)
+        if verdict.ruling is Ruling.STOP:
+            self._study.tell(self._open[trial], state=optuna.trial.TrialState.PRUNED)
+            return self._stand(trial, Standing.PRUNED)
+        return self._stand(trial, Standing.PAUSED)
+
+    def _stand(self, trial: int, standing: Standing) -> Decision:
+        self._curves[trial] = replace(self._curves[trial], standing=standing)
+        frozen = self._frozen(trial)
+        match standing:
+            case Standing.RUNNING:
+                self._history.running(frozen)
+                return Decision.GO_ON
+            case Standing.PAUSED:
+                self._history.paused(frozen)
+                return Decision.PAUSE
+            case _:
+                self._history.ended(frozen)
+                return Decision.STOP if standing is Standing.PRUNED else Decision.GO_ON
+
+    def _frozen(self, trial: int) -> optuna.trial.FrozenTrial:
+        return self._study._storage.get_trial(self._open[trial]._trial_id)
+
+
+def our_arms() -> dict[str, Arm]:
+    """The arms by name; each makes a method from a table and a seed."""
+    last = 24
+
+    def made(grad_norm: bool) -> Arm:
+        return lambda table, seed: OurMethod(
+            table, ForecastSampler(last, seed=seed), FreezeThaw("val_loss", grad_norm=grad_norm)
+        )
+
+    def asha(sampler: Callable[[int], optuna.samplers.BaseSampler]) -> Arm:
+        return lambda table, seed: OurMethod(table, sampler(seed), AsynchronousHalving("val_loss", 1, 4))
+
+    return {
+        "ours": made(True),
+        "ours (loss alone)": made(False),
+        "tpe+asha with promotion": asha(lambda seed: optuna.samplers.TPESampler(seed=seed)),
+        "forecast+asha with promotion": asha(lambda seed: ForecastSampler(last, seed=seed)),
+        "tpe+freeze-thaw": lambda table, seed: OurMethod(
+            table, optuna.samplers.TPESampler(seed=seed), FreezeThaw("val_loss")
+        ),
+    }

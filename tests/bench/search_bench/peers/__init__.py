@@ -1,0 +1,1 @@
+"""Adapters to other search libraries. Each runs as a script in that library's own environment."""

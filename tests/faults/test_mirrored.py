@@ -1,0 +1,164 @@
+"""A sweep whose workers share only an object store with the controller, and what may happen to it.
+
+The queue is `FarDispatcher`: a directory that only the tests' processes know, as a cluster's scheduler would.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from sweep import session
+from sweep.lease import Lease
+from sweep.loop import Controller
+from sweep.mirrored import LEASE_RECORD, Allowance, MirroredChannel, hold_store, pull
+from sweep.model import Finished, Mode
+from sweep.ports import Ports
+from sweep.results import open_reader
+from sweep.rooms import controller_lock, load_settings
+from tests.fakes import FarDispatcher
+from tests.faults.harness import STEP_SECONDS, Quiet, check_sweep, make_room, wait_for_workers
+from tests.stores import Faulty, faulty, s3_server
+from trainer.room import Room, held, hold, read_text
+
+TRIALS = 8
+GRACE = 0.5
+
+
+class Far:
+    """A sweep over a store: the controller's room, what the queue knows, and the store's URL."""
+
+    def __init__(self, rooms: Path, url: str, *overrides: str) -> None:
+        self.room = make_room(rooms, *overrides)
+        self.queue = Room(rooms.parent / "queue")
+        self.queue.root.mkdir()
+        self.url = url
+
+    @contextmanager
+    def channel(self, store: Faulty) -> Iterator[MirroredChannel]:
+        """As `sweep.mirrored.mirrored` makes it, quicker, and over a store that can be told to fail."""
+        lease = Lease(store, "test", self.room.root / LEASE_RECORD, renew=GRACE / 5, grace=GRACE)
+        with hold_store(self.room, store, lease) as channel:
+            channel.look, channel.allowance = 0.01, Allowance(1e9)
+            yield channel
+
+    def controller(self, channel: MirroredChannel, listener: Quiet, mode: Mode = Mode.RUN) -> Controller:
+        settings = load_settings(self.room)
+        study = session.open_study(self.room, settings)
+        env = {"STEP_SECONDS": STEP_SECONDS, **settings.queue.env}
+        dispatcher = FarDispatcher(self.queue, (), 1, settings.queue.trials_per_worker or 0, env=env, url=self.url)
+        return Controller(
+            ports=Ports(study, channel, dispatcher, session.WallClock()),
+            limits=settings.limits(session.worker_count(settings)),
+            spec=lambda t, a, w: session.trial_spec(settings, study.params(t), (t, a, w)),
+            listener=listener,
+            mode=lambda: mode,
+            created=settings.created,
+            poll_seconds=0.02,
+        )
+
+    def run(self, die_after: int | None = None, store: Faulty | None = None) -> Finished:
+        with hold(controller_lock(self.room), "test") as mine, self.channel(store or faulty(self.url)) as channel:
+            assert mine
+            return self.controller(channel, Quiet(die_after)).run().how
+
+    def run_killed(self, die_after: int) -> bool:
+        """Run a controller in a child that kills itself after so many effects; True where it came to its end."""
+        pid = os.fork()
+        if pid == 0:
+            code = 1
+            try:
+                code = 0 if self.run(die_after) is Finished.DONE else 2
+            finally:
+                os._exit(code)
+        _, status = os.waitpid(pid, 0)
+        assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0, "the controller failed by itself"
+        return not os.WIFSIGNALED(status)
+
+    def move(self) -> None:
+        """Give up this machine's disk, and go on from what the store has."""
+        shutil.rmtree(self.room.root)
+        pull(self.url, self.room.root)
+
+    def check(self) -> None:
+        """What must hold in the end, as anybody sees it who has only the store."""
+        wait_for_workers(self.queue)
+        self.move()
+        shutil.copy(self.queue.root / "ledger", self.room.root / "ledger")
+        check_sweep(self.room, TRIALS)
+
+
+def test_a_sweep_over_a_directory_store_ends_as_any_other(rooms: Path, tmp_path: Path) -> None:
+    far = Far(rooms, str(tmp_path / "store"))
+    assert far.run() is Finished.DONE
+    far.check()
+
+
+@pytest.mark.parametrize(
+    ("moves", "trials_per_worker"), [(False, "null"), (True, "1")], ids=["on one machine", "each on another machine"]
+)
+def test_killed_after_every_effect(rooms: Path, tmp_path: Path, moves: bool, trials_per_worker: str) -> None:
+    far = Far(rooms, str(tmp_path / "store"), f"queue.trials_per_worker={trials_per_worker}")
+    lives = 1
+    while not far.run_killed(4 + lives % 9 if moves else 1):
+        # with a disk goes what its controller had not put yet, an ask or a tell; to come further it takes a few more
+        lives += 1
+        assert lives < 400
+        if moves:
+            far.move()
+    assert lives > 3
+    far.check()
+
+
+def kill_workers(far: Far, times: int) -> None:
+    """Kill a worker that the controller has seen at work, again and again."""
+    queue = far.queue
+    deadline = time.monotonic() + 60
+    while times and time.monotonic() < deadline:
+        time.sleep(0.3)
+        for name in queue.workers():
+            files = far.room.worker(name)
+            if not (files.beat.exists() and files.assignments()):
+                continue
+            pid = (read_text(queue.worker(name).lock) or "").strip()
+            if pid.isdigit() and held(queue.worker(name).lock):
+                os.kill(int(pid), signal.SIGKILL)
+                times -= 1
+                break
+
+
+def test_workers_killed_in_the_middle_of_their_puts(rooms: Path, tmp_path: Path) -> None:
+    options = ("pruner=none", "search.max_attempts=20", "queue.env={STEP_SECONDS: '0.1'}")
+    far = Far(rooms, str(tmp_path / "store"), *options)
+    killer = threading.Thread(target=kill_workers, args=(far, 4))
+    killer.start()
+    assert far.run() is Finished.DONE
+    killer.join()
+    far.check()
+    assert any(row.attempts > 1 for row in open_reader(far.room).state().rows)
+
+
+@pytest.mark.parametrize("lose_answer", [False, True])
+def test_a_store_that_fails_now_and_then_costs_time_only(rooms: Path, tmp_path: Path, lose_answer: bool) -> None:
+    far = Far(rooms, str(tmp_path / "store"))
+    store = faulty(far.url)
+    store.fail_share, store.lose_answer = 0.2, lose_answer
+    assert far.run(store=store) is Finished.DONE
+    far.check()
+
+
+@pytest.mark.slow
+def test_over_s3(rooms: Path) -> None:
+    with s3_server() as s3:
+        far = Far(rooms, f"{s3}/rooms/demo")
+        assert not far.run_killed(9)
+        assert far.run() is Finished.DONE
+        far.check()

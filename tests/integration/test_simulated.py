@@ -1,0 +1,235 @@
+"""Whole sweeps through the simulated queue: at some scale, through the verbs, and after a controller's death."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+
+from sweep import session
+from sweep.cli import main
+from sweep.config import compose_config, freeze
+from sweep.dispatch.simulated import simulated_ports
+from sweep.errors import ConfigError
+from sweep.grammar import parse_space
+from sweep.ledger import read_ledger
+from sweep.loop import Controller
+from sweep.model import Effect, Finish, Limits, Mode
+from sweep.rooms import find_room
+from sweep.simulate import Silent, simulate
+from sweep.simulation import Fates, World
+from sweep.strategy import AsynchronousHalving
+from sweep.study import OptunaStudy, StudyConfig, journal_storage, memory_storage
+from sweep.tables import load_table
+from tests.bench.simulated_scale import SPACE, run
+from tests.tables import write_table
+from trainer.contract import OutcomeKind, StopCause, TrialSpec
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_table(tmp_path_factory.mktemp("curves") / "curves.npz")
+
+
+def config(pruner: Any, seed: int = 1, sampler: Any = optuna.samplers.TPESampler) -> StudyConfig:
+    return StudyConfig(
+        name="s",
+        space=parse_space(SPACE),
+        metric="val_loss",
+        seed=seed,
+        sampler=lambda number: sampler(seed=number),
+        pruner=pruner,
+        milestones=8,
+    )
+
+
+@pytest.mark.slow
+def test_a_hundred_workers_lose_nothing(table: Path) -> None:
+    found = run(load_table(str(table)), trials=1000, workers=100)
+    assert (found.complete, found.lost, found.twice) == (1000, 0, 0)
+    assert found.crashes > 0
+    assert found.attempts == 1000 + found.crashes
+    assert found.throughput >= 0.95
+
+
+def test_pausing_over_crashes_and_preemptions_loses_nothing(table: Path) -> None:
+    study = OptunaStudy(config(AsynchronousHalving("val_loss", 1, 2)), memory_storage())
+    fates = Fates(crashes=0.1, preemptions=0.1, stragglers=0.1)
+    world = World(load_table(str(table)), fates, slots=3)
+    simulate(study, world, Limits(trials=60, workers=4, slots=3, max_attempts=20))
+    facts = study.facts()
+    assert (facts.asked, facts.open, facts.aside, facts.failed) == (60, (), (), 0)
+    assert facts.complete > 0
+    assert facts.pruned > 0
+    last = [attempts[max(attempts)] for attempts in world.attempts.values()]
+    for attempt in last:
+        assert attempt.outcome is not None
+        paused = attempt.outcome.cause is StopCause.PAUSED
+        assert attempt.outcome.kind is OutcomeKind.COMPLETED or paused
+    resumed = [a for attempts in world.attempts.values() if len(attempts) > 1 for a in list(attempts.values())[1:]]
+    assert any(attempt.reports and attempt.reports[0].milestone > 1 for attempt in resumed), "from a checkpoint"
+
+
+def test_without_the_sampler_s_time_a_sweep_depends_on_its_seeds_alone(table: Path) -> None:
+    def outline() -> list[tuple[Any, ...]]:
+        study = OptunaStudy(config(AsynchronousHalving("val_loss")), memory_storage())
+        world = World(load_table(str(table)), Fates(crashes=0.05), seed=3)
+        simulate(study, world, Limits(trials=30, workers=4))
+        return [(t.state.name, t.params, t.value) for t in study.frozen()] + [(world.now,)]
+
+    assert outline() == outline()
+
+
+class Dies(Silent):
+    """A listener that ends its controller after a number of effects."""
+
+    def __init__(self, after: int) -> None:
+        self.left = after
+
+    def done(self, effect: Effect) -> None:
+        self.left -= not isinstance(effect, Finish)
+        if self.left <= 0:
+            raise KeyboardInterrupt
+
+
+def test_the_world_goes_on_under_the_next_controller(table: Path, tmp_path: Path) -> None:
+    """Each controller dies after a few effects; workers, paused trials and the study outlive it."""
+    world = World(load_table(str(table)), Fates(crashes=0.05))
+    pruner = AsynchronousHalving("val_loss", 1, 2)
+    lives, finished = 0, False
+    while not finished and lives < 400:
+        lives += 1
+        study = OptunaStudy(config(pruner), journal_storage(tmp_path / "journal"))
+        controller = Controller(
+            ports=simulated_ports(world, study, charge=False),
+            limits=Limits(trials=12, workers=3, max_attempts=20),
+            spec=lambda t, a, w, study=study: TrialSpec("s", t, a, w, study.params(t), 1),  # type: ignore[misc]
+            listener=Dies(1),
+            mode=lambda: Mode.RUN,
+            created=0.0,
+            poll_seconds=60.0,
+        )
+        try:
+            controller.run()
+            finished = True
+        except KeyboardInterrupt:
+            pass
+    assert finished
+    assert lives > 10
+    facts = study.facts()
+    assert (facts.asked, facts.open, facts.aside, facts.failed) == (12, (), (), 0)
+    for number, attempts in world.attempts.items():
+        overlapping = [a for a in attempts.values() if a.running]
+        assert overlapping == [], f"trial {number} still runs"
+
+
+WORDS = ["space.optimizer.lr=tag(log,interval(1e-5,1e-1))", "objective=val_loss", "queue.workers=3"]
+
+
+def test_the_verbs(table: Path, rooms: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sweep = ["run", "name=s", "queue=simulated", f"queue.table={table}", "pruner=asha", "search.trials=12", *WORDS]
+    assert main(sweep) == 0
+    assert "all 12 trials have ended" in capsys.readouterr().out
+    assert main(["status", "s", "--json"]) == 0
+    state = json.loads(capsys.readouterr().out)
+    assert {row["state"] for row in state["rows"]} == {"complete", "pruned"}
+    assert all(len(row["reports"]) == 8 for row in state["rows"] if row["state"] == "complete")
+    room = find_room("s")
+    entries = read_ledger(room)
+    assert {entry.ruling for entry in entries} >= {"pause"}
+    assert all(entry.basis for entry in entries)
+    assert main(["replay", "s", "pruner=none", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["winner_fate"] == "complete"
+    assert found["tokens"] == found["tokens_then"], "nothing is known beyond what was recorded"
+    assert main(["report", "s"]) == 0
+    assert "Ledger" in (room.root / "report.html").read_text()
+    assert main(["resume", "s", "search.trials=16"]) == 0
+    assert "all 16 trials have ended" in capsys.readouterr().out
+
+
+def test_a_replay_says_what_another_pruner_would_have_done(
+    table: Path, rooms: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sweep = ["run", "name=full", "queue=simulated", f"queue.table={table}", "pruner=none", "search.trials=12", *WORDS]
+    assert main(sweep) == 0
+    capsys.readouterr()
+    for pruner, spends_less in (("none", False), ("asha", True), ("threshold", True)):
+        words = [f"pruner={pruner}", *(["pruner.upper=0.1"] if pruner == "threshold" else [])]
+        assert main(["replay", "full", *words, "--json"]) == 0
+        found = json.loads(capsys.readouterr().out)
+        assert (found["tokens"] < found["tokens_then"]) is spends_less
+        assert found["cut"] == 0, "every trial was recorded to its end"
+    assert (found["winner_fate"], found["best"]) == ("pruned", None)
+    assert main(["replay", "full", "sampler=random"]) == 2
+    assert "the sampler stays" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["space.optimizer.lr=tag(log,interval(1e-6,1e-2))"], "space.optimizer.lr: 1e-06 lies outside the table"),
+        (["space.model.lora_rank=choice(4,7)"], "space.model.lora_rank: 7 is not in the table"),
+        (["space.optimizer.weight_decay=interval(0.0,0.1)"], "space.optimizer.weight_decay: the table"),
+        (["queue.table=/nowhere.npz"], "cannot be read"),
+        (["queue.slots=auto"], "needs numbers"),
+    ],
+)
+def test_a_space_off_the_grid_is_refused(words: list[str], message: str, table: Path) -> None:
+    with pytest.raises(ConfigError) as error:
+        freeze(compose_config(["queue=simulated", f"queue.table={table}", *words]), "s")
+    assert message in str(error.value)
+
+
+def test_a_resumed_room_takes_up_what_another_process_left(
+    table: Path, rooms: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sweep.dispatch import simulated
+    from sweep.run import Wish, drive
+
+    words = ["queue=simulated", f"queue.table={table}", "pruner=asha", "search.trials=10", "queue.charge=false", *WORDS]
+    room = session.create_room(freeze(compose_config(words), "s"), 8000)
+    settings = freeze(compose_config(words), "s").settings
+    stopping = Wish(room, Mode.RUN)
+    monkeypatch.setattr(Wish, "__call__", lambda self: Mode.STOP if len(room.trials()) > 4 else Mode.RUN)
+    drive(room, stopping, session.make_nursery(settings))
+    before = {trial: room.attempts(trial) for trial in room.trials()}
+    assert before
+    monkeypatch.undo()
+    monkeypatch.setenv("SWEEP_ROOMS", str(rooms))
+    monkeypatch.setattr(simulated, "_worlds", {})  # as in another process
+    finish = drive(room, Wish(room), session.make_nursery(settings))
+    assert finish.reason == "all 10 trials have ended"
+    assert len(room.trials()) == 10
+    assert all(room.attempts(trial)[: len(attempts)] == attempts for trial, attempts in before.items())
+
+
+def test_finalists_are_trained_again_over_seeds_and_ties_are_said(
+    table: Path, rooms: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["queue=simulated", f"queue.table={table}", "pruner=asha", "search.trials=10", *WORDS]
+    assert main(["run", "name=s", "search.finalists=2", "search.seeds=3", *words]) == 0
+    said = capsys.readouterr().out
+    assert "finals over 3 seeds" in said
+    assert "paired t-tests" in said
+    assert main(["status", "s", "--json"]) == 0
+    state = json.loads(capsys.readouterr().out)
+    finals = [row for row in state["rows"] if row["final"]]
+    ordinary = [row for row in state["rows"] if not row["final"]]
+    assert len(ordinary) == 10
+    best = sorted((row["value"], row["number"]) for row in ordinary if row["state"] == "complete")[:2]
+    assert sorted(map(tuple, (row["final"] for row in finals))) == sorted((n, s) for _, n in best for s in range(3))
+    assert all(row["state"] == "complete" for row in finals), "a final is never judged"
+    assert all(row["params"] == state["rows"][row["final"][0]]["params"] for row in finals)
+    assert state["best"] in {number for _, number in best}
+
+
+def test_a_budget_in_gpu_hours_ends_a_sweep(table: Path, rooms: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["queue=simulated", f"queue.table={table}", "pruner=none", "sampler=random", "search.trials=null", *WORDS]
+    assert main(["run", "name=s", "search.gpu_hours=0.5", *words]) == 0
+    assert "the budget of 0.5 GPU-hours is spent" in capsys.readouterr().out
+    assert main(["run", "name=t", "search.min_gain_per_gpu_hour=20", *words]) == 0
+    assert "expected to gain less than 20" in capsys.readouterr().out

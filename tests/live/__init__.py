@@ -1,0 +1,1 @@
+"""Tests against a real W&B server, run by hand."""

@@ -1,0 +1,572 @@
+"""A worker's copy and the controller's, pass by pass, over a store in memory that fails when it is told to."""
+
+from __future__ import annotations
+
+import json
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from sweep import mirror as sweep_mirror
+from sweep.errors import ConfigError, RetryLater
+from sweep.mirror import ControllerMirror, pull_room
+from sweep.mirrored import Allowance, MirroredChannel
+from tests.stores import Faulty, faulty
+from trainer.contract import Outcome, OutcomeKind, Report, StopCause, TrialSpec, decode, encode
+from trainer.mirror import LeftBehindError, Pace, WorkerMirror, mirrored_room
+from trainer.room import Room, append_line, read_text, write_atomic
+from trainer.store import StoreError
+
+SPEC = TrialSpec("s", 3, 1, "w0001", {}, milestone_tokens=10)
+REPORT = Report(1, 2, 10, 0, 2.5, 1.0, 1e-3, 100.0, 0.5)
+NOW = Pace(look=0.0, poll=0.0, beat=0.0, report=0.0, bulk=0.0, last=0.5)
+
+
+class World:
+    """A controller and workers, each with a room of its own, and the store between them."""
+
+    def __init__(self, tmp_path: Path, name: str) -> None:
+        self.tmp_path, self.name = tmp_path, name
+        self.url = f"memory://{name}"
+        self.store = self.connect()
+        room = Room(tmp_path / "controller")
+        write_atomic(room.sweep, json.dumps({"name": "s", "created": 1.0}))
+        write_atomic(room.root / "study.journal", "asked\n")
+        self.channel = self.controller(room)
+
+    def connect(self) -> Faulty:
+        return faulty(self.url)
+
+    def controller(self, room: Room, continued: bool = False) -> MirroredChannel:
+        mirror = ControllerMirror(self.store, room)
+        mirror.start(continued)
+        return MirroredChannel(mirror, allowance=Allowance(1e9))
+
+    def worker(self, name: str = "w0001") -> WorkerMirror:
+        return WorkerMirror(self.connect(), Room(self.tmp_path / name), name, NOW)
+
+    def sight(self, number: int = 1):  # type: ignore[no-untyped-def]
+        return next(s for s in self.channel.observe([3], ["w0001", "w0002"])[0][3] if s.number == number)
+
+
+@pytest.fixture
+def world(tmp_path: Path, request: pytest.FixtureRequest) -> World:
+    return World(tmp_path, f"{tmp_path.parent.name}-{tmp_path.name}")
+
+
+def report(worker: WorkerMirror, milestone: int, attempt: int = 1) -> None:
+    with worker.room.attempt(3, attempt).reports.open("a") as file:
+        append_line(file, encode(replace(REPORT, milestone=milestone)))
+
+
+def end(worker: WorkerMirror, attempt: int = 1, kind: OutcomeKind = OutcomeKind.COMPLETED) -> None:
+    write_atomic(worker.room.attempt(3, attempt).outcome, encode(Outcome(kind)))
+
+
+def passes(worker: WorkerMirror) -> None:
+    worker.post()
+    worker.freight()
+
+
+# --- there and back -------------------------------------------------------------------------------------------------
+
+
+def test_an_assignment_a_stop_and_a_drain_reach_the_worker(world: World) -> None:
+    worker = world.worker()
+    worker.post()
+    assert worker.dir.assignments() == []
+    world.channel.assign(SPEC)
+    worker.post()
+    assert worker.dir.assignments() == [(3, 1)]
+    assert decode(TrialSpec, read_text(worker.room.attempt(3, 1).spec) or "") == SPEC
+    world.channel.stop(3, 1, StopCause.PRUNED, "worse")
+    world.channel.drain("w0001")
+    worker.post()
+    assert read_text(worker.room.attempt(3, 1).stop) == "pruned\nworse"
+    assert worker.dir.drain.exists()
+
+
+def test_reports_and_an_outcome_reach_the_controller(world: World) -> None:
+    worker = world.worker()
+    world.channel.assign(SPEC)
+    worker.post()
+    report(worker, 1)
+    worker.post()
+    assert [r.milestone for r in world.sight().reports] == [1]
+    report(worker, 2)
+    end(worker)
+    worker.freight()
+    sight = world.sight()
+    assert [r.milestone for r in sight.reports] == [2]
+    assert sight.outcome is not None
+
+
+def test_a_worker_sees_nothing_of_others_trials(world: World) -> None:
+    world.channel.assign(SPEC)
+    world.channel.assign(replace(SPEC, trial=4, worker="w0002"))
+    worker = world.worker("w0002")
+    worker.post()
+    assert worker.room.trials() == [4]
+
+
+def test_what_a_worker_asks_for_does_not_grow_with_its_trials(world: World) -> None:
+    worker = world.worker()
+    for trial in range(20):
+        world.channel.assign(replace(SPEC, trial=trial))
+    worker.post()
+    worker.store.asked.clear()  # type: ignore[attr-defined]
+    for _ in range(10):
+        worker.post()
+    assert worker.store.asked == {"list": 10}  # type: ignore[attr-defined]
+
+
+# --- order ----------------------------------------------------------------------------------------------------------
+
+
+def test_an_outcome_is_put_last_and_a_checkpoint_after_its_reports(world: World) -> None:
+    worker = world.worker()
+    world.channel.assign(SPEC)
+    worker.post()
+    files = worker.room.attempt(3, 1)
+    report(worker, 1)
+    write_atomic(files.checkpoint, "state")
+    worker.freight()
+    write_atomic(files.adapter / "adapter_model.safetensors", "weights")
+    files.steps.write_text("{}\n")
+    report(worker, 2)
+    write_atomic(files.checkpoint, "more state")
+    end(worker)
+    worker.freight()
+    puts = [key.removeprefix("trials/00003/1/") for what, key in worker.store.log if what == "put"]  # type: ignore[attr-defined]
+    assert puts == [
+        "reports.jsonl",
+        "checkpoint.pt",
+        "reports.jsonl",
+        "checkpoint.pt",
+        "steps.jsonl",
+        "adapter/adapter_model.safetensors",
+        "outcome.json",
+    ]
+
+
+def test_the_controller_puts_what_is_referred_to_first(world: World) -> None:
+    world.store.log.clear()
+    write_atomic(world.channel.mirror.room.worker("w0002").job, "{}")
+    with (world.channel.mirror.room.root / "study.journal").open("a") as journal:
+        journal.write("asked again\n")
+    world.channel.assign(SPEC)
+    world.channel.assign(replace(SPEC, attempt=2, worker="w0002"))
+    puts = [key for what, key in world.store.log if what in ("put", "copy")]
+    assert puts == [
+        "study.journal",
+        "workers/w0002/job.json",
+        "trials/00003/1/spec.json",
+        "workers/w0001/inbox/00003-1",
+        "trials/00003/1/fenced.pt",
+        "trials/00003/1/fence",
+        "trials/00003/2/spec.json",
+        "workers/w0001/drain",
+        "workers/w0001/inbox/00003-1",
+        "workers/w0002/inbox/00003-2",
+    ]
+
+
+def test_a_checkpoint_that_nothing_goes_on_from_leaves_the_store(world: World) -> None:
+    worker = world.worker()
+    world.channel.assign(SPEC)
+    worker.post()
+    write_atomic(worker.room.attempt(3, 1).checkpoint, "state")
+    worker.freight()
+    assert "trials/00003/1/checkpoint.pt" in world.store.list()
+    worker.room.attempt(3, 1).checkpoint.unlink()
+    end(worker, kind=OutcomeKind.STOPPED)
+    worker.freight()
+    assert "trials/00003/1/checkpoint.pt" not in world.store.list()
+
+
+# --- the next attempt -----------------------------------------------------------------------------------------------
+
+
+def test_the_next_attempt_goes_on_from_the_fenced_checkpoint_and_late_puts_do_not_count(world: World) -> None:
+    lost, following = world.worker(), world.worker("w0002")
+    world.channel.assign(SPEC)
+    lost.post()
+    report(lost, 1)
+    write_atomic(lost.room.attempt(3, 1).checkpoint, "state at 1")
+    passes(lost)
+    report(lost, 2)  # its network is gone: none of this is put before the fence is raised
+    write_atomic(lost.room.attempt(3, 1).checkpoint, "state at 2")
+    world.channel.assign(replace(SPEC, attempt=2, worker="w0002"))
+    end(lost)
+    passes(lost)  # it is back, and puts all it has
+    assert lost.room.attempt(3, 1).fence.exists(), "it has seen that it was fenced"
+    assert lost.dir.drain.exists()
+    following.post()
+    room = following.room
+    assert room.attempt(3, 1).resume_point().read_text() == "state at 1"
+    sights = world.channel.observe([3], ["w0001", "w0002"])[0][3]
+    assert [r.milestone for r in sights[0].reports] == [1]
+    assert (sights[1].number, sights[1].outcome) == (2, None)
+    elsewhere = Room(world.tmp_path / "elsewhere")
+    pull_room(world.store, elsewhere)
+    again = world.controller(elsewhere).observe([3], [])[0][3]
+    assert [r.milestone for r in again[0].reports] == [1], "so does a controller on another machine see it"
+
+
+def test_every_milestone_of_a_fenced_checkpoint_has_a_report_that_counts(world: World) -> None:
+    """The worker goes on to put reports and checkpoints between each two requests of the controller that fences it."""
+    worker = world.worker()
+    world.channel.assign(SPEC)
+    worker.post()
+    milestone = 0
+    ask = Faulty._ask
+
+    def meddling(self, what, key, act, count=1):  # type: ignore[no-untyped-def]
+        nonlocal milestone
+        if self is world.store and not worker.room.attempt(3, 1).fence.exists():
+            milestone += 1
+            report(worker, milestone)
+            write_atomic(worker.room.attempt(3, 1).checkpoint, str(milestone))
+            worker.freight()
+        return ask(self, what, key, act, count)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Faulty, "_ask", meddling)
+        world.channel.assign(replace(SPEC, attempt=2, worker="w0002"))
+    following = world.worker("w0002")
+    following.post()
+    resumed = int(following.room.attempt(3, 1).resume_point().read_text())
+    counted = [r.milestone for r in world.sight(1).reports]
+    assert 1 <= resumed <= max(counted)
+    assert counted == list(range(1, max(counted) + 1))
+
+
+def test_a_stopped_attempt_s_checkpoint_goes_to_the_next_worker(world: World) -> None:
+    first, second = world.worker(), world.worker("w0002")
+    world.channel.assign(SPEC)
+    first.post()
+    write_atomic(first.room.attempt(3, 1).checkpoint, "state")
+    stopped = Outcome(OutcomeKind.STOPPED, cause=StopCause.PREEMPTED)
+    write_atomic(first.room.attempt(3, 1).outcome, encode(stopped))
+    first.freight()
+    assert not first.room.attempt(3, 1).checkpoint.exists(), "the store has it"
+    world.channel.observe([3], [])
+    world.channel.assign(replace(SPEC, attempt=2, worker="w0002"))
+    second.post()
+    assert second.room.attempt(3, 1).resume_point().read_text() == "state"
+    assert second.room.attempts(3) == [1, 2]
+
+
+# --- a store that fails ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("lose_answer", [False, True])
+@pytest.mark.parametrize("fails", range(1, 12))
+def test_the_controller_s_acts_are_safe_to_repeat_wherever_they_failed(
+    world: World, fails: int, lose_answer: bool
+) -> None:
+    world.channel.assign(SPEC)
+    worker = world.worker()
+    worker.post()
+    report(worker, 1)
+    write_atomic(worker.room.attempt(3, 1).checkpoint, "state")
+    passes(worker)
+    world.store.fail_at, world.store.lose_answer = fails, lose_answer
+    following = replace(SPEC, attempt=2, worker="w0002")
+    for _ in range(3):
+        try:
+            world.channel.assign(following)
+            world.channel.stop(3, 2, StopCause.PRUNED, "worse")
+            world.channel.drain("w0002")
+            break
+        except RetryLater:
+            continue
+    else:
+        pytest.fail("it never went through")
+    second = world.worker("w0002")
+    second.post()
+    assert second.room.attempt(3, 1).resume_point().read_text() == "state"
+    assert second.room.attempt(3, 1).counted() == len(encode(replace(REPORT, milestone=1))) + 1
+    assert read_text(second.room.attempt(3, 2).stop) == "pruned\nworse"
+    assert second.dir.drain.exists()
+
+
+@pytest.mark.parametrize("lose_answer", [False, True])
+@pytest.mark.parametrize("fails", range(1, 14))
+def test_a_worker_s_passes_go_on_wherever_they_failed(world: World, fails: int, lose_answer: bool) -> None:
+    world.channel.assign(SPEC)
+    worker = world.worker()
+    store = worker.store
+    assert isinstance(store, Faulty)
+    store.fail_at, store.lose_answer = fails, lose_answer
+    write_atomic(worker.dir.beat, "1")
+    written = 0
+    for _ in range(6):
+        try:
+            passes(worker)
+        except StoreError:
+            passes(worker)
+        if worker.dir.assignments() and written < 3:
+            written += 1
+            report(worker, written)
+            write_atomic(worker.room.attempt(3, 1).checkpoint, str(written))
+            if written == 3:
+                end(worker)
+    sight = world.sight()
+    assert [r.milestone for r in sight.reports] == [1, 2, 3]
+    assert sight.outcome is not None
+    assert store.fail_at == 0, "that many requests were made"
+    assert world.store.get(["trials/00003/1/checkpoint.pt"]) == {"trials/00003/1/checkpoint.pt": b"3"}
+
+
+def test_a_worker_that_was_cut_off_catches_up(world: World) -> None:
+    world.channel.assign(SPEC)
+    worker = world.worker()
+    worker.post()
+    worker.store.fail = float("inf")  # type: ignore[attr-defined]
+    for milestone in (1, 2, 3):
+        report(worker, milestone)
+        with pytest.raises(StoreError):
+            worker.post()
+    end(worker)
+    with pytest.raises(StoreError):
+        worker.freight()
+    assert world.sight().reports == ()
+    worker.store.fail = 0  # type: ignore[attr-defined]
+    passes(worker)
+    sight = world.sight()
+    assert [r.milestone for r in sight.reports] == [1, 2, 3]
+    assert sight.outcome is not None
+
+
+def test_after_an_outage_of_the_store_the_silence_of_workers_begins_anew(world: World) -> None:
+    clock = [0.0]
+    channel = replace(world.channel, now=lambda: clock[0])
+    worker = world.worker()
+    write_atomic(worker.dir.beat, "1")
+    worker.post()
+    beat = channel.observe([], ["w0001"])[1]["w0001"].beat
+    assert beat is not None
+    world.store.fail = 2
+    for moment in (10.0, 100.0):
+        clock[0] = moment
+        with pytest.raises(RetryLater, match="told to fail"):
+            channel.observe([], ["w0001"])
+    clock[0] = 200.0
+    after = channel.observe([], ["w0001"])[1]["w0001"].beat
+    assert after != beat, "no beat could be seen for so long, which is not the worker's fault"
+    assert channel.observe([], ["w0001"])[1]["w0001"].beat == after
+    world.store.fail = 1
+    with pytest.raises(RetryLater):
+        channel.observe([], ["w0001"])
+    assert channel.observe([], ["w0001"])[1]["w0001"].beat == after, "one failed request is no outage"
+
+
+# --- the worker's end -----------------------------------------------------------------------------------------------
+
+
+def test_nothing_is_left_behind_when_a_worker_ends(world: World) -> None:
+    world.channel.assign(SPEC)
+    with mirrored_room(world.url, world.tmp_path / "w", "w0001", replace(NOW, look=60.0, poll=60.0, bulk=60.0)) as room:
+        worker = WorkerMirror(world.connect(), room, "w0001", NOW)
+        worker.pull()
+        report(worker, 1)
+        write_atomic(room.attempt(3, 1).adapter / "adapter_config.json", "{}")
+        room.worker("w0001").log.write_text("hello\n")
+        end(worker)
+    sight = world.sight()
+    assert (len(sight.reports), sight.outcome is not None) == (1, True)
+    assert {"workers/w0001/log", "trials/00003/1/adapter/adapter_config.json"} <= set(world.store.list())
+
+
+def test_what_comes_after_the_outcome_is_put_too(world: World) -> None:
+    """W&B may take what an attempt tracked only after the attempt has ended."""
+    world.channel.assign(SPEC)
+    worker = world.worker()
+    worker.post()
+    end(worker)
+    worker.freight()
+    write_atomic(worker.room.attempt(3, 1).path / "tracked", "run")
+    worker.stop()
+    assert world.store.get(["trials/00003/1/tracked"]) == {"trials/00003/1/tracked": b"run"}
+
+
+def test_a_second_process_under_a_name_disturbs_nothing(world: World) -> None:
+    """An agent starts a job again while its first process goes on, or after it has ended."""
+    world.channel.assign(SPEC)
+    with mirrored_room(world.url, world.tmp_path / "1", "w0001", NOW) as first:
+        assert not (first.worker("w0001").path / "claim").exists()
+        with mirrored_room(world.url, world.tmp_path / "2", "w0001", NOW) as second:
+            assert (second.worker("w0001").path / "claim").exists()
+            assert second.trials() == []
+        assert world.sight().outcome is None, "what the first trains was not given back"
+    with mirrored_room(world.url, world.tmp_path / "3", "w0001", NOW) as third:
+        assert (third.worker("w0001").path / "claim").exists()
+
+
+@pytest.mark.parametrize("lose_answer", [False, True])
+def test_a_claim_survives_a_store_that_fails(world: World, lose_answer: bool) -> None:
+    worker = world.worker()
+    store = worker.store
+    assert isinstance(store, Faulty)
+    store.fail_at, store.lose_answer = 1, lose_answer
+    assert worker.claim()
+    assert not world.worker().claim()
+
+
+def test_an_assignment_that_came_too_late_is_given_back_and_a_broken_off_one_is_lost(world: World) -> None:
+    world.channel.assign(SPEC)
+    worker = world.worker()
+    worker.start()
+    while not worker.dir.assignments():
+        threading.Event().wait(0.01)
+    report(worker, 1)  # begun, and never ended
+    world.channel.assign(replace(SPEC, trial=4))
+    worker.stop()
+    attempts = world.channel.observe([3, 4], ["w0001"])[0]
+    assert attempts[3][0].outcome is None
+    late = attempts[4][0].outcome
+    assert late is not None
+    assert (late.kind, late.cause) == (OutcomeKind.STOPPED, StopCause.PREEMPTED)
+
+
+def test_a_worker_that_cannot_put_its_last_words_says_so(world: World) -> None:
+    worker = world.worker()
+    worker.store.fail = float("inf")  # type: ignore[attr-defined]
+    worker.start()
+    with pytest.raises(LeftBehindError, match=r"what w0001 wrote last is not in the store: .*told to fail"):
+        worker.stop()
+
+
+# --- the controller's machine ---------------------------------------------------------------------------------------
+
+
+def test_another_machine_goes_on_where_the_store_is(world: World, tmp_path: Path) -> None:
+    """What the first had written only to its own disk counts on its own machine, and not once another has acted."""
+    world.channel.assign(SPEC)
+    first = world.channel.mirror.room
+    write_atomic(first.attempt(3, 2).spec, "never put")
+    first.worker("w0009").assign(3, 2)
+    second = Room(tmp_path / "second")
+    pull_room(world.store, second)
+    assert second.attempts(3) == [1]
+    channel = world.controller(second)
+    write_atomic(second.root / "study.journal", "asked\nasked by the second\n")
+    channel.drain("w0001")
+    world.controller(first, continued=False)
+    assert first.attempts(3) == [1]
+    assert first.worker("w0009").assignments() == []
+    assert (first.root / "study.journal").read_text() == "asked\nasked by the second\n"
+
+
+def test_the_same_machine_goes_on_with_what_it_had_not_put(world: World) -> None:
+    room = world.channel.mirror.room
+    write_atomic(room.attempt(3, 1).spec, encode(SPEC))
+    room.worker("w0001").assign(3, 1)
+    world.controller(room, continued=True)
+    worker = world.worker()
+    worker.post()
+    assert worker.dir.assignments() == [(3, 1)]
+
+
+def test_a_study_that_only_takes_reports_in_is_put_now_and_then_and_before_every_specification(world: World) -> None:
+    mirror, clock = world.channel.mirror, [100.0]
+    mirror.now = lambda: clock[0]
+    journal = mirror.room.root / "study.journal"
+
+    def stored() -> bytes:
+        return world.store.get(["study.journal"])["study.journal"]
+
+    mirror.push([])
+    journal.write_text("asked\nreported\n")
+    world.channel.observe([], [])
+    assert stored() == b"asked\n"
+    clock[0] = 131.0
+    world.channel.observe([], [])
+    assert stored() == b"asked\nreported\n"
+    journal.write_text("asked\nreported\nasked\n")
+    world.channel.assign(SPEC)
+    assert stored() == b"asked\nreported\nasked\n"
+
+
+def test_a_restart_puts_nothing_again_that_is_there(world: World) -> None:
+    for trial in range(10):
+        world.channel.assign(replace(SPEC, trial=trial))
+    world.store.asked.clear()
+    world.controller(world.channel.mirror.room, continued=True)
+    assert world.store.asked["put"] == 1, "the journal, whose growth is not known"
+
+
+def test_another_sweep_in_the_store_is_refused(world: World, tmp_path: Path) -> None:
+    other = Room(tmp_path / "other")
+    write_atomic(other.sweep, json.dumps({"name": "t", "created": 2.0}))
+    with pytest.raises(ConfigError, match="holds a sweep s already"):
+        world.controller(other)
+
+
+def test_a_pull_reads_what_has_changed_only(world: World, tmp_path: Path) -> None:
+    world.channel.assign(SPEC)
+    worker, laptop = world.worker(), Room(tmp_path / "laptop")
+    worker.post()
+    report(worker, 1)
+    write_atomic(worker.room.attempt(3, 1).checkpoint, "state")
+    passes(worker)
+    assert pull_room(world.store, laptop, light=True) == 5  # sweep, journal, specification, inbox entry, reports
+    assert not laptop.attempt(3, 1).checkpoint.exists()
+    assert pull_room(world.store, laptop, light=True) == 0
+    report(worker, 2)
+    end(worker)
+    passes(worker)
+    assert pull_room(world.store, laptop, light=True) == 2
+    assert len(laptop.attempt(3, 1).reports.read_text().splitlines()) == 2
+    assert pull_room(world.store, laptop) == 1
+    assert laptop.attempt(3, 1).checkpoint.read_text() == "state"
+
+
+def test_a_wish_from_elsewhere_reaches_the_controller_once(world: World) -> None:
+    world.store.put("control", b"cancel")
+    world.channel.observe([], [])
+    assert read_text(world.channel.mirror.room.root / "control") == "cancel"
+    room = world.channel.mirror.room
+    (room.root / "control").unlink()  # it has obeyed, and ended
+    world.channel.observe([], [])
+    assert not (room.root / "control").exists()
+    world.controller(room, continued=True).observe([], [])
+    assert not (world.channel.mirror.room.root / "control").exists()
+
+
+def test_looks_are_paced(world: World) -> None:
+    clock, pauses = [0.0], []
+
+    def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+        clock[0] += seconds
+
+    allowance = Allowance(60, lambda: clock[0], sleep)
+    for _ in range(125):
+        allowance.take()
+    assert clock[0] == pytest.approx(120.0), "five at once, then one a second"
+    allowance.spend(10)
+    allowance.take()
+    assert clock[0] == pytest.approx(131.0)
+
+
+def test_a_room_of_many_trials_is_listed_by_those_that_are_open(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sweep_mirror, "PAGE", 10)
+    for trial in range(20):
+        world.channel.assign(replace(SPEC, trial=trial))
+    worker = world.worker()
+    worker.post()
+    mirror = world.channel.mirror
+    assert mirror.pull([3]) == 5, "the whole room, whose size nobody knew: 42 keys"
+    world.store.log.clear()
+    assert mirror.pull([3]) == 2 + 1
+    assert [key for what, key in world.store.log if what == "list"] == ["workers", "trials/00003"]
+    report(worker, 1)
+    world.store.put("control", b"stop")
+    worker.post()
+    assert len(world.sight().reports) == 1
+    assert read_text(mirror.room.root / "control") == "stop"
+    assert mirror.pull(range(20)) == 5, "fewer requests than one for each"

@@ -1,0 +1,74 @@
+"""What an evaluation asks of W&B and tells it: the adapter that no path leads to, and the scores on the trial's run.
+
+Invariants: a score that cannot be told ends no evaluation: it lies in the outcome, and what W&B did not get in the
+attempt's directory, from where `sweep sync` uploads it. The trial's run keeps its own exit code, 0: only what has
+completed is judged.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from trainer.contract import Evaluation, Tracking
+from trainer.room import AttemptDir, write_atomic
+from trainer.tracking import SETTINGS, score_summary
+
+
+def fetch_adapter(asked: Evaluation, to: Path) -> Path:
+    """The adapter's directory; brought to `to` from an artifact or an object store.
+
+    Raises:
+        FileNotFoundError: it is not there. What the client of W&B or of the store raises.
+    """
+    if asked.artifact:
+        import wandb
+
+        wandb.Api().artifact(asked.artifact, type="model").download(root=str(to))
+        return to
+    if "://" in asked.adapter:
+        from fsspec.core import url_to_fs
+
+        store, path = url_to_fs(asked.adapter)
+        store.get(path.rstrip("/") + "/", f"{to}/", recursive=True)
+        return to
+    if not Path(asked.adapter).is_dir():
+        raise FileNotFoundError(f"there is no adapter in {asked.adapter}")
+    return Path(asked.adapter)
+
+
+def tell_scores(tracking: Tracking, files: AttemptDir, scores: Mapping[str, float]) -> None:
+    """Put scores into the summary of the trial's run, which ended before."""
+    try:
+        try:
+            run = _resume(tracking, files, tracking.mode)
+        except Exception as error:
+            if tracking.mode == "offline":
+                raise
+            print(f"W&B cannot be reached ({error}); `sweep sync` uploads these scores later", flush=True)
+            run = _resume(tracking, files, "offline")
+        run.summary.update(score_summary(scores))
+        run.finish(exit_code=0)
+        if not run.offline:
+            write_atomic(files.path / "tracked", tracking.run)
+    except Exception as error:
+        print(f"the scores did not reach W&B: {type(error).__name__}: {error}", flush=True)
+
+
+def _resume(tracking: Tracking, files: AttemptDir, mode: str) -> Any:
+    os.environ.setdefault("WANDB_SILENT", "true")
+    import wandb
+
+    wanted = dict(tracking.init)
+    settings = {**SETTINGS, "x_disable_stats": True, **wanted.pop("settings", {})}
+    return wandb.init(
+        **wanted,
+        id=tracking.run,
+        mode="offline" if mode == "offline" else "online",
+        dir=str(files.path),
+        resume="allow" if mode == "offline" else "must",
+        reinit="create_new",
+        settings=wandb.Settings(**settings),
+    )
