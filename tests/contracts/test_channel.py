@@ -128,18 +128,16 @@ def make(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         mirror.start(continued=False)
         return MirroredChannel(mirror, look=0.01, allowance=Allowance(1e9))
 
-    if request.param == "wandb":
-        api = FakeLaunchApi(tmp_path_factory.mktemp("wandb"))
-        return lambda room: through_wandb(room, api)
-    return mirrored if request.param == "mirrored" else RoomChannel
+    def through_wandb(room: Room) -> WandbChannel:
+        """One that has looked, as the dispatcher makes it look."""
+        api = FakeLaunchApi(room.root / "wandb")
+        channel = WandbChannel(room, RoomChannel(room), api, Runs(api, 0.0), lambda run: None)
+        channel.runs.want("jobs", ["run-1"])
+        channel.runs.look()
+        return channel
 
-
-def through_wandb(room: Room, api: FakeLaunchApi) -> WandbChannel:
-    """One that has looked, as the dispatcher makes it look."""
-    channel = WandbChannel(room, RoomChannel(room), api, Runs(api, 0.0), lambda run: None)
-    channel.runs.want("jobs", ["run-1"])
-    channel.runs.look()
-    return channel
+    ways: dict[str, Make] = {"mirrored": mirrored, "wandb": through_wandb}
+    return ways.get(request.param, RoomChannel)
 
 
 @pytest.fixture

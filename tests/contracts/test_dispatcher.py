@@ -7,7 +7,6 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -69,14 +68,14 @@ def make(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mon
     if request.param == "local":
         yield lambda room: FastDispatcher(room, (), 1)
         return
-    if request.param == "simulated":
-        world = make_world(request.getfixturevalue("tmp_path"))
-        yield lambda room: SimulatedDispatcher(world)
-        return
     if request.param == "launch":
         monkeypatch.setattr(launch_dispatch, "CANCEL_SECONDS", 0.5)
         with Agent(FakeLaunchApi(tmp_path / "wandb")):
             yield lambda room: launched(room, FakeLaunchApi(tmp_path / "wandb"))
+        return
+    if request.param == "simulated":
+        world = make_world(request.getfixturevalue("tmp_path"))
+        yield lambda room: SimulatedDispatcher(world)
         return
     source: Nursery = request.getfixturevalue("nursery") if request.param == "forked" else Nursery([{}])
     yield lambda room: LocalDispatcher(room, (), 1, nursery=source)
@@ -203,61 +202,6 @@ def test_start_is_safe_to_repeat_also_after_a_restart(make: Make, room: Room, ha
     assert state(restarted, "w0001") is JobState.RUNNING, "adopted by its name"
     restarted.start([WorkerSpec("w0001", 0)])
     assert hands.identity("w0001") == one
-
-
-def test_a_planned_worker_is_handed_over_once_it_has_trials_and_only_once(tmp_path: Path) -> None:
-    """Where a job carries its first trials."""
-    room, api = Room(tmp_path / "room"), FakeLaunchApi(tmp_path / "wandb")
-    room.root.mkdir()
-    worker = WorkerSpec("w0001", 3)
-    launched(room, api).start([worker])
-    launched(room, api).start([worker])
-    assert (state(launched(room, api), "w0001"), api.items()) == (JobState.PLANNED, [])
-    give(room, worker)
-    for _ in range(3):
-        launched(room, api).start([worker])
-    assert state(launched(room, api), "w0001") is JobState.PENDING
-    (item,) = api.items()
-    job = json.loads((api.root / "items" / item / "spec").read_text())
-    assert job["run"] == "run-3"
-    assert [spec["trial"] for spec in job["config"][JOB_KEY]["specs"]] == [3]
-
-
-def test_a_planned_worker_that_is_cancelled_is_never_handed_over(tmp_path: Path) -> None:
-    room, api = Room(tmp_path / "room"), FakeLaunchApi(tmp_path / "wandb")
-    room.root.mkdir()
-    worker = WorkerSpec("w0001", 3)
-    dispatcher = launched(room, api)
-    dispatcher.start([worker])
-    dispatcher.cancel(["w0001"])
-    give(room, worker)
-    dispatcher.start([worker])
-    assert (state(launched(room, api), "w0001"), api.items()) == (JobState.GONE, [])
-
-
-def test_a_poll_asks_once_however_many_workers_there_are(tmp_path: Path) -> None:
-    room, api = Room(tmp_path / "room"), FakeLaunchApi(tmp_path / "wandb")
-    room.root.mkdir()
-    dispatcher = launched(room, api)
-    begin(dispatcher, room, *(WorkerSpec(f"w{n:04d}", n) for n in range(1, 60)))
-    time.sleep(0.03)
-    before = len((api.root / "requests").read_text().splitlines())
-    dispatcher.poll()
-    asked = (api.root / "requests").read_text().splitlines()[before:]
-    assert [line.split()[0] for line in asked] == ["runs", "item_state"], "and of one that waits, in turn"
-
-
-def test_who_only_looks_writes_nothing_and_asks_nobody(tmp_path: Path) -> None:
-    room, api = Room(tmp_path / "room"), FakeLaunchApi(tmp_path / "wandb")
-    room.root.mkdir()
-    begin(launched(room, api), room, WorkerSpec("w0001", 0))
-    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    looker = replace(launched(room, api), reads=True)
-    assert state(looker, "w0001") is JobState.PENDING
-    write_atomic(room.worker("w0001").exit, '{"reason": "it was drained"}')
-    assert looker.poll()["w0001"].reason == "it was drained"
-    room.worker("w0001").exit.unlink()
-    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
 def test_cancel_ends_it_and_is_safe_to_repeat(make: Make, room: Room, hands: Hands) -> None:

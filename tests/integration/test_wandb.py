@@ -176,7 +176,7 @@ def test_a_stop_reaches_a_running_job_and_every_end_is_right_on_both_sides(scene
     assert short["reports"][-1]["final"]
     assert 6 <= len(long["reports"]) < 1000
     runs = [scene.run(name, trial) for trial in (0, 1)]
-    assert [run.summary["trial/state"] for run in runs] == ["completed", "pruned"]
+    assert [run.summary["trial/state"] for run in runs] == ["complete", "pruned"]
     assert [(run.state, run.starts) for run in runs] == [("finished", 1)] * 2
     assert runs[1].summary["trial/reason"], "why it was pruned"
     assert [bool(run.stop_requests) for run in runs] == [False, name == "alone"]

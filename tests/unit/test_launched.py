@@ -50,7 +50,6 @@ def test_the_job_is_read_also_where_the_agent_has_cut_it_into_parts(parts: int) 
         {},
         {"WANDB_CONFIG": "{"},
         {"WANDB_CONFIG": '{"lr": 1}'},
-        {"WANDB_CONFIG": '{"sweep_job": {"channel": "room"}}'},
         {"WANDB_CONFIG": '{"sweep_job": {"worker": "w", "no_such": 1}}'},
         {"WANDB_CONFIG_1": config()},
     ],
