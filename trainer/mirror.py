@@ -201,8 +201,9 @@ class WorkerMirror:
     def pull(self) -> None:
         """Bring what the controller has for this worker."""
         listing = self.store.list(f"workers/{self.worker}")
-        if f"workers/{self.worker}/drain" in listing and not self.dir.drain.exists():
-            write_atomic(self.dir.drain, "", durable=False)
+        drain = f"workers/{self.worker}/drain"
+        if drain in listing and not self.dir.drain.exists():
+            write_atomic(self.dir.drain, self.store.get([drain]).get(drain, b""), durable=False)
         for key, tag in sorted(listing.items()):
             task = _task(key)
             if task is None or self._seen.get(task) == tag:

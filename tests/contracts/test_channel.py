@@ -295,6 +295,15 @@ def test_what_a_fenced_out_attempt_writes_does_not_count(rig: Rig) -> None:
     assert channel.observe([3], ["w0001"])[1]["w0001"].draining, "it has nothing left to do"
 
 
+def test_a_worker_that_never_began_its_attempt_is_not_let_go(make: Make, room: Room) -> None:
+    """It failed to start, which counts; or it is late, and finds the fence."""
+    channel = make(room)
+    channel.assign(SPEC)
+    channel.assign(replace(SPEC, attempt=2, worker="w0002"))
+    assert room.attempt(3, 1).fence.exists()
+    assert not room.worker("w0001").drain.exists()
+
+
 def test_an_attempt_with_an_outcome_needs_no_fence(make: Make, room: Room) -> None:
     channel = make(room)
     channel.assign(SPEC)

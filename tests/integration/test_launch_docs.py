@@ -32,11 +32,11 @@ def lines() -> list[str]:
 
 @contextmanager
 def shell(standin: StandIn, directory: Path) -> Iterator[subprocess.Popen[str]]:
-    """A shell in which `sweep` and `wandb` are this interpreter's; whatever it started ends with it."""
+    """A shell in which `sweep`, `wandb` and `python` are this interpreter's; whatever it started ends with it."""
     programs = directory / "bin"
     programs.mkdir()
-    for name, module in (("sweep", "sweep.cli"), ("wandb", "wandb")):
-        (programs / name).write_text(f'#!/bin/sh\nexec {sys.executable} -m {module} "$@"\n')
+    for name, words in (("sweep", "-m sweep.cli"), ("wandb", "-m wandb"), ("python", "")):
+        (programs / name).write_text(f'#!/bin/sh\nexec {sys.executable} {words} "$@"\n')
         (programs / name).chmod(0o755)
     env = {**environment(standin), "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
     env |= {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
