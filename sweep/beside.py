@@ -62,7 +62,7 @@ class EvaluationStudy:
     def lay_aside(self, number: int) -> None:
         pass
 
-    def promote(self) -> Promotion | None:
+    def promote(self, new: bool) -> Promotion | None:
         return None
 
     def unknown(self) -> Sequence[int]:

@@ -48,9 +48,14 @@ class Curves:
             self.stand(number, Standing.PAUSED if found.ruling is Ruling.PAUSE else Standing.PRUNED)
         return found
 
-    def promote(self) -> Promotion | None:
-        """The strategy's choice among the paused trials; it then stands as running."""
-        found = self.strategy.promote(self._curves, self.milestones)
+    def promote(self, new: bool) -> Promotion | None:
+        """The strategy's choice among the paused trials; it then stands as running.
+
+        Args:
+            new: a new trial may be asked for in its place.
+        """
+        choose = self.strategy.promote if new else self.strategy.finish
+        found = choose(self._curves, self.milestones)
         if found is not None:
             self.stand(found.trial, Standing.RUNNING)
         return found

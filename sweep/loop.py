@@ -230,7 +230,7 @@ class Controller:
     def _ask(self, new: bool) -> bool:
         """Promote a paused trial, or ask for a new one; False where there is none to promote, and none to ask for."""
         study = self.ports.study
-        if (promotion := study.promote()) is not None:
+        if (promotion := study.promote(new)) is not None:
             self._ruled.pop(promotion.trial, None)
             self._trials.pop(promotion.trial, None)
             self.ledger.promoted(promotion)

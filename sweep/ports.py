@@ -125,8 +125,12 @@ class Study(Protocol):
     def lay_aside(self, number: int) -> None:
         """A paused trial has stopped: it is open no more, until it is promoted."""
 
-    def promote(self) -> Promotion | None:
-        """The paused trial that deserves a free slot most: its pause is over. None: a new trial deserves it more."""
+    def promote(self, new: bool) -> Promotion | None:
+        """The paused trial that deserves a free slot most: its pause is over. None: a new trial deserves it more.
+
+        Args:
+            new: a new trial may be asked for; where not, None means that no paused one is worth going on with.
+        """
 
     def unknown(self) -> Sequence[int]:
         """Ended trials whose reports it needs to judge others, and has not seen."""

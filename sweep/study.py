@@ -290,13 +290,14 @@ class OptunaStudy:
         self._aside.add(number)
         self._facts = None
 
-    def promote(self) -> Promotion | None:
+    def promote(self, new: bool) -> Promotion | None:
         if self._curves is None or self._stuck:
             return None
-        found = self._curves.promote()
+        found = self._curves.promote(new)
         if found is None:
-            self._stuck = True
-            self._facts = None
+            if not new:  # else a new trial changes everything anyway
+                self._stuck = True
+                self._facts = None
             return None
         known = self._open[found.trial]
         known.lifted = max(known.values, default=0)

@@ -180,8 +180,8 @@ class ChargedStudy:
     def lay_aside(self, number: int) -> None:
         self.study.lay_aside(number)
 
-    def promote(self) -> Promotion | None:
-        return self._charged(self.study.promote)
+    def promote(self, new: bool) -> Promotion | None:
+        return self._charged(lambda: self.study.promote(new))
 
     def unknown(self) -> Sequence[int]:
         return self.study.unknown()

@@ -53,6 +53,9 @@ class Strategy(Protocol):
     def promote(self, curves: Mapping[int, Curve], milestones: int) -> Promotion | None:
         """A paused trial that deserves the next free slot more than a new one; None: ask a new one."""
 
+    def finish(self, curves: Mapping[int, Curve], milestones: int) -> Promotion | None:
+        """A paused trial that is worth going on with where no new one may be asked for; None: none is."""
+
 
 @dataclass(frozen=True, slots=True)
 class AsynchronousHalving:
@@ -100,6 +103,9 @@ class AsynchronousHalving:
                         reason = reason.replace("third", f"1/{self.reduction_factor}")
                     return Promotion(number, reason, basis)
         return None
+
+    def finish(self, curves: Mapping[int, Curve], milestones: int) -> Promotion | None:
+        return self.promote(curves, milestones)  # whether a new one may be asked for does not matter to it
 
     def _rungs(self, milestones: int) -> list[int]:
         rungs, at = [], self.min_resource

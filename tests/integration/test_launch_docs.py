@@ -23,6 +23,7 @@ __all__ = ["standin"]  # a fixture
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = (ROOT / "docs" / "launch.md").read_text()
+MARK = "-- that line has ended --"
 
 
 def lines() -> list[str]:
@@ -65,11 +66,11 @@ def run(process: subprocess.Popen[str], line: str, log: Path) -> str:
     assert process.stdout is not None
     quiet = line.endswith("&")
     process.stdin.write(f"{line.removesuffix('&')} >>agent.log 2>&1 &\n" if quiet else f"{line}\n")
-    process.stdin.write("echo done: $?\n")
+    process.stdin.write(f"echo '{MARK}'\n")
     process.stdin.flush()
     found: list[str] = []
     for said in process.stdout:
-        if said.startswith("done: "):
+        if said.strip() == MARK:
             return "".join(found)
         found.append(said)
     raise AssertionError(f"{line} failed\n{''.join(found)}\n{log.read_text()}")
