@@ -96,7 +96,7 @@ def test_the_walk_through_runs(standin: StandIn, tmp_path: Path) -> None:
     assert {number: run.summary["trial/state"] for number, run in runs.items()} == states
     assert {run.state for run in runs.values()} == {"finished"}
     assert {run.exit_code for run in runs.values()} == {0}
-    assert "W&B has everything" in said["sweep sync first"]
+    assert said["sweep sync first"] == "W&B had everything already\n"
     best = min((row for row in rows.values() if row["state"] == "complete"), key=lambda row: float(row["value"]))
     adapters = [artifact for artifact in standin.artifacts.values() if artifact.collection == "first-adapter"]
     (crowned,) = [standin.aliases(adapter) for adapter in adapters if "best" in standin.aliases(adapter)]
