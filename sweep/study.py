@@ -325,8 +325,9 @@ class OptunaStudy:
             return
         trial = known.trial
         attrs = {REASON: told.reason, CANCELLED: told.cancelled, TOKENS: tokens, SECONDS: seconds}
+        said = self._frozen(known).user_attrs  # by a controller that died before it could tell
         for key, value in attrs.items():
-            if value:
+            if value and said.get(key) != value:
                 trial.set_user_attr(key, value)
         self._seed_for(told.trial)
         try:
