@@ -9,8 +9,9 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,7 @@ __all__ = ["standin"]  # a fixture
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = (ROOT / "docs" / "launch.md").read_text()
+LIMIT_SECONDS = 1800.0  # a sweep that never ends shall not hold the other tests up
 MARK = "-- that line has ended --"
 
 
@@ -53,10 +55,14 @@ def shell(standin: StandIn, directory: Path) -> Iterator[subprocess.Popen[str]]:
             env=env,
             start_new_session=True,
         )
+        watch = threading.Timer(LIMIT_SECONDS, os.killpg, (process.pid, signal.SIGKILL))
+        watch.start()
         try:
             yield process
         finally:
-            os.killpg(process.pid, signal.SIGKILL)
+            watch.cancel()
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
             process.wait()
 
 
