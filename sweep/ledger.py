@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sweep.model import SweepState, Verdict
-from trainer.room import Room, append_line, read_text
+from trainer.room import Room, append_line, cut_torn_line, read_text
 
 if TYPE_CHECKING:
     from sweep.strategy import Promotion
@@ -48,7 +48,7 @@ class RoomLedger:
 
     def __init__(self, room: Room) -> None:
         self._path = ledger_path(room)
-        _cut_torn_line(self._path)
+        cut_torn_line(self._path)
         self._known = {(e.trial, e.ruling, e.milestone) for e in read_ledger(room) if e.ruling != PROMOTED}
 
     def ruled(self, trial: int, verdict: Verdict, tokens: int) -> None:
@@ -120,12 +120,3 @@ def _parsed(line: str) -> dict[str, Any] | None:
     except ValueError:
         return None
     return raw if isinstance(raw, dict) and set(raw) == set(Entry.__slots__) else None
-
-
-def _cut_torn_line(path: Path) -> None:
-    if path.exists():
-        data = path.read_bytes()
-        complete = data.rfind(b"\n") + 1
-        if complete < len(data):
-            with path.open("r+b") as file:
-                file.truncate(complete)

@@ -33,6 +33,7 @@ from sweep.proposals import History, WatchedStudy
 from sweep.space import Space
 from sweep.strategy import Promotion, Standing, Strategy
 from trainer.contract import Report
+from trainer.room import cut_torn_line
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 
@@ -79,12 +80,8 @@ class StudyConfig:
 
 def journal_storage(path: Path) -> BaseStorage:
     """The journal file of a room, for its one writer: a line that a crash left torn is cut off first."""
+    cut_torn_line(path)
     if path.exists():
-        data = path.read_bytes()
-        complete = data.rfind(b"\n") + 1
-        if complete < len(data):
-            with path.open("r+b") as file:
-                file.truncate(complete)
         Path(f"{path}.lock").unlink(missing_ok=True)  # left by a killed writer; the room's lock says there is no other
     return JournalStorage(JournalFileBackend(str(path)))
 

@@ -112,6 +112,16 @@ class Tail:
         return complete.decode(errors="replace").splitlines()
 
 
+def cut_torn_line(path: Path) -> None:
+    """Cut off the line that a crash left torn at a file's end; for the file's one writer, before it goes on."""
+    if path.exists():
+        data = path.read_bytes()
+        complete = data.rfind(b"\n") + 1
+        if complete < len(data):
+            with path.open("r+b") as file:
+                file.truncate(complete)
+
+
 def append_line(file: IO[str], line: str) -> None:
     """Append one line and hand it to the operating system at once, so that a killed writer loses nothing."""
     file.write(line + "\n")

@@ -234,7 +234,7 @@ class LaunchDispatcher:
     def _beats_on(self, record: Record) -> bool:
         """Its trial's run has ended, but not the worker: it says so itself when it does."""
         beat = self._dir(record).beat
-        return self.queue.channel == "room" and beat.exists() and time.time() - beat.stat().st_mtime < CANCEL_SECONDS
+        return not self._alone and beat.exists() and time.time() - beat.stat().st_mtime < CANCEL_SECONDS
 
     def _job(self, record: Record) -> Job:
         if record.end:
