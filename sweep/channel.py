@@ -84,9 +84,8 @@ class RoomChannel:
             earlier = self._room.attempt(spec.trial, number)
             if number < spec.attempt and not earlier.outcome.exists():
                 earlier.raise_fence()
-                if (
-                    earlier.reports.exists()
-                ):  # else its worker has yet to begin it, or failed to start: not let go by us
+                # else its worker has yet to begin it, or failed to start: it is not for us to let it go
+                if earlier.reports.exists():
                     self.drain(self._worker_of(spec.trial, number))
 
     def _attempt(self, trial: int, number: int, inboxes: dict[str, set[tuple[int, int]]]) -> AttemptSight:

@@ -27,14 +27,15 @@ from trainer.room import Room, held, hold, read_text
 
 
 def kill_workers_of_running_trials(room: Room, times: int) -> None:
-    """Kill a worker that has reported, again and again."""
+    """Kill a worker that has begun its trial, again and again."""
     killed = 0
     deadline = time.monotonic() + 60
     while killed < times and time.monotonic() < deadline:
         time.sleep(0.05)
         for name in room.workers():
             files = room.worker(name)
-            if held(files.lock) and files.beat.exists() and files.assignments():
+            begun = any(room.attempt(*attempt).reports.exists() for attempt in files.assignments())
+            if begun and held(files.lock):
                 os.kill(int((read_text(files.lock) or "").strip()), signal.SIGKILL)
                 killed += 1
                 break
