@@ -6,7 +6,7 @@ export OMP_NUM_THREADS ?= 1
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: demo test unit lint check install clean
+.PHONY: demo test test-all unit lint check install clean
 
 install: $(VENV)/installed
 
@@ -21,6 +21,9 @@ demo: install
 	$(BIN)/sweep run experiment=demo
 
 test: install lint
+	$(BIN)/pytest -n 3 --dist worksteal --durations=15 -m "not deep"
+
+test-all: install lint
 	$(BIN)/pytest -n 3 --dist worksteal --durations=15
 
 unit: install

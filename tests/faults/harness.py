@@ -177,7 +177,7 @@ def die_at_write(count: int) -> Callable[[], None]:
     return install
 
 
-def wait_for_workers(room: Room, seconds: float = 30.0) -> None:
+def wait_for_workers(room: Room, seconds: float = 300.0) -> None:
     deadline = time.monotonic() + seconds
     while any(held(room.worker(name).lock) for name in room.workers()):
         assert time.monotonic() < deadline, "a worker lives on"

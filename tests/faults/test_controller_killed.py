@@ -40,7 +40,7 @@ def test_killed_after_every_single_effect(rooms: Path, workers: int, more: tuple
     check_sweep(room, TRIALS)
 
 
-@pytest.mark.parametrize("every", [1, 2, 3, 4])
+@pytest.mark.parametrize("every", [*(pytest.param(n, marks=pytest.mark.deep) for n in (1, 3, 4)), 2])
 @pytest.mark.parametrize("more", [(), PAUSING], ids=["", "pausing"])
 def test_killed_at_every_durable_write(rooms: Path, every: int, more: tuple[str, ...]) -> None:
     """Also in the middle of an effect: right before or right after a file, a journal line, a started process."""

@@ -108,6 +108,7 @@ def test_killed_after_every_few_effects(rooms: Path, trials_per_worker: str) -> 
     check_evaluations(room)
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("every", [3])
 def test_killed_at_every_durable_write(rooms: Path, every: int) -> None:
     room = make_room(rooms, *WORDS)

@@ -29,7 +29,7 @@ from trainer.room import Room, held, hold, read_text
 def kill_workers_of_running_trials(room: Room, times: int) -> None:
     """Kill a worker that has begun its trial, again and again."""
     killed = 0
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 600
     while killed < times and time.monotonic() < deadline:
         time.sleep(0.05)
         for name in room.workers():

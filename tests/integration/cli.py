@@ -25,7 +25,7 @@ def command(*words: str) -> list[str]:
     return [sys.executable, "-m", "sweep.cli", *words]
 
 
-def sweep(*words: str, code: int | None = 0, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+def sweep(*words: str, code: int | None = 0, timeout: float = 1200) -> subprocess.CompletedProcess[str]:
     """Run a verb; fails the test where it ends with another exit code."""
     result = subprocess.run(command(*words), capture_output=True, text=True, timeout=timeout, check=False)
     assert code is None or result.returncode == code, f"exit {result.returncode}\n{result.stdout}\n{result.stderr}"

@@ -40,7 +40,7 @@ def s3() -> Iterator[str]:
 
 
 def until(
-    channel: MirroredChannel, attempt: int, seen: Callable[[AttemptSight], object], seconds: float = 300
+    channel: MirroredChannel, attempt: int, seen: Callable[[AttemptSight], object], seconds: float = 900
 ) -> AttemptSight:
     """Observe until an attempt of trial 0 looks like this."""
     deadline = time.monotonic() + seconds
@@ -82,7 +82,7 @@ def test_a_trial_goes_on_from_the_checkpoint_that_another_worker_left_in_the_buc
         for name in ("w0001", "w0002"):
             channel.drain(name)
         for worker in workers:
-            output, _ = worker.communicate(timeout=300)
+            output, _ = worker.communicate(timeout=900)
             assert worker.returncode == 0, output
             assert "it was drained" in output
     everything = pull(url, tmp_path / "laptop")

@@ -41,7 +41,12 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
+DEEP = ("activation checkpointing, another loss and optimizer", "bf16")
+
+
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=pytest.mark.deep) if case in DEEP else case for case in CASES]
+)
 def test_same_numbers_as_tune_run(case: str, tmp_path: Path) -> None:
     changes = {key: value for key, value in CASES[case].items() if key != "loss__component"}
     if "loss__component" in CASES[case]:

@@ -38,7 +38,9 @@ def test_the_walk_through_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     for line in commands():
         program, *words = shlex.split(line)
         assert program == "sweep", line
-        result = subprocess.run(command(*words), capture_output=True, text=True, cwd=tmp_path, timeout=600, check=False)
+        result = subprocess.run(
+            command(*words), capture_output=True, text=True, cwd=tmp_path, timeout=1800, check=False
+        )
         assert result.returncode == 0, f"{line}\n{result.stdout}\n{result.stderr}"
         said[line] = result.stdout
     assert "all 24 trials have ended" in said["sweep run experiment=demo name=first"]

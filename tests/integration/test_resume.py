@@ -35,7 +35,7 @@ def saved(trial: LoraRecipe, path: Path) -> dict[str, Any]:
     return state
 
 
-@pytest.mark.parametrize("stop_at", [1, 2, 5, 6, 9])
+@pytest.mark.parametrize("stop_at", [*(pytest.param(n, marks=pytest.mark.deep) for n in (1, 2, 9)), 5, 6])
 def test_resume_is_bit_exact_within_an_epoch_an_accumulation_and_at_their_ends(
     stop_at: int, cache: Cache, tmp_path: Path
 ) -> None:

@@ -20,7 +20,7 @@ from trainer.room import Room, held, read_text
 pytestmark = pytest.mark.slow
 
 
-def until(condition: Callable[[], object], run: subprocess.Popen[bytes] | None = None, seconds: float = 120) -> None:
+def until(condition: Callable[[], object], run: subprocess.Popen[bytes] | None = None, seconds: float = 600) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it did not happen"
@@ -166,7 +166,7 @@ def test_ctrl_c_once_detaches_and_resume_goes_on(rooms: Path, tmp_path: Path) ->
     second = sweep("resume", "c", code=1)
     assert "another controller runs c already" in second.stderr
     run.send_signal(signal.SIGINT)
-    assert run.wait(60) == 130
+    assert run.wait(600) == 130
     assert "detached: running trials go on by themselves" in (tmp_path / "log").read_text()
     until(lambda: no_worker_lives(room))
     outcomes = [read_outcome(room, number) for number in room.trials()]
@@ -183,7 +183,7 @@ def test_ctrl_c_twice_stops_with_a_checkpoint_and_the_numbers_stay_the_same(room
     run.send_signal(signal.SIGINT)
     time.sleep(0.2)
     run.send_signal(signal.SIGINT)
-    assert run.wait(60) == 130
+    assert run.wait(600) == 130
     until(lambda: no_worker_lives(room))
     assert [row["state"] for row in status("broken")["rows"]] == ["waiting"]
     sweep("resume", "broken")
@@ -199,7 +199,7 @@ def test_a_killed_worker_s_trial_resumes_with_the_same_numbers(rooms: Path, tmp_
     room = Room(rooms / "killed")
     until(lambda: reported(room, 2), run)
     os.kill(int((read_text(room.worker("w0001").lock) or "").strip()), signal.SIGKILL)
-    assert run.wait(120) == 0
+    assert run.wait(600) == 0
     sweep("run", *words, "name=whole")
     assert outline("killed") == outline("whole")
     assert read_steps(room, 0) == read_steps(Room(rooms / "whole"), 0)

@@ -116,7 +116,7 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
         sweeps = {name: run_sweep(name, said, logs[name], leaking) for name, said in SCENES.items()}
         sweeps["preempted"] = preempt_one(Room(place / "rooms" / "preempted"), logs["preempted"], leaking)
         try:
-            ended = {name: process.wait(900) for name, process in sweeps.items()}
+            ended = {name: process.wait(1800) for name, process in sweeps.items()}
             said = {name: log.read_text() for name, log in logs.items()}
             assert set(ended.values()) == {0}, "\n".join(
                 [str(ended), *said.values(), (place / "agent.log").read_text()]
@@ -152,7 +152,7 @@ def preempt_one(room: Room, log: Path, env: dict[str, str]) -> subprocess.Popen[
     return process
 
 
-def until(condition: Callable[[], bool], process: subprocess.Popen[bytes], seconds: float = 600.0) -> None:
+def until(condition: Callable[[], bool], process: subprocess.Popen[bytes], seconds: float = 1200.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert process.poll() is None, "the sweep ended"

@@ -27,7 +27,7 @@ def fast_room(rooms: Path, *overrides: str, step: float = 0.05) -> Room:
     return make_room(rooms, *FAST, f"queue.env={{STEP_SECONDS: '{step}'}}", *overrides)
 
 
-def until(condition: Callable[[], object], seconds: float = 180) -> None:
+def until(condition: Callable[[], object], seconds: float = 900) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it did not happen"
@@ -51,7 +51,7 @@ def running(room: Room, mode: Mode = Mode.RUN) -> Iterator[list[Finish]]:
     try:
         yield found
     finally:
-        thread.join(180)
+        thread.join(900)
         assert not thread.is_alive(), "the controller did not come to an end"
         assert not errors, errors
 

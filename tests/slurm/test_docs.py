@@ -33,7 +33,9 @@ def test_the_walk_through_runs(cluster: Cluster, tmp_path: Path, monkeypatch: py
     for line in lines:
         program, *words = shlex.split(line)
         assert program == "sweep", line
-        result = subprocess.run(command(*words), capture_output=True, text=True, cwd=tmp_path, timeout=400, check=False)
+        result = subprocess.run(
+            command(*words), capture_output=True, text=True, cwd=tmp_path, timeout=1200, check=False
+        )
         assert result.returncode == 0, f"{line}\n{result.stdout}\n{result.stderr}"
         said[line] = result.stdout
     (run,) = (said[line] for line in lines if "name=first" in line)

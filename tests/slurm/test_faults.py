@@ -64,7 +64,7 @@ def test_the_controller_is_killed_after_every_effect(rooms: Path, cluster: Clust
     assert len(submitted(cluster, room)) == len(room.workers()), "nothing was submitted twice"
 
 
-@pytest.mark.parametrize("every", [1, 2, 3])
+@pytest.mark.parametrize("every", [pytest.param(1, marks=pytest.mark.deep), 2, 3])
 def test_the_controller_is_killed_around_its_submissions(rooms: Path, cluster: Cluster, every: int) -> None:
     """Before and after each file and each started command, sbatch among them."""
     room = fast_room(rooms, "queue.workers=2", "search.trials=2")

@@ -78,7 +78,7 @@ def test_twelve_trials_through_all_that_a_cluster_does(on: Any, cluster: Cluster
     node = node_of(cluster, job_of(room, dead))
     cluster.kill_node(node)
     cluster.run("scontrol", "update", f"nodename={node}", "state=down", "reason=test")
-    assert second.wait(300) == 0, (tmp_path / "second").read_text()
+    assert second.wait(1200) == 0, (tmp_path / "second").read_text()
 
     assert jobs == 4, "the jobs outlived their controller"
     rows = open_reader(room).state().rows
@@ -98,7 +98,7 @@ def check_losses(room: Room, numbers: list[int], params: list[dict[str, Any]]) -
     trials = ", ".join("{" + ", ".join(f"{key}: {value}" for key, value in one.items()) + "}" for one in params)
     enqueue = f"warm_start.enqueue=[{trials}]"
     budget = f"search.trials={len(params)}"
-    sweep("run", *LONG, "pruner=none", budget, enqueue, "queue.workers=2", "queue.threads=1", "name=calm", timeout=400)
+    sweep("run", *LONG, "pruner=none", budget, enqueue, "queue.workers=2", "queue.threads=1", "name=calm", timeout=1200)
     for index, number in enumerate(numbers):
         disturbed, calm = read_steps(room, number), read_steps(Room(room.root.parent / "calm"), index)
         assert [step.step for step in disturbed] == list(range(1, len(disturbed) + 1)), "no step is missing"
@@ -131,7 +131,7 @@ def test_without_accounting_a_lost_job_is_noticed_all_the_same(on: Any, bare_clu
     until(lambda: training(room, 1))
     worker = next(iter(training(room, 1)))
     bare_cluster.run("scancel", "--signal=KILL", job_of(room, worker))
-    assert run.wait(200) == 0, log.read_text()
+    assert run.wait(1200) == 0, log.read_text()
     rows = status("bare")["rows"]
     assert [row["state"] for row in rows] == ["complete"] * 4
     assert max(row["attempts"] for row in rows) > 1
@@ -153,9 +153,9 @@ def test_status_says_where_workers_run_and_why_others_wait(on: Any, cluster: Clu
     assert "no node is free yet (Resources)" in " ".join(said.split()) or "(Priority)" in said
     assert str(room.root / "submitit" / f"{job_of(room, worker)}_0_log.out") in "".join(said.split())
     assert "starts on n3" in sweep("logs", "s").stdout
-    stopped = sweep("stop", "s", timeout=60)
+    stopped = sweep("stop", "s", timeout=600)
     assert "stopped: s" in stopped.stdout
-    run.wait(60)
+    run.wait(600)
     until(lambda: cluster.run("squeue", "-h") == "")
     kinds = [read_outcome(room, trial) for trial in room.trials()]
     assert all(outcome is None or outcome.kind is not OutcomeKind.FAILED for outcome in kinds)

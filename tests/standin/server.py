@@ -251,7 +251,7 @@ class StandIn:
             for one in self.requests
         )
 
-    def wait(self, condition: Callable[[Self], bool], seconds: float = 60.0) -> None:
+    def wait(self, condition: Callable[[Self], bool], seconds: float = 300.0) -> None:
         """Until it holds; raises TimeoutError with the latest requests."""
         end = time.monotonic() + seconds
         while not condition(self):

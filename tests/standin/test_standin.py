@@ -26,7 +26,7 @@ def ask(standin: StandIn, path: str, body: object, key: str | None = None) -> tu
     headers = {"Authorization": "Basic " + base64.b64encode(f"api:{key or standin.key}".encode()).decode()}
     request = urllib.request.Request(standin.url + path, json.dumps(body).encode(), headers)
     try:
-        with urllib.request.urlopen(request, timeout=10) as answer:
+        with urllib.request.urlopen(request, timeout=60) as answer:
             return answer.status, answer.read().decode()
     except urllib.error.HTTPError as error:
         return error.code, error.read().decode()
@@ -91,7 +91,7 @@ def test_up_from_a_shell(tmp_path: Path) -> None:
     server = subprocess.Popen([sys.executable, "-m", "tests.standin", "up", str(tmp_path)], cwd=REPOSITORY)
     try:
         file = tmp_path / "env"
-        end = time.monotonic() + 120
+        end = time.monotonic() + 600
         while not file.exists() and time.monotonic() < end:
             time.sleep(0.05)
         assert stat.S_IMODE(file.stat().st_mode) == 0o600
@@ -101,4 +101,4 @@ def test_up_from_a_shell(tmp_path: Path) -> None:
         assert (done.returncode, done.stdout.strip()) == (0, "tester"), done.stderr
     finally:
         server.send_signal(signal.SIGTERM)
-        assert server.wait(20) == 0
+        assert server.wait(120) == 0

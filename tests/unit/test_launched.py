@@ -253,7 +253,7 @@ def test_without_a_checkpoint_in_wandb_it_begins_anew(
 
 
 def wait(condition: Any) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 600
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.005)
