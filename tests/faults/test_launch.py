@@ -352,7 +352,7 @@ def test_a_job_that_dies_of_its_stop_is_pruned_and_not_trained_again(rooms: Path
 
 
 def test_an_agent_that_goes_away_with_its_jobs(rooms: Path, way: tuple[str, ...]) -> None:
-    room = launch_room(rooms, *way, "queue.silence_seconds=0.5", "search.max_attempts=9", step="0.05")
+    room = launch_room(rooms, *way, "queue.silence_seconds=2", "search.max_attempts=9", step="0.05")
     first, second = Agent(launch_api(room)), Agent(launch_api(room))
 
     def change() -> None:
