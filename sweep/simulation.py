@@ -92,6 +92,14 @@ class SimWorker:
     inbox: list[SimAttempt] = field(default_factory=list)
 
 
+@dataclass(slots=True)
+class Watch:
+    """What a controller may see and has changed; whoever looks clears it."""
+
+    trials: set[int] = field(default_factory=set)
+    workers: set[str] = field(default_factory=set)
+
+
 class World:
     """Workers, attempts and the time.
 
@@ -114,8 +122,7 @@ class World:
         self.workers: dict[str, SimWorker] = {}
         self.attempts: dict[int, dict[int, SimAttempt]] = {}
         self.jobs: dict[str, Job] = {}
-        self.changes: dict[int, int] = {}  # how often what a controller may see of a trial has changed
-        self.worker_changes: dict[str, int] = {}
+        self._watches: list[Watch] = []
         self.ended: Callable[[SimAttempt], None] = lambda attempt: None
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._order = 0
@@ -387,14 +394,20 @@ class World:
 
     # --- what is seen -----------------------------------------------------------------------------------------
 
+    def watch(self) -> Watch:
+        """A note of what changes from now on, for one onlooker."""
+        self._watches.append(Watch())
+        return self._watches[-1]
+
     def _touch(self, attempt: SimAttempt) -> None:
         self._happened += 1
-        trial = attempt.spec.trial
-        self.changes[trial] = self.changes.get(trial, 0) + 1
+        for watch in self._watches:
+            watch.trials.add(attempt.spec.trial)
 
     def _touch_worker(self, worker: SimWorker) -> None:
         self._happened += 1
-        self.worker_changes[worker.name] = self.worker_changes.get(worker.name, 0) + 1
+        for watch in self._watches:
+            watch.workers.add(worker.name)
 
     def _draw(self, kind: int, *key: int | str) -> np.random.Generator:
         numbers = [int.from_bytes(str(part).encode(), "little") if isinstance(part, str) else part for part in key]
