@@ -128,7 +128,9 @@ class World:
         self._order = 0
         self._happened = 0
         self._tokens = table.curves["tokens"]
-        self._share = np.diff(self._tokens, axis=1, prepend=0.0) / self._tokens[:, -1:]
+        share = np.diff(self._tokens, axis=1, prepend=0.0) / self._tokens[:, -1:]
+        self._share: list[list[float]] = share.tolist()  # lists: read one by one, for each report
+        self._curves: dict[str, list[list[float]]] = {name: curve.tolist() for name, curve in table.curves.items()}
         self._progress: dict[int, float] = {}
 
     # --- time -------------------------------------------------------------------------------------------------
@@ -291,7 +293,7 @@ class World:
         done = math.floor(attempt.progress + 1e-9)
         fates = self.fates
         beside = 1 + fates.slot_cost * (len(worker.held) - 1)
-        whole = fates.trial_seconds * float(self._share[attempt.row, done]) * attempt.slowness * beside / worker.speed
+        whole = fates.trial_seconds * self._share[attempt.row][done] * attempt.slowness * beside / worker.speed
         attempt.lap, attempt.pace = self.now, whole
         attempt.turn += 1
         turn, dies = attempt.turn, attempt.dies
@@ -336,21 +338,20 @@ class World:
         self._next_milestone(worker, attempt)
 
     def _reported(self, attempt: SimAttempt, milestone: int) -> Report:
-        row, curves, at = attempt.row, self.table.curves, milestone - 1
-        tokens = int(self._tokens[row, at])
-        before = int(self._tokens[row, at - 1]) if at else 0
+        row, curves, at = attempt.row, self._curves, milestone - 1
+        tokens = curves["tokens"][row]
         steps = curves.get("optimizer_steps")
         return Report(
             milestone=milestone,
-            step=int(steps[row, at]) if steps is not None else milestone,
-            tokens=tokens,
+            step=int(steps[row][at]) if steps is not None else milestone,
+            tokens=int(tokens[at]),
             epoch=0,
-            loss=float(curves["train_loss"][row, at]),
-            grad_norm=float(curves["grad_norm"][row, at]),
+            loss=curves["train_loss"][row][at],
+            grad_norm=curves["grad_norm"][row][at],
             lr=0.0,
-            tokens_per_second=(tokens - before) / max(attempt.pace, 1e-9),
+            tokens_per_second=(int(tokens[at]) - (int(tokens[at - 1]) if at else 0)) / max(attempt.pace, 1e-9),
             seconds=attempt.seconds,
-            val_loss=float(curves["val_loss"][row, at]) if self.table.has_validation else None,
+            val_loss=curves["val_loss"][row][at] if self.table.has_validation else None,
             final=milestone == self.table.milestones,
         )
 
