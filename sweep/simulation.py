@@ -15,39 +15,12 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from sweep.model import Job, JobState
+from sweep.queues import Fates
 from sweep.tables import Table
 from trainer.contract import Outcome, OutcomeKind, Report, StopCause, TrialSpec
 
 # Why an attempt ends at the last milestone that its row has.
 RECORD_ENDS = "its record ends here"
-
-
-@dataclass(frozen=True, slots=True)
-class Fates:
-    """What the world does to workers and trials. Shares are of attempts, spreads are of the logarithm.
-
-    Args:
-        trial_seconds: a whole trial by itself on a worker of speed 1.
-        slot_cost: how much longer a trial takes for each other one beside it in its worker, as a share.
-        startup_seconds: from a job's start until the worker is ready.
-        wait_seconds: in the queue before that, on average.
-        startup_spread, speed_spread: standard deviations of the logarithms of start-up times and speeds.
-        stragglers, straggler_factor: attempts that take so many times longer.
-        crashes: attempts during which their worker dies; preemptions: during which it is told to end.
-        stop_seconds: until a running trial obeys a stop.
-    """
-
-    trial_seconds: float = 600.0
-    slot_cost: float = 0.05
-    startup_seconds: float = 20.0
-    startup_spread: float = 0.3
-    wait_seconds: float = 0.0
-    speed_spread: float = 0.1
-    stragglers: float = 0.0
-    straggler_factor: float = 4.0
-    crashes: float = 0.0
-    preemptions: float = 0.0
-    stop_seconds: float = 0.5
 
 
 @dataclass(slots=True, eq=False)

@@ -18,9 +18,10 @@ from sweep.grammar import parse_space
 from sweep.ledger import read_ledger
 from sweep.loop import Controller
 from sweep.model import Effect, Finish, Limits, Mode
+from sweep.queues import Fates
 from sweep.rooms import find_room
 from sweep.simulate import Silent, simulate
-from sweep.simulation import Fates, World
+from sweep.simulation import World
 from sweep.strategy import AsynchronousHalving
 from sweep.study import OptunaStudy, StudyConfig, journal_storage, memory_storage
 from sweep.tables import load_table
