@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 from pathlib import Path
 from typing import Any
@@ -226,6 +227,17 @@ def test_finalists_are_trained_again_over_seeds_and_ties_are_said(
     assert all(row["state"] == "complete" for row in finals), "a final is never judged"
     assert all(row["params"] == state["rows"][row["final"][0]]["params"] for row in finals)
     assert state["best"] in {number for _, number in best}
+    standings = said[said.index("finals over 3 seeds") : said.index("best trial")].strip()
+    assert main(["best", "s"]) == 0
+    assert standings in capsys.readouterr().out
+    assert main(["best", "s", "--json"]) == 0
+    other = ({number for _, number in best} - {state["best"]}).pop()
+    tied = [other] if f"trial {other}:" in standings and "tied with the first" in standings else []
+    assert json.loads(capsys.readouterr().out)["tied"] == tied
+    assert main(["report", "s"]) == 0
+    page = (find_room("s").root / "report.html").read_text()
+    assert "<h2>Finals</h2>" in page
+    assert html.escape(standings) in page
 
 
 def test_a_budget_in_gpu_hours_ends_a_sweep(table: Path, rooms: Path, capsys: pytest.CaptureFixture[str]) -> None:
