@@ -26,6 +26,7 @@ from sweep.simulation import World
 from sweep.strategy import AsynchronousHalving
 from sweep.study import OptunaStudy, StudyConfig, journal_storage, memory_storage
 from sweep.tables import load_table
+from tests.bench.replay_agreement import PRUNERS, compare
 from tests.bench.simulated_scale import SPACE, run
 from tests.tables import write_table
 from trainer.contract import OutcomeKind, StopCause, TrialSpec
@@ -168,6 +169,23 @@ def test_a_replay_says_what_another_pruner_would_have_done(
     assert (found["winner_fate"], found["best"]) == ("pruned", None)
     assert main(["replay", "full", "sampler=random"]) == 2
     assert "the sampler stays" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_with_one_worker_a_replay_agrees_with_the_pruner_s_own_sweep(table: Path, tmp_path: Path) -> None:
+    found = compare(table, tmp_path, seed=5, workers=1, trials=12)
+    assert len(found) == len(PRUNERS)
+    for replayed, real in found.values():
+        assert replayed == real
+    assert len({real.tokens for _, real in found.values()}) > 1, "they are not all the same"
+
+
+def test_pruners_and_samplers_are_told_the_milestones_of_the_table(table: Path) -> None:
+    words = ["queue=simulated", f"queue.table={table}", "sampler=forecast", *WORDS]
+    settings = freeze(compose_config([*words, "pruner=hyperband"]), "s").settings
+    assert settings.pruner["max_resource"] == settings.sampler["milestones"] == 8
+    given = freeze(compose_config([*words, "pruner=hyperband", "pruner.max_resource=5"]), "s").settings
+    assert given.pruner["max_resource"] == 5
 
 
 @pytest.mark.parametrize(
