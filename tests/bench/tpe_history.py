@@ -74,7 +74,8 @@ def search(table: Table, seed: int, trials: int, history: int | None, workers: i
     study = OptunaStudy(config, memory_storage())
     jitter = 1.0 + 0.002 * np.random.default_rng(seed).standard_normal(trials)
     oracle = float(table.val_loss[..., -1].mean(axis=3).min())
-    true, running, spent = [], deque[int](), 0.0
+    true: list[float] = []
+    running, spent = deque[int](), 0.0
     for _ in range(trials):
         if len(running) == workers:
             number = running.popleft()

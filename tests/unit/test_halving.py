@@ -107,4 +107,4 @@ def test_a_trial_that_is_begun_anew_leaves_its_rungs() -> None:
 @pytest.mark.parametrize("arguments", [{"min_resource": 0}, {"reduction_factor": 1}])
 def test_what_makes_no_rungs_is_refused(arguments: dict[str, int]) -> None:
     with pytest.raises(ValueError, match="must be"):
-        AsynchronousHalving(**arguments)
+        AsynchronousHalving("loss", **arguments)
