@@ -55,7 +55,8 @@ class _Decision:
             yield Finish(Finished.HANDED_OVER, "another controller goes on")
             return
         ended = [tell for tell in self._tells.values() if tell]
-        ended += [self._settle(number) for number in self.view.study.aside if self._settled]
+        if self._settled:  # one that was laid aside in this very observation is among both
+            ended += [self._settle(number) for number in self.view.study.aside if not self._tells.get(number)]
         yield from ended
         yield from self._stops()
         yield from self._cancels()
