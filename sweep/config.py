@@ -6,6 +6,7 @@ Invariants: Hydra is used here, in `words` and in `grammar` only. Samplers and p
 
 from __future__ import annotations
 
+import copy
 import inspect
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -97,6 +98,9 @@ def freeze(cfg: DictConfig, name: str, config_dir: Path | None = None) -> Compos
         ConfigError: anything that would keep a trial from starting and can be seen without training.
     """
     check_name(name)
+    queue = read_queue(section_of(cfg, "queue"))
+    if isinstance(queue, SimulatedQueue):
+        cfg = _with_milestones_of(cfg, queue)
     recipe = _recipe(cfg, config_dir)
     path = torchtune_recipe.find_torchtune_config(recipe.config)
     torchtune, changes = torchtune_recipe.load_torchtune_config(path, recipe.overrides)
@@ -114,7 +118,7 @@ def freeze(cfg: DictConfig, name: str, config_dir: Path | None = None) -> Compos
         derive=derive,
         sampler=section_of(cfg, "sampler"),
         pruner=section_of(cfg, "pruner"),
-        queue=read_queue(section_of(cfg, "queue")),
+        queue=queue,
         objective=read_section(Objective, section_of(cfg, "objective"), "objective"),
         search=read_section(Search, section_of(cfg, "search"), "search"),
         trial=trial,
@@ -180,6 +184,15 @@ def check(settings: Settings) -> None:
     evaluation.check(settings)
     build_sampler(settings, 0)
     build_pruner(settings)
+
+
+def _with_milestones_of(cfg: DictConfig, queue: SimulatedQueue) -> DictConfig:
+    """The same composition with the table's milestones, to which samplers and pruners refer."""
+    from sweep.tables import load_table
+
+    found = copy.deepcopy(cfg)
+    OmegaConf.update(found, "objective.milestones", load_table(queue.table, queue.columns).milestones)
+    return found
 
 
 def _as_recorded(settings: Settings, queue: SimulatedQueue) -> Settings:

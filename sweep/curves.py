@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from sweep.model import Ruling, Verdict
-from sweep.strategy import Curve, Promotion, Standing, Strategy
+from sweep.strategy import Curve, Promotion, Ranked, Standing, Strategy
 from trainer.contract import Report
 
 
@@ -25,7 +25,7 @@ class Curves:
 
     strategy: Strategy
     milestones: int
-    _curves: dict[int, Curve] = field(default_factory=dict)
+    _curves: Ranked = field(default_factory=Ranked)
 
     def begin(self, number: int, params: Mapping[str, Any], standing: Standing = Standing.RUNNING) -> None:
         """A trial is there, without reports."""

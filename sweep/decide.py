@@ -55,7 +55,8 @@ class _Decision:
             yield Finish(Finished.HANDED_OVER, "another controller goes on")
             return
         ended = [tell for tell in self._tells.values() if tell]
-        ended += [self._settle(number) for number in self.view.study.aside if self._settled]
+        if self._settled:  # one that was laid aside in this very observation is among both
+            ended += [self._settle(number) for number in self.view.study.aside if not self._tells.get(number)]
         yield from ended
         yield from self._stops()
         yield from self._cancels()
@@ -139,13 +140,14 @@ class _Decision:
         return bool(self.view.study.aside) or any(trial.paused and not self._busy(trial) for trial in self.view.trials)
 
     def _stops(self) -> Iterator[Stop]:
+        wanted, planned = self._wanted_stop, self._planned_names
         for trial, attempt in self._running:
-            if attempt.stop is not None or attempt.worker in self._planned_names:
+            if (trial.verdict is None and wanted is None) or attempt.stop is not None or attempt.worker in planned:
                 continue  # what was never sent needs no stop: its worker is cancelled
             if trial.verdict is not None:
                 cause = StopCause.PAUSED if trial.paused else StopCause.PRUNED
                 yield Stop(trial.number, attempt.number, cause, trial.verdict.reason)
-            elif wanted := self._wanted_stop:
+            elif wanted is not None:
                 yield Stop(trial.number, attempt.number, *wanted)
 
     @cached_property
@@ -169,11 +171,11 @@ class _Decision:
 
     def _cancels(self) -> Iterator[Effect]:
         for worker in self._live:
-            if self._unwanted(worker):
+            if (not worker.ready or worker.job is JobState.PLANNED) and self._unwanted(worker):
                 if not worker.draining:  # says that its end, before it ever was ready, is no failure to start
                     yield Drain(worker.name)
                 yield Cancel(worker.name, "nothing is left for it to do")
-            elif reason := self._hopeless(worker):
+            elif reason := self._hopeless.get(worker.name):
                 yield Cancel(worker.name, reason)
 
     def _unwanted(self, worker: WorkerFacts) -> bool:
@@ -181,14 +183,20 @@ class _Decision:
             return True
         return not worker.ready and worker.name not in self._loads and not self._work_left
 
-    def _hopeless(self, worker: WorkerFacts) -> str | None:
+    @cached_property
+    def _hopeless(self) -> dict[str, str]:
+        """Why a worker is not waited for any longer; of most there is nothing to say."""
+        return {worker.name: reason for worker in self._live if (reason := self._given_up(worker))}
+
+    def _given_up(self, worker: WorkerFacts) -> str | None:
+        limits, now = self.limits, self.now
         stop = self._oldest_stops.get(worker.name)
-        if stop is not None and self._age(stop) > self.limits.stop_grace:
-            return f"a trial did not stop within {self.limits.stop_grace:g} s"
-        if worker.ready and self._age(worker.beat) > self.limits.silence:
-            return f"no beat for {self.limits.silence:g} s"
-        if not worker.ready and worker.job is JobState.RUNNING and self._age(worker.started) > self.limits.start_grace:
-            return f"not ready {self.limits.start_grace:g} s after its start"
+        if stop is not None and now - stop > limits.stop_grace:
+            return f"a trial did not stop within {limits.stop_grace:g} s"
+        if worker.ready and now - worker.beat > limits.silence:
+            return f"no beat for {limits.silence:g} s"
+        if not worker.ready and worker.job is JobState.RUNNING and now - worker.started > limits.start_grace:
+            return f"not ready {limits.start_grace:g} s after its start"
         return None
 
     def _assignments(self) -> Iterator[Effect]:
@@ -201,7 +209,7 @@ class _Decision:
         asks, asked = self._askable, False
         finals = self._finals
         for worker in self._live:
-            for _ in range(self._free(worker)):
+            for _ in range(self._free(worker) if self._rooms[worker.name] else 0):
                 if waiting:
                     trial = waiting.popleft()
                     number = trial.attempts[-1].number + 1 if trial.attempts else 1
@@ -219,6 +227,9 @@ class _Decision:
     def _starts(self) -> Iterator[StartWorkers]:
         if not self._going_on:
             return
+        places = self._free_places
+        if not places:
+            return
         open_to_work = [worker for worker in self._live if not worker.draining]
         per_worker = (
             self.limits.slots
@@ -228,7 +239,6 @@ class _Decision:
         unserved = (
             len(self._waiting) + self._askable + self._finals - sum(self._rooms[worker.name] for worker in open_to_work)
         )
-        places = self._free_places
         count = min(len(places), math.ceil(unserved / per_worker) if unserved < math.inf else len(places))
         if count > 0:
             yield StartWorkers(tuple(sorted(places)[: int(count)]))
@@ -239,9 +249,9 @@ class _Decision:
 
     def _sendings(self) -> Iterator[Send]:
         """A planned worker goes to its queue with its first trials: as many as it holds, or as are left."""
-        for worker in self._live:
+        for worker in self._live if self._planned_names and self._going_on else ():
             more = self._rooms[worker.name] > 0 and self._work_left
-            if worker.job is JobState.PLANNED and self._going_on and worker.name in self._loads and not more:
+            if worker.job is JobState.PLANNED and worker.name in self._loads and not more:
                 yield Send(worker.name)
 
     def _drains(self) -> Iterator[Drain]:
@@ -324,24 +334,31 @@ class _Decision:
         return {worker.name for worker in self._live if worker.job is JobState.PLANNED}
 
     @cached_property
-    def _running(self) -> list[tuple[TrialFacts, AttemptFacts]]:
-        """Every attempt that may be running."""
-        found = []
+    def _split(self) -> tuple[list[tuple[TrialFacts, AttemptFacts]], list[TrialFacts]]:
+        """Every attempt that may be running, and the trials that have none."""
+        running, resting = [], []
         names = self._live_names
         for trial in self.view.trials:
-            for attempt in trial.attempts:
-                if attempt.outcome is None and attempt.worker in names:
-                    found.append((trial, attempt))
-        return found
+            found = [(trial, one) for one in trial.attempts if one.outcome is None and one.worker in names]
+            if found:
+                running += found
+            else:
+                resting.append(trial)
+        return running, resting
+
+    @property
+    def _running(self) -> list[tuple[TrialFacts, AttemptFacts]]:
+        """Every attempt that may be running."""
+        return self._split[0]
+
+    @property
+    def _resting(self) -> list[TrialFacts]:
+        """Open trials without a running attempt."""
+        return self._split[1]
 
     @cached_property
     def _busy_numbers(self) -> set[int]:
         return {trial.number for trial, _ in self._running}
-
-    @cached_property
-    def _resting(self) -> list[TrialFacts]:
-        """Open trials without a running attempt."""
-        return [trial for trial in self.view.trials if trial.number not in self._busy_numbers]
 
     @cached_property
     def _loads(self) -> Counter[str]:
@@ -432,11 +449,11 @@ class _Decision:
     @cached_property
     def _rooms(self) -> dict[str, int]:
         """Trials that each worker can still take, now or once it is ready."""
-        return {worker.name: self._room_left(worker) for worker in self._live}
+        loads = self._loads
+        return {worker.name: self._room_left(worker, loads.get(worker.name, 0)) for worker in self._live}
 
-    def _room_left(self, worker: WorkerFacts) -> int:
-        held = self.limits.slots if worker.slots is None else worker.slots
-        slots = held - self._loads.get(worker.name, 0)
+    def _room_left(self, worker: WorkerFacts, load: int) -> int:
+        slots = (self.limits.slots if worker.slots is None else worker.slots) - load
         if slots <= 0 or worker.draining or worker.name in self._ending:
             return 0
         quota = self.limits.trials_per_worker
@@ -445,10 +462,7 @@ class _Decision:
     def _free(self, worker: WorkerFacts) -> int:
         takes = worker.ready or worker.job is JobState.PLANNED
         room = self._rooms[worker.name]
-        return room if room and takes and not self._hopeless(worker) else 0
-
-    def _age(self, since: float) -> float:
-        return self.now - since
+        return room if room and takes and worker.name not in self._hopeless else 0
 
 
 def _is_final(outcome: Outcome | None) -> bool:

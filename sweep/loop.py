@@ -8,7 +8,7 @@ out by one call of a port, and each of those is safe to repeat.
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
@@ -112,7 +112,7 @@ class Controller:
     ledger: Ledger = field(default_factory=NoLedger)
     _since: dict[tuple[str, object], tuple[object, float]] = field(default_factory=dict)
     _tokens: dict[int, int] = field(default_factory=dict)
-    _places: dict[str, int] = field(default_factory=dict)
+    _jobs: Mapping[str, Job] = field(default_factory=dict)
     _all_tokens: int = 0
     _seconds: dict[int, dict[int, float]] = field(default_factory=dict)
     _all_seconds: float = 0.0
@@ -164,13 +164,13 @@ class Controller:
         self._recall()
         # jobs first: an attempt whose job is gone by now has written all that it ever will
         jobs = self.ports.dispatcher.poll()
-        self._places = {name: job.place for name, job in jobs.items()}
+        self._jobs = jobs
         self._last_name = max([self._last_name, *map(worker_number, jobs)])
         self._first_name = self._last_name if self._first_name is None else self._first_name
         watched = [name for name, job in jobs.items() if job.state is not JobState.GONE or self._is_ours(name)]
         attempts, workers = self.ports.channel.observe(study.facts().open, watched)
-        trials = tuple(self._known_trial(number, sights) for number, sights in attempts.items())
-        facts = tuple(self._known_worker(sight, jobs[name]) for name, sight in workers.items())
+        trials = tuple([self._known_trial(number, sights) for number, sights in attempts.items()])
+        facts = tuple([self._known_worker(sight, jobs[name]) for name, sight in workers.items()])
         failed = self._failed_starts(facts)
         return View(
             study=study.facts(),
@@ -198,7 +198,7 @@ class Controller:
             case Assign(trial, attempt, worker):
                 ports.channel.assign(self.spec(trial, attempt, worker))
             case Send(worker):
-                ports.dispatcher.start([WorkerSpec(worker, self._places[worker])])
+                ports.dispatcher.start([WorkerSpec(worker, self._jobs[worker].place)])
             case Stop(trial, attempt, cause, reason):
                 self._known_stops.add((trial, attempt))
                 ports.channel.stop(trial, attempt, cause, reason)

@@ -195,23 +195,20 @@ class Place:
 
 
 @dataclass
-class SimulatedQueue(Queue):
-    """Simulated workers over recorded curves, in simulated time (docs/simulated.md).
+class Fates:
+    """What a simulated world does to workers and trials. Shares are of attempts, spreads are of the logarithm.
 
     Args:
-        table: the curves, a .npz file.
-        columns: array of the table to torchtune key, beside those that are known.
-        seed: of everything that happens to workers and trials.
-        trial_seconds … stop_seconds: see `sweep.simulation.Fates`.
-        look_seconds: until a controller that waits sees what has happened.
-        charge: the time that the study takes to ask and to judge passes on the simulated clock too.
+        trial_seconds: a whole trial by itself on a worker of speed 1.
+        slot_cost: how much longer a trial takes for each other one beside it in its worker, as a share.
+        startup_seconds: from a job's start until the worker is ready.
+        wait_seconds: in the queue before that, on average.
+        startup_spread, speed_spread: standard deviations of the logarithms of start-up times and speeds.
+        stragglers, straggler_factor: attempts that take so many times longer.
+        crashes: attempts during which their worker dies; preemptions: during which it is told to end.
+        stop_seconds: until a running trial obeys a stop.
     """
 
-    kind: str = "simulated"
-    workers: int | None = 8
-    table: str = ""
-    columns: dict[str, str] = field(default_factory=dict)
-    seed: int = 0
     trial_seconds: float = 600.0
     slot_cost: float = 0.05
     startup_seconds: float = 20.0
@@ -223,9 +220,33 @@ class SimulatedQueue(Queue):
     crashes: float = 0.0
     preemptions: float = 0.0
     stop_seconds: float = 0.5
+
+
+@dataclass
+class SimulatedQueue(Queue, Fates):
+    """Simulated workers over recorded curves, in simulated time (docs/simulated.md).
+
+    Args:
+        table: the curves, a .npz file.
+        columns: array of the table to torchtune key, beside those that are known.
+        seed: of everything that happens to workers and trials.
+        look_seconds: until a controller that waits sees what has happened.
+        charge: the time that the study takes to ask and to judge passes on the simulated clock too.
+    """
+
+    kind: str = "simulated"
+    workers: int | None = 8
+    table: str = ""
+    columns: dict[str, str] = field(default_factory=dict)
+    seed: int = 0
     look_seconds: float = 0.2
     charge: bool = True
     poll_seconds: float = 60.0
+
+    @property
+    def fates(self) -> Fates:
+        """What happens to workers and trials."""
+        return Fates(**{f.name: getattr(self, f.name) for f in dataclasses.fields(Fates)})
 
 
 RESOURCES = ("kubernetes", "sagemaker", "gcp-vertex", "local-container", "local-process")

@@ -16,10 +16,11 @@ import numpy as np
 from sweep.config import build_pruner, compose_config
 from sweep.errors import ConfigError
 from sweep.model import Limits, SweepState, TrialRow
+from sweep.queues import Fates
 from sweep.session import study_config
 from sweep.settings import Settings
 from sweep.simulate import simulate
-from sweep.simulation import RECORD_ENDS, Fates, World
+from sweep.simulation import RECORD_ENDS, World
 from sweep.study import REASON, OptunaStudy, memory_storage
 from sweep.tables import Table
 from sweep.words import section_of

@@ -12,6 +12,7 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sweep.finals import standings_text
 from sweep.ledger import Entry, account, read_ledger
 from sweep.model import SweepState, TrialRow
 from sweep.results import SweepReader
@@ -70,6 +71,8 @@ def page(state: SweepState, plots: Sequence[tuple[str, str, str]], entries: Sequ
         f"<p class=sub>{lead}<br>Made {time.strftime('%Y-%m-%d %H:%M')}, {duration(state.seconds)} after the start</p>",
         _cards(state),
     ]
+    if state.finals:
+        parts.append(f"<h2>Finals</h2><pre>{escape(standings_text(state.finals, state.metric))}</pre>")
     for heading, text, html in plots:
         parts.append(f"<h2>{escape(heading)}</h2><p>{escape(text)}</p><div class=wide>{html}</div>")
     for name, heading in (("pruned", "Why trials were pruned"), ("failed", "Why trials failed")):

@@ -5,7 +5,6 @@ Invariant: what is expensive to import is imported when it is used.
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -279,13 +278,12 @@ def simulated_world_of(room: Room, settings: Settings) -> tuple[World, Dispatche
 
 def make_world(settings: Settings) -> World:
     """A new world of simulated workers, as the queue's section describes it."""
-    from sweep.simulation import Fates, World
+    from sweep.simulation import World
     from sweep.tables import load_table
 
     queue = settings.queue
     assert isinstance(queue, SimulatedQueue)
-    fates = Fates(**{f.name: getattr(queue, f.name) for f in dataclasses.fields(Fates)})
-    return World(load_table(queue.table, queue.columns), fates, int(queue.slots), queue.seed)
+    return World(load_table(queue.table, queue.columns), queue.fates, int(queue.slots), queue.seed)
 
 
 @contextmanager

@@ -15,39 +15,12 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from sweep.model import Job, JobState
+from sweep.queues import Fates
 from sweep.tables import Table
 from trainer.contract import Outcome, OutcomeKind, Report, StopCause, TrialSpec
 
 # Why an attempt ends at the last milestone that its row has.
 RECORD_ENDS = "its record ends here"
-
-
-@dataclass(frozen=True, slots=True)
-class Fates:
-    """What the world does to workers and trials. Shares are of attempts, spreads are of the logarithm.
-
-    Args:
-        trial_seconds: a whole trial by itself on a worker of speed 1.
-        slot_cost: how much longer a trial takes for each other one beside it in its worker, as a share.
-        startup_seconds: from a job's start until the worker is ready.
-        wait_seconds: in the queue before that, on average.
-        startup_spread, speed_spread: standard deviations of the logarithms of start-up times and speeds.
-        stragglers, straggler_factor: attempts that take so many times longer.
-        crashes: attempts during which their worker dies; preemptions: during which it is told to end.
-        stop_seconds: until a running trial obeys a stop.
-    """
-
-    trial_seconds: float = 600.0
-    slot_cost: float = 0.05
-    startup_seconds: float = 20.0
-    startup_spread: float = 0.3
-    wait_seconds: float = 0.0
-    speed_spread: float = 0.1
-    stragglers: float = 0.0
-    straggler_factor: float = 4.0
-    crashes: float = 0.0
-    preemptions: float = 0.0
-    stop_seconds: float = 0.5
 
 
 @dataclass(slots=True, eq=False)
@@ -92,6 +65,14 @@ class SimWorker:
     inbox: list[SimAttempt] = field(default_factory=list)
 
 
+@dataclass(slots=True)
+class Watch:
+    """What a controller may see and has changed; whoever looks clears it."""
+
+    trials: set[int] = field(default_factory=set)
+    workers: set[str] = field(default_factory=set)
+
+
 class World:
     """Workers, attempts and the time.
 
@@ -114,14 +95,15 @@ class World:
         self.workers: dict[str, SimWorker] = {}
         self.attempts: dict[int, dict[int, SimAttempt]] = {}
         self.jobs: dict[str, Job] = {}
-        self.changes: dict[int, int] = {}  # how often what a controller may see of a trial has changed
-        self.worker_changes: dict[str, int] = {}
+        self._watches: list[Watch] = []
         self.ended: Callable[[SimAttempt], None] = lambda attempt: None
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._order = 0
         self._happened = 0
         self._tokens = table.curves["tokens"]
-        self._share = np.diff(self._tokens, axis=1, prepend=0.0) / self._tokens[:, -1:]
+        share = np.diff(self._tokens, axis=1, prepend=0.0) / self._tokens[:, -1:]
+        self._share: list[list[float]] = share.tolist()  # lists: read one by one, for each report
+        self._curves: dict[str, list[list[float]]] = {name: curve.tolist() for name, curve in table.curves.items()}
         self._progress: dict[int, float] = {}
 
     # --- time -------------------------------------------------------------------------------------------------
@@ -284,7 +266,7 @@ class World:
         done = math.floor(attempt.progress + 1e-9)
         fates = self.fates
         beside = 1 + fates.slot_cost * (len(worker.held) - 1)
-        whole = fates.trial_seconds * float(self._share[attempt.row, done]) * attempt.slowness * beside / worker.speed
+        whole = fates.trial_seconds * self._share[attempt.row][done] * attempt.slowness * beside / worker.speed
         attempt.lap, attempt.pace = self.now, whole
         attempt.turn += 1
         turn, dies = attempt.turn, attempt.dies
@@ -329,21 +311,20 @@ class World:
         self._next_milestone(worker, attempt)
 
     def _reported(self, attempt: SimAttempt, milestone: int) -> Report:
-        row, curves, at = attempt.row, self.table.curves, milestone - 1
-        tokens = int(self._tokens[row, at])
-        before = int(self._tokens[row, at - 1]) if at else 0
+        row, curves, at = attempt.row, self._curves, milestone - 1
+        tokens = curves["tokens"][row]
         steps = curves.get("optimizer_steps")
         return Report(
             milestone=milestone,
-            step=int(steps[row, at]) if steps is not None else milestone,
-            tokens=tokens,
+            step=int(steps[row][at]) if steps is not None else milestone,
+            tokens=int(tokens[at]),
             epoch=0,
-            loss=float(curves["train_loss"][row, at]),
-            grad_norm=float(curves["grad_norm"][row, at]),
+            loss=curves["train_loss"][row][at],
+            grad_norm=curves["grad_norm"][row][at],
             lr=0.0,
-            tokens_per_second=(tokens - before) / max(attempt.pace, 1e-9),
+            tokens_per_second=(int(tokens[at]) - (int(tokens[at - 1]) if at else 0)) / max(attempt.pace, 1e-9),
             seconds=attempt.seconds,
-            val_loss=float(curves["val_loss"][row, at]) if self.table.has_validation else None,
+            val_loss=curves["val_loss"][row][at] if self.table.has_validation else None,
             final=milestone == self.table.milestones,
         )
 
@@ -387,14 +368,20 @@ class World:
 
     # --- what is seen -----------------------------------------------------------------------------------------
 
+    def watch(self) -> Watch:
+        """A note of what changes from now on, for one onlooker."""
+        self._watches.append(Watch())
+        return self._watches[-1]
+
     def _touch(self, attempt: SimAttempt) -> None:
         self._happened += 1
-        trial = attempt.spec.trial
-        self.changes[trial] = self.changes.get(trial, 0) + 1
+        for watch in self._watches:
+            watch.trials.add(attempt.spec.trial)
 
     def _touch_worker(self, worker: SimWorker) -> None:
         self._happened += 1
-        self.worker_changes[worker.name] = self.worker_changes.get(worker.name, 0) + 1
+        for watch in self._watches:
+            watch.workers.add(worker.name)
 
     def _draw(self, kind: int, *key: int | str) -> np.random.Generator:
         numbers = [int.from_bytes(str(part).encode(), "little") if isinstance(part, str) else part for part in key]

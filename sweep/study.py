@@ -29,7 +29,7 @@ from sweep.curves import Curves
 from sweep.distributions import decode_params, distribution, encode, suggest
 from sweep.errors import GiveUp
 from sweep.model import Ending, Ruling, StudyFacts, Tell, Verdict
-from sweep.proposals import History, WatchedStudy
+from sweep.proposals import History, KnownSpace, WatchedStudy
 from sweep.space import Space
 from sweep.strategy import Promotion, Standing, Strategy
 from trainer.contract import Report
@@ -469,6 +469,8 @@ class OptunaStudy:
         if self._config.per_trial_seed:
             words = np.random.SeedSequence([self._config.seed, number]).generate_state(1)
             self._study.sampler = self._config.sampler(int(words[0] >> 1))
+        if isinstance(self._study.sampler, optuna.samplers.TPESampler):
+            self._study.sampler._search_space = KnownSpace(self._history)
 
     def _verdict(self, report: Report, value: float) -> Verdict:
         values = self._reported[report.milestone]

@@ -195,6 +195,7 @@ def _ended_jobs(names: Sequence[str], jobs: Mapping[str, Job]) -> str:
 
 def best(args: Namespace) -> int:
     from sweep.export import tune_run_line, write_export
+    from sweep.finals import standings, standings_text
     from sweep.results import open_reader
     from sweep.view import console, trials_table
 
@@ -206,11 +207,19 @@ def best(args: Namespace) -> int:
         raise ConfigError(f"{state.name} has no complete trial yet; see `sweep status {state.name}`")
     path = write_export(room, reader.settings, row, None)
     if args.json:
-        found = {"trial": row.number, "value": row.value, "params": dict(row.params), "scores": dict(row.scores)}
+        found: dict[str, Any] = {
+            "trial": row.number,
+            "value": row.value,
+            "params": dict(row.params),
+            "scores": dict(row.scores),
+        }
+        found["tied"] = [one.number for one in standings(state.finals) if one.tied and one.number != row.number]
         print(json.dumps({**found, "yaml": str(path), "adapter": row.adapter, "tune_run": tune_run_line(path)}))
         return 0
     out = console()
     out.print(trials_table(state, [row]))
+    if state.finals:
+        out.print(standings_text(state.finals, state.metric), markup=False, highlight=False, soft_wrap=True)
     out.print(
         f"adapter  {row.adapter}\nyaml     {path}\ntrain it again with\n  {tune_run_line(path)}",
         soft_wrap=True,

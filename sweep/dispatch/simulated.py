@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from sweep.model import Job, StudyFacts, Tell, Verdict
 from sweep.ports import AttemptSight, Clock, Ports, Study, WorkerSight, WorkerSpec
-from sweep.simulation import SimAttempt, World
+from sweep.simulation import SimAttempt, Watch, World
 from sweep.strategy import Promotion
 from trainer.contract import ContractError, Outcome, Report, StopCause, TrialSpec, decode, encode
 from trainer.room import Room, read_text
@@ -88,9 +88,15 @@ class SimulatedChannel:
     world: World
     look_seconds: float = 0.2
     _shown: dict[tuple[int, int], int] = field(default_factory=dict)
-    _sights: dict[int, tuple[int, list[AttemptSight]]] = field(default_factory=dict)
-    _workers: dict[str, tuple[int, int, WorkerSight]] = field(default_factory=dict)
+    _sights: dict[int, list[AttemptSight]] = field(default_factory=dict)
+    _fresh: set[int] = field(default_factory=set)
+    _workers: dict[str, WorkerSight] = field(default_factory=dict)
+    _watch: Watch = field(init=False)
+    _beat: int = 0
     _happened: int = -1
+
+    def __post_init__(self) -> None:
+        self._watch = self.world.watch()
 
     def assign(self, spec: TrialSpec) -> None:
         self.world.assign(spec)
@@ -105,7 +111,25 @@ class SimulatedChannel:
         self, trials: Sequence[int], workers: Sequence[str]
     ) -> tuple[dict[int, list[AttemptSight]], dict[str, WorkerSight]]:
         self._happened = self.world.happened
-        return {trial: self._trial(trial) for trial in trials}, {name: self._worker(name) for name in workers}
+        self._forget()
+        sights, known = self._sights, self._workers
+        return (
+            {trial: sights[trial] if trial in sights else self._trial(trial) for trial in trials},
+            {name: known[name] if name in known else self._worker(name) for name in workers},
+        )
+
+    def _forget(self) -> None:
+        """What has changed is looked at anew: a round costs what happened, and a look at a dictionary for the rest."""
+        for trial in (*self._watch.trials, *self._fresh):
+            self._sights.pop(trial, None)
+        for name in self._watch.workers:
+            self._workers.pop(name, None)
+        beat = int(self.world.now // BEAT_SECONDS)
+        if beat != self._beat:
+            self._beat = beat
+            self._workers.clear()
+        for seen in (self._watch.trials, self._watch.workers, self._fresh):
+            seen.clear()
 
     def wait(self, clock: Clock, seconds: float) -> None:
         world = self.world
@@ -116,14 +140,11 @@ class SimulatedChannel:
         clock.sleep(max(0.0, min(seen, end) - clock.now()))
 
     def _trial(self, trial: int) -> list[AttemptSight]:
-        version = self.world.changes.get(trial, 0)
-        known = self._sights.get(trial)
-        if known is not None and known[0] == version:
-            return known[1]
         attempts = self.world.attempts.get(trial, {})
         sights = [self._sight(attempts[number]) for number in sorted(attempts)]
-        fresh = any(sight.reports for sight in sights)
-        self._sights[trial] = (-1 if fresh else version, sights)  # reports are shown once
+        if any(sight.reports for sight in sights):
+            self._fresh.add(trial)  # reports are shown once
+        self._sights[trial] = sights
         return sights
 
     def _sight(self, attempt: SimAttempt) -> AttemptSight:
@@ -143,16 +164,12 @@ class SimulatedChannel:
         )
 
     def _worker(self, name: str) -> WorkerSight:
-        version, beat = self.world.worker_changes.get(name, 0), int(self.world.now // BEAT_SECONDS)
-        known = self._workers.get(name)
-        if known is not None and known[:2] == (version, beat):
-            return known[2]
         worker = self.world.workers.get(name)
         if worker is None:
             sight = WorkerSight(name, None, 0, False)
         else:
-            sight = WorkerSight(name, str(beat) if worker.ready else None, worker.assigned, worker.draining)
-        self._workers[name] = (version, beat, sight)
+            sight = WorkerSight(name, str(self._beat) if worker.ready else None, worker.assigned, worker.draining)
+        self._workers[name] = sight
         return sight
 
 

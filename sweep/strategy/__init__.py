@@ -6,8 +6,9 @@ Invariants: pure; the same curves give the same answer. Numbers are minimised. N
 from __future__ import annotations
 
 import math
+from bisect import bisect_left, insort
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Protocol
 
@@ -33,6 +34,91 @@ class Curve:
     params: Mapping[str, Any]
     reports: tuple[Report, ...]
     standing: Standing
+
+
+@dataclass(slots=True)
+class Rung:
+    """Who stands where at one milestone; a value that is missing or not finite counts as infinite.
+
+    Args:
+        reached: value and number of each trial that has reported there, best first, ties by number.
+        paused: those of them that are paused there.
+    """
+
+    metric: str
+    milestone: int
+    reached: list[tuple[float, int]] = field(default_factory=list)
+    paused: list[tuple[float, int]] = field(default_factory=list)
+
+    def change(self, old: Curve | None, new: Curve) -> None:
+        """A trial's curve has changed; None: it was not there."""
+        before, after = self._rank(old), self._rank(new)
+        if before != after:
+            _exchange(self.reached, before, after)
+        rested = before if old is not None and self._rests(old) else None
+        rests = after if self._rests(new) else None
+        if rested != rests:
+            _exchange(self.paused, rested, rests)
+
+    def _rests(self, curve: Curve) -> bool:
+        return (
+            curve.standing is Standing.PAUSED and bool(curve.reports) and curve.reports[-1].milestone == self.milestone
+        )
+
+    def _rank(self, curve: Curve | None) -> tuple[float, int] | None:
+        """None for a trial that has not reported there."""
+        at = self.milestone
+        if curve is None or not curve.reports or curve.reports[-1].milestone < at:
+            return None
+        reports = curve.reports
+        if len(reports) >= at and reports[at - 1].milestone == at:  # none is missing: no search
+            return finite(reports[at - 1], self.metric), curve.number
+        return next(((finite(r, self.metric), curve.number) for r in reports if r.milestone == at), None)
+
+
+class Ranked(dict[int, Curve]):
+    """Curves by number, which keeps those rungs sorted that were asked for.
+
+    Invariant: curves come in by `ranked[number] = curve` alone, and none is ever taken out.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._rungs: dict[tuple[str, int], Rung] = {}
+
+    def __setitem__(self, number: int, curve: Curve) -> None:
+        old = self.get(number)
+        super().__setitem__(number, curve)
+        for rung in self._rungs.values():
+            rung.change(old, curve)
+
+    def rung(self, metric: str, milestone: int) -> Rung:
+        if (metric, milestone) not in self._rungs:
+            self._rungs[metric, milestone] = rung_of(dict(self), metric, milestone)
+        return self._rungs[metric, milestone]
+
+
+def rung_of(curves: Mapping[int, Curve], metric: str, milestone: int) -> Rung:
+    """The rung at a milestone: kept where the curves keep it, else sorted now; not to be changed by who asks."""
+    if isinstance(curves, Ranked):
+        return curves.rung(metric, milestone)
+    found = Rung(metric, milestone)
+    for curve in curves.values():
+        found.change(None, curve)
+    return found
+
+
+def finite(report: Report, metric: str) -> float:
+    """A report's value; infinity where it is missing or not finite."""
+    value = getattr(report, metric)
+    return math.inf if value is None or not math.isfinite(value) else float(value)
+
+
+def _exchange(ranks: list[tuple[float, int]], old: tuple[float, int] | None, new: tuple[float, int] | None) -> None:
+    if old is not None:
+        del ranks[bisect_left(ranks, old)]
+    if new is not None:
+        insort(ranks, new)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,27 +167,25 @@ class AsynchronousHalving:
         last = curves[number].reports[-1]
         if last.milestone not in self._rungs(milestones):
             return None
-        value = self._value(last)
-        rung = [self._at(curve, last.milestone) for curve in curves.values()]
-        values = sorted(other for other in rung if not math.isnan(other))
-        keep = max(1, len(values) // self.reduction_factor)
-        if value <= values[keep - 1]:
+        value, reached = finite(last, self.metric), rung_of(curves, self.metric, last.milestone).reached
+        keep = max(1, len(reached) // self.reduction_factor)
+        bar = reached[keep - 1][0]
+        if value <= bar:
             return None
-        basis = {"value": value, "bar": values[keep - 1], "reached": float(len(values)), "kept": float(keep)}
-        reason = f"{self.metric} {value:.4f} is not among the best {keep} of {len(values)} trials at milestone "
+        basis = {"value": value, "bar": bar, "reached": float(len(reached)), "kept": float(keep)}
+        reason = f"{self.metric} {value:.4f} is not among the best {keep} of {len(reached)} trials at milestone "
         return Verdict(last.milestone, value, f"{reason}{last.milestone}", Ruling.PAUSE, basis)
 
     def promote(self, curves: Mapping[int, Curve], milestones: int) -> Promotion | None:
-        for rung in reversed(self._rungs(milestones)):
-            ranked = sorted((v, c.number) for c in curves.values() if not math.isnan(v := self._at(c, rung)))
-            for value, number in ranked[: len(ranked) // self.reduction_factor]:
-                curve = curves[number]
-                if curve.standing is Standing.PAUSED and curve.reports[-1].milestone == rung:
-                    basis = {"value": value, "rung": float(rung), "reached": float(len(ranked))}
-                    reason = f"it is now among the best third of {len(ranked)} trials at milestone {rung}"
-                    if self.reduction_factor != 3:
-                        reason = reason.replace("third", f"1/{self.reduction_factor}")
-                    return Promotion(number, reason, basis)
+        for milestone in reversed(self._rungs(milestones)):
+            rung = rung_of(curves, self.metric, milestone)
+            kept = len(rung.reached) // self.reduction_factor
+            if kept and rung.paused and rung.paused[0] <= rung.reached[kept - 1]:
+                value, number = rung.paused[0]
+                basis = {"value": value, "rung": float(milestone), "reached": float(len(rung.reached))}
+                share = "third" if self.reduction_factor == 3 else f"1/{self.reduction_factor}"
+                reason = f"it is now among the best {share} of {len(rung.reached)} trials at milestone {milestone}"
+                return Promotion(number, reason, basis)
         return None
 
     def finish(self, curves: Mapping[int, Curve], milestones: int) -> Promotion | None:
@@ -113,14 +197,3 @@ class AsynchronousHalving:
             rungs.append(at)
             at *= self.reduction_factor
         return rungs
-
-    def _value(self, report: Report) -> float:
-        value = getattr(report, self.metric)
-        return math.inf if value is None or not math.isfinite(value) else float(value)
-
-    def _at(self, curve: Curve, milestone: int) -> float:
-        """The value at a milestone; NaN for a trial that has not reached it."""
-        reports = curve.reports
-        if len(reports) >= milestone and reports[milestone - 1].milestone == milestone:  # none is missing: no search
-            return self._value(reports[milestone - 1])
-        return next((self._value(r) for r in reports if r.milestone == milestone), math.nan)

@@ -23,8 +23,9 @@ import optuna
 
 from sweep.grammar import parse_space
 from sweep.model import Effect, Finished, Limits, Tell
+from sweep.queues import Fates
 from sweep.simulate import Silent, simulate
-from sweep.simulation import Fates, SimAttempt, World
+from sweep.simulation import SimAttempt, World
 from sweep.strategy import AsynchronousHalving
 from sweep.study import OptunaStudy, StudyConfig, memory_storage
 from sweep.tables import Table, load_table

@@ -14,7 +14,8 @@ from sweep.launchapi import Runs
 from sweep.mirror import ControllerMirror, pull_room
 from sweep.mirrored import Allowance, MirroredChannel
 from sweep.ports import Channel
-from sweep.simulation import Fates, SimAttempt, World
+from sweep.queues import Fates
+from sweep.simulation import SimAttempt, World
 from sweep.tables import load_table
 from sweep.wandbchannel import WandbChannel
 from tests.launchfakes import FakeLaunchApi

@@ -21,8 +21,8 @@ from sweep.launchapi import Runs
 from sweep.model import JobState
 from sweep.nursery import Nursery
 from sweep.ports import Dispatcher, WorkerSpec
-from sweep.queues import LaunchQueue
-from sweep.simulation import Fates, World
+from sweep.queues import Fates, LaunchQueue
+from sweep.simulation import World
 from sweep.tables import load_table
 from tests.fakes import FastDispatcher
 from tests.launchfakes import Agent, FakeLaunchApi

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,14 @@ from sweep.grammar import parse_space
 from sweep.ledger import read_ledger
 from sweep.loop import Controller
 from sweep.model import Effect, Finish, Limits, Mode
+from sweep.queues import Fates
 from sweep.rooms import find_room
 from sweep.simulate import Silent, simulate
-from sweep.simulation import Fates, World
+from sweep.simulation import World
 from sweep.strategy import AsynchronousHalving
 from sweep.study import OptunaStudy, StudyConfig, journal_storage, memory_storage
 from sweep.tables import load_table
+from tests.bench.replay_agreement import PRUNERS, compare
 from tests.bench.simulated_scale import SPACE, run
 from tests.tables import write_table
 from trainer.contract import OutcomeKind, StopCause, TrialSpec
@@ -168,6 +171,23 @@ def test_a_replay_says_what_another_pruner_would_have_done(
     assert "the sampler stays" in capsys.readouterr().err
 
 
+@pytest.mark.slow
+def test_with_one_worker_a_replay_agrees_with_the_pruner_s_own_sweep(table: Path, tmp_path: Path) -> None:
+    found = compare(table, tmp_path, seed=5, workers=1, trials=12)
+    assert len(found) == len(PRUNERS)
+    for replayed, real in found.values():
+        assert replayed == real
+    assert len({real.tokens for _, real in found.values()}) > 1, "they are not all the same"
+
+
+def test_pruners_and_samplers_are_told_the_milestones_of_the_table(table: Path) -> None:
+    words = ["queue=simulated", f"queue.table={table}", "sampler=forecast", *WORDS]
+    settings = freeze(compose_config([*words, "pruner=hyperband"]), "s").settings
+    assert settings.pruner["max_resource"] == settings.sampler["milestones"] == 8
+    given = freeze(compose_config([*words, "pruner=hyperband", "pruner.max_resource=5"]), "s").settings
+    assert given.pruner["max_resource"] == 5
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -225,6 +245,17 @@ def test_finalists_are_trained_again_over_seeds_and_ties_are_said(
     assert all(row["state"] == "complete" for row in finals), "a final is never judged"
     assert all(row["params"] == state["rows"][row["final"][0]]["params"] for row in finals)
     assert state["best"] in {number for _, number in best}
+    standings = said[said.index("finals over 3 seeds") : said.index("best trial")].strip()
+    assert main(["best", "s"]) == 0
+    assert standings in capsys.readouterr().out
+    assert main(["best", "s", "--json"]) == 0
+    other = ({number for _, number in best} - {state["best"]}).pop()
+    tied = [other] if f"trial {other}:" in standings and "tied with the first" in standings else []
+    assert json.loads(capsys.readouterr().out)["tied"] == tied
+    assert main(["report", "s"]) == 0
+    page = (find_room("s").root / "report.html").read_text()
+    assert "<h2>Finals</h2>" in page
+    assert html.escape(standings) in page
 
 
 def test_a_budget_in_gpu_hours_ends_a_sweep(table: Path, rooms: Path, capsys: pytest.CaptureFixture[str]) -> None:

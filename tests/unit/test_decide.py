@@ -527,3 +527,13 @@ def test_each_place_is_planned_for_itself() -> None:
     empty = replace(PLANNED, name="w0002", place=1)
     facts = view(trial(0, attempt()), workers=(full, empty))
     assert decide(facts, replace(ONE_EACH, workers=2), NOW) == (Ask(), Send("w0001"))
+
+
+def test_a_trial_laid_aside_in_this_very_observation_is_told_once() -> None:
+    resting = trial(3, attempt(stopped(StopCause.PAUSED)), verdict=PAUSE)
+    study = StudyFacts(complete=2, aside=(3, 5), stuck=True)
+    effects = decide(view(resting, study=study), Limits(trials=4), 0.0)
+    assert [effect for effect in effects if isinstance(effect, Tell)] == [
+        Tell(3, Ending.PRUNED, LEFT),
+        Tell(5, Ending.PRUNED, LEFT),
+    ]
