@@ -8,22 +8,27 @@ far, so that a forecast costs the same at 10,000 trials as at 100.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
 
 import numpy as np
 from scipy.special import log_ndtr, ndtr
 
 from sweep.strategy.encoding import Axis, Floats, encode
-from sweep.strategy.surrogate import SHAPES, Points, Shape, Surrogate, believing, fit_shape, likeliest
+from sweep.strategy.surrogate import DEFAULT, Points, Shape, Surrogate, believing, fit_shape, likeliest
 
 ROWS = 120
-SHAPE_ROWS = 48
+SHAPE_ROWS = 64
 TRIALS = 80
 EARLIER = 3  # reports of a trial looked at besides its last
 # How much of a trial is its own (o of the surrogate): a share of what it lies behind its milestone's best beyond a
 # tenth, where the loss of a LoRA trial is no longer that of a contender.
-OWN, BEHIND = 0.3, 0.1
+OWN, BEHIND = 1.0, 0.1
+# Log loss behind the best at a milestone beyond which differences shrink to their logarithm.
+SQUASH = 0.15
+# The shape is judged by the reports at these shares of a trial, so that it is judged anew only when one is reached.
+MARKS = (0.0, 0.125, 0.35, 1.0)
 # Log loss by which a better end counts as better: nats that no seed would confirm are not worth a trial.
 MARGIN = 0.003
 # Complete trials crowd others out within this share of every coordinate, less where there are more than `CROWDED`.
@@ -75,13 +80,18 @@ class Forecast:
     worst: float
     complete: Points | None = None
     width: int = 0
+    x: Floats = field(default_factory=lambda: np.zeros((0, 0)))
+    place: Mapping[int, int] = field(default_factory=dict)
 
     def points(self, known: Sequence[Known]) -> Points:
         """The ends of trials."""
         phi = np.array([one.signs or (0.0,) * self.width for one in known]).reshape(len(known), self.width)
-        x = encode(self.axes, [one.params for one in known])
+        if all(one.number in self.place for one in known):
+            x = self.x[[self.place[one.number] for one in known]]
+        else:
+            x = encode(self.axes, [one.params for one in known])
         numbers = np.array([one.number for one in known], dtype=np.int64)
-        own = np.array([OWN * max(0.0, self._behind(one) - BEHIND) for one in known])
+        own = np.array([_own(self._behind(one)) for one in known])
         return Points(x, np.ones(len(known)), numbers, phi, own)
 
     def new(self, x: Floats) -> Points:
@@ -91,7 +101,9 @@ class Forecast:
 
     def _behind(self, one: Known) -> float:
         """How far a trial lies behind the best at its last milestone, in log loss."""
-        return _log(one.losses[-1], self.worst) - float(self.lead[len(one.losses) - 1]) if one.losses else 0.0
+        if not one.losses:
+            return 0.0
+        return float(squash(np.array(_log(one.losses[-1], self.worst) - self.lead[len(one.losses) - 1])))
 
     def ends(self, at: Points) -> tuple[Floats, Floats]:
         """Mean of the log loss at the end, and the standard deviation of its difference to that of the best trial.
@@ -100,7 +112,7 @@ class Forecast:
         keeps being wrong about where the best lies is less sure than it says.
         """
         mean, sd = self.model.predict(at, self.front)
-        return mean, sd * (1.0 + 0.25 * min(self.stale, 8))
+        return mean, sd
 
     def promise(self, at: Points, left: Floats) -> Floats:
         """The logarithm of the expected improvement over `best` for each milestone that remains.
@@ -153,31 +165,65 @@ def forecast(known: Sequence[Known], axes: tuple[Axis, ...], milestones: int) ->
     finite = [loss for one in seen for loss in one.losses if math.isfinite(loss) and loss > 0]
     if not finite:
         return None
-    # Nothing counts as worse than the typical first report: how badly a trial diverged says nothing about where the
-    # best lies.
-    firsts = sorted(
-        one.losses[0] if math.isfinite(one.losses[0]) and one.losses[0] > 0 else max(finite) for one in seen
-    )
-    worst = firsts[(len(firsts) - 1) // 2]
+    worst = max(finite)
     logs = {one.number: np.array([_log(loss, worst) for loss in one.losses]) for one in seen}
-    done = [float(logs[one.number][-1]) for one in seen if one.complete]
     lead = _lead(list(logs.values()), milestones)
+    logs = {number: lead[: len(one)] + squash(one - lead[: len(one)]) for number, one in logs.items()}
+    done = [float(logs[one.number][-1]) for one in seen if one.complete]
     width = max((len(one.signs) for one in seen), default=0)
-    found = Forecast(_none(), axes, milestones, 0.0, None, _stale(done), lead, worst, width=width)
+    place = {one.number: at for at, one in enumerate(seen)}
+    empty = Forecast(_none(), axes, milestones, 0.0, None, _stale(done), lead, worst, width=width)
+    empty = replace(empty, x=encode(axes, [one.params for one in seen]), place=place)
+    shape = replace(_shape(empty, seen, logs), lift=LIFT if width else 0.0)
     rows = _rows(seen, logs, lead)
-    ends = found.points([one for one, _ in rows])
+    ends = empty.points([one for one, _ in rows])
     points = replace(ends, t=np.array([m / milestones for _, m in rows]))
     y = np.array([logs[one.number][m - 1] for one, m in rows])
-    few = np.arange(min(len(rows), SHAPE_ROWS))
-    shapes = [replace(shape, lift=LIFT if width else 0.0) for shape in SHAPES]
-    found = replace(found, model=fit_shape(points, y, likeliest(points.rows(few), y[few], shapes)))
+    found = replace(empty, model=fit_shape(points, y, shape))
     ends = found.points(seen)
     mean = np.array([logs[one.number][-1] if one.complete else math.inf for one in seen])
     if not done:
         mean, _ = found.model.predict(ends)
     at = int(mean.argmin())
-    finished = found.points([one for one in seen if one.complete])
+    finished = ends.rows(np.array([at for at, one in enumerate(seen) if one.complete], dtype=np.int64))
     return replace(found, best=float(mean[at]) - MARGIN, front=ends.rows(np.array([at])), complete=finished)
+
+
+def squash(behind: Floats) -> Floats:
+    """Differences to the best as the surrogate sees them: in full up to `SQUASH`, beyond that by their logarithm."""
+    return np.where(behind < SQUASH, behind, SQUASH * (1.0 + np.log(np.maximum(behind, SQUASH) / SQUASH)))
+
+
+def _shape(empty: Forecast, seen: Sequence[Known], logs: dict[int, Floats]) -> Shape:
+    """The likeliest shape by the reports at `MARKS`."""
+    marks = sorted({max(1, round(share * empty.milestones)) for share in MARKS})
+    reached = {one.number: [m for m in marks if m <= len(one.losses)] for one in seen}
+    order = sorted(seen, key=lambda one: (-len(reached[one.number]), one.number))
+    rows = [(one, m) for one in order for m in reached[one.number]][:SHAPE_ROWS]
+    at = np.array([empty.place[one.number] for one, _ in rows])
+    t = np.array([m / empty.milestones for _, m in rows])
+    y = np.array([logs[one.number][m - 1] for one, m in rows])
+    lead = {m: min(logs[one.number][m - 1] for one in seen if len(one.losses) >= m) for _, m in rows}
+    behind = {one.number: logs[one.number][reached[one.number][-1] - 1] - lead[reached[one.number][-1]] for one in seen}
+    own = np.array([_own(behind[one.number]) for one, _ in rows])
+    columns, groups = 0, []
+    for one in empty.axes:
+        groups.append(tuple(range(columns, columns + one.width)))
+        columns += one.width
+    return _judged(tuple(v.tobytes() for v in (empty.x[at], t, at, own, y)), tuple(groups))
+
+
+@lru_cache(maxsize=64)
+def _judged(data: tuple[bytes, ...], groups: tuple[tuple[int, ...], ...]) -> Shape:
+    """The likeliest shape; remembered, since the same reports are asked about again and again."""
+    x, t, own, y = (np.frombuffer(data[k]) for k in (0, 1, 3, 4))
+    n = len(t)
+    seen = Points(x.reshape(n, -1), t, np.frombuffer(data[2], dtype=np.int64), np.zeros((n, 0)), own)
+    return likeliest(seen, y, DEFAULT, groups)
+
+
+def _own(behind: float) -> float:
+    return OWN * max(0.0, behind - BEHIND)
 
 
 def _log(loss: float, worst: float) -> float:
@@ -186,7 +232,7 @@ def _log(loss: float, worst: float) -> float:
 
 def _none() -> Surrogate:
     empty = Points(np.zeros((1, 0)), np.ones(1), np.zeros(1, dtype=np.int64), np.zeros((1, 0)), np.zeros(1))
-    return fit_shape(empty, np.zeros(1), Shape(0.5, 0.2, 1e-2))
+    return fit_shape(empty, np.zeros(1), DEFAULT)
 
 
 def _lead(curves: Sequence[Floats], milestones: int) -> Floats:
