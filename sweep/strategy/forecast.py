@@ -13,10 +13,11 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 import numpy as np
+import numpy.typing as npt
 from scipy.special import log_ndtr, ndtr
 
 from sweep.strategy.encoding import Axis, Floats, encode
-from sweep.strategy.surrogate import DEFAULT, Points, Shape, Surrogate, believing, fit_shape, likeliest
+from sweep.strategy.surrogate import DEFAULT, Ints, Points, Shape, Surrogate, believing, fit_shape, likeliest
 
 ROWS = 120
 SHAPE_ROWS = 64
@@ -24,13 +25,15 @@ TRIALS = 80
 EARLIER = 3  # reports of a trial looked at besides its last
 # How much of a trial is its own (o of the surrogate): a share of what it lies behind its milestone's best beyond a
 # tenth, where the loss of a LoRA trial is no longer that of a contender.
-OWN, BEHIND = 1.0, 0.1
+OWN, BEHIND = 0.1, 0.1
 # Log loss behind the best at a milestone beyond which differences shrink to their logarithm.
 SQUASH = 0.15
 # The shape is judged by the reports at these shares of a trial, so that it is judged anew only when one is reached.
 MARKS = (0.0, 0.125, 0.35, 1.0)
 # Log loss by which a better end counts as better: nats that no seed would confirm are not worth a trial.
 MARGIN = 0.003
+# Of the trials that have reached a milestone, this many are never hopeless.
+FEW = 3
 # Complete trials crowd others out within this share of every coordinate, less where there are more than `CROWDED`.
 CROWD, CROWDED = 0.08, 16
 # B2 of the surrogate where signs are used: a sign one standard deviation off moves an end by a seventh of the scale at
@@ -78,10 +81,12 @@ class Forecast:
     stale: int
     lead: Floats
     worst: float
-    complete: Points | None = None
     width: int = 0
     x: Floats = field(default_factory=lambda: np.zeros((0, 0)))
+    numbers: Ints = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    done: npt.NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, dtype=np.bool_))
     place: Mapping[int, int] = field(default_factory=dict)
+    reached: Mapping[int, Floats] = field(default_factory=dict)
 
     def points(self, known: Sequence[Known]) -> Points:
         """The ends of trials."""
@@ -125,19 +130,35 @@ class Forecast:
         return log_improvement((self.best - mean) / sd) + np.log(sd) - np.log(left) - self._crowding(at)
 
     def _crowding(self, at: Points) -> Floats:
-        """What is taken off the promise of a trial close to a complete one: it would tell little that is new.
+        """What is taken off the promise of a trial close to a complete one, and of a new one close to any.
 
-        So complete trials spread over all that may yet be best, as in local penalisation (Gonzalez et al., Batch
-        Bayesian Optimization via Local Penalization, 2016), instead of repeating the best one; the radius shrinks as
-        they fill it.
+        A trial beside a complete one would tell little that is new, and a new one beside a paused one is that one
+        over again. So complete trials spread over all that may yet be best, as in local penalisation (Gonzalez et
+        al., Batch Bayesian Optimization via Local Penalization, 2016), instead of repeating the best one; the radius
+        shrinks as they fill it.
         """
-        if self.complete is None or not len(self.complete) or not at.x.shape[1]:
+        if not at.x.shape[1]:
             return np.zeros(len(at))
-        radius = CROWD * min(1.0, (CROWDED / len(self.complete)) ** (1.0 / at.x.shape[1]))
-        gap = np.abs(at.x[:, None] - self.complete.x[None]).max(axis=2)
-        gap = np.where(at.trial[:, None] == self.complete.trial[None], np.inf, gap).min(axis=1)
-        found: Floats = 6.0 * np.maximum(0.0, 1.0 - gap / radius)
+        done = self.x[self.done]
+        found = _crowded(at.x, done, at.trial[:, None] == self.numbers[self.done][None])
+        fresh = at.trial < 0
+        if fresh.any():
+            open_ = self.x[~self.done]
+            found[fresh] += _crowded(at.x[fresh], open_, np.zeros((int(fresh.sum()), len(open_)), dtype=np.bool_))
         return found
+
+    def hopeless(self, one: Known) -> bool:
+        """Whether a trial is in the worse half of those that have reached its milestone, `FEW` always excepted.
+
+        A check that asks no model: a surface that has yet to see a complete trial in some region may hope there for
+        what never comes true, and pay for it one trial after another.
+        """
+        if not one.losses or one.complete:
+            return False
+        loss = one.losses[-1]
+        at = len(one.losses) - 1
+        there = self.reached.get(at, ())
+        return int(np.searchsorted(there, loss)) >= max(FEW, math.ceil(len(there) / 2))
 
     def assuming(self, known: Sequence[Known]) -> Forecast:
         """The forecast once these trials' ends are taken to be what it expects."""
@@ -173,7 +194,14 @@ def forecast(known: Sequence[Known], axes: tuple[Axis, ...], milestones: int) ->
     width = max((len(one.signs) for one in seen), default=0)
     place = {one.number: at for at, one in enumerate(seen)}
     empty = Forecast(_none(), axes, milestones, 0.0, None, _stale(done), lead, worst, width=width)
-    empty = replace(empty, x=encode(axes, [one.params for one in seen]), place=place)
+    empty = replace(
+        empty,
+        x=encode(axes, [one.params for one in seen]),
+        numbers=np.array([one.number for one in seen], dtype=np.int64),
+        done=np.array([one.complete for one in seen]),
+        place=place,
+        reached=_reached(seen, milestones),
+    )
     shape = replace(_shape(empty, seen, logs), lift=LIFT if width else 0.0)
     rows = _rows(seen, logs, lead)
     ends = empty.points([one for one, _ in rows])
@@ -185,8 +213,26 @@ def forecast(known: Sequence[Known], axes: tuple[Axis, ...], milestones: int) ->
     if not done:
         mean, _ = found.model.predict(ends)
     at = int(mean.argmin())
-    finished = ends.rows(np.array([at for at, one in enumerate(seen) if one.complete], dtype=np.int64))
-    return replace(found, best=float(mean[at]) - MARGIN, front=ends.rows(np.array([at])), complete=finished)
+    return replace(found, best=float(mean[at]) - MARGIN, front=ends.rows(np.array([at])))
+
+
+def _crowded(x: Floats, others: Floats, same: npt.NDArray[np.bool_]) -> Floats:
+    """Six at one of the others, nothing a radius away from all, but for those that are the same trial."""
+    if not len(others):
+        return np.zeros(len(x))
+    radius = CROWD * min(1.0, (CROWDED / len(others)) ** (1.0 / x.shape[1]))
+    gap = np.zeros((len(x), len(others)))
+    for k in range(x.shape[1]):
+        np.maximum(gap, np.abs(x[:, k, None] - others[None, :, k]), out=gap)
+    found: Floats = 6.0 * np.maximum(0.0, 1.0 - np.where(same, np.inf, gap).min(axis=1) / radius)
+    return found
+
+
+def _reached(seen: Sequence[Known], milestones: int) -> dict[int, Floats]:
+    """The losses at each milestone, ascending, of all trials that have reached it."""
+    longest = max(len(one.losses) for one in seen)
+    losses = ([one.losses[at] for one in seen if len(one.losses) > at] for at in range(longest))
+    return {at: np.sort([v if math.isfinite(v) else math.inf for v in there]) for at, there in enumerate(losses)}
 
 
 def squash(behind: Floats) -> Floats:

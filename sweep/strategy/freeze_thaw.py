@@ -74,7 +74,7 @@ class FreezeThaw:
         known = self._last["known"][number]
         at = seen.points([known])
         mean, sd = (float(v[0]) for v in seen.ends(at))
-        promise = float(seen.promise(at, _left([known], milestones))[0])
+        promise = float(_promise(seen, [known], milestones)[0])
         other = max(self._new(seen, curves), self._best_paused(seen, curves, milestones, but=number)[1])
         basis = {"end": math.exp(mean), "end_sd": sd, "best": math.exp(seen.best), "promise": promise, "other": other}
         done = [self._loss(c.reports[-1]) for c in curves.values() if c.standing is Standing.COMPLETE and c.reports]
@@ -186,7 +186,7 @@ class FreezeThaw:
         ]
         if not paused:
             return None, -math.inf
-        promise = seen.promise(seen.points(paused), _left(paused, milestones))
+        promise = _promise(seen, paused, milestones)
         at = int(promise.argmax())
         return paused[at], float(promise[at])
 
@@ -197,9 +197,10 @@ class FreezeThaw:
 
 
 def rungs(first: int, milestones: int) -> list[int]:
-    """After how many reports a trial is weighed: each half as far again as the last, the next at least."""
+    """After how many reports a trial is weighed: each half as far again as the last, the next at least; a trial that is
+    past three quarters goes on to its end."""
     found = [first]
-    while (after := max(found[-1] + 1, round(1.4 * found[-1]))) < milestones:
+    while (after := max(found[-1] + 1, round(1.4 * found[-1]))) <= max(0.75 * milestones, 1):
         found.append(after)
     return found
 
@@ -212,6 +213,12 @@ def candidates(have: Floats, count: int) -> Floats:
         values = np.unique(have[:, k])
         columns.append(rng.choice(values, count) if len(values) <= 8 and len(have) > 10 else rng.random(count))
     return np.array(columns).T.reshape(count, have.shape[1])
+
+
+def _promise(seen: Forecast, known: Sequence[Known], milestones: int) -> Floats:
+    """What going on with trials promises; with hopeless ones, less than anything else."""
+    hopeless = np.array([seen.hopeless(one) for one in known])
+    return seen.promise(seen.points(known), _left(known, milestones)) - 100.0 * hopeless
 
 
 def _left(known: Sequence[Known], milestones: int) -> Floats:
