@@ -34,6 +34,10 @@ MARKS = (0.0, 0.125, 0.35, 1.0)
 MARGIN = 0.003
 # Of the trials that have reached a milestone, this many are never hopeless.
 FEW = 3
+# Among the best 1/OWED of a milestone, a trial goes on in any case.
+OWED = 4
+# What is taken off the promise of a new trial whose nearest neighbour is hopeless.
+SHADE = 2.0
 # Complete trials crowd others out within this share of every coordinate, less where there are more than `CROWDED`.
 CROWD, CROWDED = 0.08, 16
 # B2 of the surrogate where signs are used: a sign one standard deviation off moves an end by a seventh of the scale at
@@ -87,6 +91,7 @@ class Forecast:
     done: npt.NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, dtype=np.bool_))
     place: Mapping[int, int] = field(default_factory=dict)
     reached: Mapping[int, Floats] = field(default_factory=dict)
+    hopeless_ones: npt.NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, dtype=np.bool_))
 
     def points(self, known: Sequence[Known]) -> Points:
         """The ends of trials."""
@@ -144,6 +149,7 @@ class Forecast:
         fresh = at.trial < 0
         if fresh.any():
             open_ = self.x[~self.done]
+            found[fresh] += SHADE * self.hopeless_ones[_gap(at.x[fresh], self.x).argmin(axis=1)]
             found[fresh] += _crowded(at.x[fresh], open_, np.zeros((int(fresh.sum()), len(open_)), dtype=np.bool_))
         return found
 
@@ -155,10 +161,26 @@ class Forecast:
         """
         if not one.losses or one.complete:
             return False
-        loss = one.losses[-1]
-        at = len(one.losses) - 1
-        there = self.reached.get(at, ())
-        return int(np.searchsorted(there, loss)) >= max(FEW, math.ceil(len(there) / 2))
+        rank, there = self._rank(one, len(one.losses))
+        return rank >= max(FEW, math.ceil(there / 2))
+
+    def owed(self, one: Known) -> bool:
+        """Whether a trial goes on whatever the forecast says: it was among the best 1/`OWED` of those that have reached
+        the last of the milestones 1, `OWED`, `OWED`², … that it has reached.
+
+        So what asynchronous successive halving would train is trained too, however wrong the forecast is.
+        """
+        if not one.losses or one.complete:
+            return False
+        rung = OWED ** int(math.log(len(one.losses) + 0.5, OWED))
+        rank, there = self._rank(one, rung)
+        return rank < there // OWED
+
+    def _rank(self, one: Known, milestone: int) -> tuple[int, int]:
+        """How many trials were better at a milestone, and how many have reached it."""
+        there = self.reached[milestone - 1]
+        loss = one.losses[milestone - 1]
+        return int(np.searchsorted(there, loss if math.isfinite(loss) else math.inf)), len(there)
 
     def assuming(self, known: Sequence[Known]) -> Forecast:
         """The forecast once these trials' ends are taken to be what it expects."""
@@ -202,6 +224,7 @@ def forecast(known: Sequence[Known], axes: tuple[Axis, ...], milestones: int) ->
         place=place,
         reached=_reached(seen, milestones),
     )
+    empty = replace(empty, hopeless_ones=np.array([empty.hopeless(one) for one in seen]))
     shape = replace(_shape(empty, seen, logs), lift=LIFT if width else 0.0)
     rows = _rows(seen, logs, lead)
     ends = empty.points([one for one, _ in rows])
@@ -221,11 +244,17 @@ def _crowded(x: Floats, others: Floats, same: npt.NDArray[np.bool_]) -> Floats:
     if not len(others):
         return np.zeros(len(x))
     radius = CROWD * min(1.0, (CROWDED / len(others)) ** (1.0 / x.shape[1]))
+    gap = np.where(same, np.inf, _gap(x, others)).min(axis=1)
+    found: Floats = 6.0 * np.maximum(0.0, 1.0 - gap / radius)
+    return found
+
+
+def _gap(x: Floats, others: Floats) -> Floats:
+    """The greatest difference in any coordinate, shape (len(x), len(others))."""
     gap = np.zeros((len(x), len(others)))
     for k in range(x.shape[1]):
         np.maximum(gap, np.abs(x[:, k, None] - others[None, :, k]), out=gap)
-    found: Floats = 6.0 * np.maximum(0.0, 1.0 - np.where(same, np.inf, gap).min(axis=1) / radius)
-    return found
+    return gap
 
 
 def _reached(seen: Sequence[Known], milestones: int) -> dict[int, Floats]:

@@ -30,6 +30,7 @@ from sweep.strategy.encoding import Floats, axes_of, encode
 from sweep.strategy.forecast import Forecast, Known, forecast
 from trainer.contract import Report
 
+RANKED = 1e3
 SETTLED = (Standing.COMPLETE, Standing.FAILED)
 
 
@@ -216,9 +217,10 @@ def candidates(have: Floats, count: int) -> Floats:
 
 
 def _promise(seen: Forecast, known: Sequence[Known], milestones: int) -> Floats:
-    """What going on with trials promises; with hopeless ones, less than anything else."""
-    hopeless = np.array([seen.hopeless(one) for one in known])
-    return seen.promise(seen.points(known), _left(known, milestones)) - 100.0 * hopeless
+    """What going on with trials promises; with hopeless ones less, and with those it is owed more, than all else."""
+    away = np.array([RANKED * (seen.owed(one) - seen.hopeless(one)) for one in known])
+    found: Floats = seen.promise(seen.points(known), _left(known, milestones)) + away
+    return found
 
 
 def _left(known: Sequence[Known], milestones: int) -> Floats:

@@ -34,7 +34,7 @@ import numpy.typing as npt
 from scipy.linalg.lapack import dpotrf, dpotrs, dtrtrs
 
 FLOOR = 0.1
-START = 0.2
+START = 0.4
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
