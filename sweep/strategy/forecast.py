@@ -20,7 +20,7 @@ from sweep.strategy.encoding import Axis, Floats, encode
 from sweep.strategy.surrogate import DEFAULT, Ints, Points, Shape, Surrogate, believing, fit_shape, likeliest
 
 ROWS = 120
-SHAPE_ROWS = 64
+SHAPE_ROWS = 48
 TRIALS = 80
 EARLIER = 3  # reports of a trial looked at besides its last
 # How much of a trial is its own (o of the surrogate): a share of what it lies behind its milestone's best beyond a
@@ -32,12 +32,10 @@ SQUASH = 0.15
 MARKS = (0.0, 0.125, 0.35, 1.0)
 # Log loss by which a better end counts as better: nats that no seed would confirm are not worth a trial.
 MARGIN = 0.003
-# Of the trials that have reached a milestone, this many are never hopeless.
-FEW = 3
 # Among the best 1/OWED of a milestone, a trial goes on in any case.
 OWED = 4
-# What is taken off the promise of a new trial whose nearest neighbour is hopeless.
-SHADE = 2.0
+# What is taken off the promise of the worst trial at a milestone, and of a new one whose nearest neighbour that is.
+SHADE = 5.0
 # Complete trials crowd others out within this share of every coordinate, less where there are more than `CROWDED`.
 CROWD, CROWDED = 0.08, 16
 # B2 of the surrogate where signs are used: a sign one standard deviation off moves an end by a seventh of the scale at
@@ -91,7 +89,7 @@ class Forecast:
     done: npt.NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, dtype=np.bool_))
     place: Mapping[int, int] = field(default_factory=dict)
     reached: Mapping[int, Floats] = field(default_factory=dict)
-    hopeless_ones: npt.NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, dtype=np.bool_))
+    shades: Floats = field(default_factory=lambda: np.zeros(0))
 
     def points(self, known: Sequence[Known]) -> Points:
         """The ends of trials."""
@@ -116,13 +114,17 @@ class Forecast:
         return float(squash(np.array(_log(one.losses[-1], self.worst) - self.lead[len(one.losses) - 1])))
 
     def ends(self, at: Points) -> tuple[Floats, Floats]:
-        """Mean of the log loss at the end, and the standard deviation of its difference to that of the best trial.
-
-        The deviation grows with every complete trial that brought nothing: a surface that
-        keeps being wrong about where the best lies is less sure than it says.
-        """
+        """Mean of the squashed log loss at the end, and the deviation of its difference to the best trial's."""
         mean, sd = self.model.predict(at, self.front)
         return mean, sd
+
+    def loss(self, mean: float) -> float:
+        """The loss that an end of the surrogate's stands for: `squash` undone."""
+        lead = float(self.lead[-1])
+        behind = mean - lead
+        if not math.isfinite(lead) or behind <= SQUASH:
+            return math.exp(mean)
+        return math.exp(lead + SQUASH * math.exp(behind / SQUASH - 1.0))
 
     def promise(self, at: Points, left: Floats) -> Floats:
         """The logarithm of the expected improvement over `best` for each milestone that remains.
@@ -149,20 +151,20 @@ class Forecast:
         fresh = at.trial < 0
         if fresh.any():
             open_ = self.x[~self.done]
-            found[fresh] += SHADE * self.hopeless_ones[_gap(at.x[fresh], self.x).argmin(axis=1)]
+            found[fresh] += self.shades[_gap(at.x[fresh], self.x).argmin(axis=1)]
             found[fresh] += _crowded(at.x[fresh], open_, np.zeros((int(fresh.sum()), len(open_)), dtype=np.bool_))
         return found
 
-    def hopeless(self, one: Known) -> bool:
-        """Whether a trial is in the worse half of those that have reached its milestone, `FEW` always excepted.
+    def shade(self, one: Known) -> float:
+        """What is taken off the promise of a trial in the worse half of those that have reached its milestone.
 
-        A check that asks no model: a surface that has yet to see a complete trial in some region may hope there for
-        what never comes true, and pay for it one trial after another.
+        Nothing for the median, `SHADE` for the last. A check that asks no model: a surface that has yet to see a
+        complete trial in some region may hope there for what never comes true, and pay for it one trial after another.
         """
         if not one.losses or one.complete:
-            return False
+            return 0.0
         rank, there = self._rank(one, len(one.losses))
-        return rank >= max(FEW, math.ceil(there / 2))
+        return SHADE * max(0.0, 2.0 * rank / max(1, there - 1) - 1.0)
 
     def owed(self, one: Known) -> bool:
         """Whether a trial goes on whatever the forecast says: it was among the best 1/`OWED` of those that have reached
@@ -224,7 +226,7 @@ def forecast(known: Sequence[Known], axes: tuple[Axis, ...], milestones: int) ->
         place=place,
         reached=_reached(seen, milestones),
     )
-    empty = replace(empty, hopeless_ones=np.array([empty.hopeless(one) for one in seen]))
+    empty = replace(empty, shades=np.array([empty.shade(one) for one in seen]))
     shape = replace(_shape(empty, seen, logs), lift=LIFT if width else 0.0)
     rows = _rows(seen, logs, lead)
     ends = empty.points([one for one, _ in rows])

@@ -147,10 +147,8 @@ class Pairs:
 
 
 def pairs(a: Points, b: Points) -> Pairs:
-    if len(b) and (b.t == b.t[0]).all():  # mostly, b are ends: what depends on progress alone is a column
-        tb = b.t[:1]
-    else:
-        tb = b.t
+    # Mostly, b are ends: what depends on progress alone is a column.
+    tb = b.t[:1] if len(b) and (b.t == b.t[0]).all() else b.t
     same = ((a.trial[:, None] == b.trial[None]) & (a.trial >= 0)[:, None]).astype(np.float64)
     return Pairs(
         np.abs(a.x.T[:, :, None] - b.x.T[:, None, :]),
@@ -274,7 +272,7 @@ def likeliest(seen: Points, y: Floats, start: Shape, groups: Sequence[Sequence[i
                 lengths[column] = GRIDS["lengths"][step]
         lengths = [one or DEFAULT.lengths[0] for one in lengths]
         rest = {name: GRIDS[name][step] for name, step in zip(names, at[len(groups) :], strict=True)}
-        return replace(start, lengths=tuple(lengths), **rest)  # type: ignore[arg-type]
+        return replace(start, lengths=tuple(lengths), **rest)
 
     origin = (*(length for _ in groups), *(zero[name] for name in names))
     tops = (*(len(GRIDS["lengths"]) for _ in groups), *(len(GRIDS[name]) for name in names))
