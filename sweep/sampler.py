@@ -39,7 +39,7 @@ class ForecastSampler(optuna.samplers.BaseSampler):
         self,
         milestones: int | None = None,
         design: int = 6,
-        candidates: int = 256,
+        candidates: int = 192,
         prior: Mapping[str, Mapping[str, float]] | None = None,
         seed: int | None = None,
     ) -> None:

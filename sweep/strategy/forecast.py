@@ -34,7 +34,9 @@ MARKS = (0.0, 0.125, 0.35, 1.0)
 MARGIN = 0.003
 # Among the best 1/OWED of a milestone, a trial goes on in any case.
 OWED = 4
-# What is taken off the promise of the worst trial at a milestone, and of a new one whose nearest neighbour that is.
+# Of the trials that have reached a milestone, this many are above suspicion.
+FEW = 3
+# What is taken off the promise of the worst trial of many at a milestone, and of a new one whose nearest neighbour that is.
 SHADE = 5.0
 # Complete trials crowd others out within this share of every coordinate, less where there are more than `CROWDED`.
 CROWD, CROWDED = 0.08, 16
@@ -158,13 +160,13 @@ class Forecast:
     def shade(self, one: Known) -> float:
         """What is taken off the promise of a trial in the worse half of those that have reached its milestone.
 
-        Nothing for the median, `SHADE` for the last. A check that asks no model: a surface that has yet to see a
+        Nothing for the best `FEW` and for the median of the others, most for the last of many. A check that asks no model: a surface that has yet to see a
         complete trial in some region may hope there for what never comes true, and pay for it one trial after another.
         """
         if not one.losses or one.complete:
             return 0.0
         rank, there = self._rank(one, len(one.losses))
-        return SHADE * max(0.0, 2.0 * rank / max(1, there - 1) - 1.0)
+        return SHADE * max(0.0, 2.0 * (rank - FEW) / there - 1.0)
 
     def owed(self, one: Known) -> bool:
         """Whether a trial goes on whatever the forecast says: it was among the best 1/`OWED` of those that have reached
@@ -296,7 +298,7 @@ def _judged(data: tuple[bytes, ...], groups: tuple[tuple[int, ...], ...]) -> Sha
     x, t, own, y = (np.frombuffer(data[k]) for k in (0, 1, 3, 4))
     n = len(t)
     seen = Points(x.reshape(n, -1), t, np.frombuffer(data[2], dtype=np.int64), np.zeros((n, 0)), own)
-    return likeliest(seen, y, DEFAULT, groups)
+    return likeliest(seen, y, DEFAULT, groups, 2 if n < SHAPE_ROWS else 1)
 
 
 def _own(behind: float) -> float:
