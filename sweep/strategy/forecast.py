@@ -36,7 +36,7 @@ MARGIN = 0.003
 OWED = 4
 # Of the trials that have reached a milestone, this many are above suspicion.
 FEW = 3
-# What is taken off the promise of the worst trial of many at a milestone, and of a new one whose nearest neighbour that is.
+# What is taken off the promise of the worst trial of many at a milestone, and of a new one that is closest to it.
 SHADE = 5.0
 # Complete trials crowd others out within this share of every coordinate, less where there are more than `CROWDED`.
 CROWD, CROWDED = 0.08, 16
@@ -73,8 +73,9 @@ class Forecast:
         before
             there is one, what the trial that looks best is expected to come to. front: that trial's end.
         stale: complete trials in a row, by number, that were no better than an earlier one.
-        complete: the ends of the complete trials.
-        lead: the smallest log loss at each milestone; worst: the loss that counts for all that are worse.
+        lead: the smallest log loss at each milestone; worst: the loss that counts for those that are not finite.
+        width: features of `signs`. x: the points of the trials that have reported, by `place`; done: which are
+            complete. reached: the losses at each milestone (from 0), ascending. shades: see `shade`.
     """
 
     model: Surrogate
@@ -160,8 +161,9 @@ class Forecast:
     def shade(self, one: Known) -> float:
         """What is taken off the promise of a trial in the worse half of those that have reached its milestone.
 
-        Nothing for the best `FEW` and for the median of the others, most for the last of many. A check that asks no model: a surface that has yet to see a
-        complete trial in some region may hope there for what never comes true, and pay for it one trial after another.
+        Nothing for the best `FEW` and for the median of the others, most for the last of many. A check that asks no
+        model: a surface that has yet to see a complete trial in some region may hope there for what never comes true,
+        and pay for it one trial after another.
         """
         if not one.losses or one.complete:
             return 0.0
