@@ -76,6 +76,7 @@ class Forecast:
         lead: the smallest log loss at each milestone; worst: the loss that counts for those that are not finite.
         width: features of `signs`. x: the points of the trials that have reported, by `place`; done: which are
             complete. reached: the losses at each milestone (from 0), ascending. shades: see `shade`.
+        beside: the unfinished trial that is owed its end, -1 for none.
     """
 
     model: Surrogate
@@ -92,6 +93,7 @@ class Forecast:
     done: npt.NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, dtype=np.bool_))
     place: Mapping[int, int] = field(default_factory=dict)
     reached: Mapping[int, Floats] = field(default_factory=dict)
+    beside: int = -1
     shades: Floats = field(default_factory=lambda: np.zeros(0))
 
     def points(self, known: Sequence[Known]) -> Points:
@@ -174,10 +176,13 @@ class Forecast:
         """Whether a trial goes on whatever the forecast says: it was among the best 1/`OWED` of those that have reached
         the last of the milestones 1, `OWED`, `OWED`², … that it has reached.
 
-        So what asynchronous successive halving would train is trained too, however wrong the forecast is.
+        So what asynchronous successive halving would train is trained too, however wrong the forecast is. And while
+        complete trials bring nothing, every second one is the closest to the best that has begun (`beside`).
         """
         if not one.losses or one.complete:
             return False
+        if one.number == self.beside:
+            return True
         rung = OWED ** int(math.log(len(one.losses) + 0.5, OWED))
         rank, there = self._rank(one, rung)
         return rank < there // OWED
@@ -242,7 +247,18 @@ def forecast(known: Sequence[Known], axes: tuple[Axis, ...], milestones: int) ->
     if not done:
         mean, _ = found.model.predict(ends)
     at = int(mean.argmin())
-    return replace(found, best=float(mean[at]) - MARGIN, front=ends.rows(np.array([at])))
+    front = ends.rows(np.array([at]))
+    return replace(found, best=float(mean[at]) - MARGIN, front=front, beside=_beside(found, front, len(done)))
+
+
+def _beside(seen: Forecast, best: Points, complete: int) -> int:
+    """The unfinished trial closest to the best, not crowded or shaded, at every second turn; -1: none."""
+    if not seen.stale or complete % 2:
+        return -1
+    gap = np.sqrt(((seen.x - best.x) ** 2).sum(axis=1))
+    gap[seen.done | (seen.shades > 0) | (_gap(seen.x, seen.x[seen.done]).min(axis=1) < CROWD)] = np.inf
+    at = int(gap.argmin())
+    return int(seen.numbers[at]) if math.isfinite(gap[at]) else -1
 
 
 def _crowded(x: Floats, others: Floats, same: npt.NDArray[np.bool_]) -> Floats:
