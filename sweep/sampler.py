@@ -19,6 +19,7 @@ from optuna.trial import FrozenTrial, TrialState
 from sweep.strategy.encoding import Axis, Floats, axis, encode, is_number
 from sweep.strategy.forecast import Forecast, Known, forecast
 
+BESIDE = 0.35  # of a coordinate: how far from the best still is beside it
 KNOWN = (TrialState.RUNNING, TrialState.PRUNED, TrialState.COMPLETE)
 
 
@@ -38,7 +39,7 @@ class ForecastSampler(optuna.samplers.BaseSampler):
         self,
         milestones: int | None = None,
         design: int = 6,
-        candidates: int = 512,
+        candidates: int = 192,
         prior: Mapping[str, Mapping[str, float]] | None = None,
         seed: int | None = None,
     ) -> None:
@@ -72,13 +73,13 @@ class ForecastSampler(optuna.samplers.BaseSampler):
             return {}
         trials = [t for t in study._get_trials(deepcopy=False, states=KNOWN) if t.number != trial.number and t.params]
         axes = tuple(_axis(key, one) for key, one in search_space.items())
-        params = [self._draw(search_space) for _ in range(self._candidates)]
-        x = encode(axes, params)
         known = [_known(one, search_space) for one in trials]
         milestones = self._milestones or max((len(one.losses) for one in known), default=1) or 1
         seen = forecast(known, axes, milestones) if len(trials) >= self._design else None
         if seen is None:
             return self._spread(search_space, trials[0] if trials else None, trial.number)
+        params = [self._draw(search_space) for _ in range(self._candidates)]
+        x = encode(axes, params)
         if trial.number % 2 and seen.stale:
             params = self._beside(search_space, axes, known, params) or params
             x = encode(axes, params)
@@ -105,8 +106,12 @@ class ForecastSampler(optuna.samplers.BaseSampler):
         best = min((one for one in known if one.complete), key=lambda one: one.losses[-1])
         keys = list(space)
         found = [{**best.params, keys[n % len(keys)]: one[keys[n % len(keys)]]} for n, one in enumerate(params)]
-        gap = np.abs(encode(axes, found)[:, None] - encode(axes, [one.params for one in known])[None]).max(axis=2)
-        return [one for one, near in zip(found, gap.min(axis=1), strict=True) if near > 0.05]
+        x, centre = encode(axes, found), encode(axes, [best.params])
+        gap = np.abs(x[:, None] - encode(axes, [one.params for one in known])[None]).max(axis=2).min(axis=1)
+        words = {one.key for one in axes if one.words}
+        near = np.abs(x - centre).max(axis=1) <= BESIDE
+        near |= np.array([keys[n % len(keys)] in words for n in range(len(params))])
+        return [one for one, kept in zip(found, near & (gap > 0.05), strict=True) if kept]
 
     def _promise(self, seen: Forecast, known: Sequence[Known], x: Floats, params: Sequence[dict[str, Any]]) -> Floats:
         running = [one for one in known if one.running]
@@ -142,7 +147,8 @@ class ForecastSampler(optuna.samplers.BaseSampler):
         return params[int(np.argmax(self._log_prior(params)))]
 
     def _draw(self, space: Mapping[str, BaseDistribution]) -> dict[str, Any]:
-        return {key: _value(one, float(self._rng.random())) for key, one in space.items()}
+        shares = self._rng.random(len(space)).tolist()
+        return {key: _value(one, at) for (key, one), at in zip(space.items(), shares, strict=True)}
 
 
 def _value(one: BaseDistribution, at: float) -> Any:

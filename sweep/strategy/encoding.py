@@ -42,7 +42,11 @@ class Axis:
         if self.words:
             # Two different words lie one apart, as the ends of a range do.
             return np.array([[math.sqrt(0.5) * (str(value) == word) for word in self.words] for value in values])
-        at = np.array([value if is_number(value) else math.nan for value in values], dtype=np.float64)
+        if set(map(type, values)) <= {int, float}:
+            at = np.array(values, dtype=np.float64)
+            at[~np.isfinite(at)] = math.nan
+        else:
+            at = np.array([value if is_number(value) else math.nan for value in values], dtype=np.float64)
         low, high = self.low, self.high
         if self.log:
             low, high, at = math.log(low), math.log(high), np.log(np.maximum(at, 1e-300))

@@ -8,14 +8,16 @@ far, so that a forecast costs the same at 10,000 trials as at 100.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
 
 import numpy as np
+import numpy.typing as npt
 from scipy.special import log_ndtr, ndtr
 
 from sweep.strategy.encoding import Axis, Floats, encode
-from sweep.strategy.surrogate import SHAPES, Points, Shape, Surrogate, believing, fit_shape, likeliest
+from sweep.strategy.surrogate import DEFAULT, Ints, Points, Shape, Surrogate, believing, fit_shape, likeliest
 
 ROWS = 120
 SHAPE_ROWS = 48
@@ -23,9 +25,19 @@ TRIALS = 80
 EARLIER = 3  # reports of a trial looked at besides its last
 # How much of a trial is its own (o of the surrogate): a share of what it lies behind its milestone's best beyond a
 # tenth, where the loss of a LoRA trial is no longer that of a contender.
-OWN, BEHIND = 0.3, 0.1
+OWN, BEHIND = 0.1, 0.1
+# Log loss behind the best at a milestone beyond which differences shrink to their logarithm.
+SQUASH = 0.15
+# The shape is judged by the reports at these shares of a trial, so that it is judged anew only when one is reached.
+MARKS = (0.0, 0.125, 0.35, 1.0)
 # Log loss by which a better end counts as better: nats that no seed would confirm are not worth a trial.
 MARGIN = 0.003
+# Among the best 1/OWED of a milestone, a trial goes on in any case.
+OWED = 4
+# Of the trials that have reached a milestone, this many are above suspicion.
+FEW = 3
+# What is taken off the promise of the worst trial of many at a milestone, and of a new one that is closest to it.
+SHADE = 5.0
 # Complete trials crowd others out within this share of every coordinate, less where there are more than `CROWDED`.
 CROWD, CROWDED = 0.08, 16
 # B2 of the surrogate where signs are used: a sign one standard deviation off moves an end by a seventh of the scale at
@@ -61,8 +73,10 @@ class Forecast:
         before
             there is one, what the trial that looks best is expected to come to. front: that trial's end.
         stale: complete trials in a row, by number, that were no better than an earlier one.
-        complete: the ends of the complete trials.
-        lead: the smallest log loss at each milestone; worst: the loss that counts for all that are worse.
+        lead: the smallest log loss at each milestone; worst: the loss that counts for those that are not finite.
+        width: features of `signs`. x: the points of the trials that have reported, by `place`; done: which are
+            complete. reached: the losses at each milestone (from 0), ascending. shades: see `shade`.
+        beside: the unfinished trial that is owed its end, -1 for none.
     """
 
     model: Surrogate
@@ -73,15 +87,24 @@ class Forecast:
     stale: int
     lead: Floats
     worst: float
-    complete: Points | None = None
     width: int = 0
+    x: Floats = field(default_factory=lambda: np.zeros((0, 0)))
+    numbers: Ints = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    done: npt.NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, dtype=np.bool_))
+    place: Mapping[int, int] = field(default_factory=dict)
+    reached: Mapping[int, Floats] = field(default_factory=dict)
+    beside: int = -1
+    shades: Floats = field(default_factory=lambda: np.zeros(0))
 
     def points(self, known: Sequence[Known]) -> Points:
         """The ends of trials."""
         phi = np.array([one.signs or (0.0,) * self.width for one in known]).reshape(len(known), self.width)
-        x = encode(self.axes, [one.params for one in known])
+        if all(one.number in self.place for one in known):
+            x = self.x[[self.place[one.number] for one in known]]
+        else:
+            x = encode(self.axes, [one.params for one in known])
         numbers = np.array([one.number for one in known], dtype=np.int64)
-        own = np.array([OWN * max(0.0, self._behind(one) - BEHIND) for one in known])
+        own = np.array([_own(self._behind(one)) for one in known])
         return Points(x, np.ones(len(known)), numbers, phi, own)
 
     def new(self, x: Floats) -> Points:
@@ -91,16 +114,22 @@ class Forecast:
 
     def _behind(self, one: Known) -> float:
         """How far a trial lies behind the best at its last milestone, in log loss."""
-        return _log(one.losses[-1], self.worst) - float(self.lead[len(one.losses) - 1]) if one.losses else 0.0
+        if not one.losses:
+            return 0.0
+        return float(squash(np.array(_log(one.losses[-1], self.worst) - self.lead[len(one.losses) - 1])))
 
     def ends(self, at: Points) -> tuple[Floats, Floats]:
-        """Mean of the log loss at the end, and the standard deviation of its difference to that of the best trial.
-
-        The deviation grows with every complete trial that brought nothing: a surface that
-        keeps being wrong about where the best lies is less sure than it says.
-        """
+        """Mean of the squashed log loss at the end, and the deviation of its difference to the best trial's."""
         mean, sd = self.model.predict(at, self.front)
-        return mean, sd * (1.0 + 0.25 * min(self.stale, 8))
+        return mean, sd
+
+    def loss(self, mean: float) -> float:
+        """The loss that an end of the surrogate's stands for: `squash` undone."""
+        lead = float(self.lead[-1])
+        behind = mean - lead
+        if not math.isfinite(lead) or behind <= SQUASH:
+            return math.exp(mean)
+        return math.exp(lead + SQUASH * math.exp(behind / SQUASH - 1.0))
 
     def promise(self, at: Points, left: Floats) -> Floats:
         """The logarithm of the expected improvement over `best` for each milestone that remains.
@@ -113,19 +142,56 @@ class Forecast:
         return log_improvement((self.best - mean) / sd) + np.log(sd) - np.log(left) - self._crowding(at)
 
     def _crowding(self, at: Points) -> Floats:
-        """What is taken off the promise of a trial close to a complete one: it would tell little that is new.
+        """What is taken off the promise of a trial close to a complete one, and of a new one close to any.
 
-        So complete trials spread over all that may yet be best, as in local penalisation (Gonzalez et al., Batch
-        Bayesian Optimization via Local Penalization, 2016), instead of repeating the best one; the radius shrinks as
-        they fill it.
+        A trial beside a complete one would tell little that is new, and a new one beside a paused one is that one
+        over again. So complete trials spread over all that may yet be best, as in local penalisation (Gonzalez et
+        al., Batch Bayesian Optimization via Local Penalization, 2016), instead of repeating the best one; the radius
+        shrinks as they fill it.
         """
-        if self.complete is None or not len(self.complete) or not at.x.shape[1]:
+        if not at.x.shape[1]:
             return np.zeros(len(at))
-        radius = CROWD * min(1.0, (CROWDED / len(self.complete)) ** (1.0 / at.x.shape[1]))
-        gap = np.abs(at.x[:, None] - self.complete.x[None]).max(axis=2)
-        gap = np.where(at.trial[:, None] == self.complete.trial[None], np.inf, gap).min(axis=1)
-        found: Floats = 6.0 * np.maximum(0.0, 1.0 - gap / radius)
+        done = self.x[self.done]
+        found = _crowded(at.x, done, at.trial[:, None] == self.numbers[self.done][None])
+        fresh = at.trial < 0
+        if fresh.any():
+            open_ = self.x[~self.done]
+            found[fresh] += self.shades[_gap(at.x[fresh], self.x).argmin(axis=1)]
+            found[fresh] += _crowded(at.x[fresh], open_, np.zeros((int(fresh.sum()), len(open_)), dtype=np.bool_))
         return found
+
+    def shade(self, one: Known) -> float:
+        """What is taken off the promise of a trial in the worse half of those that have reached its milestone.
+
+        Nothing for the best `FEW` and for the median of the others, most for the last of many. A check that asks no
+        model: a surface that has yet to see a complete trial in some region may hope there for what never comes true,
+        and pay for it one trial after another.
+        """
+        if not one.losses or one.complete:
+            return 0.0
+        rank, there = self._rank(one, len(one.losses))
+        return SHADE * max(0.0, 2.0 * (rank - FEW) / there - 1.0)
+
+    def owed(self, one: Known) -> bool:
+        """Whether a trial goes on whatever the forecast says: it was among the best 1/`OWED` of those that have reached
+        the last of the milestones 1, `OWED`, `OWED`², … that it has reached.
+
+        So what asynchronous successive halving would train is trained too, however wrong the forecast is. And while
+        complete trials bring nothing, every second one is the closest to the best that has begun (`beside`).
+        """
+        if not one.losses or one.complete:
+            return False
+        if one.number == self.beside:
+            return True
+        rung = OWED ** int(math.log(len(one.losses) + 0.5, OWED))
+        rank, there = self._rank(one, rung)
+        return rank < there // OWED
+
+    def _rank(self, one: Known, milestone: int) -> tuple[int, int]:
+        """How many trials were better at a milestone, and how many have reached it."""
+        there = self.reached[milestone - 1]
+        loss = one.losses[milestone - 1]
+        return int(np.searchsorted(there, loss if math.isfinite(loss) else math.inf)), len(there)
 
     def assuming(self, known: Sequence[Known]) -> Forecast:
         """The forecast once these trials' ends are taken to be what it expects."""
@@ -153,31 +219,108 @@ def forecast(known: Sequence[Known], axes: tuple[Axis, ...], milestones: int) ->
     finite = [loss for one in seen for loss in one.losses if math.isfinite(loss) and loss > 0]
     if not finite:
         return None
-    # Nothing counts as worse than the typical first report: how badly a trial diverged says nothing about where the
-    # best lies.
-    firsts = sorted(
-        one.losses[0] if math.isfinite(one.losses[0]) and one.losses[0] > 0 else max(finite) for one in seen
-    )
-    worst = firsts[(len(firsts) - 1) // 2]
+    worst = max(finite)
     logs = {one.number: np.array([_log(loss, worst) for loss in one.losses]) for one in seen}
-    done = [float(logs[one.number][-1]) for one in seen if one.complete]
     lead = _lead(list(logs.values()), milestones)
+    logs = {number: lead[: len(one)] + squash(one - lead[: len(one)]) for number, one in logs.items()}
+    done = [float(logs[one.number][-1]) for one in seen if one.complete]
     width = max((len(one.signs) for one in seen), default=0)
-    found = Forecast(_none(), axes, milestones, 0.0, None, _stale(done), lead, worst, width=width)
+    place = {one.number: at for at, one in enumerate(seen)}
+    empty = Forecast(_none(), axes, milestones, 0.0, None, _stale(done), lead, worst, width=width)
+    empty = replace(
+        empty,
+        x=encode(axes, [one.params for one in seen]),
+        numbers=np.array([one.number for one in seen], dtype=np.int64),
+        done=np.array([one.complete for one in seen]),
+        place=place,
+        reached=_reached(seen, milestones),
+    )
+    empty = replace(empty, shades=np.array([empty.shade(one) for one in seen]))
+    shape = replace(_shape(empty, seen, logs), lift=LIFT if width else 0.0)
     rows = _rows(seen, logs, lead)
-    ends = found.points([one for one, _ in rows])
+    ends = empty.points([one for one, _ in rows])
     points = replace(ends, t=np.array([m / milestones for _, m in rows]))
     y = np.array([logs[one.number][m - 1] for one, m in rows])
-    few = np.arange(min(len(rows), SHAPE_ROWS))
-    shapes = [replace(shape, lift=LIFT if width else 0.0) for shape in SHAPES]
-    found = replace(found, model=fit_shape(points, y, likeliest(points.rows(few), y[few], shapes)))
+    found = replace(empty, model=fit_shape(points, y, shape))
     ends = found.points(seen)
     mean = np.array([logs[one.number][-1] if one.complete else math.inf for one in seen])
     if not done:
         mean, _ = found.model.predict(ends)
     at = int(mean.argmin())
-    finished = found.points([one for one in seen if one.complete])
-    return replace(found, best=float(mean[at]) - MARGIN, front=ends.rows(np.array([at])), complete=finished)
+    front = ends.rows(np.array([at]))
+    return replace(found, best=float(mean[at]) - MARGIN, front=front, beside=_beside(found, front, len(done)))
+
+
+def _beside(seen: Forecast, best: Points, complete: int) -> int:
+    """The unfinished trial closest to the best, not crowded or shaded, at every second turn; -1: none."""
+    if not seen.stale or complete % 2:
+        return -1
+    gap = np.sqrt(((seen.x - best.x) ** 2).sum(axis=1))
+    gap[seen.done | (seen.shades > 0) | (_gap(seen.x, seen.x[seen.done]).min(axis=1) < CROWD)] = np.inf
+    at = int(gap.argmin())
+    return int(seen.numbers[at]) if math.isfinite(gap[at]) else -1
+
+
+def _crowded(x: Floats, others: Floats, same: npt.NDArray[np.bool_]) -> Floats:
+    """Six at one of the others, nothing a radius away from all, but for those that are the same trial."""
+    if not len(others):
+        return np.zeros(len(x))
+    radius = CROWD * min(1.0, (CROWDED / len(others)) ** (1.0 / x.shape[1]))
+    gap = np.where(same, np.inf, _gap(x, others)).min(axis=1)
+    found: Floats = 6.0 * np.maximum(0.0, 1.0 - gap / radius)
+    return found
+
+
+def _gap(x: Floats, others: Floats) -> Floats:
+    """The greatest difference in any coordinate, shape (len(x), len(others))."""
+    gap = np.zeros((len(x), len(others)))
+    for k in range(x.shape[1]):
+        np.maximum(gap, np.abs(x[:, k, None] - others[None, :, k]), out=gap)
+    return gap
+
+
+def _reached(seen: Sequence[Known], milestones: int) -> dict[int, Floats]:
+    """The losses at each milestone, ascending, of all trials that have reached it."""
+    longest = max(len(one.losses) for one in seen)
+    losses = ([one.losses[at] for one in seen if len(one.losses) > at] for at in range(longest))
+    return {at: np.sort([v if math.isfinite(v) else math.inf for v in there]) for at, there in enumerate(losses)}
+
+
+def squash(behind: Floats) -> Floats:
+    """Differences to the best as the surrogate sees them: in full up to `SQUASH`, beyond that by their logarithm."""
+    return np.where(behind < SQUASH, behind, SQUASH * (1.0 + np.log(np.maximum(behind, SQUASH) / SQUASH)))
+
+
+def _shape(empty: Forecast, seen: Sequence[Known], logs: dict[int, Floats]) -> Shape:
+    """The likeliest shape by the reports at `MARKS`."""
+    marks = sorted({max(1, round(share * empty.milestones)) for share in MARKS})
+    reached = {one.number: [m for m in marks if m <= len(one.losses)] for one in seen}
+    order = sorted(seen, key=lambda one: (-len(reached[one.number]), one.number))
+    rows = [(one, m) for one in order for m in reached[one.number]][:SHAPE_ROWS]
+    at = np.array([empty.place[one.number] for one, _ in rows])
+    t = np.array([m / empty.milestones for _, m in rows])
+    y = np.array([logs[one.number][m - 1] for one, m in rows])
+    lead = {m: min(logs[one.number][m - 1] for one in seen if len(one.losses) >= m) for _, m in rows}
+    behind = {one.number: logs[one.number][reached[one.number][-1] - 1] - lead[reached[one.number][-1]] for one in seen}
+    own = np.array([_own(behind[one.number]) for one, _ in rows])
+    columns, groups = 0, []
+    for one in empty.axes:
+        groups.append(tuple(range(columns, columns + one.width)))
+        columns += one.width
+    return _judged(tuple(v.tobytes() for v in (empty.x[at], t, at, own, y)), tuple(groups))
+
+
+@lru_cache(maxsize=64)
+def _judged(data: tuple[bytes, ...], groups: tuple[tuple[int, ...], ...]) -> Shape:
+    """The likeliest shape; remembered, since the same reports are asked about again and again."""
+    x, t, own, y = (np.frombuffer(data[k]) for k in (0, 1, 3, 4))
+    n = len(t)
+    seen = Points(x.reshape(n, -1), t, np.frombuffer(data[2], dtype=np.int64), np.zeros((n, 0)), own)
+    return likeliest(seen, y, DEFAULT, groups, 2 if n < SHAPE_ROWS else 1)
+
+
+def _own(behind: float) -> float:
+    return OWN * max(0.0, behind - BEHIND)
 
 
 def _log(loss: float, worst: float) -> float:
@@ -186,7 +329,7 @@ def _log(loss: float, worst: float) -> float:
 
 def _none() -> Surrogate:
     empty = Points(np.zeros((1, 0)), np.ones(1), np.zeros(1, dtype=np.int64), np.zeros((1, 0)), np.zeros(1))
-    return fit_shape(empty, np.zeros(1), Shape(0.5, 0.2, 1e-2))
+    return fit_shape(empty, np.zeros(1), DEFAULT)
 
 
 def _lead(curves: Sequence[Floats], milestones: int) -> Floats:

@@ -30,6 +30,7 @@ from sweep.strategy.encoding import Floats, axes_of, encode
 from sweep.strategy.forecast import Forecast, Known, forecast
 from trainer.contract import Report
 
+OWED_MORE = 1e3
 SETTLED = (Standing.COMPLETE, Standing.FAILED)
 
 
@@ -74,9 +75,9 @@ class FreezeThaw:
         known = self._last["known"][number]
         at = seen.points([known])
         mean, sd = (float(v[0]) for v in seen.ends(at))
-        promise = float(seen.promise(at, _left([known], milestones))[0])
+        promise = float(_promise(seen, [known], milestones)[0])
         other = max(self._new(seen, curves), self._best_paused(seen, curves, milestones, but=number)[1])
-        basis = {"end": math.exp(mean), "end_sd": sd, "best": math.exp(seen.best), "promise": promise, "other": other}
+        basis = {"end": seen.loss(mean), "end_sd": sd, "best": math.exp(seen.best), "promise": promise, "other": other}
         done = [self._loss(c.reports[-1]) for c in curves.values() if c.standing is Standing.COMPLETE and c.reports]
         if done and mean - self.sure * sd > math.log(max(min(done), 1e-300)):
             low = math.exp(mean - self.sure * sd)
@@ -86,7 +87,7 @@ class FreezeThaw:
             )
         if promise >= other:
             return None
-        why = f"expected to end at {math.exp(mean):.4f} (± {100 * sd:.1f} %), and another step promises more"
+        why = f"expected to end at {seen.loss(mean):.4f} (± {100 * sd:.1f} %), and another step promises more"
         return self._pause(last, value, why, basis)
 
     def promote(self, curves: Mapping[int, Curve], milestones: int) -> Promotion | None:
@@ -114,8 +115,8 @@ class FreezeThaw:
         if best is None or promise < new:
             return None
         mean, sd = (float(v[0]) for v in seen.ends(seen.points([best])))
-        basis = {"end": math.exp(mean), "end_sd": sd, "best": math.exp(seen.best), "promise": promise, "new": new}
-        reason = f"expected to end at {math.exp(mean):.4f} (± {100 * sd:.1f} %), which promises most"
+        basis = {"end": seen.loss(mean), "end_sd": sd, "best": math.exp(seen.best), "promise": promise, "new": new}
+        reason = f"expected to end at {seen.loss(mean):.4f} (± {100 * sd:.1f} %), which promises most"
         return Promotion(best.number, reason, basis)
 
     def _pause(self, last: Report, value: float, why: str, basis: Mapping[str, float]) -> Verdict:
@@ -186,7 +187,7 @@ class FreezeThaw:
         ]
         if not paused:
             return None, -math.inf
-        promise = seen.promise(seen.points(paused), _left(paused, milestones))
+        promise = _promise(seen, paused, milestones)
         at = int(promise.argmax())
         return paused[at], float(promise[at])
 
@@ -197,9 +198,10 @@ class FreezeThaw:
 
 
 def rungs(first: int, milestones: int) -> list[int]:
-    """After how many reports a trial is weighed: each half as far again as the last, the next at least."""
+    """After how many reports a trial is weighed: each half as far again as the last, the next at least; a trial that is
+    past three quarters goes on to its end."""
     found = [first]
-    while (after := max(found[-1] + 1, round(1.4 * found[-1]))) < milestones:
+    while (after := max(found[-1] + 1, round(1.4 * found[-1]))) <= max(0.75 * milestones, 1):
         found.append(after)
     return found
 
@@ -212,6 +214,13 @@ def candidates(have: Floats, count: int) -> Floats:
         values = np.unique(have[:, k])
         columns.append(rng.choice(values, count) if len(values) <= 8 and len(have) > 10 else rng.random(count))
     return np.array(columns).T.reshape(count, have.shape[1])
+
+
+def _promise(seen: Forecast, known: Sequence[Known], milestones: int) -> Floats:
+    """What going on with trials promises; with those it is owed, more than all else."""
+    away = np.array([OWED_MORE * seen.owed(one) - seen.shade(one) for one in known])
+    found: Floats = seen.promise(seen.points(known), _left(known, milestones)) + away
+    return found
 
 
 def _left(known: Sequence[Known], milestones: int) -> Floats:
