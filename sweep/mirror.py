@@ -15,7 +15,19 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from sweep.errors import ConfigError
-from trainer.replica import CONTROL, LEASE, Growth, Owner, base_key, bell, is_appended, join, owner, with_chunks
+from trainer.replica import (
+    CONTROL,
+    CONTROLLERS_TRIAL,
+    LEASE,
+    Growth,
+    Owner,
+    base_key,
+    bell,
+    is_appended,
+    join,
+    owner,
+    with_chunks,
+)
 from trainer.room import Room, read_json, write_atomic
 from trainer.store import Store
 
@@ -149,6 +161,7 @@ class ControllerMirror:
             paths += [path for path in (files.job, files.drain) if path.exists()]
             paths += [files.inbox / f"{t:05d}-{a}" for t, a in files.assignments() if t in wanted]
         for trial in trials:
+            paths += [path for name in CONTROLLERS_TRIAL if (path := self.room.trial(trial) / name).exists()]
             for number in self.room.attempts(trial):
                 attempt = self.room.attempt(trial, number)
                 paths += [path for path in (attempt.spec, attempt.stop, attempt.fence) if path.exists()]
@@ -163,7 +176,7 @@ class ControllerMirror:
             trial, _, number = key.rpartition("/")[2].partition("-")
             return bell(self.room.attempt(int(trial), int(number)))
         if _is_written_once(key):
-            return self._sent.get(key, (self.room.root / key).read_bytes())
+            return self._sent[key] if key in self._sent else (self.room.root / key).read_bytes()
         stat = (self.room.root / key).stat()
         return stat.st_ino, stat.st_size, stat.st_mtime_ns
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from sweep.channel import WAIT_SECONDS, RoomChannel
@@ -22,7 +22,7 @@ from sweep.mirror import ControllerMirror, pull_room
 from sweep.model import Mode
 from sweep.ports import AttemptSight, Clock, WorkerSight
 from trainer.contract import StopCause, TrialSpec
-from trainer.replica import CONTROL
+from trainer.replica import CONTROL, Below
 from trainer.room import Room
 from trainer.store import Store, StoreError, StoreRefusedError, open_store, patiently
 
@@ -73,6 +73,8 @@ class MirroredChannel:
     Args:
         check: raises where this controller may not act, as another holds the room.
         look: seconds between two looks at the store while it waits.
+        continued: no other controller has acted since this machine's last one.
+        beside: it lies in the room of another channel, so that nothing is heard where nobody is listened to.
     """
 
     mirror: ControllerMirror
@@ -80,6 +82,8 @@ class MirroredChannel:
     look: float = LOOK_SECONDS
     allowance: Allowance = field(default_factory=lambda: Allowance(LISTS_PER_MINUTE))
     now: Callable[[], float] = time.monotonic
+    continued: bool = False
+    beside: bool = False
     _failing: float | None = None
     _trials: tuple[int, ...] = ()
 
@@ -106,10 +110,12 @@ class MirroredChannel:
     def observe(
         self, trials: Sequence[int], workers: Sequence[str]
     ) -> tuple[dict[int, list[AttemptSight]], dict[str, WorkerSight]]:
+        ended = set(self._trials) - set(trials)  # what was written down of them last
         self._trials = tuple(trials)
         with self._reaching():
-            self.mirror.push(trials, lazily=True)
-            self._pull()
+            self.mirror.push(sorted({*trials, *ended}), lazily=True)
+            if trials or workers or not self.beside:
+                self._pull()
         return self._local.observe(trials, workers)
 
     def wait(self, clock: Clock, seconds: float) -> None:
@@ -124,6 +130,17 @@ class MirroredChannel:
                     continue  # the next observation says so
                 if self._local.awaited():
                     return
+
+    @contextmanager
+    def within(self, room: Room, directory: str) -> Iterator[MirroredChannel]:
+        """The channel of a room that lies in this one's; whoever holds this room's lease holds that one too.
+
+        Raises:
+            ConfigError: the store refuses. RetryLater: it does not answer.
+        """
+        mirror = ControllerMirror(Below(self.mirror.store, directory), room)
+        with _brought(mirror, self.continued, self.check):
+            yield replace(self, mirror=mirror, beside=True, _failing=None, _trials=())
 
     def _pull(self) -> None:
         self.allowance.take()
@@ -180,14 +197,28 @@ def hold_store(room: Room, store: Store, lease: Lease) -> Iterator[MirroredChann
     with _told():
         _insist(lambda: continued.append(lease.acquire()))
     try:
-        with _told():
-            _insist(lambda: mirror.start(continued[0]))
-        yield MirroredChannel(mirror, lease.check)
-        with _told():
-            lease.check()
-            _insist(lambda: mirror.push(room.trials()))
+        with _brought(mirror, continued[0], lease.check):
+            yield MirroredChannel(mirror, lease.check, continued=continued[0])
     finally:
         lease.release()
+
+
+@contextmanager
+def _brought(mirror: ControllerMirror, continued: bool, check: Callable[[], None]) -> Iterator[None]:
+    """Both sides of a room are brought to one state, before the block and after it."""
+    with _told():
+        _insist(lambda: mirror.start(continued))
+    yield
+
+    def put_all() -> None:
+        try:
+            check()
+        except RetryLater as error:  # the lease may be renewed in a moment
+            raise StoreError(str(error)) from error
+        mirror.push(mirror.room.trials())
+
+    with _told():
+        _insist(put_all)
 
 
 def _insist(act: Callable[[], object]) -> None:

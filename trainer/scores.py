@@ -31,8 +31,8 @@ def fetch_adapter(asked: Evaluation, to: Path) -> Path:
         return to
     if "://" in asked.adapter:
         store = open_store(asked.adapter)
-        for key in store.list():
-            store.fetch(key, to / key)
+        if not [key for key in store.list() if store.fetch(key, to / key)]:
+            raise FileNotFoundError(f"there is no adapter in {asked.adapter}")
         return to
     if not Path(asked.adapter).is_dir():
         raise FileNotFoundError(f"there is no adapter in {asked.adapter}")

@@ -17,15 +17,18 @@ from pathlib import Path
 import pytest
 
 from sweep import session
+from sweep.beside import EvaluationStudy, Gate, Together
+from sweep.evaluation import evaluation_settings, evaluation_spec, evaluations_room
 from sweep.lease import Lease
 from sweep.loop import Controller
 from sweep.mirrored import LEASE_RECORD, Allowance, MirroredChannel, hold_store, pull
 from sweep.model import Finished, Mode
 from sweep.ports import Ports
 from sweep.results import open_reader
-from sweep.rooms import controller_lock, load_settings
+from sweep.rooms import controller_lock, load_settings, save_settings
+from sweep.study import OptunaStudy
 from tests.fakes import FarDispatcher
-from tests.faults.harness import STEP_SECONDS, Quiet, check_sweep, make_room, wait_for_workers
+from tests.faults.harness import STEP_SECONDS, Quiet, check_ledger, check_sweep, make_room, wait_for_workers
 from tests.stores import Faulty, faulty, s3_server
 from trainer.room import Room, held, hold, read_text
 
@@ -65,10 +68,18 @@ class Far:
             poll_seconds=0.02,
         )
 
+    @contextmanager
+    def controllers(self, channel: MirroredChannel, listener: Quiet) -> Iterator[Controller | Together]:
+        yield self.controller(channel, listener)
+
     def run(self, die_after: int | None = None, store: Faulty | None = None) -> Finished:
-        with hold(controller_lock(self.room), "test") as mine, self.channel(store or faulty(self.url)) as channel:
+        with (
+            hold(controller_lock(self.room), "test") as mine,
+            self.channel(store or faulty(self.url)) as channel,
+            self.controllers(channel, Quiet(die_after)) as controllers,
+        ):
             assert mine
-            return self.controller(channel, Quiet(die_after)).run().how
+            return controllers.run().how
 
     def run_killed(self, die_after: int) -> bool:
         """Run a controller in a child that kills itself after so many effects; True where it came to its end."""
@@ -94,6 +105,66 @@ class Far:
         self.move()
         shutil.copy(self.queue.root / "ledger", self.room.root / "ledger")
         check_sweep(self.room, TRIALS)
+
+
+class Judged(Far):
+    """The same with its evaluations beside it, as `session.with_evaluations` puts them together."""
+
+    def __init__(self, rooms: Path, url: str, *overrides: str) -> None:
+        words = ("evaluate=heldout", "evaluate.dataset._component_=torchtune.datasets.alpaca_dataset")
+        super().__init__(rooms, url, *words, *overrides)
+        self.judges = Room(self.queue.root / "evaluations")
+        self.judges.root.mkdir()
+
+    @contextmanager
+    def controllers(self, channel: MirroredChannel, listener: Quiet) -> Iterator[Controller | Together]:
+        main, settings = self.controller(channel, listener), load_settings(self.room)
+        assert isinstance(main.ports.study, OptunaStudy)
+        beside, inner = evaluations_room(self.room), evaluation_settings(settings)
+        if not beside.sweep.exists():
+            save_settings(beside, inner)
+        env = {"STEP_SECONDS": STEP_SECONDS}
+        dispatcher = FarDispatcher(self.judges, (), 1, 0, env=env, url=f"{self.url}/evaluations")
+        gate = Gate(main.mode)
+        with channel.within(beside, "evaluations") as judging:
+            study = EvaluationStudy(beside, main.ports.study.winners)
+            evaluations = Controller(
+                ports=Ports(study, judging, dispatcher, session.WallClock()),
+                limits=inner.limits(1),
+                spec=lambda t, a, w: evaluation_spec(settings, self.room, (t, a, w)),
+                listener=listener,
+                mode=gate,
+                created=settings.created,
+                poll_seconds=0.02,
+            )
+            yield Together(main, evaluations, gate, waits=False)
+
+    def check(self) -> None:
+        wait_for_workers(self.judges)
+        super().check()
+        winners = session.open_study(self.room, load_settings(self.room)).winners()
+        assert evaluations_room(self.room).trials() == sorted(winners)
+        for row in open_reader(self.room).state().rows:
+            if row.number in winners:
+                assert row.evaluation == "complete"
+                assert row.scores == {"loss": pytest.approx(row.value)}
+        shutil.copy(self.judges.root / "ledger", evaluations_room(self.room).root / "ledger")
+        check_ledger(evaluations_room(self.room))
+
+
+@pytest.mark.parametrize("moves", [False, True], ids=["on one machine", "each on another machine"])
+def test_evaluations_in_a_store_are_made_once_each_however_often_the_controller_dies(
+    rooms: Path, tmp_path: Path, moves: bool
+) -> None:
+    judged = Judged(rooms, str(tmp_path / "store"))
+    lives = 1
+    while not judged.run_killed(5 + lives % 7):
+        lives += 1
+        assert lives < 200
+        if moves:
+            judged.move()
+    assert lives > 3
+    judged.check()
 
 
 def test_a_sweep_over_a_directory_store_ends_as_any_other(rooms: Path, tmp_path: Path) -> None:

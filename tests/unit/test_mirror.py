@@ -260,6 +260,38 @@ def test_a_stopped_attempt_s_checkpoint_goes_to_the_next_worker(world: World) ->
     assert second.room.attempts(3) == [1, 2]
 
 
+# --- a room in the room ---------------------------------------------------------------------------------------------
+
+
+def test_a_room_in_the_room_is_carried_below_it_and_asks_nothing_while_nothing_is_open(
+    world: World, tmp_path: Path
+) -> None:
+    beside = Room(tmp_path / "controller" / "evaluations")
+    write_atomic(beside.sweep, json.dumps({"name": "s-evaluations", "created": 1.0}))
+    with world.channel.within(beside, "evaluations") as channel:
+        world.store.asked.clear()
+        channel.observe([], [])
+        assert world.store.asked == {}
+        write_atomic(beside.trial(3) / "asked", "")
+        channel.assign(SPEC)
+        worker = WorkerMirror(faulty(f"{world.url}/evaluations"), Room(tmp_path / "judge"), "w0001", NOW)
+        worker.post()
+        write_atomic(worker.room.attempt(3, 1).outcome, encode(Outcome(OutcomeKind.COMPLETED, scores={"loss": 1.5})))
+        worker.freight()
+        (sight,) = channel.observe([3], ["w0001"])[0][3]
+        assert sight.outcome is not None
+        assert sight.outcome.scores == {"loss": 1.5}
+        write_atomic(beside.trial(3) / "told.json", "{}")
+        channel.observe([], ["w0001"])
+        assert "evaluations/trials/00003/told.json" in world.store.list(), "what was told last is put too"
+    elsewhere = Room(tmp_path / "elsewhere")
+    pull_room(world.store, elsewhere)
+    beside = Room(elsewhere.root / "evaluations")
+    assert read_text(beside.trial(3) / "told.json") == "{}"
+    with world.controller(elsewhere).within(beside, "evaluations") as channel:
+        assert channel.observe([3], [])[0][3][0].outcome == sight.outcome
+
+
 # --- a store that fails ---------------------------------------------------------------------------------------------
 
 
