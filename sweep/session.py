@@ -238,8 +238,15 @@ def open_channel(room: Room, settings: Settings, dispatcher: Dispatcher) -> Iter
         return
     from sweep.mirrored import mirrored
 
-    with mirrored(room, settings.store_url, whereabouts()) as channel:
+    with mirrored(room, settings.store_url, whereabouts(), _ends(dispatcher)) as channel:
         yield channel
+
+
+def _ends(dispatcher: Dispatcher) -> Callable[[], object]:
+    """What changes whenever a job of a Launch queue ends; of other queues nothing is known."""
+    from sweep.dispatch.launch import LaunchDispatcher
+
+    return dispatcher.ended if isinstance(dispatcher, LaunchDispatcher) else object
 
 
 def job_viewer(room: Room, settings: Settings) -> Callable[[], Mapping[str, Job]]:
@@ -421,6 +428,7 @@ def _open_beside(main: Channel, beside: Room, dispatcher: Dispatcher) -> Iterato
         yield make_channel(beside, dispatcher)
         return
     with main.within(beside, DIRECTORY) as channel:
+        channel.ended = _ends(dispatcher)
         yield channel
 
 

@@ -21,7 +21,7 @@ from sweep.beside import EvaluationStudy, Gate, Together
 from sweep.evaluation import evaluation_settings, evaluation_spec, evaluations_room
 from sweep.lease import Lease
 from sweep.loop import Controller
-from sweep.mirrored import LEASE_RECORD, Allowance, MirroredChannel, hold_store, pull
+from sweep.mirrored import LEASE_RECORD, MirroredChannel, hold_store, pull
 from sweep.model import Finished, Mode
 from sweep.ports import Ports
 from sweep.results import open_reader
@@ -50,7 +50,7 @@ class Far:
         """As `sweep.mirrored.mirrored` makes it, quicker, and over a store that can be told to fail."""
         lease = Lease(store, "test", self.room.root / LEASE_RECORD, renew=self.grace / 5, grace=self.grace)
         with hold_store(self.room, store, lease) as channel:
-            channel.look, channel.allowance = 0.01, Allowance(1e9)
+            channel.look = 0.01
             yield channel
 
     def controller(self, channel: MirroredChannel, listener: Quiet, mode: Mode = Mode.RUN) -> Controller:
