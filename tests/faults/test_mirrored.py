@@ -99,12 +99,12 @@ class Far:
         shutil.rmtree(self.room.root)
         pull(self.url, self.room.root)
 
-    def check(self) -> None:
+    def check(self, trials: int = TRIALS) -> None:
         """What must hold in the end, as anybody sees it who has only the store."""
         wait_for_workers(self.queue)
         self.move()
         shutil.copy(self.queue.root / "ledger", self.room.root / "ledger")
-        check_sweep(self.room, TRIALS)
+        check_sweep(self.room, trials)
 
 
 class Judged(Far):
@@ -139,9 +139,9 @@ class Judged(Far):
             )
             yield Together(main, evaluations, gate, waits=False)
 
-    def check(self) -> None:
+    def check(self, trials: int = TRIALS) -> None:
         wait_for_workers(self.judges)
-        super().check()
+        super().check(trials)
         winners = session.open_study(self.room, load_settings(self.room)).winners()
         assert evaluations_room(self.room).trials() == sorted(winners)
         for row in open_reader(self.room).state().rows:
@@ -224,6 +224,15 @@ def test_a_store_that_fails_now_and_then_costs_time_only(rooms: Path, tmp_path: 
     store.fail_share, store.lose_answer = 0.2, lose_answer
     assert far.run(store=store) is Finished.DONE
     far.check()
+
+
+def test_a_store_that_answers_late_costs_time_only(rooms: Path, tmp_path: Path) -> None:
+    """Every answer comes after what a worker does in the meantime: two milestones."""
+    far = Far(rooms, str(tmp_path / "store"), "search.trials=4", grace=5.0)
+    store = faulty(far.url)
+    store.slow = 2 * float(STEP_SECONDS)
+    assert far.run(store=store) is Finished.DONE
+    far.check(4)
 
 
 @pytest.mark.slow

@@ -375,6 +375,32 @@ def test_a_worker_that_was_cut_off_catches_up(world: World) -> None:
     assert sight.outcome is not None
 
 
+def test_a_worker_goes_on_while_the_store_keeps_its_answer(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.channel.assign(SPEC)
+    worker, held = world.worker(), threading.Event()
+    worker.start()
+    while not worker.dir.assignments():
+        threading.Event().wait(0.01)
+    ask = Faulty._ask
+
+    def late(self, what, key, act, count=1):  # type: ignore[no-untyped-def]
+        if self is worker.store:
+            held.wait(30)
+        return ask(self, what, key, act, count)
+
+    monkeypatch.setattr(Faulty, "_ask", late)
+    for milestone in (1, 2, 3):
+        report(worker, milestone)
+        write_atomic(worker.room.attempt(3, 1).checkpoint, str(milestone))
+    end(worker)
+    assert world.sight().reports == (), "no answer has come yet"
+    held.set()
+    worker.stop()
+    sight = world.sight()
+    assert [one.milestone for one in sight.reports] == [1, 2, 3]
+    assert sight.outcome is not None
+
+
 def test_after_an_outage_of_the_store_the_silence_of_workers_begins_anew(world: World) -> None:
     clock = [0.0]
     channel = replace(world.channel, now=lambda: clock[0])
