@@ -67,9 +67,9 @@ class Metered:
     store: Store
     allowance: Allowance
 
-    def list(self, prefix: str = "") -> dict[str, str]:
+    def list(self, prefix: str = "", begins: str = "") -> dict[str, str]:
         self.allowance.spend(1)
-        found = self.store.list(prefix)
+        found = self.store.list(prefix, begins)
         self.allowance.spend(pages(len(found)) - 1)
         return found
 

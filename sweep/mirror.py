@@ -40,6 +40,8 @@ SWEEP = "sweep.json"
 STUDY_SECONDS = 60.0
 # Of a worker's files, those that the controller reads; a beat is not fetched, as its tag says that it changed.
 WORKERS_WORDS = {"slots", "exit"}
+# Of a trial or a worker, about: what W&B's client leaves behind included.
+KEYS_EACH = 20
 # However much was asked for lately, so many trials' reports are read in one look.
 LEAST_READS = 3
 # What a person's view of a sweep does without.
@@ -106,8 +108,10 @@ class ControllerMirror:
                 self.store.put(key, print_ if isinstance(print_, bytes) else (self.room.root / key).read_bytes())
                 self._sent[key] = print_
 
-    def pull(self, trials: Sequence[int], most: Callable[[], float] = lambda: math.inf) -> None:
-        """Bring what the workers have written: of these trials, and of themselves.
+    def pull(
+        self, trials: Sequence[int], workers: Sequence[str] = (), most: Callable[[], float] = lambda: math.inf
+    ) -> None:
+        """Bring what these workers have written, of these trials and of themselves.
 
         Args:
             most: asked once they are listed, how many trials' reports to read; the others, whose turn comes first the
@@ -116,7 +120,7 @@ class ControllerMirror:
         Raises:
             StoreError: the store does not answer.
         """
-        listing = self._list(trials)
+        listing = self._list(trials, workers)
         known = {f"{trial:05d}" for trial in trials}
         outcomes, small, reports = [], [], set()
         for key, tag in listing.items():
@@ -201,15 +205,17 @@ class ControllerMirror:
 
     # --- what is brought ---------------------------------------------------------------------------------------------
 
-    def _list(self, trials: Sequence[int]) -> dict[str, str]:
-        """All keys of interest, by the way that takes fewer requests: the whole room, or the workers and each trial."""
-        if pages(self._keys) <= len(trials) + 1:
+    def _list(self, trials: Sequence[int], workers: Sequence[str]) -> dict[str, str]:
+        """All keys of interest, by the way that takes fewer requests: the whole room, or parts of it."""
+        names = {"trials": cover([f"{trial:05d}" for trial in trials]), "workers": cover(workers)}
+        if pages(self._keys) <= sum(map(len, names.values())) + 1:
             listing = self.store.list()
             self._keys = len(listing)
             return listing
-        listing = self.store.list("workers")
-        for trial in trials:
-            listing |= self.store.list(f"trials/{trial:05d}")
+        listing = {}
+        for prefix, beginnings in names.items():
+            for begins in beginnings:
+                listing |= self.store.list(prefix, begins)
         if control := self.store.get([CONTROL]).get(CONTROL):
             listing[CONTROL] = control.decode(errors="replace")
         return listing
@@ -292,6 +298,18 @@ def pull_room(store: Store, room: Room, light: bool = False) -> int:
     fresh = {key: tag for key, tag in wanted.items() if base_key(key) in changed}
     write_atomic(room.root / TAGS, json.dumps({**old, **fresh}), durable=False)
     return len(small) + len(large)
+
+
+def cover(names: Sequence[str]) -> list[str]:
+    """How these names begin, so that few listings show them all with not too many others: names are counted up."""
+    found = sorted(set(names))
+    for cut in (1, 2):
+        shorter = sorted({name[:-cut] for name in names})
+        cost, before = len(shorter) * pages(10**cut * KEYS_EACH), len(found) * pages(10 ** (cut - 1) * KEYS_EACH)
+        if cost >= before:
+            break
+        found = shorter
+    return found
 
 
 def _reports_of(outcome: str) -> str:

@@ -67,6 +67,7 @@ class MirroredChannel:
     _cost: float = 1.0
     _ended: object = None
     _trials: tuple[int, ...] = ()
+    _workers: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         self._local = RoomChannel(self.mirror.room)
@@ -92,7 +93,7 @@ class MirroredChannel:
         self, trials: Sequence[int], workers: Sequence[str]
     ) -> tuple[dict[int, list[AttemptSight]], dict[str, WorkerSight]]:
         told = set(self._trials) - set(trials)  # what was written down of them last
-        self._trials = tuple(trials)
+        self._trials, self._workers = tuple(trials), tuple(workers)
         quiet = self.beside and not trials and not workers
         due = not quiet and self._is_due()
         if self._failing is not None and not due and not quiet:
@@ -125,7 +126,7 @@ class MirroredChannel:
         """
         mirror = ControllerMirror(Below(self.mirror.store, directory), room)
         with _brought(mirror, self.continued, self.check):
-            yield replace(self, mirror=mirror, beside=True, _failing=None, _ended=None, _trials=())
+            yield replace(self, mirror=mirror, beside=True, _failing=None, _ended=None, _trials=(), _workers=())
 
     def _is_due(self) -> bool:
         """Whether it is time for a look: what the last one should have read is saved up, or is too old."""
@@ -136,11 +137,11 @@ class MirroredChannel:
 
     def _pull(self) -> None:
         spent, ended, self._looked = self.allowance.spent, self.ended(), self.now()
-        self.mirror.pull(self._trials, self.allowance.left)
+        self.mirror.pull(self._trials, self._workers, self.allowance.left)
         self._cost = min(self.allowance.spent - spent + self.mirror.behind, self.allowance.most)
         if self._failing is not None and self.now() - self._failing > OUTAGE_SECONDS:
             self.mirror.epoch += 1
-            self.mirror.pull(self._trials)
+            self.mirror.pull(self._trials, self._workers)
         self._failing, self._ended = None, ended
 
     def _to_fence(self, spec: TrialSpec) -> list[int]:

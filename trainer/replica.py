@@ -97,8 +97,8 @@ class Below:
     store: Store
     key: str
 
-    def list(self, prefix: str = "") -> dict[str, str]:
-        found = self.store.list(self._key(prefix).rstrip("/"))
+    def list(self, prefix: str = "", begins: str = "") -> dict[str, str]:
+        found = self.store.list(self._key(prefix).rstrip("/"), begins)
         return {key.removeprefix(self._key("")): tag for key, tag in found.items()}
 
     def get(self, keys: Iterable[str]) -> dict[str, bytes]:

@@ -39,8 +39,8 @@ class Counting:
     store: Store
     requests: Counter[str]
 
-    def list(self, prefix: str = "") -> dict[str, str]:
-        found = self.store.list(prefix)
+    def list(self, prefix: str = "", begins: str = "") -> dict[str, str]:
+        found = self.store.list(prefix, begins)
         self.requests["list"] += pages(len(found))
         return found
 

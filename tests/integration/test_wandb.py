@@ -202,7 +202,7 @@ def test_a_stop_reaches_a_running_job_and_every_end_is_right_on_both_sides(scene
     assert [(run.state, run.starts) for run in runs] == [("finished", 2), ("finished", 1)], "one was judged"
     assert runs[1].summary["trial/reason"], "why it was pruned"
     assert [bool(run.stop_requests) for run in runs] == [False, name == "alone"]
-    types = sorted(run.job_type for run in scene.group(name))
+    types = sorted(str(run.job_type) for run in scene.group(name))
     assert types == ["evaluation", "trial", "trial"], "no trial has a run too many"
 
 

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from sweep import allowance
+from sweep import mirror as sweep_mirror
 from sweep.allowance import Allowance, Metered
 from sweep.errors import ConfigError, RetryLater
-from sweep.mirror import ControllerMirror, pull_room
+from sweep.mirror import ControllerMirror, cover, pull_room
 from sweep.mirrored import MirroredChannel
 from tests.stores import Faulty, faulty
 from trainer.contract import Outcome, OutcomeKind, Report, StopCause, TrialSpec, decode, encode
@@ -696,8 +697,8 @@ def test_a_room_of_many_trials_is_listed_by_those_that_are_open(world: World, mo
 
     assert cost([3]) == 5, "the whole room, whose size nobody knew: 42 keys"
     world.store.log.clear()
-    assert cost([3]) == 2 + 1 + 1, "the workers, the trial, and what a person may want"
-    assert [key for what, key in world.store.log if what == "list"] == ["workers", "trials/00003"]
+    assert cost([3]) == 1 + 1, "the trial, and what a person may want"
+    assert [key for what, key in world.store.log if what == "list"] == ["trials/00003"]
     report(worker, 1)
     world.store.put("control", b"stop")
     worker.post()
@@ -706,3 +707,40 @@ def test_a_room_of_many_trials_is_listed_by_those_that_are_open(world: World, mo
     assert read_text(mirror.room.root / "control") == "stop"
     assert cost(list(range(20))) == 5 + 2, "fewer requests than one for each; what is new is read"
     assert cost(list(range(20))) == 5
+
+
+@pytest.mark.parametrize(
+    ("names", "beginnings"),
+    [
+        ([], []),
+        (["00003"], ["00003"]),
+        (["00001", "00500"], ["00001", "00500"]),
+        ([f"{trial:05d}" for trial in range(500, 550)], ["005"]),
+        ([f"w{number:04d}" for number in range(95, 145)], ["w00", "w01"]),
+    ],
+)
+def test_what_counts_up_is_listed_by_how_it_begins(names: list[str], beginnings: list[str]) -> None:
+    assert cover(names) == beginnings
+    assert all(any(name.startswith(one) for one in beginnings) for name in names)
+
+
+def test_however_long_a_sweep_has_gone_on_a_look_takes_a_few_requests(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for trial in range(110):
+        world.channel.assign(replace(SPEC, trial=trial, worker=f"w{trial:04d}"))
+    worker = world.worker("w0103")
+    worker.post()
+    monkeypatch.setattr(allowance, "PAGE", 30)
+    monkeypatch.setattr(sweep_mirror, "KEYS_EACH", 2)
+    running = range(100, 110)
+    world.channel.observe(running, [f"w{trial:04d}" for trial in running])
+    with worker.room.attempt(103, 1).reports.open("a") as file:
+        append_line(file, encode(REPORT))
+    write_atomic(worker.dir.beat, "1")
+    worker.post()
+    world.store.log.clear()
+    trials, workers = world.channel.observe(running, [f"w{trial:04d}" for trial in running])
+    assert [key for what, key in world.store.log if what == "list"] == ["trials/0010", "workers/w010"]
+    assert [report.milestone for report in trials[103][0].reports] == [1]
+    assert workers["w0103"].beat is not None
