@@ -2,7 +2,8 @@
 
 Invariants: what fails here never ends the sweep; the sweep ends only once what is wanted here has ended. Which trials
 are judged follows from the sweep's study, which of them have been from this room's files, so that a restarted
-controller goes on. There is one evaluation a trial; one that was cancelled is taken up again by a later controller.
+controller goes on. There is one evaluation a trial. What ends a sweep only interrupts its evaluations, which a later
+controller goes on with; one that a person stopped in W&B has ended.
 """
 
 from __future__ import annotations
@@ -78,10 +79,6 @@ class EvaluationStudy:
         folder = self.room.trial(told.trial)
         if told.trial not in self._asked or told.trial in self._told:
             return
-        if told.cancelled:
-            (folder / ASKED).unlink(missing_ok=True)
-            self._asked.discard(told.trial)
-            return
         write_atomic(folder / TOLD, json.dumps({"ending": told.ending.value, "reason": told.reason}))
         self._told[told.trial] = told.ending.value
 
@@ -117,6 +114,8 @@ class Gate:
 
     def __call__(self) -> Mode:
         wished = self.wish()
+        if wished is Mode.CANCEL:
+            return Mode.STOP  # what is cancelled has ended for good; an adapter stays worth judging
         return Mode.DETACH if wished is Mode.RUN and not self.open else wished
 
 
@@ -176,7 +175,6 @@ def _finish(effects: tuple[Effect, ...]) -> Finish | None:
 
 def _joined(trials: Finish, evaluations: Finish) -> Finish:
     """How both ended: what a person's wish left open in the evaluations counts, what failed there does not."""
-    open_ends = (Finished.STOPPED, Finished.CANCELLED, Finished.DETACHED)
-    if trials.how is Finished.DONE and evaluations.how in open_ends:
+    if trials.how is Finished.DONE and evaluations.how in (Finished.STOPPED, Finished.DETACHED):
         return Finish(evaluations.how, "the trials have ended, their evaluations go on with `sweep resume`")
     return trials

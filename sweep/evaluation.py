@@ -60,11 +60,8 @@ def check(settings: Settings) -> None:
     Raises:
         ConfigError: with the key, its value and what is allowed.
     """
-    if wanted(settings.evaluate) and (settings.store_url or isinstance(settings.queue, SimulatedQueue)):
-        raise ConfigError(
-            "evaluate: jobs of this queue find adapters neither on a shared path nor in W&B; set evaluate=none, or a "
-            "queue.room that is a path, or queue.channel=wandb"
-        )
+    if wanted(settings.evaluate) and isinstance(settings.queue, SimulatedQueue):
+        raise ConfigError("evaluate: a simulated queue trains no adapter that could be judged; set evaluate=none")
     match settings.evaluate:
         case Heldout(dataset=None) if not settings.torchtune.get("dataset_val"):
             raise ConfigError(

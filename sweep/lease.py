@@ -22,7 +22,7 @@ from trainer.replica import LEASE
 from trainer.room import read_text, write_atomic
 from trainer.store import Store, StoreError
 
-RENEW_SECONDS = 15.0
+RENEW_SECONDS = 20.0
 GRACE_SECONDS = 60.0
 
 

@@ -10,22 +10,40 @@ store; `pull_room` brings them.
 from __future__ import annotations
 
 import json
+import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from sweep.allowance import pages
 from sweep.errors import ConfigError
-from trainer.replica import CONTROL, LEASE, Growth, Owner, base_key, bell, is_appended, join, owner, with_chunks
+from trainer.replica import (
+    CHUNK,
+    CONTROL,
+    CONTROLLERS_TRIAL,
+    LEASE,
+    Growth,
+    Owner,
+    base_key,
+    bell,
+    is_appended,
+    join,
+    owner,
+    with_chunks,
+)
 from trainer.room import Room, read_json, write_atomic
 from trainer.store import Store
 
 TAGS = ".tags"
-PAGE = 1000  # keys of a listing that one request answers, at S3 and GCS
 SWEEP = "sweep.json"
 # Between two puts of a study that only takes reports in.
-STUDY_SECONDS = 30.0
+STUDY_SECONDS = 60.0
 # Of a worker's files, those that the controller reads; a beat is not fetched, as its tag says that it changed.
 WORKERS_WORDS = {"slots", "exit"}
+# Of a trial or a worker, about: what W&B's client leaves behind included.
+KEYS_EACH = 20
+# However much was asked for lately, so many trials' reports are read in one look.
+LEAST_READS = 3
 # What a person's view of a sweep does without.
 LARGE = {"checkpoint.pt", "fenced.pt", "steps.jsonl", "log"}
 
@@ -48,6 +66,7 @@ class ControllerMirror:
     _grown: dict[str, Growth] = field(default_factory=dict)
     _tags: dict[str, str] = field(default_factory=dict)
     _keys: int = 0
+    _waiting: list[str] = field(default_factory=list)
 
     def start(self, continued: bool) -> None:
         """Bring both sides to one state, before the controller looks.
@@ -89,13 +108,19 @@ class ControllerMirror:
                 self.store.put(key, print_ if isinstance(print_, bytes) else (self.room.root / key).read_bytes())
                 self._sent[key] = print_
 
-    def pull(self, trials: Sequence[int]) -> int:
-        """Bring what the workers have written: of these trials, and of themselves; how many requests listing took.
+    def pull(
+        self, trials: Sequence[int], workers: Sequence[str] = (), most: Callable[[], float] = lambda: math.inf
+    ) -> None:
+        """Bring what these workers have written, of these trials and of themselves.
+
+        Args:
+            most: asked once they are listed, how many trials' reports to read; the others, whose turn comes first the
+                next time, may have reported again by then. What comes with an outcome is read in any case.
 
         Raises:
             StoreError: the store does not answer.
         """
-        listing, requests = self._list(trials)
+        listing = self._list(trials, workers)
         known = {f"{trial:05d}" for trial in trials}
         outcomes, small, reports = [], [], set()
         for key, tag in listing.items():
@@ -111,12 +136,17 @@ class ControllerMirror:
                     reports.add(base_key(key))
             elif key == CONTROL or (parts[0] == "workers" and len(parts) == 3 and parts[2] in WORKERS_WORDS):
                 small.append(key)
-        contents = self.store.get([*with_chunks(reports, listing), *small, *outcomes, *_all_reports(outcomes, listing)])
+        behind = {_reports_of(outcome) for outcome in outcomes}
+        waiting = [*(key for key in self._waiting if key in reports), *sorted(reports - set(self._waiting))]
+        waiting = [key for key in waiting if key not in behind]
+        chosen = waiting[: int(min(max(most(), LEAST_READS), len(waiting)))]
+        contents = self.store.get([*with_chunks({*chosen, *behind}, listing), *small, *outcomes])
+        contents |= self._passed(behind, contents)
         ended = {key: contents.pop(key) for key in outcomes if key in contents}
         for path, data in [*join(contents).items(), *ended.items()]:
             write_atomic(self.room.root / path, data, durable=False)
         self._tags |= {key: listing[key] for key in (*contents, *ended) if key in listing}
-        return requests
+        self._waiting = waiting[len(chosen) :]
 
     def before_fence(self, trial: int, number: int) -> None:
         """Copy an attempt's checkpoint, for a later one to go on from; to be called before its fence is raised.
@@ -138,6 +168,11 @@ class ControllerMirror:
         self._tags.pop(CONTROL, None)
         (self.room.root / CONTROL).unlink(missing_ok=True)
 
+    @property
+    def behind(self) -> int:
+        """Of how many trials the last look left new reports unread."""
+        return len(self._waiting)
+
     # --- what is put -------------------------------------------------------------------------------------------------
 
     def _own(self, trials: Sequence[int]) -> Iterator[str]:
@@ -149,6 +184,7 @@ class ControllerMirror:
             paths += [path for path in (files.job, files.drain) if path.exists()]
             paths += [files.inbox / f"{t:05d}-{a}" for t, a in files.assignments() if t in wanted]
         for trial in trials:
+            paths += [path for name in CONTROLLERS_TRIAL if (path := self.room.trial(trial) / name).exists()]
             for number in self.room.attempts(trial):
                 attempt = self.room.attempt(trial, number)
                 paths += [path for path in (attempt.spec, attempt.stop, attempt.fence) if path.exists()]
@@ -163,25 +199,40 @@ class ControllerMirror:
             trial, _, number = key.rpartition("/")[2].partition("-")
             return bell(self.room.attempt(int(trial), int(number)))
         if _is_written_once(key):
-            return self._sent.get(key, (self.room.root / key).read_bytes())
+            return self._sent[key] if key in self._sent else (self.room.root / key).read_bytes()
         stat = (self.room.root / key).stat()
         return stat.st_ino, stat.st_size, stat.st_mtime_ns
 
     # --- what is brought ---------------------------------------------------------------------------------------------
 
-    def _list(self, trials: Sequence[int]) -> tuple[dict[str, str], int]:
-        """All keys of interest, by the way that takes fewer requests: the whole room, or the workers and each trial."""
-        if pages(self._keys) <= len(trials) + 1:
+    def _list(self, trials: Sequence[int], workers: Sequence[str]) -> dict[str, str]:
+        """All keys of interest, by the way that takes fewer requests: the whole room, or parts of it."""
+        names = {"trials": cover([f"{trial:05d}" for trial in trials]), "workers": cover(workers)}
+        if pages(self._keys) <= sum(map(len, names.values())) + 1:
             listing = self.store.list()
             self._keys = len(listing)
-            return listing, pages(len(listing))
-        listing = self.store.list("workers")
-        requests = pages(len(listing)) + len(trials)
-        for trial in trials:
-            listing |= self.store.list(f"trials/{trial:05d}")
+            return listing
+        listing = {}
+        for prefix, beginnings in names.items():
+            for begins in beginnings:
+                listing |= self.store.list(prefix, begins)
         if control := self.store.get([CONTROL]).get(CONTROL):
             listing[CONTROL] = control.decode(errors="replace")
-        return listing, requests
+        return listing
+
+    def _passed(self, behind: Collection[str], contents: Mapping[str, bytes]) -> dict[str, bytes]:
+        """What the listing may have passed before it was put: the chunks after these reports' last full one."""
+        found: dict[str, bytes] = {}
+        for base in behind:
+            number, last = 0, contents.get(base)
+            while last is None or len(last) == CHUNK:
+                key = f"{base}@{number}" if number else base
+                last = contents.get(key) or self.store.get([key]).get(key)
+                if last is None:
+                    break
+                found[key] = last
+                number += 1
+        return found
 
     def _beat(self, key: str, text: str) -> None:
         if self._tags.get(key) != text:
@@ -249,19 +300,21 @@ def pull_room(store: Store, room: Room, light: bool = False) -> int:
     return len(small) + len(large)
 
 
-def pages(keys: int) -> int:
-    """How many requests it takes to list so many keys."""
-    return max(1, -(-keys // PAGE))
-
-
-def _all_reports(outcomes: Sequence[str], listing: Iterable[str]) -> list[str]:
-    """Keys of the reports behind these outcomes, also of what a listing may have passed before it was put."""
-    found = []
-    for outcome in outcomes:
-        base = f"{outcome.rpartition('/')[0]}/reports.jsonl"
-        chunks = with_chunks([base], listing) or [base]
-        found += [*chunks, f"{base}@{len(chunks)}"]
+def cover(names: Sequence[str]) -> list[str]:
+    """How these names begin, so that few listings show them all with not too many others: names are counted up."""
+    found = sorted(set(names))
+    for cut in (1, 2):
+        shorter = sorted({name[:-cut] for name in names})
+        cost, before = len(shorter) * pages(10**cut * KEYS_EACH), len(found) * pages(10 ** (cut - 1) * KEYS_EACH)
+        if cost >= before:
+            break
+        found = shorter
     return found
+
+
+def _reports_of(outcome: str) -> str:
+    """The key of the reports behind an outcome."""
+    return f"{outcome.rpartition('/')[0]}/reports.jsonl"
 
 
 def _is_large(key: str) -> bool:

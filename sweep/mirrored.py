@@ -4,7 +4,9 @@
         Controller(Ports(study, channel, …), …).run()
 
 Invariants: every act is in the store when its call returns; where the store cannot be reached it raises `RetryLater`,
-and is safe to repeat. Nothing is observed that is older than the call. No act is begun without the lease.
+and is safe to repeat. Nothing is observed that is older than `latest` seconds, or than the end of the last job that
+ended: whoever takes an attempt for lost has seen all that it wrote. While the store does not answer nothing is
+observed. No act is begun without the lease.
 """
 
 from __future__ import annotations
@@ -12,9 +14,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from sweep.allowance import Allowance, Metered
 from sweep.channel import WAIT_SECONDS, RoomChannel
 from sweep.errors import ConfigError, RetryLater
 from sweep.lease import Lease, holder_of
@@ -22,48 +25,19 @@ from sweep.mirror import ControllerMirror, pull_room
 from sweep.model import Mode
 from sweep.ports import AttemptSight, Clock, WorkerSight
 from trainer.contract import StopCause, TrialSpec
-from trainer.replica import CONTROL
+from trainer.replica import CONTROL, Below
 from trainer.room import Room
 from trainer.store import Store, StoreError, StoreRefusedError, open_store, patiently
 
+# Between two looks at the store: as often as this where little happens, and not more seldom than that.
 LOOK_SECONDS = 2.0
-LISTS_PER_MINUTE = 60  # requests: one of a room with more than a thousand files takes several
+LATEST_SECONDS = 15.0
+REQUESTS_PER_MINUTE = 60
 # After failures for this long, no beat was seen that a worker may well have made: its silence begins anew.
 OUTAGE_SECONDS = 5.0
 # At the beginning and at the end of a controller's run, before a person is told.
 PATIENCE_SECONDS = 60.0
 LEASE_RECORD = ".lease"
-
-
-@dataclass(slots=True)
-class Allowance:
-    """Lets a caller go on so many times a minute, a few of them at once.
-
-    Args:
-        now, sleep: of this machine, for tests.
-    """
-
-    per_minute: float
-    now: Callable[[], float] = time.monotonic
-    sleep: Callable[[float], None] = time.sleep
-    burst: float = 5.0
-    _left: float = 5.0
-    _then: float | None = None
-
-    def take(self) -> None:
-        """Wait until it is this caller's turn."""
-        now = self.now()
-        self._left = min(self.burst, self._left + (now - (self._then or now)) * self.per_minute / 60)
-        self._then = now
-        if self._left < 1:
-            pause = (1 - self._left) * 60 / self.per_minute
-            self.sleep(pause)
-            self._left, self._then = 1.0, self._then + pause
-        self._left -= 1
-
-    def spend(self, more: int) -> None:
-        """Say that it came to so many more; the next turn comes later for it."""
-        self._left -= more
 
 
 @dataclass
@@ -72,16 +46,28 @@ class MirroredChannel:
 
     Args:
         check: raises where this controller may not act, as another holds the room.
-        look: seconds between two looks at the store while it waits.
+        look, latest: seconds between two looks at the store, at least and at most.
+        ended: what changes whenever a job ends; where that is not known, something new, so that each observation looks.
+        continued: no other controller has acted since this machine's last one.
+        beside: it lies in the room of another channel, so that nothing is heard where nobody is listened to.
     """
 
     mirror: ControllerMirror
     check: Callable[[], None] = lambda: None
     look: float = LOOK_SECONDS
-    allowance: Allowance = field(default_factory=lambda: Allowance(LISTS_PER_MINUTE))
+    latest: float = LATEST_SECONDS
+    ended: Callable[[], object] = object
+    allowance: Allowance = field(default_factory=lambda: Allowance(1e9))
     now: Callable[[], float] = time.monotonic
+    continued: bool = False
+    beside: bool = False
     _failing: float | None = None
+    _said: str = ""
+    _looked: float = float("-inf")
+    _cost: float = 1.0
+    _ended: object = None
     _trials: tuple[int, ...] = ()
+    _workers: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         self._local = RoomChannel(self.mirror.room)
@@ -106,17 +92,23 @@ class MirroredChannel:
     def observe(
         self, trials: Sequence[int], workers: Sequence[str]
     ) -> tuple[dict[int, list[AttemptSight]], dict[str, WorkerSight]]:
-        self._trials = tuple(trials)
+        told = set(self._trials) - set(trials)  # what was written down of them last
+        self._trials, self._workers = tuple(trials), tuple(workers)
+        quiet = self.beside and not trials and not workers
+        due = not quiet and self._is_due()
+        if self._failing is not None and not due and not quiet:
+            raise RetryLater(self._said)
         with self._reaching():
-            self.mirror.push(trials, lazily=True)
-            self._pull()
+            self.mirror.push(sorted({*trials, *told}), lazily=True)
+            if due:
+                self._pull()
         return self._local.observe(trials, workers)
 
     def wait(self, clock: Clock, seconds: float) -> None:
         end = clock.now() + seconds
         while (left := end - clock.now()) > 0:
             clock.sleep(min(left, max(self.look, WAIT_SECONDS)))
-            if clock.now() < end:
+            if clock.now() < end and self._is_due():
                 try:
                     with self._reaching():
                         self._pull()
@@ -125,13 +117,32 @@ class MirroredChannel:
                 if self._local.awaited():
                     return
 
+    @contextmanager
+    def within(self, room: Room, directory: str) -> Iterator[MirroredChannel]:
+        """The channel of a room that lies in this one's; whoever holds this room's lease holds that one too.
+
+        Raises:
+            ConfigError: the store refuses. RetryLater: it does not answer.
+        """
+        mirror = ControllerMirror(Below(self.mirror.store, directory), room)
+        with _brought(mirror, self.continued, self.check):
+            yield replace(self, mirror=mirror, beside=True, _failing=None, _ended=None, _trials=(), _workers=())
+
+    def _is_due(self) -> bool:
+        """Whether it is time for a look: what the last one should have read is saved up, or is too old."""
+        if self.ended() != self._ended:
+            return True
+        since = self.now() - self._looked
+        return since >= self.latest or (since >= self.look and self.allowance.left() >= self._cost)
+
     def _pull(self) -> None:
-        self.allowance.take()
-        self.allowance.spend(self.mirror.pull(self._trials) - 1)
+        spent, ended, self._looked = self.allowance.spent, self.ended(), self.now()
+        self.mirror.pull(self._trials, self._workers, self.allowance.left)
+        self._cost = min(self.allowance.spent - spent + self.mirror.behind, self.allowance.most)
         if self._failing is not None and self.now() - self._failing > OUTAGE_SECONDS:
             self.mirror.epoch += 1
-            self.mirror.pull(self._trials)
-        self._failing = None
+            self.mirror.pull(self._trials, self._workers)
+        self._failing, self._ended = None, ended
 
     def _to_fence(self, spec: TrialSpec) -> list[int]:
         """Earlier attempts of a trial that may still be running, where this one is new."""
@@ -149,26 +160,28 @@ class MirroredChannel:
             yield
         except StoreError as error:
             self._failing = self.now() if self._failing is None else self._failing
-            raise RetryLater(str(error)) from error
+            self._said = str(error)
+            raise RetryLater(self._said) from error
 
 
 @contextmanager
-def mirrored(room: Room, url: str, holder: str, look: float = LOOK_SECONDS) -> Iterator[MirroredChannel]:
+def mirrored(room: Room, url: str, holder: str, ended: Callable[[], object] = object) -> Iterator[MirroredChannel]:
     """The channel of a room whose workers reach the store at this URL; holds the store's lease while the block runs.
 
     The caller holds this machine's lock of the room, and runs the controller inside the block.
 
     Args:
         holder: where this controller runs, for a person.
+        ended: see `MirroredChannel`.
 
     Raises:
         ConfigError: the store refuses, its client is not installed, or it holds another sweep.
         RetryLater: another controller holds the room, or the store does not answer.
     """
     with _told():
-        store = open_store(url)
+        store = Metered(open_store(url), Allowance(REQUESTS_PER_MINUTE))
     with hold_store(room, store, Lease(store, holder, room.root / LEASE_RECORD)) as channel:
-        channel.look = look
+        channel.allowance, channel.ended = store.allowance, ended
         yield channel
 
 
@@ -180,14 +193,28 @@ def hold_store(room: Room, store: Store, lease: Lease) -> Iterator[MirroredChann
     with _told():
         _insist(lambda: continued.append(lease.acquire()))
     try:
-        with _told():
-            _insist(lambda: mirror.start(continued[0]))
-        yield MirroredChannel(mirror, lease.check)
-        with _told():
-            lease.check()
-            _insist(lambda: mirror.push(room.trials()))
+        with _brought(mirror, continued[0], lease.check):
+            yield MirroredChannel(mirror, lease.check, continued=continued[0])
     finally:
         lease.release()
+
+
+@contextmanager
+def _brought(mirror: ControllerMirror, continued: bool, check: Callable[[], None]) -> Iterator[None]:
+    """Both sides of a room are brought to one state, before the block and after it."""
+    with _told():
+        _insist(lambda: mirror.start(continued))
+    yield
+
+    def put_all() -> None:
+        try:
+            check()
+        except RetryLater as error:  # the lease may be renewed in a moment
+            raise StoreError(str(error)) from error
+        mirror.push(mirror.room.trials())
+
+    with _told():
+        _insist(put_all)
 
 
 def _insist(act: Callable[[], object]) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sweep.errors import ConfigError
-from sweep.evaluation import evaluation_settings, evaluation_spec, evaluations_room, wanted
+from sweep.evaluation import DIRECTORY, evaluation_settings, evaluation_spec, evaluations_room, wanted
 from sweep.model import Job, Mode
 from sweep.queues import LaunchQueue, SimulatedQueue, SlurmQueue
 from sweep.rooms import (
@@ -237,8 +237,15 @@ def open_channel(room: Room, settings: Settings, dispatcher: Dispatcher) -> Iter
         return
     from sweep.mirrored import mirrored
 
-    with mirrored(room, settings.store_url, whereabouts()) as channel:
+    with mirrored(room, settings.store_url, whereabouts(), _ends(dispatcher)) as channel:
         yield channel
+
+
+def _ends(dispatcher: Dispatcher) -> Callable[[], object]:
+    """What changes whenever a job of a Launch queue ends; of other queues nothing is known."""
+    from sweep.dispatch.launch import LaunchDispatcher
+
+    return dispatcher.ended if isinstance(dispatcher, LaunchDispatcher) else object
 
 
 def job_viewer(room: Room, settings: Settings) -> Callable[[], Mapping[str, Job]]:
@@ -394,7 +401,7 @@ def with_evaluations(
     gate = Gate(main.mode)
     if not beside.sweep.exists():
         save_settings(beside, inner)
-    with open_channel(beside, inner, dispatcher) as channel:
+    with _open_beside(main.ports.channel, beside, dispatcher) as channel:
         judges = EvaluationStudy(beside, study.winners)
         controller = Controller(
             ports=Ports(judges, channel, dispatcher, main.ports.clock),
@@ -408,6 +415,19 @@ def with_evaluations(
             poll_seconds=main.poll_seconds,
         )
         yield Together(main, controller, gate, waits)
+
+
+@contextmanager
+def _open_beside(main: Channel, beside: Room, dispatcher: Dispatcher) -> Iterator[Channel]:
+    """The channel of the evaluations' room, which lies where the sweep's own does."""
+    from sweep.mirrored import MirroredChannel
+
+    if not isinstance(main, MirroredChannel):
+        yield make_channel(beside, dispatcher)
+        return
+    with main.within(beside, DIRECTORY) as channel:
+        channel.ended = _ends(dispatcher)
+        yield channel
 
 
 def trial_spec(

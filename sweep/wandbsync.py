@@ -1,4 +1,4 @@
-"""Makes W&B say what the sweep knows: uploads what did not arrive, then verdicts, the best adapter, its registry.
+"""Makes W&B say what the sweep knows: what did not arrive, then verdicts, scores, the best adapter, its registry.
 
 Invariants: nothing here decides anything about the sweep, and all of it can be done again: what is uploaded is marked
 in the attempt's directory, what W&B already says is left alone. Runs are uploaded in the order of trials and attempts,
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 import os
 import subprocess
 import sys
@@ -26,10 +27,9 @@ from sweep.settings import Settings
 from sweep.tracking import adapter_name, mode, place
 from trainer.contract import Outcome, Tracking, TrialSpec, decode
 from trainer.room import AttemptDir, Room, read_text, write_atomic
-from trainer.tracking import declare_inputs, exit_code
+from trainer.tracking import REASON, STATE, declare_inputs, exit_code, score_summary
 
-# What a trial's state is called in its run's summary.
-STATE, REASON = "trial/state", "trial/reason"
+SYNCED = "synced"
 TOLD = ("complete", "pruned", "failed", "cancelled")
 # How long the end of a sweep waits for what W&B has not been told yet.
 LAST_SECONDS = 60.0
@@ -46,39 +46,50 @@ class Upload:
 
 
 def pending_uploads(room: Room) -> list[Upload]:
-    """The attempts whose runs lie on this disk and did not arrive, in the order in which to upload them."""
+    """The parts of runs that lie on this disk and did not arrive, in the order in which to upload them."""
     found = []
     for trial in room.trials():
         for number in room.attempts(trial):
             files = room.attempt(trial, number)
             spec = decode(TrialSpec, read_text(files.spec) or "")
-            done = (files.path / "tracked").exists() or (files.path / "synced").exists()
-            tracking = spec.tracking if spec.evaluate is None else spec.evaluate.tracking  # the judged trial's own run
             over = files.outcome.exists() or number < room.attempts(trial)[-1]
-            for directory in sorted((files.path / "wandb").glob("*run-*")):
-                if tracking is not None and over and not done and directory.is_dir() and not directory.is_symlink():
-                    found.append(Upload(files, directory, spec, tracking))
+            if spec.tracking is not None and over and not (files.path / "tracked").exists():
+                left = _left(files, spec.tracking.run)
+                found += [Upload(files, directory, spec, spec.tracking) for directory in left]
     return found
 
 
+def _left(files: AttemptDir, run: str) -> list[Path]:
+    """The directories of an attempt's run that were not uploaded, the oldest first.
+
+    There are two where W&B could not be reached: the one of the attempt to reach it, if that wrote any record, and
+    the offline one.
+    """
+    done = (read_text(files.path / SYNCED) or "").split()
+    parts = (files.path / "wandb").glob(f"*run-*-{run}")
+    made = [path for path in parts if path.name not in done and any(path.glob("*.wandb"))]
+    return sorted(made, key=lambda path: path.name.partition("run-")[2])
+
+
 def upload(part: Upload) -> None:
-    """Hand a run's part to `wandb sync`, which is asked once for each.
+    """Hand a run's part to `wandb sync`, and note that it arrived.
 
     Raises:
-        RetryLater: it did not arrive; nothing is marked.
+        RetryLater: it did not arrive, and is tried again the next time.
     """
     command = [sys.executable, "-m", "wandb", "sync", "--no-skip-online", str(part.directory)]
     done = subprocess.run(command, env=clean_env(), capture_output=True, text=True, check=False)
     if done.returncode != 0:
         last = (done.stderr or done.stdout).strip().splitlines()[-1:] or ["no word"]
         raise RetryLater(f"{part.directory.name} did not arrive at W&B: {last[0]}")
-    if part.directory.name.startswith("offline-") and part.spec.evaluate is None:
+    if part.directory.name.startswith("offline-"):
         _declare(part)
-    write_atomic(part.attempt.path / "synced", part.directory.name)
+    marker = part.attempt.path / SYNCED
+    write_atomic(marker, f"{read_text(marker) or ''}\n{part.directory.name}".lstrip())
 
 
 def publish(settings: Settings, state: SweepState, found: Callable[[int], Tracking | None]) -> Iterator[str]:
-    """Tell W&B how the trials ended and which adapter is best; one line for each thing that was changed.
+    """Tell W&B how the trials ended, their scores and which adapter is best; one line for each thing that was changed.
 
     Args:
         found: the tracking of a trial's last attempt.
@@ -190,10 +201,10 @@ def _runs(path: str, group: str) -> list[Any]:
 
 
 def _tell(run: Any, row: TrialRow) -> bool:
-    """Say in a run's summary how its trial ended for the sweep; False where it says so already."""
-    wanted = {STATE: row.state, REASON: row.reason}
+    """Say in a run's summary how its trial ended for the sweep, and its scores; False where it says so already."""
+    wanted: dict[str, str | float] = {STATE: row.state, REASON: row.reason, **score_summary(row.scores)}
     said = summary(run)
-    if said.get(STATE) == row.state and (said.get(REASON) or "") == row.reason:
+    if all(_same(said.get(key), value) for key, value in wanted.items()):
         return False
 
     def change() -> None:
@@ -201,6 +212,15 @@ def _tell(run: Any, row: TrialRow) -> bool:
 
     asked(change, f"the run {run.id}")
     return True
+
+
+def _same(said: Any, value: str | float) -> bool:
+    """Whether a summary says this; what JSON has no number for comes back as its name."""
+    if isinstance(value, str):
+        return (said or "") == value
+    with contextlib.suppress(TypeError, ValueError):
+        return float(said) == value or (math.isnan(value) and math.isnan(float(said)))
+    return False
 
 
 def _crown(settings: Settings, best: TrialRow, path: str) -> Iterator[str]:

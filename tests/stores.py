@@ -74,8 +74,8 @@ class Faulty:
         self._random = random.Random(0)
         self._lock = threading.Lock()
 
-    def list(self, prefix: str = "") -> dict[str, str]:
-        return self._ask("list", prefix, lambda: self.store.list(prefix))
+    def list(self, prefix: str = "", begins: str = "") -> dict[str, str]:
+        return self._ask("list", f"{prefix}/{begins}".strip("/"), lambda: self.store.list(prefix, begins))
 
     def get(self, keys: Iterable[str]) -> dict[str, bytes]:
         wanted = list(keys)

@@ -23,9 +23,10 @@ CHUNK = 256 * 1024
 APPENDED = {"reports.jsonl", "steps.jsonl", "log", "study.journal"}
 LEASE = "controller.lease"
 CONTROL = "control"
-# Of an attempt and of a worker, what the controller writes; what else lies there is the worker's.
+# Of an attempt, a worker and an evaluation, what the controller writes; what else lies there is the worker's.
 CONTROLLERS_ATTEMPT = {"spec.json", "stop", "fence"}
 CONTROLLERS_WORKER = {"inbox", "drain", "job.json"}
+CONTROLLERS_TRIAL = {"asked", "told.json"}
 # What neither side puts: locks hold on one machine only, `fenced.pt` is made within the store.
 NOBODYS = {"lock", "claim", "scratch", "fenced.pt", LEASE, CONTROL, "controller.lock", "controller.log", "ledger"}
 
@@ -44,6 +45,8 @@ def owner(key: str) -> Owner | None:
         own, mine = parts[3], CONTROLLERS_ATTEMPT
     elif parts[0] == "workers" and len(parts) > 2:
         own, mine = parts[2], CONTROLLERS_WORKER
+    elif parts[0] == "trials" and parts[2:] and parts[2] in CONTROLLERS_TRIAL:
+        own, mine = parts[2], CONTROLLERS_TRIAL
     elif len(parts) == 1:
         own, mine = parts[0], {parts[0]}
     else:
@@ -85,6 +88,40 @@ def with_chunks(keys: Iterable[str], listing: Iterable[str]) -> list[str]:
     """These files' keys with those of all their chunks."""
     wanted = set(keys)
     return [key for key in listing if base_key(key) in wanted]
+
+
+@dataclass(frozen=True, slots=True)
+class Below:
+    """The `Store` of what lies below a key of another one: a room in a room."""
+
+    store: Store
+    key: str
+
+    def list(self, prefix: str = "", begins: str = "") -> dict[str, str]:
+        found = self.store.list(self._key(prefix).rstrip("/"), begins)
+        return {key.removeprefix(self._key("")): tag for key, tag in found.items()}
+
+    def get(self, keys: Iterable[str]) -> dict[str, bytes]:
+        found = self.store.get([self._key(key) for key in keys])
+        return {key.removeprefix(self._key("")): data for key, data in found.items()}
+
+    def put(self, key: str, data: bytes | Path) -> None:
+        self.store.put(self._key(key), data)
+
+    def fetch(self, key: str, path: Path) -> bool:
+        return self.store.fetch(self._key(key), path)
+
+    def copy(self, source: str, target: str) -> bool:
+        return self.store.copy(self._key(source), self._key(target))
+
+    def delete(self, key: str) -> None:
+        self.store.delete(self._key(key))
+
+    def put_if(self, key: str, data: bytes, expected: bytes | None) -> bool:
+        return self.store.put_if(self._key(key), data, expected)
+
+    def _key(self, key: str) -> str:
+        return f"{self.key}/{key}"
 
 
 @dataclass(slots=True)

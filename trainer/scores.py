@@ -1,8 +1,8 @@
 """What an evaluation asks of W&B and tells it: the adapter that no path leads to, and the scores on the trial's run.
 
-Invariants: a score that cannot be told ends no evaluation: it lies in the outcome, and what W&B did not get in the
-attempt's directory, from where `sweep sync` uploads it. The trial's run keeps its own exit code, 0: only what has
-completed is judged.
+Invariants: a score that cannot be told ends no evaluation: it lies in the outcome, from where `sweep sync` tells W&B.
+The trial's run keeps its own exit code, 0: only what has completed is judged. An offline run is not gone on with:
+`wandb sync` would put its summary, of scores alone, in the place of the trial's.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.contract import Evaluation, Tracking
-from trainer.room import AttemptDir, write_atomic
+from trainer.room import AttemptDir
 from trainer.store import open_store
 from trainer.tracking import SETTINGS, score_summary
 
@@ -31,8 +31,8 @@ def fetch_adapter(asked: Evaluation, to: Path) -> Path:
         return to
     if "://" in asked.adapter:
         store = open_store(asked.adapter)
-        for key in store.list():
-            store.fetch(key, to / key)
+        if not [key for key in store.list() if store.fetch(key, to / key)]:
+            raise FileNotFoundError(f"there is no adapter in {asked.adapter}")
         return to
     if not Path(asked.adapter).is_dir():
         raise FileNotFoundError(f"there is no adapter in {asked.adapter}")
@@ -40,24 +40,18 @@ def fetch_adapter(asked: Evaluation, to: Path) -> Path:
 
 
 def tell_scores(tracking: Tracking, files: AttemptDir, scores: Mapping[str, float]) -> None:
-    """Put scores into the summary of the trial's run, which ended before."""
+    """Put scores into the summary of the trial's run, which ended before; nothing where W&B is not to be asked."""
+    if tracking.mode == "offline":
+        return
     try:
-        try:
-            run = _resume(tracking, files, tracking.mode)
-        except Exception as error:
-            if tracking.mode == "offline":
-                raise
-            print(f"W&B cannot be reached ({error}); `sweep sync` uploads these scores later", flush=True)
-            run = _resume(tracking, files, "offline")
+        run = _resume(tracking, files)
         run.summary.update(score_summary(scores))
         run.finish(exit_code=0)
-        if not run.offline:
-            write_atomic(files.path / "tracked", tracking.run)
     except Exception as error:
-        print(f"the scores did not reach W&B: {type(error).__name__}: {error}", flush=True)
+        print(f"the scores did not reach W&B, `sweep sync` tells it: {type(error).__name__}: {error}", flush=True)
 
 
-def _resume(tracking: Tracking, files: AttemptDir, mode: str) -> Any:
+def _resume(tracking: Tracking, files: AttemptDir) -> Any:
     os.environ.setdefault("WANDB_SILENT", "true")
     import wandb
 
@@ -66,9 +60,9 @@ def _resume(tracking: Tracking, files: AttemptDir, mode: str) -> Any:
     return wandb.init(
         **wanted,
         id=tracking.run,
-        mode="offline" if mode == "offline" else "online",
+        mode="online",
         dir=str(files.path),
-        resume="allow" if mode == "offline" else "must",
+        resume="must",
         reinit="create_new",
         settings=wandb.Settings(**settings),
     )

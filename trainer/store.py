@@ -43,8 +43,13 @@ class StoreRefusedError(StoreError):
 class Store(Protocol):
     """Whole objects by key. Every method raises `StoreError` where the store does not answer, and may be repeated."""
 
-    def list(self, prefix: str = "") -> dict[str, str]:
-        """All keys below a prefix (names without a slash at the end), each with a tag that changes with its content."""
+    def list(self, prefix: str = "", begins: str = "") -> dict[str, str]:
+        """All keys below a prefix, each with a tag that changes with its content.
+
+        Args:
+            prefix: names, without a slash at the end.
+            begins: how the name behind them begins.
+        """
 
     def get(self, keys: Iterable[str]) -> dict[str, bytes]:
         """The contents of these objects; what does not exist is left out."""
@@ -101,12 +106,13 @@ class FsspecStore:
         self._fs = fs
         self._root = root
 
-    def list(self, prefix: str = "") -> dict[str, str]:
+    def list(self, prefix: str = "", begins: str = "") -> dict[str, str]:
         start = len(self._root) + 1
         with self._asking("list", prefix), suppress(FileNotFoundError):
-            found = self._fs.find(self._path(prefix).rstrip("/"), detail=True)
+            # `prefix` is heeded by the clients of stores, and ignored by others
+            found = self._fs.find(self._path(prefix).rstrip("/"), detail=True, **({"prefix": begins} if begins else {}))
             keys = ((str(path)[start:], info) for path, info in found.items() if info.get("type", "file") == "file")
-            return {key: _tag(info) for key, info in keys if _is_proper(key)}
+            return {key: _tag(info) for key, info in keys if _is_proper(key) and _begins(key, prefix, begins)}
         return {}
 
     def get(self, keys: Iterable[str]) -> dict[str, bytes]:
@@ -234,7 +240,7 @@ class S3Store(FsspecStore):
 class DirectoryStore(FsspecStore):
     """A directory; an object appears by rename, and conditions hold among the processes that share its locks."""
 
-    def list(self, prefix: str = "") -> dict[str, str]:
+    def list(self, prefix: str = "", begins: str = "") -> dict[str, str]:
         found = {}
         with self._asking("list", prefix):
             for folder, _, names in os.walk(self._path(prefix)):
@@ -243,7 +249,7 @@ class DirectoryStore(FsspecStore):
                         stat = path.stat()
                         tag = f"{stat.st_ino}-{stat.st_size}-{stat.st_mtime_ns}"
                         found[path.relative_to(self._root).as_posix()] = tag
-        return {key: tag for key, tag in found.items() if _is_proper(key)}
+        return {key: tag for key, tag in found.items() if _is_proper(key) and _begins(key, prefix, begins)}
 
     def put_if(self, key: str, data: bytes, expected: bytes | None) -> bool:
         path = Path(self._path(key))
@@ -317,6 +323,10 @@ def _tag(info: dict[str, Any]) -> str:
         if info.get(name):
             return str(info[name])
     return f"{info.get('size')}-{info.get('created')}"
+
+
+def _begins(key: str, prefix: str, begins: str) -> bool:
+    return not begins or key.startswith(f"{prefix}/{begins}" if prefix else begins)
 
 
 def _is_proper(key: str) -> bool:

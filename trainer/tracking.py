@@ -47,6 +47,8 @@ CARRYING_SETTINGS: Mapping[str, Any] = {"x_file_stream_transmit_interval": 5}
 FINISH_SECONDS = 30.0
 CARRYING_FINISH_SECONDS = 900.0
 RETRY_SECONDS = 15.0
+# What a trial's state is called in its run's summary.
+STATE, REASON = "trial/state", "trial/reason"
 
 T = TypeVar("T")
 Act = Callable[[Any], None]
@@ -297,7 +299,7 @@ def summary_of(outcome: Outcome) -> dict[str, Any]:
     state = outcome.cause.value if outcome.cause is not None else outcome.kind.value
     if outcome.kind is OutcomeKind.COMPLETED:
         state = "complete"  # as the sweep's own words are
-    return {"trial/state": state, "trial/reason": outcome.reason, **score_summary(outcome.scores)}
+    return {STATE: state, REASON: outcome.reason, **score_summary(outcome.scores)}
 
 
 def score_summary(scores: Mapping[str, float]) -> dict[str, float]:

@@ -126,6 +126,10 @@ class LaunchDispatcher:
             [f"queue: {queue.name}", *lines, f"run config: {json.dumps(self.payload(workers[0].name, ()))}"]
         )
 
+    def ended(self) -> int:
+        """How many jobs have ended, as far as is known."""
+        return sum(1 for record in self._records.values() if record.end)
+
     # --- pushing -----------------------------------------------------------------------------------------------
 
     def _specs(self, worker: str) -> list[TrialSpec]:

@@ -17,11 +17,13 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import median
 from unittest.mock import patch
 
+from sweep.allowance import Allowance, Metered, pages
 from sweep.lease import RENEW_SECONDS
-from sweep.mirror import ControllerMirror, pages
-from sweep.mirrored import LISTS_PER_MINUTE, LOOK_SECONDS, Allowance, MirroredChannel
+from sweep.mirror import ControllerMirror
+from sweep.mirrored import REQUESTS_PER_MINUTE, MirroredChannel
 from trainer.contract import Report, TrialSpec, encode
 from trainer.mirror import Pace, WorkerMirror
 from trainer.room import Room, append_line, write_atomic
@@ -37,8 +39,8 @@ class Counting:
     store: Store
     requests: Counter[str]
 
-    def list(self, prefix: str = "") -> dict[str, str]:
-        found = self.store.list(prefix)
+    def list(self, prefix: str = "", begins: str = "") -> dict[str, str]:
+        found = self.store.list(prefix, begins)
         self.requests["list"] += pages(len(found))
         return found
 
@@ -76,8 +78,8 @@ class Time:
         self.now += seconds
 
 
-def run(trials: int, earlier: int, minutes: float, report: float) -> tuple[Counter[str], Counter[str]]:
-    """Requests of the controller and of all workers in this time.
+def run(trials: int, earlier: int, minutes: float, report: float) -> tuple[Counter[str], Counter[str], list[float]]:
+    """Requests of the controller and of all workers in this time, and how old each report was when it was observed.
 
     Args:
         earlier: trials that ended before, and whose files lie in the store.
@@ -92,10 +94,12 @@ def run(trials: int, earlier: int, minutes: float, report: float) -> tuple[Count
         room = Room(Path(folder, "controller"))
         write_atomic(room.sweep, json.dumps({"name": "bench", "created": 1.0}))
         write_atomic(room.root / "study.journal", "{}\n")
+        allowance = Allowance(REQUESTS_PER_MINUTE, lambda: time.now)
+        metered = Metered(Counting(store, ours), allowance)
         channel = MirroredChannel(
-            ControllerMirror(Counting(store, ours), room, now=lambda: time.now),
-            look=LOOK_SECONDS,
-            allowance=Allowance(LISTS_PER_MINUTE, lambda: time.now, time.sleep),
+            ControllerMirror(metered, room, now=lambda: time.now),
+            allowance=allowance,
+            ended=lambda: 0,
             now=lambda: time.now,
         )
         channel.mirror.start(False)
@@ -116,7 +120,8 @@ def run(trials: int, earlier: int, minutes: float, report: float) -> tuple[Count
         theirs.clear()
         began = time.now
         due = {trial: began + report * (index + 1) / trials for index, trial in enumerate(running)}
-        beats, renewed, looked = began, began, began
+        beats, renewed = began, began
+        ages = []
         while time.now - began < minutes * 60:
             time.now += 0.5
             for trial, worker in zip(running, workers, strict=True):
@@ -130,20 +135,21 @@ def run(trials: int, earlier: int, minutes: float, report: float) -> tuple[Count
                 for worker in workers:
                     write_atomic(worker.dir.beat, str(time.now), durable=False)
                     worker.put_beat()
-            if time.now - looked >= LOOK_SECONDS:
-                looked = time.now
-                channel.observe(running, names)
+            for sights in channel.observe(running, names)[0].values():
+                ages += [time.now - one.seconds for one in sights[0].reports]
             if time.now - renewed >= RENEW_SECONDS:
                 renewed = time.now
-                ours["put"] += 1
-    return ours, theirs
+                metered.put("controller.lease", b"")
+    return ours, theirs, ages
 
 
 def train(worker: WorkerMirror, room: Room, trial: int, now: float) -> None:
     """A milestone: a report, a checkpoint, steps; and what the controller writes down of it."""
     files = worker.room.attempt(trial, 1)
     with files.reports.open("a") as file:
-        append_line(file, encode(replace(Report(1, 2, 10, 0, 2.5, 1.0, 1e-3, 100.0, 0.5), milestone=int(now))))
+        append_line(
+            file, encode(replace(Report(1, 2, 10, 0, 2.5, 1.0, 1e-3, 100.0, 0.5), milestone=int(now), seconds=now))
+        )
     with files.steps.open("a") as file:
         append_line(file, "{}")
     write_atomic(files.checkpoint, str(now), durable=False)
@@ -171,18 +177,21 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=50)
     parser.add_argument("--minutes", type=float, default=10)
     args = parser.parse_args()
-    print("| who | trials before | a report every | listings | reads | writes | requests a minute | $ an hour |")
-    print("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
+    heads = "who | trials before | a report every | listings | reads | writes | requests a minute | $ an hour"
+    print(f"| {heads} | report → seen, median | most |")
+    print(f"| --- {'| ---: ' * 9}|")
     for earlier in (0, 500):
         for report in (60.0, 300.0):
-            ours, theirs = run(args.trials, earlier, args.minutes, report)
+            ours, theirs, ages = run(args.trials, earlier, args.minutes, report)
             each = Counter({key: count / args.trials for key, count in theirs.items()})
             for who, asked in (("controller", ours), ("each worker", each))[: 1 if earlier else 2]:
                 rate = {key: count / args.minutes for key, count in asked.items()}
                 writes = rate.get("put", 0) + rate.get("copy", 0) + rate.get("delete", 0)
                 dollars = sum(DOLLARS[key] * count for key, count in rate.items()) * 60 / 1000
                 row = [who, str(earlier), f"{report:g} s", *(f"{rate.get(k, 0):.1f}" for k in ("list", "get"))]
-                print(f"| {' | '.join(row)} | {writes:.1f} | {sum(rate.values()):.1f} | {dollars:.3f} |")
+                row += [f"{writes:.1f}", f"{sum(rate.values()):.1f}", f"{dollars:.3f}"]
+                row += [f"{median(ages):.0f} s", f"{max(ages):.0f} s"] if who == "controller" else ["", ""]
+                print(f"| {' | '.join(row)} |")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from sweep.channel import RoomChannel
 from sweep.dispatch.simulated import SimulatedChannel, SimulatedClock
 from sweep.launchapi import Runs
 from sweep.mirror import ControllerMirror, pull_room
-from sweep.mirrored import Allowance, MirroredChannel
+from sweep.mirrored import MirroredChannel
 from sweep.ports import Channel
 from sweep.queues import Fates
 from sweep.simulation import SimAttempt, World
@@ -127,7 +127,7 @@ def make(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         mirror = ControllerMirror(open_store(str(room.root)), Room(tmp_path_factory.mktemp("copy")))
         pull_room(mirror.store, mirror.room)
         mirror.start(continued=False)
-        return MirroredChannel(mirror, look=0.01, allowance=Allowance(1e9))
+        return MirroredChannel(mirror, look=0.01)
 
     def through_wandb(room: Room) -> WandbChannel:
         """One that has looked, as the dispatcher makes it look."""

@@ -31,6 +31,10 @@ def test_what_was_put_is_listed_and_read(store: Store) -> None:
     assert set(store.list()) == {"sweep.json", "trials/00003/1/spec.json", "trials/00031/1/spec.json"}
     assert set(store.list("trials/00003")) == {"trials/00003/1/spec.json"}
     assert store.list("trials/00009") == {}
+    assert set(store.list("trials", "0000")) == {"trials/00003/1/spec.json"}
+    assert set(store.list("trials", "000")) == {"trials/00003/1/spec.json", "trials/00031/1/spec.json"}
+    assert set(store.list("", "sw")) == {"sweep.json"}
+    assert store.list("trials", "1") == {}
     assert store.get(["trials/00003/1/spec.json", "absent", "sweep.json"]) == {
         "trials/00003/1/spec.json": b"spec",
         "sweep.json": b"{}",

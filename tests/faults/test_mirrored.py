@@ -17,15 +17,18 @@ from pathlib import Path
 import pytest
 
 from sweep import session
+from sweep.beside import EvaluationStudy, Gate, Together
+from sweep.evaluation import evaluation_settings, evaluation_spec, evaluations_room
 from sweep.lease import Lease
 from sweep.loop import Controller
-from sweep.mirrored import LEASE_RECORD, Allowance, MirroredChannel, hold_store, pull
+from sweep.mirrored import LEASE_RECORD, MirroredChannel, hold_store, pull
 from sweep.model import Finished, Mode
 from sweep.ports import Ports
 from sweep.results import open_reader
-from sweep.rooms import controller_lock, load_settings
+from sweep.rooms import controller_lock, load_settings, save_settings
+from sweep.study import OptunaStudy
 from tests.fakes import FarDispatcher
-from tests.faults.harness import STEP_SECONDS, Quiet, check_sweep, make_room, wait_for_workers
+from tests.faults.harness import STEP_SECONDS, Quiet, check_ledger, check_sweep, make_room, wait_for_workers
 from tests.stores import Faulty, faulty, s3_server
 from trainer.room import Room, held, hold, read_text
 
@@ -47,7 +50,7 @@ class Far:
         """As `sweep.mirrored.mirrored` makes it, quicker, and over a store that can be told to fail."""
         lease = Lease(store, "test", self.room.root / LEASE_RECORD, renew=self.grace / 5, grace=self.grace)
         with hold_store(self.room, store, lease) as channel:
-            channel.look, channel.allowance = 0.01, Allowance(1e9)
+            channel.look = 0.01
             yield channel
 
     def controller(self, channel: MirroredChannel, listener: Quiet, mode: Mode = Mode.RUN) -> Controller:
@@ -65,10 +68,18 @@ class Far:
             poll_seconds=0.02,
         )
 
+    @contextmanager
+    def controllers(self, channel: MirroredChannel, listener: Quiet) -> Iterator[Controller | Together]:
+        yield self.controller(channel, listener)
+
     def run(self, die_after: int | None = None, store: Faulty | None = None) -> Finished:
-        with hold(controller_lock(self.room), "test") as mine, self.channel(store or faulty(self.url)) as channel:
+        with (
+            hold(controller_lock(self.room), "test") as mine,
+            self.channel(store or faulty(self.url)) as channel,
+            self.controllers(channel, Quiet(die_after)) as controllers,
+        ):
             assert mine
-            return self.controller(channel, Quiet(die_after)).run().how
+            return controllers.run().how
 
     def run_killed(self, die_after: int) -> bool:
         """Run a controller in a child that kills itself after so many effects; True where it came to its end."""
@@ -88,12 +99,72 @@ class Far:
         shutil.rmtree(self.room.root)
         pull(self.url, self.room.root)
 
-    def check(self) -> None:
+    def check(self, trials: int = TRIALS) -> None:
         """What must hold in the end, as anybody sees it who has only the store."""
         wait_for_workers(self.queue)
         self.move()
         shutil.copy(self.queue.root / "ledger", self.room.root / "ledger")
-        check_sweep(self.room, TRIALS)
+        check_sweep(self.room, trials)
+
+
+class Judged(Far):
+    """The same with its evaluations beside it, as `session.with_evaluations` puts them together."""
+
+    def __init__(self, rooms: Path, url: str, *overrides: str) -> None:
+        words = ("evaluate=heldout", "evaluate.dataset._component_=torchtune.datasets.alpaca_dataset")
+        super().__init__(rooms, url, *words, *overrides)
+        self.judges = Room(self.queue.root / "evaluations")
+        self.judges.root.mkdir()
+
+    @contextmanager
+    def controllers(self, channel: MirroredChannel, listener: Quiet) -> Iterator[Controller | Together]:
+        main, settings = self.controller(channel, listener), load_settings(self.room)
+        assert isinstance(main.ports.study, OptunaStudy)
+        beside, inner = evaluations_room(self.room), evaluation_settings(settings)
+        if not beside.sweep.exists():
+            save_settings(beside, inner)
+        env = {"STEP_SECONDS": STEP_SECONDS}
+        dispatcher = FarDispatcher(self.judges, (), 1, 0, env=env, url=f"{self.url}/evaluations")
+        gate = Gate(main.mode)
+        with channel.within(beside, "evaluations") as judging:
+            study = EvaluationStudy(beside, main.ports.study.winners)
+            evaluations = Controller(
+                ports=Ports(study, judging, dispatcher, session.WallClock()),
+                limits=inner.limits(1),
+                spec=lambda t, a, w: evaluation_spec(settings, self.room, (t, a, w)),
+                listener=listener,
+                mode=gate,
+                created=settings.created,
+                poll_seconds=0.02,
+            )
+            yield Together(main, evaluations, gate, waits=False)
+
+    def check(self, trials: int = TRIALS) -> None:
+        wait_for_workers(self.judges)
+        super().check(trials)
+        winners = session.open_study(self.room, load_settings(self.room)).winners()
+        assert evaluations_room(self.room).trials() == sorted(winners)
+        for row in open_reader(self.room).state().rows:
+            if row.number in winners:
+                assert row.evaluation == "complete"
+                assert row.scores == {"loss": pytest.approx(row.value)}
+        shutil.copy(self.judges.root / "ledger", evaluations_room(self.room).root / "ledger")
+        check_ledger(evaluations_room(self.room))
+
+
+@pytest.mark.parametrize("moves", [False, True], ids=["on one machine", "each on another machine"])
+def test_evaluations_in_a_store_are_made_once_each_however_often_the_controller_dies(
+    rooms: Path, tmp_path: Path, moves: bool
+) -> None:
+    judged = Judged(rooms, str(tmp_path / "store"))
+    lives = 1
+    while not judged.run_killed(5 + lives % 7):
+        lives += 1
+        assert lives < 200
+        if moves:
+            judged.move()
+    assert lives > 3
+    judged.check()
 
 
 def test_a_sweep_over_a_directory_store_ends_as_any_other(rooms: Path, tmp_path: Path) -> None:
@@ -153,6 +224,15 @@ def test_a_store_that_fails_now_and_then_costs_time_only(rooms: Path, tmp_path: 
     store.fail_share, store.lose_answer = 0.2, lose_answer
     assert far.run(store=store) is Finished.DONE
     far.check()
+
+
+def test_a_store_that_answers_late_costs_time_only(rooms: Path, tmp_path: Path) -> None:
+    """Every answer comes after what a worker does in the meantime: two milestones."""
+    far = Far(rooms, str(tmp_path / "store"), "search.trials=4", grace=5.0)
+    store = faulty(far.url)
+    store.slow = 2 * float(STEP_SECONDS)
+    assert far.run(store=store) is Finished.DONE
+    far.check(4)
 
 
 @pytest.mark.slow

@@ -68,7 +68,7 @@ def test_a_trial_goes_on_from_the_checkpoint_that_another_worker_left_in_the_buc
     config = embedded_config(dataset__split="train[:160]", dataset_val__split="train[:4]", epochs=3)
     spec = TrialSpec("s", 0, 1, "w0001", config, milestone_tokens=720)
     write_atomic(room.sweep, '{"name": "real", "created": 1.0}')
-    with mirrored(room, url, "a test") as channel, two_workers(url, tmp_path) as workers:
+    with mirrored(room, url, "a test", lambda: 0) as channel, two_workers(url, tmp_path) as workers:
         channel.assign(spec)
         until(channel, 1, lambda sight: sight.reports)
         channel.stop(0, 1, StopCause.INTERRUPTED, "for now")

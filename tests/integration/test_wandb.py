@@ -1,7 +1,9 @@
 """Sweeps that W&B sees: the unmodified client and agent against the stand-in, real trials on the embedded base.
 
 One server and one `wandb launch-agent` serve all scenes, which go on at the same time: an agent polls every ten s.
-Of the two trials of a Launch sweep one would train for minutes and is pruned while it does, by a stop that reaches it.
+Of the two trials of a Launch sweep one would train for minutes and is pruned while it does, by a stop that reaches it;
+the other's adapter is judged. One sweep is controlled by a job, over a bucket, and stopped from a "laptop" that has
+neither its room nor its processes.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from tests.integration.cli import command
 from tests.standin.model import Run
 from tests.standin.plugin import environment, here
 from tests.standin.server import StandIn
+from tests.stores import s3_server
 from trainer.room import Room, read_json, read_text
 
 pytestmark = pytest.mark.slow
@@ -47,7 +50,6 @@ SMALL = (
 )
 LRS = "warm_start.enqueue=[{optimizer.lr: 1e-3}, {optimizer.lr: 2e-3}]"
 SHORT = ("recipe.overrides.epochs=1", "pruner=none", "search.trials=2", "queue.workers=2", LRS)
-# Whatever gets as far as its sixth milestone is pruned: the long trial, and never the short one, which has three.
 LAUNCHED = (
     "space.epochs=choice(1,400)",
     "queue=launch_local_process",
@@ -57,18 +59,23 @@ LAUNCHED = (
     "queue.query_seconds=1",
     "queue.poll_seconds=0.2",
     "search.trials=2",
-    "pruner=threshold",
-    "pruner.upper=0.001",
-    "pruner.n_warmup_steps=6",
+    "evaluate=heldout",
     "warm_start.enqueue=[{epochs: 1, optimizer.lr: 1e-3}, {epochs: 400, optimizer.lr: 1e-3}]",
 )
+# Whatever gets as far as its sixth milestone is pruned: the long trial, and never the short one, which has three.
+PRUNED = ("pruner=threshold", "pruner.upper=0.001", "pruner.n_warmup_steps=6")
+# One warm worker, which trains on until it is stopped.
+AWAY = ("queue.workers=1", "queue.trials_per_worker=null", "pruner=none", "controller=launch")
 SCENES: dict[str, tuple[str, ...]] = {
-    "room": LAUNCHED,
-    "alone": (*LAUNCHED, "queue.channel=wandb"),
+    "room": (*LAUNCHED, *PRUNED),
+    "alone": (*LAUNCHED, *PRUNED, "queue.channel=wandb"),
     "local": ("wandb=online", *SHORT),
     "packed": ("wandb=online", *SHORT, "queue.workers=1", "queue.slots=2"),
     "offline": ("wandb=offline", *SHORT),
 }
+
+
+FROM_A_LAPTOP = (("status", "--json"), ("stop",), ("best", "--json"))
 
 
 @dataclass
@@ -77,20 +84,30 @@ class Scene:
     rooms: Path
     said: dict[str, str]
     secrets: list[str]
+    laptop: Path
 
     def room(self, name: str) -> Room:
-        return Room(self.rooms / name)
+        return Room((self.laptop if name == "away" else self.rooms) / name)
 
     def status(self, name: str) -> list[dict[str, Any]]:
-        env = {**environment(self.standin), "SWEEP_ROOMS": str(self.rooms)}
-        answer = subprocess.run(command("status", name, "--json"), env=env, capture_output=True, text=True, check=True)
-        rows: list[dict[str, Any]] = json.loads(answer.stdout)["rows"]
+        rows: list[dict[str, Any]] = json.loads(self.ask("status", name, "--json"))["rows"]
         return rows
+
+    def ask(self, verb: str, name: str, *words: str) -> str:
+        env = {**environment(self.standin), "SWEEP_ROOMS": str(self.room(name).root.parent)}
+        done = subprocess.run(command(verb, name, *words), env=env, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, f"{verb} {name}: {done.stdout}\n{done.stderr}"
+        return done.stdout
 
     def run(self, name: str, trial: int) -> Run:
         """The run of a trial's last attempt, as its specification names it."""
         spec = read_json(self.room(name).attempt(trial, self.room(name).attempts(trial)[-1]).spec)
         return self.standin.runs[f"team/lab/{spec['tracking']['run']}"]
+
+    def told(self, name: str, trial: int, key: str) -> bool:
+        """Whether a trial's run says this; no room needs to be here."""
+        runs = [run for run in self.group(name) if (run.job_type, run.id[-5:]) == ("trial", f"{trial:05d}")]
+        return any(key in run.summary for run in runs)
 
     def group(self, name: str) -> list[Run]:
         return sorted((run for run in self.standin.runs.values() if run.group == name), key=lambda run: run.id)
@@ -99,21 +116,23 @@ class Scene:
 @pytest.fixture(scope="module")
 def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
     place = tmp_path_factory.mktemp("wandb")
-    with StandIn(place / "server") as standin:
+    with s3_server() as s3, StandIn(place / "server") as standin:
         env = {**environment(standin), "SWEEP_ROOMS": str(place / "rooms")}
         env |= {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "PYTHONPATH": str(Path.cwd())}
         with here(standin) as wandb:
             wandb.Api().create_run_queue("lab", "local-process", entity="team", prioritization_mode="V0")
         make_job(place / "job", env)
         agent_log = (place / "agent.log").open("w")
-        words = ["launch-agent", "-q", "lab", "-e", "team", "-j", "4"]
+        words = ["launch-agent", "-q", "lab", "-e", "team", "-j", "10"]
         agent = subprocess.Popen(
             [sys.executable, "-m", "wandb", *words], env=env, stdout=agent_log, stderr=subprocess.STDOUT, cwd=place
         )
-        logs = {name: place / f"{name}.log" for name in [*SCENES, "preempted"]}
+        logs = {name: place / f"{name}.log" for name in [*SCENES, "preempted", "away"]}
         # a service of whoever starts the sweep must not become the trials'
         leaking = {**env, "WANDB_SERVICE": "3-unix-/nowhere"}
         sweeps = {name: run_sweep(name, said, logs[name], leaking) for name, said in SCENES.items()}
+        there = (*LAUNCHED, *AWAY, f"queue.room={s3}/sweeps")
+        sweeps["away"] = run_sweep("away", there, logs["away"], {**leaking, "SWEEP_ROOMS": str(place / "laptop")})
         sweeps["preempted"] = preempt_one(Room(place / "rooms" / "preempted"), logs["preempted"], leaking)
         try:
             ended = {name: process.wait(1800) for name, process in sweeps.items()}
@@ -121,7 +140,10 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
             assert set(ended.values()) == {0}, "\n".join(
                 [str(ended), *said.values(), (place / "agent.log").read_text()]
             )
-            yield Scene(standin, place / "rooms", said, [standin.key])
+            found = Scene(standin, place / "rooms", said, [standin.key], place / "laptop")
+            standin.wait(lambda _: found.told("away", 0, "eval/loss") and found.told("away", 1, "milestone"), 600)
+            found.said |= {verb: found.ask(verb, "away", *more) for verb, *more in FROM_A_LAPTOP}
+            yield found
         finally:
             for process in [agent, *sweeps.values()]:
                 process.kill()
@@ -177,10 +199,11 @@ def test_a_stop_reaches_a_running_job_and_every_end_is_right_on_both_sides(scene
     assert 6 <= len(long["reports"]) < 1000
     runs = [scene.run(name, trial) for trial in (0, 1)]
     assert [run.summary["trial/state"] for run in runs] == ["complete", "pruned"]
-    assert [(run.state, run.starts) for run in runs] == [("finished", 1)] * 2
+    assert [(run.state, run.starts) for run in runs] == [("finished", 2), ("finished", 1)], "one was judged"
     assert runs[1].summary["trial/reason"], "why it was pruned"
     assert [bool(run.stop_requests) for run in runs] == [False, name == "alone"]
-    assert len(scene.group(name)) == 2, "no trial has a run too many"
+    types = sorted(str(run.job_type) for run in scene.group(name))
+    assert types == ["evaluation", "trial", "trial"], "no trial has a run too many"
 
 
 @pytest.mark.parametrize("name", ["room", "alone"])
@@ -189,6 +212,30 @@ def test_each_trial_was_pushed_once_and_every_item_was_taken(scene: Scene, name:
     items = [item for item in scene.standin.items if item.spec["run_id"] in runs]
     assert sorted(item.spec["run_id"] for item in items) == sorted(runs)
     assert {item.state for item in items} == {"CLAIMED"}
+
+
+@pytest.mark.parametrize("name", ["room", "alone", "away"])
+def test_the_best_adapter_is_judged_by_a_job_of_the_queue(scene: Scene, name: str) -> None:
+    row = scene.status(name)[0]
+    assert row["evaluation"] == "complete", row["evaluation_reason"]
+    assert row["scores"]["loss"] == row["value"], "the trial's own last val_loss"
+    run = scene.run(name, 0)
+    assert run.summary["eval/loss"] == pytest.approx(row["value"])
+    assert (run.exit_code, run.summary["trial/state"], run.summary["val_loss"]) == (0, "complete", row["value"])
+
+
+def test_a_controller_that_is_a_job_is_looked_at_and_stopped_from_a_laptop(scene: Scene) -> None:
+    assert "away is controlled by a job of the queue lab" in scene.said["away"]
+    short, long = json.loads(scene.said["status"])["rows"]
+    assert (short["state"], short["evaluation"]) == ("complete", "complete")
+    assert (long["state"], bool(long["reports"])) == ("running", True)
+    assert "stopped: away" in scene.said["stop"]
+    best = json.loads(scene.said["best"])
+    assert (best["trial"], best["scores"]) == (0, short["scores"])
+    assert (Path(best["adapter"]) / "adapter_model.safetensors").is_file(), "brought from the bucket"
+    assert scene.status("away")[1]["state"] == "waiting", "it goes on with `sweep resume`"
+    assert scene.room("away").attempt(1, 1).checkpoint.is_file()
+    assert {run.state for run in scene.group("away")} == {"finished"}
 
 
 @pytest.mark.parametrize("name", ["room", "alone"])
@@ -258,7 +305,7 @@ def test_a_preempted_trial_goes_on_in_its_run_without_a_row_twice(scene: Scene) 
 
 
 def test_no_key_is_written_anywhere(scene: Scene) -> None:
-    for path in [path for path in scene.rooms.rglob("*") if path.is_file()]:
+    for path in [path for top in (scene.rooms, scene.laptop) for path in top.rglob("*") if path.is_file()]:
         assert not any(secret.encode() in path.read_bytes() for secret in scene.secrets), path
     assert not any(secret in text for secret in scene.secrets for text in scene.said.values())
 

@@ -27,7 +27,7 @@ def online(standin: StandIn, monkeypatch: pytest.MonkeyPatch) -> Iterator[StandI
 
 def test_an_offline_sweep_is_uploaded_once(rooms: Path, online: StandIn) -> None:
     words = ("wandb=offline", "wandb.project=p", "wandb.registry=adapters", "queue.workers=1", "search.trials=2")
-    sweep("run", "name=away", *SMALL, *words)
+    sweep("run", "name=away", *SMALL, *words, "evaluate=heldout")
     assert online.runs == {}
     said = sweep("sync", "away").stdout
     rows = status("away")["rows"]
@@ -37,6 +37,10 @@ def test_an_offline_sweep_is_uploaded_once(rooms: Path, online: StandIn) -> None
         told = [entry["milestone"] for entry in run.history if "milestone" in entry]
         assert told == [report["milestone"] for report in row["reports"]]
         assert (run.state, run.exit_code) == ("finished", 0)
+        scores = {f"eval/{name}": value for name, value in row["scores"].items()}
+        assert scores.items() <= run.summary.items()
+        assert {"val_loss", "loss", "tokens"} <= set(run.summary), "and nothing is lost for them"
+    assert any(row["scores"] for row in rows)
     best = min((row for row in rows if row["state"] == "complete"), key=lambda row: float(row["value"]))
     assert f"trial {best['number']}'s adapter is linked to wandb-registry-model/adapters" in said
     (crowned,) = [

@@ -43,6 +43,8 @@ from trainer.contract import (
 from trainer.evaluate import lm_eval_config
 from trainer.outside import EvaluationError, filled, numbers, read_scores, table_scores
 from trainer.room import Room, write_atomic
+from trainer.scores import fetch_adapter
+from trainer.store import open_store
 
 
 def composed(*words: str) -> Settings:
@@ -171,6 +173,32 @@ def test_a_launch_job_has_a_run_of_its_own_and_sees_the_room_as_jobs_do(tmp_path
     assert run_of(evaluation_settings(several), "w0001", [spec]) != run_of(several, "w0001", [spec])
 
 
+def test_in_an_object_store_the_job_is_told_where_the_adapter_lies_there(tmp_path: Path) -> None:
+    words = ("queue=launch_local_process", "queue.room=s3://b/sweeps/", "evaluate=heldout", "wandb.entity=e")
+    settings = replace(composed(*words), created=1.0)
+    room = room_with_a_trial(tmp_path, settings)
+    spec = evaluation_spec(settings, room, (3, 1, "w0001"))
+    assert spec.evaluate is not None
+    assert spec.evaluate.adapter == "s3://b/sweeps/s/trials/00003/2/adapter"
+    job = payload(evaluation_settings(settings), evaluations_room(room), "w0001", [spec], False)[JOB_KEY]
+    assert job["room"] == f"{settings.store_url}/evaluations", "where `MirroredChannel.within` looks"
+
+
+def test_an_adapter_is_fetched_from_a_store_whole_or_said_to_be_absent(tmp_path: Path) -> None:
+    url = (tmp_path / "store").as_uri()
+    store = open_store(f"{url}/trials/00003/2/adapter")
+    asked = Evaluation("heldout", adapter=f"{url}/trials/00003/2/adapter")
+    with pytest.raises(FileNotFoundError, match="there is no adapter in file://"):
+        fetch_adapter(asked, tmp_path / "to")
+    store.put("adapter_config.json", b"{}")
+    store.put("adapter_model.safetensors", b"weights")
+    found = fetch_adapter(asked, tmp_path / "to")
+    assert {path.name: path.read_bytes() for path in found.iterdir()} == {
+        "adapter_config.json": b"{}",
+        "adapter_model.safetensors": b"weights",
+    }
+
+
 def test_where_wandb_is_all_that_is_shared_the_job_fetches_an_artifact(tmp_path: Path) -> None:
     words = ("queue=launch_local_process", "queue.channel=wandb", "evaluate=heldout", "wandb.entity=e")
     settings = replace(composed(*words), created=1.0)
@@ -287,12 +315,13 @@ def test_the_newest_winner_comes_first_and_each_once(tmp_path: Path) -> None:
     assert told(room, 5) == {"ending": "FAIL", "reason": "why"}
 
 
-def test_a_cancelled_evaluation_is_taken_up_by_a_later_controller(tmp_path: Path) -> None:
+def test_what_a_person_stopped_in_wandb_is_not_judged_again(tmp_path: Path) -> None:
     study = EvaluationStudy(Room(tmp_path), lambda: [1])
     study.ask()
-    study.tell(Tell(1, Ending.FAIL, "the sweep was stopped", cancelled=True), 0)
-    assert study.facts().open == ()
-    assert EvaluationStudy(Room(tmp_path), lambda: [1]).ask() == 1
+    study.tell(Tell(1, Ending.FAIL, "it was stopped in W&B", cancelled=True), 0)
+    for known in (study, EvaluationStudy(Room(tmp_path), lambda: [1])):
+        assert known.facts().exhausted
+        assert known.facts().open == ()
 
 
 # --- in turn ---------------------------------------------------------------------------------------------------------
@@ -431,7 +460,12 @@ def test_what_fails_beside_never_ends_the_sweep_and_is_said_once(tmp_path: Path)
 
 @pytest.mark.parametrize(
     ("mode", "how"),
-    [(Mode.STOP, Finished.STOPPED), (Mode.DETACH, Finished.DETACHED), (Mode.HANDOVER, Finished.HANDED_OVER)],
+    [
+        (Mode.STOP, Finished.STOPPED),
+        (Mode.CANCEL, Finished.CANCELLED),
+        (Mode.DETACH, Finished.DETACHED),
+        (Mode.HANDOVER, Finished.HANDED_OVER),
+    ],
 )
 def test_a_wish_ends_evaluations_too_and_a_later_controller_goes_on(tmp_path: Path, mode: Mode, how: Finished) -> None:
     turns = Turns(tmp_path, waits=False)

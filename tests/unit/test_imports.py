@@ -27,6 +27,7 @@ LAYERS = (
     "sweep.launchagent sweep.wandbqueue",
     "sweep.simulation sweep.ledger sweep.finals sweep.strategy.encoding sweep.strategy.surrogate",
     "sweep.decide sweep.channel sweep.dispatch sweep.dispatch.* sweep.recipe sweep.settings sweep.view",
+    "sweep.allowance",
     "sweep.mirror sweep.lease sweep.strategy.forecast",
     "sweep.distributions sweep.curves sweep.proposals sweep.tracking sweep.wandbchannel sweep.mirrored",
     "sweep.strategy.freeze_thaw sweep.sampler",
@@ -116,7 +117,7 @@ def layer(module: str) -> int | None:
     return next((index for index, row in enumerate(names) if module in row or parent in row), None)
 
 
-MIRRORS = {"sweep.mirror", "sweep.mirrored", "sweep.lease"}
+MIRRORS = {"sweep.allowance", "sweep.mirror", "sweep.mirrored", "sweep.lease"}
 SWEEP = sorted(name for name in modules() if name.split(".")[0] == "sweep")
 TRAINER = sorted(name for name in modules() if name.split(".")[0] == "trainer")
 

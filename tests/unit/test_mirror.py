@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from sweep import allowance
 from sweep import mirror as sweep_mirror
+from sweep.allowance import Allowance, Metered
 from sweep.errors import ConfigError, RetryLater
-from sweep.mirror import ControllerMirror, pull_room
-from sweep.mirrored import Allowance, MirroredChannel
+from sweep.mirror import ControllerMirror, cover, pull_room
+from sweep.mirrored import MirroredChannel
 from tests.stores import Faulty, faulty
 from trainer.contract import Outcome, OutcomeKind, Report, StopCause, TrialSpec, decode, encode
 from trainer.mirror import LeftBehindError, Pace, WorkerMirror, mirrored_room
@@ -42,7 +44,7 @@ class World:
     def controller(self, room: Room, continued: bool = False) -> MirroredChannel:
         mirror = ControllerMirror(self.store, room)
         mirror.start(continued)
-        return MirroredChannel(mirror, allowance=Allowance(1e9))
+        return MirroredChannel(mirror)
 
     def worker(self, name: str = "w0001") -> WorkerMirror:
         return WorkerMirror(self.connect(), Room(self.tmp_path / name), name, NOW)
@@ -260,6 +262,38 @@ def test_a_stopped_attempt_s_checkpoint_goes_to_the_next_worker(world: World) ->
     assert second.room.attempts(3) == [1, 2]
 
 
+# --- a room in the room ---------------------------------------------------------------------------------------------
+
+
+def test_a_room_in_the_room_is_carried_below_it_and_asks_nothing_while_nothing_is_open(
+    world: World, tmp_path: Path
+) -> None:
+    beside = Room(tmp_path / "controller" / "evaluations")
+    write_atomic(beside.sweep, json.dumps({"name": "s-evaluations", "created": 1.0}))
+    with world.channel.within(beside, "evaluations") as channel:
+        world.store.asked.clear()
+        channel.observe([], [])
+        assert world.store.asked == {}
+        write_atomic(beside.trial(3) / "asked", "")
+        channel.assign(SPEC)
+        worker = WorkerMirror(faulty(f"{world.url}/evaluations"), Room(tmp_path / "judge"), "w0001", NOW)
+        worker.post()
+        write_atomic(worker.room.attempt(3, 1).outcome, encode(Outcome(OutcomeKind.COMPLETED, scores={"loss": 1.5})))
+        worker.freight()
+        (sight,) = channel.observe([3], ["w0001"])[0][3]
+        assert sight.outcome is not None
+        assert sight.outcome.scores == {"loss": 1.5}
+        write_atomic(beside.trial(3) / "told.json", "{}")
+        channel.observe([], ["w0001"])
+        assert "evaluations/trials/00003/told.json" in world.store.list(), "what was told last is put too"
+    elsewhere = Room(tmp_path / "elsewhere")
+    pull_room(world.store, elsewhere)
+    beside = Room(elsewhere.root / "evaluations")
+    assert read_text(beside.trial(3) / "told.json") == "{}"
+    with world.controller(elsewhere).within(beside, "evaluations") as channel:
+        assert channel.observe([3], [])[0][3][0].outcome == sight.outcome
+
+
 # --- a store that fails ---------------------------------------------------------------------------------------------
 
 
@@ -339,6 +373,32 @@ def test_a_worker_that_was_cut_off_catches_up(world: World) -> None:
     passes(worker)
     sight = world.sight()
     assert [r.milestone for r in sight.reports] == [1, 2, 3]
+    assert sight.outcome is not None
+
+
+def test_a_worker_goes_on_while_the_store_keeps_its_answer(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.channel.assign(SPEC)
+    worker, held = world.worker(), threading.Event()
+    worker.start()
+    while not worker.dir.assignments():
+        threading.Event().wait(0.01)
+    ask = Faulty._ask
+
+    def late(self, what, key, act, count=1):  # type: ignore[no-untyped-def]
+        if self is worker.store:
+            held.wait(30)
+        return ask(self, what, key, act, count)
+
+    monkeypatch.setattr(Faulty, "_ask", late)
+    for milestone in (1, 2, 3):
+        report(worker, milestone)
+        write_atomic(worker.room.attempt(3, 1).checkpoint, str(milestone))
+    end(worker)
+    assert world.sight().reports == (), "no answer has come yet"
+    held.set()
+    worker.stop()
+    sight = world.sight()
+    assert [one.milestone for one in sight.reports] == [1, 2, 3]
     assert sight.outcome is not None
 
 
@@ -484,7 +544,7 @@ def test_a_study_that_only_takes_reports_in_is_put_now_and_then_and_before_every
     journal.write_text("asked\nreported\n")
     world.channel.observe([], [])
     assert stored() == b"asked\n"
-    clock[0] = 131.0
+    clock[0] = 161.0
     world.channel.observe([], [])
     assert stored() == b"asked\nreported\n"
     journal.write_text("asked\nreported\nasked\n")
@@ -538,36 +598,149 @@ def test_a_wish_from_elsewhere_reaches_the_controller_once(world: World) -> None
     assert not (world.channel.mirror.room.root / "control").exists()
 
 
-def test_looks_are_paced(world: World) -> None:
-    clock, pauses = [0.0], []
+class Paced:
+    """A channel on a clock of the test's own, whose store counts requests as S3 does."""
 
-    def sleep(seconds: float) -> None:
-        pauses.append(seconds)
-        clock[0] += seconds
+    def __init__(self, world: World, per_minute: float = 60) -> None:
+        self.time, self.jobs_ended = 0.0, 0
+        self.world = world
+        self.allowance = Allowance(per_minute, lambda: self.time)
+        mirror = ControllerMirror(Metered(world.store, self.allowance), world.channel.mirror.room)
+        mirror.start(True)
+        self.channel = MirroredChannel(
+            mirror, allowance=self.allowance, ended=lambda: self.jobs_ended, now=lambda: self.time
+        )
 
-    allowance = Allowance(60, lambda: clock[0], sleep)
-    for _ in range(125):
-        allowance.take()
-    assert clock[0] == pytest.approx(120.0), "five at once, then one a second"
-    allowance.spend(10)
-    allowance.take()
-    assert clock[0] == pytest.approx(131.0)
+    def listings(self, seconds: float, trials: list[int]) -> int:
+        """How often the store was listed in this time, by a controller that observes four times a second."""
+        self.world.store.asked.clear()
+        for _ in range(round(seconds * 4)):
+            self.time += 0.25
+            self.channel.observe(trials, [])
+        return self.world.store.asked["list"]
+
+
+def test_looks_come_every_two_seconds_where_little_happens(world: World) -> None:
+    paced = Paced(world)
+    paced.channel.observe([3], [])
+    assert paced.listings(60, [3]) == 30
+
+
+def test_the_end_of_a_job_makes_the_next_observation_a_look(world: World) -> None:
+    world.channel.assign(SPEC)
+    worker, paced = world.worker(), Paced(world)
+    worker.post()
+    paced.channel.observe([3], [])
+    report(worker, 1)
+    end(worker)
+    worker.freight()
+    assert paced.channel.observe([3], [])[0][3][0].outcome is None, "looked a moment ago"
+    paced.jobs_ended += 1
+    assert paced.channel.observe([3], [])[0][3][0].outcome is not None, "before its trial counts as lost"
+    assert paced.listings(1.75, [3]) == 0
+
+
+def test_many_reports_are_read_in_turn_within_the_allowance_and_none_is_lost(world: World) -> None:
+    running = list(range(20))
+    workers = {trial: world.worker(f"w{trial:04d}") for trial in running}
+    for trial, worker in workers.items():
+        world.channel.assign(replace(SPEC, trial=trial, worker=worker.worker))
+        worker.post()
+    paced = Paced(world, per_minute=20)
+    paced.channel.observe(running, [])
+    seen: dict[int, list[int]] = {trial: [] for trial in running}
+    spent, written = paced.allowance.spent, dict.fromkeys(running, 0)
+    for tick in range(4 * 600):
+        paced.time += 0.25
+        if tick % 120 == 0 and tick < 4 * 420:
+            for trial, worker in workers.items():
+                written[trial] += 1
+                with worker.room.attempt(trial, 1).reports.open("a") as file:
+                    append_line(file, encode(replace(REPORT, milestone=written[trial])))
+                worker.post()
+        for trial, sights in paced.channel.observe(running, [])[0].items():
+            seen[trial] += [one.milestone for one in sights[0].reports]
+    assert seen == {trial: list(range(1, 15)) for trial in running}, "40 reports a minute, and 20 requests"
+    assert paced.allowance.spent - spent <= 20 * 10 + paced.allowance.most
+
+
+def test_while_the_store_does_not_answer_nothing_is_observed(world: World) -> None:
+    paced = Paced(world)
+    paced.channel.observe([3], [])
+    world.store.fail = float("inf")
+    paced.time = 2.0
+    with pytest.raises(RetryLater, match="told to fail"):
+        paced.channel.observe([3], [])
+    world.store.asked.clear()
+    paced.time = 3.0
+    with pytest.raises(RetryLater, match="told to fail"):
+        paced.channel.observe([3], [])
+    assert world.store.asked["list"] == 0, "and it is not asked all the time"
+    world.store.fail = 0
+    paced.time = 4.0
+    paced.channel.observe([3], [])
 
 
 def test_a_room_of_many_trials_is_listed_by_those_that_are_open(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sweep_mirror, "PAGE", 10)
+    monkeypatch.setattr(allowance, "PAGE", 10)
     for trial in range(20):
         world.channel.assign(replace(SPEC, trial=trial))
     worker = world.worker()
     worker.post()
-    mirror = world.channel.mirror
-    assert mirror.pull([3]) == 5, "the whole room, whose size nobody knew: 42 keys"
+    spent = Allowance(60)
+    mirror = ControllerMirror(Metered(world.store, spent), world.channel.mirror.room)
+
+    def cost(trials: list[int]) -> int:
+        before = spent.spent
+        mirror.pull(trials)
+        return spent.spent - before
+
+    assert cost([3]) == 5, "the whole room, whose size nobody knew: 42 keys"
     world.store.log.clear()
-    assert mirror.pull([3]) == 2 + 1
-    assert [key for what, key in world.store.log if what == "list"] == ["workers", "trials/00003"]
+    assert cost([3]) == 1 + 1, "the trial, and what a person may want"
+    assert [key for what, key in world.store.log if what == "list"] == ["trials/00003"]
     report(worker, 1)
     world.store.put("control", b"stop")
     worker.post()
+    world.channel.mirror._keys = mirror._keys
     assert len(world.sight().reports) == 1
     assert read_text(mirror.room.root / "control") == "stop"
-    assert mirror.pull(range(20)) == 5, "fewer requests than one for each"
+    assert cost(list(range(20))) == 5 + 2, "fewer requests than one for each; what is new is read"
+    assert cost(list(range(20))) == 5
+
+
+@pytest.mark.parametrize(
+    ("names", "beginnings"),
+    [
+        ([], []),
+        (["00003"], ["00003"]),
+        (["00001", "00500"], ["00001", "00500"]),
+        ([f"{trial:05d}" for trial in range(500, 550)], ["005"]),
+        ([f"w{number:04d}" for number in range(95, 145)], ["w00", "w01"]),
+    ],
+)
+def test_what_counts_up_is_listed_by_how_it_begins(names: list[str], beginnings: list[str]) -> None:
+    assert cover(names) == beginnings
+    assert all(any(name.startswith(one) for one in beginnings) for name in names)
+
+
+def test_however_long_a_sweep_has_gone_on_a_look_takes_a_few_requests(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for trial in range(110):
+        world.channel.assign(replace(SPEC, trial=trial, worker=f"w{trial:04d}"))
+    worker = world.worker("w0103")
+    worker.post()
+    monkeypatch.setattr(allowance, "PAGE", 30)
+    monkeypatch.setattr(sweep_mirror, "KEYS_EACH", 2)
+    running = range(100, 110)
+    world.channel.observe(running, [f"w{trial:04d}" for trial in running])
+    with worker.room.attempt(103, 1).reports.open("a") as file:
+        append_line(file, encode(REPORT))
+    write_atomic(worker.dir.beat, "1")
+    worker.post()
+    world.store.log.clear()
+    trials, workers = world.channel.observe(running, [f"w{trial:04d}" for trial in running])
+    assert [key for what, key in world.store.log if what == "list"] == ["trials/0010", "workers/w010"]
+    assert [report.milestone for report in trials[103][0].reports] == [1]
+    assert workers["w0103"].beat is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -291,6 +292,28 @@ def test_where_wandb_cannot_be_reached_the_run_is_kept_for_later(
     assert len(wandb.run.rows) == 1
     assert not (room.attempt(3, 1).path / "tracked").exists()
     assert "`sweep sync` uploads this attempt later" in capsys.readouterr().out
+
+
+def test_a_trial_goes_on_while_wandb_keeps_its_answer(
+    wandb: FakeWandb, room: Room, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held, begin = threading.Event(), wandb.init
+
+    def late(**words: Any) -> FakeRun:
+        held.wait(30)
+        return begin(**words)
+
+    monkeypatch.setattr(wandb, "init", late)
+    tracker = track(room)
+    for number in (1, 2, 3):
+        tracker.step(step(number))
+    tracker.report(report(1))
+    tracker.close(COMPLETED)
+    assert not tracker.wait(0), "all was said, and no answer has come"
+    held.set()
+    assert tracker.wait(60)
+    assert [row["global_step"] for row in wandb.run.rows if "lr" in row] == [1, 2, 3]
+    assert wandb.run.codes == [0]
 
 
 def test_where_the_controller_waits_for_it_wandb_is_tried_again(wandb: FakeWandb, room: Room) -> None:

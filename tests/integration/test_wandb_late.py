@@ -1,0 +1,55 @@
+"""What the controller asks of W&B while the server answers late: the client's own calls, each carried out once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from sweep import launchapi
+from sweep.errors import RetryLater
+from sweep.launchapi import Push, Runs, make_api
+from sweep.queues import LaunchQueue, Place
+from tests.standin.faults import Fault
+from tests.standin.plugin import standin, wandb_here
+from tests.standin.server import StandIn
+from trainer.contract import JOB_KEY, StopCause
+
+__all__ = ["standin", "wandb_here"]  # fixtures
+pytestmark = pytest.mark.slow
+
+LATE_SECONDS = 0.5
+
+
+def test_late_answers_cost_time_and_double_nothing(
+    standin: StandIn,
+    wandb_here: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    wandb_here.Api().create_run_queue("lab", "local-container", entity="team")
+    run = wandb_here.init(
+        project="p", id="one", config={"sweep": {"worker": "w0001", "trial": 0}}, settings={"silent": True}
+    )
+    queue = LaunchQueue(name="lab", resource="local-container", docker_image="image:1", prioritization=False)
+    api = make_api(queue, Place("team", "p", "s"), "")
+    looks = Runs(api, 0.0)
+    looks.want("trials", ["one", "two"])
+    with standin.faults.during(Fault(None, delay=LATE_SECONDS)) as late:
+        item = api.push(Push("two", "w0002", {JOB_KEY: {"worker": "w0002"}}))
+        assert api.item_state(item) == "pending"
+        looks.look()
+        assert looks.facts["one"].state == "running"
+        assert looks.facts["one"].sweep == {"worker": "w0001", "trial": 0}
+        api.stop("one", StopCause.PRUNED)
+    assert late.hits >= 5
+    assert [item.spec["run_id"] for item in standin.items] == ["two"]
+    assert len(standin.runs["team/p/one"].stop_requests) == 1
+    monkeypatch.setattr(launchapi, "TIMEOUT_SECONDS", 1)
+    impatient = Runs(make_api(queue, Place("team", "p", "s"), ""), 0.0)
+    impatient.want("trials", ["one"])
+    with standin.faults.during(Fault(None, "Runs", delay=3.0, count=1)), pytest.raises(RetryLater, match="in time"):
+        impatient.look()
+    assert (impatient.looks, impatient.failures) == (0, 1), "so that no beat counts as missed"
+    impatient.look()
+    assert impatient.facts["one"].tags == ("stop:pruned",)
+    run.finish()
