@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from sweep import rooms, slurm
+from sweep.dispatchers import on_gpu
 from sweep.errors import GiveUp, RetryLater, SweepError
 from sweep.queues import SlurmQueue
-from sweep.session import on_gpu
 from sweep.settings import Settings
 from sweep.submit import batch_script, check_function, executor_parameters, job_log, submit_calls, submitit_dir
 from trainer.room import Room, hold, read_json, read_text, write_atomic

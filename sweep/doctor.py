@@ -17,7 +17,7 @@ from pathlib import Path
 from rich.table import Table
 from rich.text import Text
 
-from sweep import rooms, session
+from sweep import dispatchers, rooms
 from sweep.clusterdoctor import cluster_looks
 from sweep.config import compose_config, freeze
 from sweep.errors import SweepError
@@ -132,8 +132,8 @@ def _rooms() -> str:
 
 
 def _queue(settings: Settings) -> str:
-    workers = session.worker_count(settings)
-    return f"{settings.queue.kind}: {workers} workers on {'GPUs' if session.on_gpu(settings) else 'the CPU'}"
+    workers = dispatchers.worker_count(settings)
+    return f"{settings.queue.kind}: {workers} workers on {'GPUs' if dispatchers.on_gpu(settings) else 'the CPU'}"
 
 
 def _data(settings: Settings) -> str:

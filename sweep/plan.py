@@ -14,7 +14,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from sweep import rooms, session
+from sweep import dispatchers, rooms, session
 from sweep.errors import ConfigError
 from sweep.ports import WorkerSpec
 from sweep.probe import DataProbe, probe_data
@@ -73,10 +73,10 @@ def make_plan(settings: Settings, samples: int, measure: bool) -> Plan:
         ConfigError: the configuration is wrong, or cannot train.
     """
     data, unknown = _probe(settings, measure)
-    workers = session.worker_count(settings)
+    workers = dispatchers.worker_count(settings)
     tokens = _tokens(settings, data)
     rate = data.tokens_per_second if data else 0.0
-    dispatcher = session.make_dispatcher(Room(Path(rooms.rooms_dir() / settings.name)), settings)
+    dispatcher = dispatchers.make_dispatcher(Room(Path(rooms.rooms_dir() / settings.name)), settings)
     return Plan(
         settings=settings,
         samples=tuple(sample_trials(settings, samples)),

@@ -12,12 +12,13 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sweep.dispatchers import job_viewer
 from sweep.finals import standings_text
 from sweep.ledger import Entry, account, read_ledger
 from sweep.model import SweepState, TrialRow
 from sweep.results import SweepReader
 from sweep.rooms import load_settings
-from sweep.session import job_viewer, reading_storage
+from sweep.session import reading_storage
 from sweep.study import load_study, own_trials
 from sweep.view import duration, number, params_text, ranked, scores_text
 from trainer.room import Room, write_atomic

@@ -12,11 +12,12 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, TypeVar
 
 from sweep.beside import told
+from sweep.dispatchers import job_viewer
 from sweep.evaluation import evaluations_room
 from sweep.model import Ending, Job, JobState, SweepState, TrialRow, WorkerFacts
 from sweep.queues import SimulatedQueue
 from sweep.rooms import controller_runs, journal_path, load_settings, worker_of
-from sweep.session import job_viewer, reading_storage
+from sweep.session import reading_storage
 from sweep.settings import Settings
 from trainer.contract import ContractError, Outcome, Report, Step, StopCause, decode
 from trainer.room import Room, Tail, read_text

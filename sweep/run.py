@@ -16,6 +16,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
+from sweep.dispatchers import job_viewer
 from sweep.errors import GiveUp, RetryLater
 from sweep.model import (
     Assign,
@@ -32,7 +33,7 @@ from sweep.model import (
     View,
 )
 from sweep.rooms import controller_lock, controller_whereabouts, load_settings, whereabouts
-from sweep.session import job_viewer, make_controller, open_world, with_evaluations
+from sweep.session import make_controller, open_world, with_evaluations
 from sweep.view import console, duration, live_view, number, params_text, scores_text, waiting_text
 from trainer.contract import Report
 from trainer.room import Room, hold, read_text

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sweep import rooms, session
+from sweep import dispatchers, rooms, session
 from sweep.errors import ConfigError
 from sweep.model import Finish, Finished, Job, JobState, Mode
 from sweep.queues import SimulatedQueue
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 def run(args: Namespace) -> int:
     composed = _compose(args.overrides, args.config_dir)
     _check_controller(composed.settings)
-    nursery = session.make_nursery(composed.settings)
+    nursery = dispatchers.make_nursery(composed.settings)
     return _go(_room_of(composed, nursery), args.detach, nursery)
 
 
@@ -40,7 +40,7 @@ def resume(args: Namespace) -> int:
     room = rooms.current_room(args.name, light=False)
     if args.overrides:
         rooms.change_settings(room, args.overrides)
-    nursery = session.make_nursery(rooms.load_settings(room))
+    nursery = dispatchers.make_nursery(rooms.load_settings(room))
     return _serve_as_job(room, nursery) if args.in_job else _go(room, args.detach, nursery)
 
 
@@ -158,7 +158,7 @@ def stop(args: Namespace) -> int:
     if _stop_elsewhere(room, mode):
         print(f"stopped: {room.root.name}")
         return 0
-    look = session.job_viewer(room, rooms.load_settings(room))
+    look = dispatchers.job_viewer(room, rooms.load_settings(room))
     living = [name for name, job in look().items() if job.state is not JobState.GONE]
     if rooms.controller_runs(room):
         write_atomic(control_path(room), mode.value)

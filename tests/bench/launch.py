@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sweep import session
+from sweep import dispatchers, session
 from sweep.config import compose_config, freeze
 from sweep.loop import Controller
 from sweep.model import Mode
@@ -183,10 +183,10 @@ def make_room(channel: str, trials: int, prune_at: int) -> Room:
 def control(room: Room) -> Controller:
     settings = load_settings(room)
     study = session.open_study(room, settings)
-    dispatcher = session.make_dispatcher(room, settings)
+    dispatcher = dispatchers.make_dispatcher(room, settings)
     return Controller(
-        ports=Ports(study, session.make_channel(room, dispatcher), dispatcher, session.WallClock()),
-        limits=settings.limits(session.worker_count(settings)),
+        ports=Ports(study, dispatchers.make_channel(room, dispatcher), dispatcher, session.WallClock()),
+        limits=settings.limits(dispatchers.worker_count(settings)),
         spec=lambda t, a, w: session.trial_spec(settings, study.params(t), (t, a, w), stopped=stopped_runs(room)),
         listener=Quiet(),
         mode=lambda: Mode.RUN,

@@ -14,7 +14,7 @@ from pathlib import Path
 import optuna
 from optuna.storages.journal import JournalFileBackend
 
-from sweep import beside, channel, session, wandbchannel
+from sweep import beside, channel, dispatchers, session, wandbchannel
 from sweep.config import compose_config, freeze
 from sweep.dispatch import launch as launch_dispatch
 from sweep.dispatch import local
@@ -78,7 +78,7 @@ def make_room(rooms: Path, *overrides: str) -> Room:
 def controller(room: Room, listener: Quiet, mode: Mode = Mode.RUN) -> Controller:
     settings = load_settings(room)
     study = session.open_study(room, settings)
-    workers = session.worker_count(settings)
+    workers = dispatchers.worker_count(settings)
     env = {"STEP_SECONDS": STEP_SECONDS, **settings.queue.env}
     dispatcher: FastDispatcher | SlurmDispatcher | LaunchDispatcher
     if isinstance(settings.queue, SlurmQueue):
@@ -88,7 +88,7 @@ def controller(room: Room, listener: Quiet, mode: Mode = Mode.RUN) -> Controller
     else:
         dispatcher = FastDispatcher(room, (), 1, settings.queue.trials_per_worker or 0, env=env)
     return Controller(
-        ports=Ports(study, session.make_channel(room, dispatcher), dispatcher, session.WallClock()),
+        ports=Ports(study, dispatchers.make_channel(room, dispatcher), dispatcher, session.WallClock()),
         limits=settings.limits(workers),
         spec=lambda t, a, w: session.trial_spec(settings, study.params(t), (t, a, w), stopped=stopped_runs(room)),
         listener=listener,
@@ -115,7 +115,7 @@ def launch_api(room: Room) -> FakeLaunchApi:
 def fast_launch(room: Room, settings: Settings, queue: LaunchQueue) -> LaunchDispatcher:
     """The Launch dispatcher, over a directory in the place of W&B."""
     api = launch_api(room)
-    return replace(session._launch_dispatcher(room, settings, queue), api=api, runs=Runs(api, queue.query_seconds))
+    return replace(dispatchers.launch_dispatcher(room, settings, queue), api=api, runs=Runs(api, queue.query_seconds))
 
 
 def run_here(room: Room, mode: Mode = Mode.RUN) -> Finish:

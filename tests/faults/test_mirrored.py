@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from sweep import session
+from sweep import dispatchers, session
 from sweep.beside import EvaluationStudy, Gate, Together
 from sweep.evaluation import evaluation_settings, evaluation_spec, evaluations_room
 from sweep.lease import Lease
@@ -60,7 +60,7 @@ class Far:
         dispatcher = FarDispatcher(self.queue, (), 1, settings.queue.trials_per_worker or 0, env=env, url=self.url)
         return Controller(
             ports=Ports(study, channel, dispatcher, session.WallClock()),
-            limits=settings.limits(session.worker_count(settings)),
+            limits=settings.limits(dispatchers.worker_count(settings)),
             spec=lambda t, a, w: session.trial_spec(settings, study.params(t), (t, a, w)),
             listener=listener,
             mode=lambda: mode,

@@ -10,7 +10,7 @@ from typing import Any
 import optuna
 import pytest
 
-from sweep import session
+from sweep import dispatchers, session
 from sweep.cli import main
 from sweep.config import compose_config, freeze
 from sweep.dispatch.simulated import simulated_ports
@@ -215,13 +215,13 @@ def test_a_resumed_room_takes_up_what_another_process_left(
     settings = freeze(compose_config(words), "s").settings
     stopping = Wish(room, Mode.RUN)
     monkeypatch.setattr(Wish, "__call__", lambda self: Mode.STOP if len(room.trials()) > 4 else Mode.RUN)
-    drive(room, stopping, session.make_nursery(settings))
+    drive(room, stopping, dispatchers.make_nursery(settings))
     before = {trial: room.attempts(trial) for trial in room.trials()}
     assert before
     monkeypatch.undo()
     monkeypatch.setenv("SWEEP_ROOMS", str(rooms))
     monkeypatch.setattr(simulated, "_worlds", {})  # as in another process
-    finish = drive(room, Wish(room), session.make_nursery(settings))
+    finish = drive(room, Wish(room), dispatchers.make_nursery(settings))
     assert finish.reason == "all 10 trials have ended"
     assert len(room.trials()) == 10
     assert all(room.attempts(trial)[: len(attempts)] == attempts for trial, attempts in before.items())

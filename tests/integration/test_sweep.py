@@ -160,7 +160,7 @@ def test_one_worker_and_a_seed_give_the_same_sweep_warm_or_with_a_process_for_ea
 
 
 def test_ctrl_c_once_detaches_and_resume_goes_on(rooms: Path, tmp_path: Path) -> None:
-    run = start("run", *SMALL, "name=c", "pruner=none", log=tmp_path / "log")
+    run = start("run", *SMALL, "name=c", "pruner=none", "search.trials=8", log=tmp_path / "log")
     room = Room(rooms / "c")
     until(lambda: reported(room, 1), run)
     second = sweep("resume", "c", code=1)
@@ -172,7 +172,7 @@ def test_ctrl_c_once_detaches_and_resume_goes_on(rooms: Path, tmp_path: Path) ->
     outcomes = [read_outcome(room, number) for number in room.trials()]
     assert all(outcome is not None and outcome.kind == "completed" for outcome in outcomes), "they went on to their end"
     sweep("resume", "c")
-    assert [row["state"] for row in status("c")["rows"]] == ["complete"] * 4
+    assert [row["state"] for row in status("c")["rows"]] == ["complete"] * 8
 
 
 def test_ctrl_c_twice_stops_with_a_checkpoint_and_the_numbers_stay_the_same(rooms: Path, tmp_path: Path) -> None:

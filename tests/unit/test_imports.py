@@ -34,6 +34,7 @@ LAYERS = (
     "sweep.wandbautomation sweep.wandbagents",
     "sweep.loop sweep.study sweep.words sweep.probe sweep.launchjobs sweep.wandbsync sweep.evaluation",
     "sweep.config sweep.rooms sweep.beside",
+    "sweep.dispatchers",
     "sweep.session sweep.simulate",
     "sweep.results sweep.plan sweep.controllerjob",
     "sweep.export sweep.report sweep.replay",

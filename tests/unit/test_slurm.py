@@ -19,11 +19,11 @@ from sweep import slurm
 from sweep.config import compose_config, freeze
 from sweep.dispatch import slurm as dispatch
 from sweep.dispatch.slurm import SlurmDispatcher
+from sweep.dispatchers import job_viewer, make_dispatcher, make_nursery
 from sweep.errors import ConfigError, GiveUp, RetryLater
 from sweep.model import JobState
 from sweep.ports import WorkerSpec
 from sweep.queues import OFFLINE_ENV, Submitit
-from sweep.session import job_viewer, make_dispatcher, make_nursery
 from sweep.submit import Submission, executor_parameters
 from trainer.cluster import serve
 from trainer.room import Room, read_json, write_atomic
