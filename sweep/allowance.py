@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from trainer.store import Store
 
 PAGE = 1000  # keys of a listing that one request answers, at S3 and GCS
+# Of a trial or a worker, about: what W&B's client leaves behind included.
+KEYS_EACH = 20
 # For how long requests are saved up, and for how long what was asked too much is held against later looks.
 SAVED_SECONDS = 15.0
 
@@ -102,3 +104,15 @@ class Metered:
 def pages(keys: int) -> int:
     """How many requests it takes to list so many keys."""
     return max(1, -(-keys // PAGE))
+
+
+def cover(names: Sequence[str]) -> list[str]:
+    """How these names begin, so that few listings show them all with not too many others: names are counted up."""
+    found = sorted(set(names))
+    for cut in (1, 2):
+        shorter = sorted({name[:-cut] for name in names})
+        cost, before = len(shorter) * pages(10**cut * KEYS_EACH), len(found) * pages(10 ** (cut - 1) * KEYS_EACH)
+        if cost >= before:
+            break
+        found = shorter
+    return found

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from sweep.allowance import pages
+from sweep.allowance import cover, pages
 from sweep.errors import ConfigError
 from trainer.replica import (
     CHUNK,
@@ -40,8 +40,6 @@ SWEEP = "sweep.json"
 STUDY_SECONDS = 60.0
 # Of a worker's files, those that the controller reads; a beat is not fetched, as its tag says that it changed.
 WORKERS_WORDS = {"slots", "exit"}
-# Of a trial or a worker, about: what W&B's client leaves behind included.
-KEYS_EACH = 20
 # However much was asked for lately, so many trials' reports are read in one look.
 LEAST_READS = 3
 # What a person's view of a sweep does without.
@@ -298,18 +296,6 @@ def pull_room(store: Store, room: Room, light: bool = False) -> int:
     fresh = {key: tag for key, tag in wanted.items() if base_key(key) in changed}
     write_atomic(room.root / TAGS, json.dumps({**old, **fresh}), durable=False)
     return len(small) + len(large)
-
-
-def cover(names: Sequence[str]) -> list[str]:
-    """How these names begin, so that few listings show them all with not too many others: names are counted up."""
-    found = sorted(set(names))
-    for cut in (1, 2):
-        shorter = sorted({name[:-cut] for name in names})
-        cost, before = len(shorter) * pages(10**cut * KEYS_EACH), len(found) * pages(10 ** (cut - 1) * KEYS_EACH)
-        if cost >= before:
-            break
-        found = shorter
-    return found
 
 
 def _reports_of(outcome: str) -> str:

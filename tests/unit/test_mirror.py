@@ -10,10 +10,9 @@ from pathlib import Path
 import pytest
 
 from sweep import allowance
-from sweep import mirror as sweep_mirror
-from sweep.allowance import Allowance, Metered
+from sweep.allowance import Allowance, Metered, cover
 from sweep.errors import ConfigError, RetryLater
-from sweep.mirror import ControllerMirror, cover, pull_room
+from sweep.mirror import ControllerMirror, pull_room
 from sweep.mirrored import MirroredChannel
 from tests.stores import Faulty, faulty
 from trainer.contract import Outcome, OutcomeKind, Report, StopCause, TrialSpec, decode, encode
@@ -732,7 +731,7 @@ def test_however_long_a_sweep_has_gone_on_a_look_takes_a_few_requests(
     worker = world.worker("w0103")
     worker.post()
     monkeypatch.setattr(allowance, "PAGE", 30)
-    monkeypatch.setattr(sweep_mirror, "KEYS_EACH", 2)
+    monkeypatch.setattr(allowance, "KEYS_EACH", 2)
     running = range(100, 110)
     world.channel.observe(running, [f"w{trial:04d}" for trial in running])
     with worker.room.attempt(103, 1).reports.open("a") as file:
