@@ -81,7 +81,7 @@ class ForecastSampler(optuna.samplers.BaseSampler):
         params = [self._draw(search_space) for _ in range(self._candidates)]
         x = encode(axes, params)
         if trial.number % 2 and seen.stale:
-            params = self._beside(search_space, axes, known, params) or params
+            params = self._beside(search_space, axes, known, params, seen.apart) or params
             x = encode(axes, params)
         value = self._promise(seen, known, x, params)
         return params[int(np.argmax(value))]
@@ -97,6 +97,7 @@ class ForecastSampler(optuna.samplers.BaseSampler):
         axes: tuple[Axis, ...],
         known: Sequence[Known],
         params: Sequence[dict[str, Any]],
+        apart: float,
     ) -> list[dict[str, Any]]:
         """Configurations that differ from the best complete trial in one parameter, and from every trial noticeably.
 
@@ -111,7 +112,7 @@ class ForecastSampler(optuna.samplers.BaseSampler):
         words = {one.key for one in axes if one.words}
         near = np.abs(x - centre).max(axis=1) <= BESIDE
         near |= np.array([keys[n % len(keys)] in words for n in range(len(params))])
-        return [one for one, kept in zip(found, near & (gap > 0.05), strict=True) if kept]
+        return [one for one, kept in zip(found, near & (gap > 0.6 * apart), strict=True) if kept]
 
     def _promise(self, seen: Forecast, known: Sequence[Known], x: Floats, params: Sequence[dict[str, Any]]) -> Floats:
         running = [one for one in known if one.running]

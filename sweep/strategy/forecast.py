@@ -40,6 +40,9 @@ FEW = 3
 SHADE = 5.0
 # Complete trials crowd others out within this share of every coordinate, less where there are more than `CROWDED`.
 CROWD, CROWDED = 0.08, 16
+# After `PATIENT` complete trials that brought nothing that share shrinks, and is halved after `HALVED` more: the best
+# may lie between two of them.
+PATIENT, HALVED = 8, 4
 # B2 of the surrogate where signs are used: a sign one standard deviation off moves an end by a seventh of the scale at
 # first.
 LIFT = 0.02
@@ -152,13 +155,19 @@ class Forecast:
         if not at.x.shape[1]:
             return np.zeros(len(at))
         done = self.x[self.done]
-        found = _crowded(at.x, done, at.trial[:, None] == self.numbers[self.done][None])
+        found = _crowded(at.x, done, at.trial[:, None] == self.numbers[self.done][None], self.apart)
         fresh = at.trial < 0
         if fresh.any():
             open_ = self.x[~self.done]
             found[fresh] += self.shades[_gap(at.x[fresh], self.x).argmin(axis=1)]
-            found[fresh] += _crowded(at.x[fresh], open_, np.zeros((int(fresh.sum()), len(open_)), dtype=np.bool_))
+            none = np.zeros((int(fresh.sum()), len(open_)), dtype=np.bool_)
+            found[fresh] += _crowded(at.x[fresh], open_, none, self.apart)
         return found
+
+    @property
+    def apart(self) -> float:
+        """The share of every coordinate within which trials crowd others out."""
+        return CROWD / (1.0 + max(0, self.stale - PATIENT) / HALVED)
 
     def shade(self, one: Known) -> float:
         """What is taken off the promise of a trial in the worse half of those that have reached its milestone.
@@ -256,16 +265,16 @@ def _beside(seen: Forecast, best: Points, complete: int) -> int:
     if not seen.stale or complete % 2:
         return -1
     gap = np.sqrt(((seen.x - best.x) ** 2).sum(axis=1))
-    gap[seen.done | (seen.shades > 0) | (_gap(seen.x, seen.x[seen.done]).min(axis=1) < CROWD)] = np.inf
+    gap[seen.done | (seen.shades > 0) | (_gap(seen.x, seen.x[seen.done]).min(axis=1) < seen.apart)] = np.inf
     at = int(gap.argmin())
     return int(seen.numbers[at]) if math.isfinite(gap[at]) else -1
 
 
-def _crowded(x: Floats, others: Floats, same: npt.NDArray[np.bool_]) -> Floats:
+def _crowded(x: Floats, others: Floats, same: npt.NDArray[np.bool_], apart: float) -> Floats:
     """Six at one of the others, nothing a radius away from all, but for those that are the same trial."""
     if not len(others):
         return np.zeros(len(x))
-    radius = CROWD * min(1.0, (CROWDED / len(others)) ** (1.0 / x.shape[1]))
+    radius = apart * min(1.0, (CROWDED / len(others)) ** (1.0 / x.shape[1]))
     gap = np.where(same, np.inf, _gap(x, others)).min(axis=1)
     found: Floats = 6.0 * np.maximum(0.0, 1.0 - gap / radius)
     return found
