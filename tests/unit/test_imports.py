@@ -40,6 +40,7 @@ LAYERS = (
     "sweep.export sweep.report sweep.replay",
     "sweep.run sweep.clusterdoctor sweep.queueverbs sweep.launchdoctor",
     "sweep.detached sweep.doctor",
+    "sweep.readverbs",
     "sweep.verbs",
     "sweep.cli",
 )
