@@ -143,7 +143,7 @@ class Cluster:
     def restore_node(self, name: str) -> None:
         """The node comes back and takes jobs."""
         since = self._start_node(name)
-        self._wait_for(f"node {name}", 30, lambda: self._ready([name], since))
+        self._wait_for(f"node {name}", 120, lambda: self._ready([name], since))
 
     def calm(self) -> None:
         """End all jobs and bring all nodes back."""
@@ -152,7 +152,7 @@ class Cluster:
             left = self.processes()
             self._answers("scancel", "--full", "--signal=KILL", *jobs)
             self._answers("scancel", *jobs)
-            self._wait_for("the end of all jobs", 30, lambda: not self.run("squeue", "-h"))
+            self._wait_for("the end of all jobs", 120, lambda: not self.run("squeue", "-h"))
             for process in left:
                 process.kill()
 
@@ -183,10 +183,12 @@ class Cluster:
         def none_left() -> bool:
             found = self.processes(name)
             for process in found:
+                process.freeze()  # all at once: none shall live to tell of another's end
+            for process in found:
                 process.kill()
             return not found
 
-        self._wait_for(f"the end of the processes of {name or 'all nodes'}", 10, none_left)
+        self._wait_for(f"the end of the processes of {name or 'all nodes'}", 120, none_left)
 
     def _configure(self) -> None:
         for name in ("etc", "log", "pid", "munge", "state", "spool", "gpu"):
@@ -231,11 +233,11 @@ class Cluster:
         self._spawn("munged", "munged", "--foreground", "--force", *options)
         if self.accounting:
             self._start_accounting()
-        self._wait_for("munged", 15, lambda: self._answers("munge", "--no-input", f"--socket={munge / 'socket'}"))
+        self._wait_for("munged", 120, lambda: self._answers("munge", "--no-input", f"--socket={munge / 'socket'}"))
         self._spawn("slurmctld", "slurmctld", "-D", "-f", self.env()["SLURM_CONF"])
-        self._wait_for("slurmctld", 30, lambda: self._answers("scontrol", "ping"))
+        self._wait_for("slurmctld", 120, lambda: self._answers("scontrol", "ping"))
         since = min(self._start_node(name) for name in self.names)
-        self._wait_for("the nodes", 30, lambda: self._ready(self.names, since))
+        self._wait_for("the nodes", 120, lambda: self._ready(self.names, since))
 
     def _start_accounting(self) -> None:
         data, state, port = (
@@ -258,9 +260,9 @@ class Cluster:
         options += ["--performance-schema=OFF", "--innodb-buffer-pool-size=64M", "--innodb-flush-log-at-trx-commit=0"]
         self._spawn("mariadbd", "mariadbd", *common, *options, "--innodb-lock-wait-timeout=900")
         client = ["mariadb", "--no-defaults", "-h127.0.0.1", f"-P{port}", "-uslurm", "-pslurm", "-e", "select 1"]
-        self._wait_for("mariadbd", 30, lambda: self._answers(*client, "slurm_acct_db"))
+        self._wait_for("mariadbd", 120, lambda: self._answers(*client, "slurm_acct_db"))
         self._spawn("slurmdbd", "slurmdbd", "-D")
-        self._wait_for("slurmdbd", 30, lambda: self._answers("sacctmgr", "-n", "list", "cluster"))
+        self._wait_for("slurmdbd", 120, lambda: self._answers("sacctmgr", "-n", "list", "cluster"))
         if "lab" not in self.run("sacctmgr", "-nP", "list", "account", "format=account").split():
             self.run("sacctmgr", "-i", "add", "cluster", "lab")
             self.run("sacctmgr", "-i", text=ACCOUNTS)
@@ -311,7 +313,7 @@ class Cluster:
             become = ["setsid", "--fork", "sh", "-c", BECOME, str(record), *command]
             env = {**self.env(), "PATH": PATH}
             subprocess.run(become, env=env, stdin=subprocess.DEVNULL, stdout=out, stderr=out, check=True)
-        self._wait_for(name, 10, record.exists)
+        self._wait_for(name, 120, record.exists)
 
     def _running(self, name: str) -> Process | None:
         """The daemon of this name."""
@@ -327,10 +329,10 @@ class Cluster:
             with suppress(ProcessLookupError):
                 os.killpg(found.pid, how)  # its helpers too; steps have sessions of their own
             try:
-                self._wait_for(f"the end of {name}", 15, lambda: not found.alive())
+                self._wait_for(f"the end of {name}", 120, lambda: not found.alive())
             except ClusterError:
                 found.kill()
-                self._wait_for(f"the end of {name}", 15, lambda: not found.alive())
+                self._wait_for(f"the end of {name}", 120, lambda: not found.alive())
         (self.directory / "pid" / name).unlink(missing_ok=True)
 
     def _wait_for(self, what: str, seconds: float, condition: Callable[[], bool]) -> None:

@@ -24,9 +24,15 @@ class Process:
         return now is not None and now.start == self.start
 
     def kill(self) -> None:
+        self._signal(signal.SIGKILL)
+
+    def freeze(self) -> None:
+        self._signal(signal.SIGSTOP)
+
+    def _signal(self, number: signal.Signals) -> None:
         with suppress(ProcessLookupError):
             if self.alive():
-                os.kill(self.pid, signal.SIGKILL)
+                os.kill(self.pid, number)
 
     def environment(self) -> set[str]:
         """`NAME=value` as it was when the program started; empty where the process has written over it."""
