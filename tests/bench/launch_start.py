@@ -60,7 +60,7 @@ def measure(channel: str, trials: int, place: Path) -> list[tuple[float, float, 
 
 
 def _times(standin: StandIn, run: Run) -> tuple[float, float, float]:
-    (item,) = [item for item in standin.items() if item.run_id == run.id]
+    (item,) = [item for item in standin.items if item.run_id == run.id]
     assert item.leased is not None
     first = min(float(row["_timestamp"]) for row in run.history)
     return item.leased - item.pushed, run.created - item.leased, first - run.created
