@@ -119,7 +119,8 @@ class Forecast:
         """How far a trial lies behind the best at its last milestone, in log loss."""
         if not one.losses:
             return 0.0
-        return float(squash(np.array(_log(one.losses[-1], self.worst) - self.lead[len(one.losses) - 1])))
+        behind = _log(one.losses[-1], self.worst) - float(self.lead[len(one.losses) - 1])
+        return behind if behind < SQUASH else SQUASH * (1.0 + math.log(behind / SQUASH))  # as `squash`, of one number
 
     def ends(self, at: Points) -> tuple[Floats, Floats]:
         """Mean of the squashed log loss at the end, and the deviation of its difference to the best trial's."""
@@ -229,9 +230,8 @@ def forecast(known: Sequence[Known], axes: tuple[Axis, ...], milestones: int) ->
     if not finite:
         return None
     worst = max(finite)
-    logs = {one.number: np.array([_log(loss, worst) for loss in one.losses]) for one in seen}
-    lead = _lead(list(logs.values()), milestones)
-    logs = {number: lead[: len(one)] + squash(one - lead[: len(one)]) for number, one in logs.items()}
+    lead, squashed = _squashed(seen, worst, milestones)
+    logs = {one.number: row[: len(one.losses)] for one, row in zip(seen, squashed, strict=True)}
     done = [float(logs[one.number][-1]) for one in seen if one.complete]
     width = max((len(one.signs) for one in seen), default=0)
     place = {one.number: at for at, one in enumerate(seen)}
@@ -309,7 +309,8 @@ def _shape(empty: Forecast, seen: Sequence[Known], logs: dict[int, Floats]) -> S
     at = np.array([empty.place[one.number] for one, _ in rows])
     t = np.array([m / empty.milestones for _, m in rows])
     y = np.array([logs[one.number][m - 1] for one, m in rows])
-    lead = {m: min(logs[one.number][m - 1] for one in seen if len(one.losses) >= m) for _, m in rows}
+    used = {m for _, m in rows}
+    lead = {m: min(logs[one.number][m - 1] for one in seen if len(one.losses) >= m) for m in used}
     behind = {one.number: logs[one.number][reached[one.number][-1] - 1] - lead[reached[one.number][-1]] for one in seen}
     own = np.array([_own(behind[one.number]) for one, _ in rows])
     columns, groups = 0, []
@@ -341,12 +342,18 @@ def _none() -> Surrogate:
     return fit_shape(empty, np.zeros(1), DEFAULT)
 
 
-def _lead(curves: Sequence[Floats], milestones: int) -> Floats:
-    """The smallest log loss at each milestone."""
-    lead = np.full(max(milestones, *(len(c) for c in curves)), np.inf)
-    for curve in curves:
-        lead[: len(curve)] = np.minimum(lead[: len(curve)], curve)
-    return lead
+def _squashed(seen: Sequence[Known], worst: float, milestones: int) -> tuple[Floats, Floats]:
+    """The smallest log loss at each milestone, and all trials' squashed ones, shape (len(seen), milestones)."""
+    longest = max(milestones, *(len(one.losses) for one in seen))
+    rows = np.full((len(seen), longest), np.inf)
+    for row, one in zip(rows, seen, strict=True):
+        row[: len(one.losses)] = one.losses
+    rows[~np.isfinite(rows) | (rows <= 0)] = worst
+    logs = np.log(np.minimum(rows, worst))
+    there = np.arange(longest)[None] < np.array([len(one.losses) for one in seen])[:, None]
+    lead = np.where(there, logs, np.inf).min(axis=0)
+    known = np.where(np.isfinite(lead), lead, 0.0)
+    return lead, known + squash(logs - known)
 
 
 def _rows(seen: Sequence[Known], logs: dict[int, Floats], lead: Floats) -> list[tuple[Known, int]]:
