@@ -81,7 +81,7 @@ class ForecastSampler(optuna.samplers.BaseSampler):
         params = [self._draw(search_space) for _ in range(self._candidates)]
         x = encode(axes, params)
         if trial.number % 2 and seen.stale:
-            params = self._beside(search_space, axes, known, params, seen.apart) or params
+            params = self._beside(search_space, axes, known, params, seen) or params
             x = encode(axes, params)
         value = self._promise(seen, known, x, params)
         return params[int(np.argmax(value))]
@@ -97,22 +97,26 @@ class ForecastSampler(optuna.samplers.BaseSampler):
         axes: tuple[Axis, ...],
         known: Sequence[Known],
         params: Sequence[dict[str, Any]],
-        apart: float,
+        seen: Forecast,
     ) -> list[dict[str, Any]]:
-        """Configurations that differ from the best complete trial in one parameter, and from every trial noticeably.
+        """Configurations that differ from a best complete trial in one parameter, and from every trial noticeably.
 
         While complete trials bring nothing, each second proposal is one of these, so that a forecast that is wrong
         about what lies next to the best is found out.
         """
-        best = min((one for one in known if one.complete), key=lambda one: one.losses[-1])
+        best = sorted((one for one in known if one.complete), key=lambda one: one.losses[-1])[: seen.centres]
         keys = list(space)
-        found = [{**best.params, keys[n % len(keys)]: one[keys[n % len(keys)]]} for n, one in enumerate(params)]
-        x, centre = encode(axes, found), encode(axes, [best.params])
+        bases = [best[n // len(keys) % len(best)].params for n in range(len(params))]
+        found = [
+            {**base, keys[n % len(keys)]: one[keys[n % len(keys)]]}
+            for n, (base, one) in enumerate(zip(bases, params, strict=True))
+        ]
+        x, centre = encode(axes, found), encode(axes, bases)
         gap = np.abs(x[:, None] - encode(axes, [one.params for one in known])[None]).max(axis=2).min(axis=1)
         words = {one.key for one in axes if one.words}
         near = np.abs(x - centre).max(axis=1) <= BESIDE
         near |= np.array([keys[n % len(keys)] in words for n in range(len(params))])
-        return [one for one, kept in zip(found, near & (gap > 0.6 * apart), strict=True) if kept]
+        return [one for one, kept in zip(found, near & (gap > 0.6 * seen.apart), strict=True) if kept]
 
     def _promise(self, seen: Forecast, known: Sequence[Known], x: Floats, params: Sequence[dict[str, Any]]) -> Floats:
         running = [one for one in known if one.running]

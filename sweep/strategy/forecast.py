@@ -41,8 +41,8 @@ SHADE = 5.0
 # Complete trials crowd others out within this share of every coordinate, less where there are more than `CROWDED`.
 CROWD, CROWDED = 0.08, 16
 # After `PATIENT` complete trials that brought nothing that share shrinks, and is halved after `HALVED` more: the best
-# may lie between two of them.
-PATIENT, HALVED = 8, 4
+# may lie between two of them. From then on what lies beside any of the best `SEVERAL` is tried too.
+PATIENT, HALVED, SEVERAL = 8, 4, 3
 # B2 of the surrogate where signs are used: a sign one standard deviation off moves an end by a seventh of the scale at
 # first.
 LIFT = 0.02
@@ -166,6 +166,11 @@ class Forecast:
         return found
 
     @property
+    def centres(self) -> int:
+        """How many of the best complete trials others are tried beside."""
+        return 1 if self.stale <= PATIENT else SEVERAL
+
+    @property
     def apart(self) -> float:
         """The share of every coordinate within which trials crowd others out."""
         return CROWD / (1.0 + max(0, self.stale - PATIENT) / HALVED)
@@ -257,14 +262,17 @@ def forecast(known: Sequence[Known], axes: tuple[Axis, ...], milestones: int) ->
         mean, _ = found.model.predict(ends)
     at = int(mean.argmin())
     front = ends.rows(np.array([at]))
-    return replace(found, best=float(mean[at]) - MARGIN, front=front, beside=_beside(found, front, len(done)))
+    order = np.argsort(mean, kind="stable")[: found.centres]
+    return replace(
+        found, best=float(mean[at]) - MARGIN, front=front, beside=_beside(found, ends.rows(order), len(done))
+    )
 
 
 def _beside(seen: Forecast, best: Points, complete: int) -> int:
-    """The unfinished trial closest to the best, not crowded or shaded, at every second turn; -1: none."""
+    """The unfinished trial closest to one of the best, not crowded or shaded, at every second turn; -1: none."""
     if not seen.stale or complete % 2:
         return -1
-    gap = np.sqrt(((seen.x - best.x) ** 2).sum(axis=1))
+    gap = np.sqrt(((seen.x[:, None] - best.x[None]) ** 2).sum(axis=2)).min(axis=1)
     gap[seen.done | (seen.shades > 0) | (_gap(seen.x, seen.x[seen.done]).min(axis=1) < seen.apart)] = np.inf
     at = int(gap.argmin())
     return int(seen.numbers[at]) if math.isfinite(gap[at]) else -1
