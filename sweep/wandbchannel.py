@@ -145,7 +145,7 @@ class WandbChannel:
         if told is None:
             return
         try:
-            outcome = self._as_asked(files, decode(Outcome, told))
+            outcome = self._as_asked(files, decode(Outcome, told), facts)
         except ContractError:
             return
         if outcome.kind is OutcomeKind.COMPLETED and spec.evaluate is None:
@@ -164,11 +164,17 @@ class WandbChannel:
         self.stopping(facts.id)
         self.api.stop(facts.id, StopCause(cause))
 
-    def _as_asked(self, files: AttemptDir, outcome: Outcome) -> Outcome:
-        """A job knows that it was stopped, we know why: and where we did not ask, a person did."""
+    def _as_asked(self, files: AttemptDir, outcome: Outcome, facts: RunFacts) -> Outcome:
+        """A job knows that it was stopped, we know why: and where we did not ask, a person did.
+
+        A stop without a word in the room, but with our tag, was for the job and not for its trial, which goes on in
+        the next one: its worker was silent for long.
+        """
         if outcome.kind is not OutcomeKind.STOPPED or outcome.cause is StopCause.PREEMPTED:
             return outcome
         cause, _, reason = (read_text(files.stop) or "").partition("\n")
+        if not cause and any(tag.startswith(STOP_TAG) for tag in facts.tags):
+            return replace(outcome, cause=StopCause.INTERRUPTED, reason="its job was told to end")
         if not cause:
             return replace(outcome, cause=StopCause.CANCELLED, reason="it was stopped in W&B")
         return replace(outcome, cause=StopCause(cause), reason=reason)

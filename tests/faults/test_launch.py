@@ -18,7 +18,7 @@ from sweep.dispatch import launch as launch_dispatch
 from sweep.errors import GiveUp
 from sweep.model import Finish, Finished, Mode
 from sweep.results import open_reader
-from sweep.rooms import controller_lock, stopped_runs
+from sweep.rooms import controller_lock, mark_stopped, stopped_runs
 from tests.faults import harness
 from tests.faults.harness import check_sweep, die_at_write, launch_api, make_room, run_here, run_killed
 from tests.launchfakes import Agent, FakeLaunchApi
@@ -342,7 +342,7 @@ def test_a_job_that_dies_of_its_stop_is_pruned_and_not_trained_again(rooms: Path
         "queue.workers=1",
         "pruner=threshold",
         "pruner.upper=0.001",
-        "queue.silence_seconds=0.5",
+        "queue.silence_seconds=3",
     )
     room = launch_room(rooms, *way, *words, step="0.1")
     with Agent(launch_api(room), {"w0001": "dies when stopped"}):
@@ -376,6 +376,20 @@ def test_a_run_that_a_person_stops_is_cancelled(rooms: Path, way: tuple[str, ...
         assert run_here(room).how is Finished.DONE
     found = open_reader(room).state().rows[0]
     assert (found.state, found.reason, found.attempts) == ("cancelled", "it was stopped in W&B", 1)
+
+
+def test_a_job_that_the_controller_tells_to_end_is_not_taken_for_stopped_by_a_person(rooms: Path) -> None:
+    """Its worker was silent for too long, and yet it lives: its trial goes on in the next job."""
+    room = launch_room(rooms, *WAYS["alone"], *ONE, step="0.1")
+    api = launch_api(room)
+
+    def end() -> None:  # as the dispatcher does
+        mark_stopped(room, run_of(room))
+        api.stop(run_of(room), StopCause.INTERRUPTED)
+
+    with Agent(api), once(lambda: reports(room) > 0, end):
+        assert run_here(room).how is Finished.DONE
+    assert row(room) == ("complete", 2)
 
 
 @pytest.mark.parametrize("restarted", [False, True])
