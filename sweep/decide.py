@@ -191,6 +191,8 @@ class _Decision:
     def _given_up(self, worker: WorkerFacts) -> str | None:
         limits, now = self.limits, self.now
         stop = self._oldest_stops.get(worker.name)
+        if stop is not None and not worker.ready and worker.job is JobState.PENDING:
+            return "its trials are to stop, and its job has not started"
         if stop is not None and now - stop > limits.stop_grace:
             return f"a trial did not stop within {limits.stop_grace:g} s"
         if worker.ready and now - worker.beat > limits.silence:

@@ -94,6 +94,15 @@ LEFT = "it was paused, and not promoted before the end"
             id="a stop older than its grace cancels the job",
         ),
         pytest.param(
+            view(
+                trial(0, attempt(stop=StopCause.CANCELLED, stop_since=NOW - 1)),
+                workers=(replace(W1, ready=False, job=JobState.PENDING),),
+                mode=Mode.CANCEL,
+            ),
+            [Cancel("w0001", "its trials are to stop, and its job has not started"), Drain("w0001")],
+            id="a job that still waits in its queue cannot stop its trials: it is cancelled at once",
+        ),
+        pytest.param(
             view(trial(0, attempt(), verdict=PAUSE)),
             [Stop(0, 1, StopCause.PAUSED, PAUSE.reason)],
             id="a pause stops the attempt",
