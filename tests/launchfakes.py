@@ -47,7 +47,10 @@ class FakeLaunchApi:
     def push(self, push: Push) -> str:
         with self._asked("push", push.name):
             item = f"{time.monotonic_ns():020d}-{push.name}"
-            write_atomic(self.root / "items" / item / "spec", json.dumps({"run": push.run, "config": push.config}))
+            made = self.root / "pushing" / item  # an item is there with what it says, or not at all
+            write_atomic(made / "spec", json.dumps({"run": push.run, "config": push.config}))
+            (self.root / "items").mkdir(exist_ok=True)
+            made.rename(self.root / "items" / item)
         return item
 
     def item_state(self, item: str) -> str | None:

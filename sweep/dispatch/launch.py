@@ -197,6 +197,10 @@ class LaunchDispatcher:
         elif state == "pending" and limit is not None and time.time() - record.pushed > limit:
             self.api.delete_item(record.item)
             self._end(record, f"no agent took it within {limit:g} s (queue.pending_seconds)", late=True)
+        elif limit is not None and time.time() - record.pushed > limit:
+            self._end(
+                record, f"an agent took it, and it did not start in {limit:g} s (queue.pending_seconds)", late=True
+            )
 
     @property
     def _alone(self) -> bool:

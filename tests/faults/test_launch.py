@@ -38,6 +38,8 @@ WAYS = {
     "alone": ("queue.channel=wandb",),
     "alone, several trials a job": ("queue.channel=wandb", "queue.trials_per_worker=null"),
 }
+# A job whose agent died between taking it and starting it is pushed anew.
+PATIENCE = "queue.pending_seconds=6"
 ONE = ("search.trials=1", "queue.workers=1", "pruner=none")
 
 
@@ -352,7 +354,7 @@ def test_a_job_that_dies_of_its_stop_is_pruned_and_not_trained_again(rooms: Path
 
 
 def test_an_agent_that_goes_away_with_its_jobs(rooms: Path, way: tuple[str, ...]) -> None:
-    room = launch_room(rooms, *way, "queue.silence_seconds=2", "search.max_attempts=9", step="0.05")
+    room = launch_room(rooms, *way, "queue.silence_seconds=2", "search.max_attempts=9", PATIENCE, step="0.05")
     first, second = Agent(launch_api(room)), Agent(launch_api(room))
 
     def change() -> None:
