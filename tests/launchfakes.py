@@ -33,6 +33,7 @@ from trainer.launched import JobSpec, _put, claim
 from trainer.room import Room, append_line, read_json, read_text, write_atomic
 from trainer.tracking import exit_code, summary_of
 
+ALWAYS = 10**6
 PUMP_SECONDS = 0.004
 
 
@@ -124,7 +125,7 @@ class FakeLaunchApi:
         lines = (read_text(self.root / "requests") or "").splitlines()
         return [line.partition(" ")[2] for line in lines if line.partition(" ")[0] == what]
 
-    def fail(self, what: str, times: int = 10**6, *, acted: bool = False, error: str = "retry") -> None:
+    def fail(self, what: str, times: int = ALWAYS, *, acted: bool = False, error: str = "retry") -> None:
         """The next requests of this kind fail; where `acted`, only their answer is lost."""
         write_atomic(self.root / f"fault-{what}", json.dumps({"left": times, "acted": acted, "error": error}))
 
@@ -146,9 +147,11 @@ class FakeLaunchApi:
     def _fault(self, what: str) -> Any:
         for name in (what, "all"):
             fault = read_json(self.root / f"fault-{name}")
-            if fault and fault["left"] > 0:
+            if not fault or fault["left"] <= 0:
+                continue
+            if fault["left"] < ALWAYS:  # one that lasts is not counted: that would bring back what was just mended
                 write_atomic(self.root / f"fault-{name}", json.dumps({**fault, "left": fault["left"] - 1}))
-                return fault
+            return fault
         return None
 
 
