@@ -58,6 +58,11 @@ class RunFacts:
     def ended(self) -> bool:
         return self.state not in ("running", "pending", "preempting")
 
+    @property
+    def told_to_stop(self) -> bool:
+        """By a controller: a person's stop leaves no tag."""
+        return any(tag.startswith(STOP_TAG) for tag in self.tags)
+
 
 @dataclass(frozen=True, slots=True)
 class Push:

@@ -17,7 +17,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.trial import FrozenTrial, TrialState
 
 from sweep.strategy.encoding import Axis, Floats, axis, encode, is_number
-from sweep.strategy.forecast import Forecast, Known, forecast
+from sweep.strategy.forecast import Forecast, Known, forecast, gaps
 
 BESIDE = 0.35  # of a coordinate: how far from the best still is beside it
 KNOWN = (TrialState.RUNNING, TrialState.PRUNED, TrialState.COMPLETE)
@@ -112,7 +112,7 @@ class ForecastSampler(optuna.samplers.BaseSampler):
             for n, (base, one) in enumerate(zip(bases, params, strict=True))
         ]
         x, centre = encode(axes, found), encode(axes, bases)
-        gap = np.abs(x[:, None] - encode(axes, [one.params for one in known])[None]).max(axis=2).min(axis=1)
+        gap = gaps(x, encode(axes, [one.params for one in known])).min(axis=1)
         words = {one.key for one in axes if one.words}
         near = np.abs(x - centre).max(axis=1) <= BESIDE
         near |= np.array([keys[n % len(keys)] in words for n in range(len(params))])

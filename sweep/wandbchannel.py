@@ -26,7 +26,6 @@ from trainer.contract import (
     JOB_KEY,
     OUTCOME_KEY,
     REPORTS_KEY,
-    STOP_TAG,
     ContractError,
     Outcome,
     OutcomeKind,
@@ -138,7 +137,7 @@ class WandbChannel:
 
     def _take(self, spec: TrialSpec, facts: RunFacts) -> None:
         files = self.room.attempt(spec.trial, spec.attempt)
-        if not facts.ended and files.stop.exists() and not any(tag.startswith(STOP_TAG) for tag in facts.tags):
+        if not facts.ended and files.stop.exists() and not facts.told_to_stop:
             self._ask_again(files, facts)
         self._take_reports(files, _told(facts.summary.get(REPORTS_KEY), spec).get("reports", ()))
         told = _told(facts.summary.get(OUTCOME_KEY), spec).get("outcome")
@@ -173,7 +172,7 @@ class WandbChannel:
         if outcome.kind is not OutcomeKind.STOPPED or outcome.cause is StopCause.PREEMPTED:
             return outcome
         cause, _, reason = (read_text(files.stop) or "").partition("\n")
-        if not cause and any(tag.startswith(STOP_TAG) for tag in facts.tags):
+        if not cause and facts.told_to_stop:
             return replace(outcome, cause=StopCause.INTERRUPTED, reason="its job was told to end")
         if not cause:
             return replace(outcome, cause=StopCause.CANCELLED, reason="it was stopped in W&B")

@@ -20,7 +20,7 @@ from sweep.launchapi import LaunchApi, Push, RunFacts, Runs
 from sweep.model import Job, JobState
 from sweep.ports import WorkerSpec
 from sweep.queues import LaunchQueue
-from trainer.contract import STOP_TAG, StopCause, TrialSpec, decode
+from trainer.contract import StopCause, TrialSpec, decode
 from trainer.room import UNWANTED, Room, WorkerDir, read_json, read_text, write_atomic
 
 # A push of a controller that died may still be on its way for this long.
@@ -170,7 +170,7 @@ class LaunchDispatcher:
                 self._end(record, f"its run is {facts.state}")
             elif self._alone and self._begun(record) and self.runs.deleted(record.run):
                 self._end(record, "its run was deleted in W&B")
-            elif record.cancelled and facts is not None and not _told_to_stop(facts):
+            elif record.cancelled and facts is not None and not facts.told_to_stop:
                 self._stop(record)  # it began after all
             elif record.cancelled and time.time() - record.cancelled > CANCEL_SECONDS:
                 self._end(record, "it was told to end, and is not heard of any more")
@@ -216,7 +216,7 @@ class LaunchDispatcher:
     def _stop_late_ones(self) -> None:
         for record in self._late:
             facts = self._own(record)
-            if facts is not None and not facts.ended and not _told_to_stop(facts):
+            if facts is not None and not facts.ended and not facts.told_to_stop:
                 self.api.stop(record.run, StopCause.CANCELLED)
 
     def _stop(self, record: Record) -> None:
@@ -270,7 +270,3 @@ class LaunchDispatcher:
     def _write(self, record: Record) -> None:
         self._records[record.worker] = record
         write_atomic(self._dir(record).job, json.dumps({"queue": "launch", **asdict(record)}))
-
-
-def _told_to_stop(facts: RunFacts) -> bool:
-    return any(tag.startswith(STOP_TAG) for tag in facts.tags)

@@ -124,8 +124,7 @@ class Forecast:
 
     def ends(self, at: Points) -> tuple[Floats, Floats]:
         """Mean of the squashed log loss at the end, and the deviation of its difference to the best trial's."""
-        mean, sd = self.model.predict(at, self.front)
-        return mean, sd
+        return self.model.predict(at, self.front)
 
     def loss(self, mean: float) -> float:
         """The loss that an end of the surrogate's stands for: `squash` undone."""
@@ -160,7 +159,7 @@ class Forecast:
         fresh = at.trial < 0
         if fresh.any():
             open_ = self.x[~self.done]
-            found[fresh] += self.shades[_gap(at.x[fresh], self.x).argmin(axis=1)]
+            found[fresh] += self.shades[gaps(at.x[fresh], self.x).argmin(axis=1)]
             none = np.zeros((int(fresh.sum()), len(open_)), dtype=np.bool_)
             found[fresh] += _crowded(at.x[fresh], open_, none, self.apart)
         return found
@@ -273,7 +272,7 @@ def _beside(seen: Forecast, best: Points, complete: int) -> int:
     if not seen.stale or complete % 2:
         return -1
     gap = np.sqrt(((seen.x[:, None] - best.x[None]) ** 2).sum(axis=2)).min(axis=1)
-    gap[seen.done | (seen.shades > 0) | (_gap(seen.x, seen.x[seen.done]).min(axis=1) < seen.apart)] = np.inf
+    gap[seen.done | (seen.shades > 0) | (gaps(seen.x, seen.x[seen.done]).min(axis=1) < seen.apart)] = np.inf
     at = int(gap.argmin())
     return int(seen.numbers[at]) if math.isfinite(gap[at]) else -1
 
@@ -283,12 +282,12 @@ def _crowded(x: Floats, others: Floats, same: npt.NDArray[np.bool_], apart: floa
     if not len(others):
         return np.zeros(len(x))
     radius = apart * min(1.0, (CROWDED / len(others)) ** (1.0 / x.shape[1]))
-    gap = np.where(same, np.inf, _gap(x, others)).min(axis=1)
+    gap = np.where(same, np.inf, gaps(x, others)).min(axis=1)
     found: Floats = 6.0 * np.maximum(0.0, 1.0 - gap / radius)
     return found
 
 
-def _gap(x: Floats, others: Floats) -> Floats:
+def gaps(x: Floats, others: Floats) -> Floats:
     """The greatest difference in any coordinate, shape (len(x), len(others))."""
     gap = np.zeros((len(x), len(others)))
     for k in range(x.shape[1]):
