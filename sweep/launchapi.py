@@ -8,7 +8,6 @@ that the client remembers is believed: each look is made anew.
 from __future__ import annotations
 
 import contextlib
-import io
 import json
 import os
 import re
@@ -308,12 +307,18 @@ def _facts(run: Any) -> RunFacts:
 
 
 def client() -> Any:
-    """A client with a service of this process's own: whoever started us may have left us theirs, or what was it."""
+    """A client with a service of this process's own: whoever started us may have left us theirs, or what was it.
+
+    It says nothing on the terminal, which is the sweep's. Its own setting sees to that, never a redirection: several
+    threads have clients, and what one of them redirected, the log of another would lose.
+    """
     for name in DROPPED_ENV:
         os.environ.pop(name, None)
     import wandb
 
-    return wandb.Api(timeout=TIMEOUT_SECONDS)
+    api = wandb.Api(timeout=TIMEOUT_SECONDS)
+    wandb.termsetup(wandb.Settings(silent=True), None)
+    return api
 
 
 def summary(run: Any) -> Mapping[str, Any]:
@@ -323,10 +328,9 @@ def summary(run: Any) -> Mapping[str, Any]:
 
 
 def asked(ask: Callable[[], Any], what: str) -> Any:
-    """What the client answers; its chatter is dropped, and what it raises becomes an error of ours."""
+    """What the client answers; what it raises becomes an error of ours."""
     try:
-        with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
-            return ask()
+        return ask()
     except (GiveUp, RetryLater):
         raise
     except Exception as error:

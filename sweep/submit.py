@@ -15,7 +15,7 @@ import shlex
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -139,15 +139,15 @@ def submit_calls(
     Raises:
         RetryLater: the scheduler does not answer. GiveUp: it refuses, or there is none.
     """
-    import submitit
     from submitit.core.utils import FailedJobError, FailedSubmissionError
 
     slurm.require("sbatch")
     folder.mkdir(parents=True, exist_ok=True)
     before = set(folder.glob("*"))
-    with _as_submitter():
+    with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):  # sbatch's words are in the error
+        warnings.simplefilter("ignore")
         try:
-            executor = submitit.SlurmExecutor(folder, max_num_timeout=0, python=python)
+            executor = _executor()(folder, max_num_timeout=0, python=python)
             executor.update_parameters(**parameters)
             with executor.batch() if len(calls) > 1 else contextlib.nullcontext():
                 jobs = [executor.submit(function, *arguments) for function, arguments in calls]
@@ -169,16 +169,17 @@ def batch_script(folder: Path, parameters: Mapping[str, Any], python: str | None
         return str(_make_sbatch_string(command=command, folder=folder, **array, **parameters))
 
 
-@contextlib.contextmanager
-def _as_submitter() -> Iterator[None]:
-    """While the block runs, the environment is the one that a submission may see."""
-    hidden, shown = dict(os.environ), slurm.job_env()
-    os.environ.clear()
-    os.environ.update(shown)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):  # sbatch's words are in the error
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        os.environ.clear()
-        os.environ.update(hidden)
+def _executor() -> type[Any]:
+    """submitit's SLURM executor, whose sbatch sees `slurm.job_env` only.
+
+    Names are taken away from sbatch itself: other threads of the controller read this process's environment.
+    """
+    import submitit
+
+    class SlurmExecutor(submitit.SlurmExecutor):
+        def _make_submission_command(self, submission_file_path: Path) -> list[str]:
+            hidden = sorted(set(os.environ) - set(slurm.job_env()))
+            without = ["env", *(word for name in hidden for word in ("-u", name))] if hidden else []
+            return [*without, *super()._make_submission_command(submission_file_path)]
+
+    return SlurmExecutor

@@ -8,7 +8,6 @@ so that a later attempt goes on where the one before it ended.
 from __future__ import annotations
 
 import contextlib
-import io
 import math
 import os
 import subprocess
@@ -258,10 +257,9 @@ def _declare(part: Upload) -> None:
     outcome = read_text(part.attempt.outcome)
     settings = wandb.Settings(silent=True, console="off")
     where = {key: part.tracking.init[key] for key in ("project", "entity") if part.tracking.init.get(key)}
-    with contextlib.redirect_stderr(io.StringIO()):
-        os.environ.setdefault("WANDB_SILENT", "true")
-        run = wandb.init(
-            **where, id=part.tracking.run, resume="must", reinit="create_new", settings=settings, mode="online"
-        )
-        declare_inputs(run, part.tracking.inputs)
-        run.finish(exit_code=exit_code(decode(Outcome, outcome) if outcome else None))
+    os.environ.setdefault("WANDB_SILENT", "true")  # else each artifact prints a line
+    run = wandb.init(
+        **where, id=part.tracking.run, resume="must", reinit="create_new", settings=settings, mode="online"
+    )
+    declare_inputs(run, part.tracking.inputs)
+    run.finish(exit_code=exit_code(decode(Outcome, outcome) if outcome else None))

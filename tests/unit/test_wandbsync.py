@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import subprocess
+import threading
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import pytest
 
 from sweep import wandbsync
 from sweep.errors import RetryLater
+from sweep.launchapi import asked
 from sweep.model import TrialRow
 from sweep.wandbsync import pending_uploads, upload
 from trainer.contract import Evaluation, Outcome, OutcomeKind, Tracking, TrialSpec, encode
@@ -124,3 +127,23 @@ def test_scores_are_told_where_a_run_does_not_say_them(loss: float) -> None:
     assert not wandbsync._tell(run, row(loss=loss)), "W&B says it already"
     assert wandbsync._tell(run, row(loss=2.5))
     assert run.summary["eval/loss"] == 2.5
+
+
+def test_what_is_printed_while_another_thread_asks_w_and_b_arrives(capsys: pytest.CaptureFixture[str]) -> None:
+    """Two threads ask, and end in the order of their beginning: the output of neither is taken away."""
+    begun, may_end = [threading.Event(), threading.Event()], [threading.Event(), threading.Event()]
+
+    def ask(index: int) -> None:
+        begun[index].set()
+        may_end[index].wait(60)
+
+    threads = [threading.Thread(target=asked, args=(partial(ask, index), "a run")) for index in (0, 1)]
+    for index, thread in enumerate(threads):
+        thread.start()
+        assert begun[index].wait(60)
+    print("while they ask")
+    for index, thread in enumerate(threads):
+        may_end[index].set()
+        thread.join(60)
+    print("afterwards")
+    assert capsys.readouterr().out == "while they ask\nafterwards\n"
