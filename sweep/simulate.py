@@ -5,7 +5,9 @@ Invariant: the controller, its decisions and its study are those of a real sweep
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import gc
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from sweep.dispatch.simulated import simulated_ports
@@ -17,6 +19,8 @@ from trainer.contract import Report, TrialSpec
 if TYPE_CHECKING:
     from sweep.strategy import Promotion
     from sweep.study import OptunaStudy
+
+COLLECT_EVERY = 200_000  # new objects
 
 
 class Silent:
@@ -72,4 +76,16 @@ def simulate(  # noqa: PLR0913
         poll_seconds=60.0,
         ledger=ledger or NoLedger(),
     )
-    return controller.run()
+    with _rare_collections():
+        return controller.run()
+
+
+@contextmanager
+def _rare_collections() -> Iterator[None]:
+    """Python looks for cycles more rarely: millions of values have hardly any, and each search goes through all."""
+    before = gc.get_threshold()
+    gc.set_threshold(COLLECT_EVERY, *before[1:])
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)

@@ -171,7 +171,8 @@ def main() -> None:
         path = args.table or write_table(Path(folder) / "curves.npz", milestones=24)
         found = run(load_table(str(path)), args.trials, args.workers, args.sampler, args.pruner)
     print(found)
-    print(f"throughput {found.throughput:.1%} of the ideal; {found.seconds:.1f} s, {found.cpu:.1f} s of processor time")
+    share = "not known with a pruner" if math.isnan(found.throughput) else f"{found.throughput:.1%} of the ideal"
+    print(f"throughput {share}; {found.seconds:.1f} s, {found.cpu:.1f} s of processor time")
 
 
 if __name__ == "__main__":
