@@ -15,7 +15,7 @@ import shlex
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -139,15 +139,15 @@ def submit_calls(
     Raises:
         RetryLater: the scheduler does not answer. GiveUp: it refuses, or there is none.
     """
+    import submitit
     from submitit.core.utils import FailedJobError, FailedSubmissionError
 
     slurm.require("sbatch")
     folder.mkdir(parents=True, exist_ok=True)
     before = set(folder.glob("*"))
-    with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):  # sbatch's words are in the error
-        warnings.simplefilter("ignore")
+    with _as_submitter():
         try:
-            executor = _executor()(folder, max_num_timeout=0, python=python)
+            executor = submitit.SlurmExecutor(folder, max_num_timeout=0, python=python)
             executor.update_parameters(**parameters)
             with executor.batch() if len(calls) > 1 else contextlib.nullcontext():
                 jobs = [executor.submit(function, *arguments) for function, arguments in calls]
@@ -169,17 +169,17 @@ def batch_script(folder: Path, parameters: Mapping[str, Any], python: str | None
         return str(_make_sbatch_string(command=command, folder=folder, **array, **parameters))
 
 
-def _executor() -> type[Any]:
-    """submitit's SLURM executor, whose sbatch sees `slurm.job_env` only.
-
-    Names are taken away from sbatch itself: other threads of the controller read this process's environment.
-    """
-    import submitit
-
-    class SlurmExecutor(submitit.SlurmExecutor):
-        def _make_submission_command(self, submission_file_path: Path) -> list[str]:
-            hidden = sorted(set(os.environ) - set(slurm.job_env()))
-            without = ["env", *(word for name in hidden for word in ("-u", name))] if hidden else []
-            return [*without, *super()._make_submission_command(submission_file_path)]
-
-    return SlurmExecutor
+@contextlib.contextmanager
+def _as_submitter() -> Iterator[None]:
+    """While the block runs, the environment is the one that a submission may see: nothing else is taken out of it, not
+    even for a moment, since other threads of the controller read it."""
+    shown = slurm.job_env()
+    hidden = {key: value for key, value in os.environ.items() if key not in shown}
+    for key in hidden:
+        os.environ.pop(key, None)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):  # sbatch's words are in the error
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        os.environ.update(hidden)

@@ -17,10 +17,11 @@ from tests.standin.server import StandIn
 pytestmark = pytest.mark.slow
 
 TRIAL = """
-import sys, time, wandb
+import signal, sys, time, wandb
+signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever started the tests may have had it ignored
 run = wandb.init(project="p", id=sys.argv[1], settings=wandb.Settings(finish_timeout=60))
 print("ready", flush=True)
-for step in range(600):
+for step in range(6000):
     run.log({"loss": 1.0 / (step + 1)})
     time.sleep(0.1)
 """
