@@ -13,6 +13,23 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TIKTOKEN_CACHE_DIR", "")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+# What takes longest, by file, begins first: with `--dist loadfile` the tests of a file run one after the other, and in
+# the end nothing else would run beside them. Mostly these wait: for agents, for a scheduler, for each other.
+LONGEST = (
+    "tests/integration/test_launch_docs.py",
+    "tests/slurm/test_sweep.py",
+    "tests/integration/test_sweep.py",
+    "tests/slurm/test_docs.py",
+    "tests/faults/test_launch.py",
+    "tests/integration/test_wandb.py",
+    "tests/slurm/test_faults.py",
+    "tests/integration/test_readme.py",
+    "tests/standin/test_agents.py",
+    "tests/integration/test_mirrored.py",
+    "tests/standin/test_states.py",
+    "tests/integration/test_pausing.py",
+)
+
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
@@ -20,6 +37,12 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     """Say at once what failed: a run that is cut off has no summary."""
     if report.failed and "PYTEST_XDIST_WORKER" not in os.environ:
         print(f"\nFAILED {report.nodeid} ({report.when}, {report.duration:.0f} s)\n{report.longreprtext}", flush=True)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first; all else stays in its order."""
+    rank = {name: at for at, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.nodeid.partition("::")[0], len(rank)))
 
 
 @pytest.fixture

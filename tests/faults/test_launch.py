@@ -137,7 +137,7 @@ def test_killed_after_every_single_effect(rooms: Path, way: tuple[str, ...]) -> 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("every", [*(pytest.param(n, marks=pytest.mark.deep) for n in (1, 2, 3)), 4])
+@pytest.mark.parametrize("every", [*(pytest.param(n, marks=pytest.mark.deep) for n in (1, 2, 3, 4)), 6])
 def test_killed_around_every_write(rooms: Path, way: tuple[str, ...], every: int) -> None:
     room = launch_room(rooms, *way, "search.max_attempts=50")
     lives = 1

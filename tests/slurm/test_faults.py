@@ -52,7 +52,7 @@ def check_told_once(room: Room, trials: int = TRIALS) -> None:
     assert [sorted(report.milestone for report in row.reports) for row in rows] == [[1, 2, 3, 4]] * trials
 
 
-@pytest.mark.parametrize("per_worker", ["null", "1"])
+@pytest.mark.parametrize("per_worker", ["null", pytest.param("1", marks=pytest.mark.deep)])
 def test_the_controller_is_killed_after_every_effect(rooms: Path, cluster: Cluster, per_worker: str) -> None:
     room = fast_room(rooms, "queue.workers=3", f"queue.trials_per_worker={per_worker}", "search.trials=4")
     lives = 1
