@@ -640,12 +640,12 @@ def test_the_end_of_a_job_makes_the_next_observation_a_look(world: World) -> Non
 
 
 def test_many_reports_are_read_in_turn_within_the_allowance_and_none_is_lost(world: World) -> None:
-    running = list(range(10))
+    running = list(range(20))
     workers = {trial: world.worker(f"w{trial:04d}") for trial in running}
     for trial, worker in workers.items():
         world.channel.assign(replace(SPEC, trial=trial, worker=worker.worker))
         worker.post()
-    paced = Paced(world, per_minute=10)
+    paced = Paced(world, per_minute=20)
     paced.channel.observe(running, [])
     seen: dict[int, list[int]] = {trial: [] for trial in running}
     spent, written = paced.allowance.spent, dict.fromkeys(running, 0)
@@ -659,8 +659,8 @@ def test_many_reports_are_read_in_turn_within_the_allowance_and_none_is_lost(wor
                 worker.post()
         for trial, sights in paced.channel.observe(running, [])[0].items():
             seen[trial] += [one.milestone for one in sights[0].reports]
-    assert seen == {trial: list(range(1, 15)) for trial in running}, "20 reports a minute, and 10 requests"
-    assert paced.allowance.spent - spent <= 10 * 10 + paced.allowance.most
+    assert seen == {trial: list(range(1, 15)) for trial in running}, "40 reports a minute, and 20 requests"
+    assert paced.allowance.spent - spent <= 20 * 10 + paced.allowance.most
 
 
 def test_while_the_store_does_not_answer_nothing_is_observed(world: World) -> None:
