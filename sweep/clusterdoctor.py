@@ -25,7 +25,8 @@ from sweep.submit import batch_script, check_function, executor_parameters, job_
 from trainer.room import Room, hold, read_json, read_text, write_atomic
 
 NEEDED = ("sbatch", "squeue", "scancel", "scontrol", "sinfo", "srun")
-NODE_SECONDS = 120.0
+WAIT_SECONDS = 120.0  # for a job that has not begun
+RUN_MINUTES = 5  # for one that has: a first import of torch over a network takes minutes
 SLOW_SECONDS = 5.0
 
 
@@ -107,7 +108,7 @@ def _request(queue: SlurmQueue) -> str:
 
 def _node(queue: SlurmQueue, gpu: bool) -> str:
     """A job that imports what a worker needs, and sees how quickly files and locks of the room reach a node."""
-    words = dataclasses.replace(queue.job, timeout_min=1, slurm_signal_delay_s=10)
+    words = dataclasses.replace(queue.job, timeout_min=RUN_MINUTES, slurm_signal_delay_s=10)
     with _folder() as folder, hold(folder / "lock", "doctor"):
         room = Room(folder)
         parameters = executor_parameters(words, f"sweep-doctor-{folder.name}")
@@ -122,27 +123,27 @@ def _node(queue: SlurmQueue, gpu: bool) -> str:
 
 
 def _answer(folder: Path, job: str, name: str) -> dict[str, Any]:
-    deadline, asked = time.monotonic() + NODE_SECONDS, time.monotonic()
+    began = asked = time.monotonic()
     while not isinstance(answer := read_json(folder / "answer.json"), dict):
         if (folder / "hello").exists() and not (folder / "ping").exists():
             write_atomic(folder / "ping", "")
         if time.monotonic() - asked > SLOW_SECONDS:
             asked = time.monotonic()
-            _still_there(folder, job, name, late=asked > deadline)
+            _still_there(folder, job, name, asked - began)
         time.sleep(0.05)
     return answer
 
 
-def _still_there(folder: Path, job: str, name: str, late: bool) -> None:
+def _still_there(folder: Path, job: str, name: str, seconds: float) -> None:
     """Refuse to wait for a job that has ended without an answer, or any longer."""
     found = next((seen for seen in slurm.queue([name]) if seen.id == job), None)
     if found is None or not (found.waits or found.runs):
         lines = (read_text(job_log(Room(folder), job)) or "no output").strip().splitlines()
         how = slurm.ended(found.state, found.node) if found else "gone"
         raise SweepError(f"job {job} {how} before it answered: {lines[-1] if lines else 'no output'}")
-    if late:
+    if seconds > (60 * RUN_MINUTES if found.runs else WAIT_SECONDS):
         where = f"runs on {found.node}" if found.runs else f"waits: {slurm.why_it_waits(found.reason)}"
-        raise SweepError(f"job {job} gave no answer within {NODE_SECONDS:g} s; it {where}")
+        raise SweepError(f"job {job} gave no answer within {seconds:.0f} s; it {where}")
 
 
 def _judged(answer: dict[str, Any], gpu: bool) -> str:
