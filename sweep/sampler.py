@@ -20,6 +20,7 @@ from sweep.strategy.encoding import Axis, Floats, axis, encode, is_number
 from sweep.strategy.forecast import Forecast, Known, forecast, gaps
 
 BESIDE = 0.35  # of a coordinate: how far from the best still is beside it
+UNMOVED = 4  # complete trials that brought nothing, after which what lies beside the best is tried in turn
 KNOWN = (TrialState.RUNNING, TrialState.PRUNED, TrialState.COMPLETE)
 
 
@@ -81,7 +82,7 @@ class ForecastSampler(optuna.samplers.BaseSampler):
         params = [self._draw(search_space) for _ in range(self._candidates)]
         x = encode(axes, params)
         if trial.number % 2 and seen.stale:
-            params = self._beside(search_space, axes, known, params, seen) or params
+            params = self._beside(axes, known, params, seen, trial.number // 2) or params
             x = encode(axes, params)
         value = self._promise(seen, known, x, params)
         return params[int(np.argmax(value))]
@@ -93,30 +94,31 @@ class ForecastSampler(optuna.samplers.BaseSampler):
 
     def _beside(
         self,
-        space: Mapping[str, BaseDistribution],
         axes: tuple[Axis, ...],
         known: Sequence[Known],
         params: Sequence[dict[str, Any]],
         seen: Forecast,
+        turn: int,
     ) -> list[dict[str, Any]]:
         """Configurations that differ from a best complete trial in one parameter, and from every trial noticeably.
 
         While complete trials bring nothing, each second proposal is one of these, so that a forecast that is wrong
-        about what lies next to the best is found out.
+        about what lies next to the best is found out. After `UNMOVED` such trials the parameters have their turns,
+        whatever the forecast says of them: else the one that it trusts most would be tried over and over.
         """
         best = sorted((one for one in known if one.complete), key=lambda one: one.losses[-1])[: seen.centres]
-        keys = list(space)
-        bases = [best[n // len(keys) % len(best)].params for n in range(len(params))]
-        found = [
-            {**base, keys[n % len(keys)]: one[keys[n % len(keys)]]}
-            for n, (base, one) in enumerate(zip(bases, params, strict=True))
-        ]
-        x, centre = encode(axes, found), encode(axes, bases)
-        gap = gaps(x, encode(axes, [one.params for one in known])).min(axis=1)
-        words = {one.key for one in axes if one.words}
-        near = np.abs(x - centre).max(axis=1) <= BESIDE
-        near |= np.array([keys[n % len(keys)] in words for n in range(len(params))])
-        return [one for one, kept in zip(found, near & (gap > 0.6 * seen.apart), strict=True) if kept]
+        bases = [best[n % len(best)].params for n in range(len(params))]
+        have, centre = encode(axes, [one.params for one in known]), encode(axes, bases)
+        for later in range(len(axes)):
+            turns = [turn + later if seen.stale > UNMOVED else n // len(best) for n in range(len(params))]
+            varied = [axes[at % len(axes)] for at in turns]
+            found = [{**base, one.key: new[one.key]} for base, one, new in zip(bases, varied, params, strict=True)]
+            x = encode(axes, found)
+            near = (np.abs(x - centre).max(axis=1) <= BESIDE) | np.array([bool(one.words) for one in varied])
+            kept = near & (gaps(x, have).min(axis=1) > 0.6 * seen.apart)
+            if kept.any():
+                return [one for one, fine in zip(found, kept, strict=True) if fine]
+        return []
 
     def _promise(self, seen: Forecast, known: Sequence[Known], x: Floats, params: Sequence[dict[str, Any]]) -> Floats:
         running = [one for one in known if one.running]
