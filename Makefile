@@ -21,10 +21,10 @@ demo: install
 	$(BIN)/sweep run experiment=demo
 
 test: install lint
-	$(BIN)/pytest -n 4 --dist loadfile --no-loadscope-reorder --durations=15 -m "not deep"
+	$(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder --durations=15 -m "not deep"
 
 test-all: install lint
-	$(BIN)/pytest -n 4 --dist loadfile --no-loadscope-reorder --durations=15
+	$(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder --durations=15
 
 unit: install
 	$(BIN)/pytest tests/unit

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -13,21 +14,17 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TIKTOKEN_CACHE_DIR", "")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-# What takes longest, by file, begins first: with `--dist loadfile` the tests of a file run one after the other, and in
-# the end nothing else would run beside them. Mostly these wait: for agents, for a scheduler, for each other.
+# With `--dist loadfile` a file's tests run one after the other. These files have few, which take minutes and mostly
+# wait: for an agent, for a scheduler. Begun first, they do not run alone in the end.
 LONGEST = (
     "tests/integration/test_launch_docs.py",
     "tests/slurm/test_sweep.py",
-    "tests/integration/test_sweep.py",
     "tests/slurm/test_docs.py",
-    "tests/faults/test_launch.py",
-    "tests/integration/test_wandb.py",
-    "tests/slurm/test_faults.py",
     "tests/integration/test_readme.py",
-    "tests/standin/test_agents.py",
+    "tests/slurm/test_detached.py",
     "tests/integration/test_mirrored.py",
-    "tests/standin/test_states.py",
     "tests/integration/test_pausing.py",
+    "tests/standin/test_agents.py",
 )
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -40,9 +37,14 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest files first; all else stays in its order."""
+    """The longest files first, then those with the most tests."""
     rank = {name: at for at, name in enumerate(LONGEST)}
-    items.sort(key=lambda item: rank.get(item.nodeid.partition("::")[0], len(rank)))
+    counts = Counter(_file(item) for item in items)
+    items.sort(key=lambda item: (rank.get(_file(item), len(rank)), -counts[_file(item)], _file(item)))
+
+
+def _file(item: pytest.Item) -> str:
+    return item.nodeid.partition("::")[0]
 
 
 @pytest.fixture
