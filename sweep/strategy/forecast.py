@@ -127,12 +127,13 @@ class Forecast:
         return self.model.predict(at, self.front)
 
     def loss(self, mean: float) -> float:
-        """The loss that an end of the surrogate's stands for: `squash` undone."""
+        """The loss that an end of the surrogate's stands for: `squash` undone, at most the worst that was seen."""
         lead = float(self.lead[-1])
         behind = mean - lead
         if not math.isfinite(lead) or behind <= SQUASH:
             return math.exp(mean)
-        return math.exp(lead + SQUASH * math.exp(behind / SQUASH - 1.0))
+        most = max(math.log(self.worst), mean)
+        return math.exp(min(most, lead + SQUASH * math.exp(min(behind / SQUASH - 1.0, 100.0))))
 
     def promise(self, at: Points, left: Floats) -> Floats:
         """The logarithm of the expected improvement over `best` for each milestone that remains.

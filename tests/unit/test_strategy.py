@@ -168,6 +168,17 @@ def test_a_complete_trial_is_predicted_where_it_ended() -> None:
     assert forecast(known[:1], (), MILESTONES) is None
 
 
+@given(st.floats(-2.0, 50.0))
+def test_an_end_far_behind_stands_for_a_loss_that_was_seen(mean: float) -> None:
+    """What lies far behind is squashed: undone, it would be beyond all numbers."""
+    known = [Known(n, {LR: TABLE.rates[n]}, tuple(TABLE.val_loss[3, n, 0, 0]), complete=True) for n in range(2, 8)]
+    seen = forecast(known, (axis(LR, TABLE.rates),), MILESTONES)
+    assert seen is not None
+    worst = max(max(one.losses) for one in known)
+    assert math.exp(mean) * (1 - 1e-9) <= seen.loss(mean) <= max(worst, math.exp(mean)) * (1 + 1e-9)
+    assert seen.loss(mean) <= seen.loss(mean + 0.01)
+
+
 def test_believing_keeps_the_mean_and_takes_the_doubt_away() -> None:
     rng = np.random.default_rng(3)
     seen = Points(rng.random((6, 2)), np.ones(6), np.arange(6), np.zeros((6, 0)), np.zeros(6))
