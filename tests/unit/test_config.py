@@ -212,7 +212,8 @@ def test_a_sampler_gets_the_seed_unless_the_user_gave_one() -> None:
 
 
 def test_sampler_and_pruner_take_further_arguments() -> None:
-    settings = composed("sampler.multivariate=true", "pruner=patient", "pruner.wrapped_pruner.n_startup_trials=9")
+    words = ("sampler=tpe", "sampler.multivariate=true", "pruner=patient", "pruner.wrapped_pruner.n_startup_trials=9")
+    settings = composed(*words)
     assert settings.sampler["multivariate"] is True
     assert settings.pruner["wrapped_pruner"]["n_startup_trials"] == 9
     assert build_pruner(settings) is not None
@@ -525,6 +526,7 @@ def test_a_mistake_on_the_command_line_is_answered_in_one_line(words: list[str],
         assert part in text
 
 
+NO_RESOURCE = {"_target_": "optuna.pruners.SuccessiveHalvingPruner", "min_resource": 0}
 PATIENT = {"_target_": "optuna.pruners.PatientPruner", "patience": 1, "wrapped_pruner": {"_target_": "os.getcwd"}}
 FULL = "llama3_2/1B_full_single_device"
 NO_DATA = {"recipe.overrides.dataset_val": None, "objective.metric": "val_loss"}
@@ -556,11 +558,11 @@ NO_DATA = {"recipe.overrides.dataset_val": None, "objective.metric": "val_loss"}
         ("", NO_DATA, ["objective.metric=val_loss", "dataset_val", "objective.metric=loss"]),
         ("sampler", {"_target_": "optuna.samplers.GridSampler"}, ["sampler=grid", "optimizer.lr", "choice(…)"]),
         ("sampler.inner", [{"_target_": "builtins.print"}], ["_target_=builtins.print is not allowed"]),
-        ("sampler.startup", 3, ["sampler: optuna.samplers.TPESampler refuses", "startup"]),
+        ("sampler.startup", 3, ["sampler: sweep.sampler.ForecastSampler refuses", "startup"]),
         ("sampler._target_", "os.system", ["_target_=os.system is not allowed", "optuna.samplers."]),
         ("pruner", PATIENT, ["_target_=os.getcwd is not allowed"]),
         ("pruner", {"_target_": "optuna.pruners.ThresholdPruner"}, ["ThresholdPruner refuses", "upper"]),
-        ("pruner.min_resource", 0, ["pruner: optuna.pruners.SuccessiveHalvingPruner refuses", "min_resource"]),
+        ("pruner", NO_RESOURCE, ["pruner: optuna.pruners.SuccessiveHalvingPruner refuses", "min_resource"]),
         ("recipe.overrides.output_dir", "${root}/base", ["output_dir="]),
         ("recipe.overrides", {"output_dir": "/tmp/x/out", "checkpointer.checkpoint_dir": "/tmp/x/"}, ["output_dir="]),
         ("recipe", {"config": "torchtune"}, ["recipe.config=torchtune"]),
