@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import optuna
+import yaml
 
 from sweep.grammar import parse_space
 from sweep.model import Finished, Limits
@@ -34,6 +35,7 @@ from sweep.tables import Table, load_table
 from tests.bench.search_bench import tables
 
 Sampler = Callable[[int], optuna.samplers.BaseSampler]
+ROOT = Path(__file__).resolve().parents[2]
 FATES = Fates(speed_spread=0.2)
 
 
@@ -44,6 +46,10 @@ def arms(milestones: int) -> dict[str, tuple[Sampler, Any]]:
     def ours(seed: int) -> optuna.samplers.BaseSampler:
         return ForecastSampler(milestones=milestones, seed=seed)
 
+    def with_prior(seed: int) -> optuna.samplers.BaseSampler:
+        prior = yaml.safe_load((ROOT / "conf" / "prior" / "lora.yaml").read_text())
+        return ForecastSampler(milestones=milestones, prior=prior, seed=seed)
+
     halving = optuna.pruners.SuccessiveHalvingPruner(min_resource=2, reduction_factor=3)
     return {
         "random": (lambda seed: optuna.samplers.RandomSampler(seed=seed), optuna.pruners.NopPruner()),
@@ -51,6 +57,7 @@ def arms(milestones: int) -> dict[str, tuple[Sampler, Any]]:
         "tpe+successive_halving": (tpe, halving),
         "tpe+asha": (tpe, AsynchronousHalving(metric="val_loss", min_resource=2, reduction_factor=3)),
         "forecast+freeze_thaw": (ours, FreezeThaw(metric="val_loss")),
+        "forecast+freeze_thaw prior=lora": (with_prior, FreezeThaw(metric="val_loss")),
     }
 
 

@@ -67,8 +67,11 @@ class Quiet:
 
 
 def make_room(rooms: Path, *overrides: str) -> Room:
-    """A new sweep over made-up curves; nothing of it needs torch."""
+    """A new sweep over made-up curves, without pauses unless they are asked for; nothing of it needs torch."""
     words = ["objective=loss", "objective.milestone_tokens=10", "search.trials=8", "queue.workers=2", *overrides]
+    for group, option in (("sampler", "tpe"), ("pruner", "successive_halving")):
+        if not any(word.startswith(f"{group}=") for word in overrides):
+            words.append(f"{group}={option}")
     words.append("space.optimizer.lr=tag(log,interval(1e-5,1e-1))")
     words += ["space.model.lora_rank=null", "space.gradient_accumulation_steps=null", "derive.model.lora_alpha=null"]
     rooms.mkdir(parents=True, exist_ok=True)

@@ -154,6 +154,17 @@ def test_killed_around_every_write(rooms: Path, way: tuple[str, ...], every: int
     check(room)
 
 
+def test_a_paused_trial_goes_on_in_another_job(rooms: Path, way: tuple[str, ...]) -> None:
+    room = launch_room(rooms, *way, "sampler=forecast", "pruner=freeze_thaw", step="0.05")
+    with Agent(launch_api(room)):
+        assert run_here(room).how is Finished.DONE
+    check(room)
+    promoted = [row for row in open_reader(room).state().rows if row.attempts > 1]
+    assert any(row.state == "complete" for row in promoted)
+    for row in promoted:
+        assert sorted(report.milestone for report in row.reports) == list(range(1, len(row.reports) + 1))
+
+
 def test_an_undisturbed_sweep_pushes_each_job_once(rooms: Path, way: tuple[str, ...]) -> None:
     room = launch_room(rooms, *way)
     with Agent(launch_api(room)):
