@@ -258,7 +258,8 @@ class Controller:
         return known[2]
 
     def _trial(self, number: int, sights: list[AttemptSight]) -> TrialFacts:
-        verdict: Verdict | None = None
+        told: Verdict | None = None
+        ruled: Verdict | None = None
         for sight in sights:
             if sight.outcome is not None:
                 self._count_seconds(number, sight.number, sight.outcome.seconds)
@@ -267,9 +268,10 @@ class Controller:
                 self._count_seconds(number, sight.number, report.seconds)
                 self.listener.reported(number, report)
             if sight.stop is StopCause.PRUNED:  # an earlier controller's verdict, which stands
-                verdict = verdict or Verdict(0, float("nan"), sight.stop_reason)
-            elif verdict is None:
-                verdict = self._record(number, sight, last=sight is sights[-1])
+                told = told or Verdict(0, float("nan"), sight.stop_reason)
+            else:  # also while the trial is to pause: what an attempt reports before it hears of that counts
+                ruled = self._record(number, sight, last=sight is sights[-1])
+        verdict = told or ruled
         if verdict is not None and self._ruled.get(number) is not verdict:
             self._ruled[number] = verdict
             if verdict.milestone:

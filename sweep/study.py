@@ -321,6 +321,8 @@ class OptunaStudy:
         if known is None:
             return
         trial = known.trial
+        for report in known.held:  # made before the pause had reached it, perhaps to its very end
+            self._hear(told.trial, report)
         attrs = {REASON: told.reason, CANCELLED: told.cancelled, TOKENS: tokens, SECONDS: seconds}
         said = self._frozen(known).user_attrs  # by a controller that died before it could tell
         for key, value in attrs.items():
@@ -424,12 +426,8 @@ class OptunaStudy:
     def _take(self, number: int, report: Report) -> None:
         known = self._open[number]
         value = getattr(report, self._config.metric)
-        self._add(number, report)
-        if report.milestone not in known.values:
-            known.trial.report(value, report.milestone)
-            known.values[report.milestone] = value
-            insort(self._reported.setdefault(report.milestone, []), value)
-        elif report.milestone != max(known.values) or known.judged == report.milestone:
+        new = self._hear(number, report)
+        if not new and (report.milestone != max(known.values) or known.judged == report.milestone):
             return
         known.judged = report.milestone
         if self._stuck:
@@ -442,6 +440,18 @@ class OptunaStudy:
             known.verdict = self._verdict(report, value)
         if known.verdict is not None and known.verdict.ruling is Ruling.PAUSE:
             self._history.paused(self._frozen(known))
+
+    def _hear(self, number: int, report: Report) -> bool:
+        """Take a report down, without a verdict; False where that was done before."""
+        known = self._open[number]
+        self._add(number, report)
+        if report.milestone in known.values:
+            return False
+        value = getattr(report, self._config.metric)
+        known.trial.report(value, report.milestone)
+        known.values[report.milestone] = value
+        insort(self._reported.setdefault(report.milestone, []), value)
+        return True
 
     def _frozen(self, known: _Open) -> FrozenTrial:
         return self._study._storage.get_trial(known.trial._trial_id)

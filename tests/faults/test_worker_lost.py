@@ -108,8 +108,11 @@ def _in_other_process(room: Room) -> None:
     drive(room, Wish(room), Nursery())
 
 
-def test_a_shared_file_system_that_stumbles_is_waited_for(rooms: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    room = make_room(rooms, "search.trials=2")
+@pytest.mark.parametrize("pausing", [(), ("sampler=forecast", "pruner=freeze_thaw")], ids=["", "pausing"])
+def test_a_shared_file_system_that_stumbles_is_waited_for(
+    rooms: Path, monkeypatch: pytest.MonkeyPatch, pausing: tuple[str, ...]
+) -> None:
+    room = make_room(rooms, "search.trials=2", *pausing)
     observe, calls = RoomChannel.observe, [0]
 
     def stumbling(self: RoomChannel, *words: Any) -> Any:
