@@ -425,7 +425,6 @@ class OptunaStudy:
 
     def _take(self, number: int, report: Report) -> None:
         known = self._open[number]
-        value = getattr(report, self._config.metric)
         new = self._hear(number, report)
         if not new and (report.milestone != max(known.values) or known.judged == report.milestone):
             return
@@ -437,7 +436,7 @@ class OptunaStudy:
         if self._curves is not None:
             known.verdict = self._curves.verdict(number)
         elif not self._never_prunes and known.trial.should_prune():
-            known.verdict = self._verdict(report, value)
+            known.verdict = self._verdict(report)
         if known.verdict is not None and known.verdict.ruling is Ruling.PAUSE:
             self._history.paused(self._frozen(known))
 
@@ -482,7 +481,8 @@ class OptunaStudy:
         if isinstance(self._study.sampler, optuna.samplers.TPESampler):
             self._study.sampler._search_space = KnownSpace(self._history)
 
-    def _verdict(self, report: Report, value: float) -> Verdict:
+    def _verdict(self, report: Report) -> Verdict:
+        value = getattr(report, self._config.metric)
         values = self._reported[report.milestone]
         others, better = len(values) - 1, bisect_left(values, value)
         pruner = type(self._study.pruner).__name__

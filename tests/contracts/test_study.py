@@ -16,7 +16,8 @@ from sweep.model import Ending, Tell
 from sweep.resources import conf_dir
 from sweep.session import study_config as study_config_of
 from sweep.settings import Settings
-from sweep.study import OptunaStudy, StudyConfig, journal_storage
+from sweep.strategy.freeze_thaw import FreezeThaw
+from sweep.study import OptunaStudy, StudyConfig, journal_storage, memory_storage
 from trainer.contract import Report
 
 SPACE = {
@@ -225,3 +226,13 @@ def test_another_seed_proposes_something_else(tmp_path: Path) -> None:
     a = simulate(settings("search.seed=1"), tmp_path / "a", restart=False)
     b = simulate(settings("search.seed=2"), tmp_path / "b", restart=False)
     assert a[0][2] != b[0][2]
+
+
+def test_what_a_trial_reported_after_its_pause_is_in_the_study_when_it_is_told() -> None:
+    """It had not heard of the pause yet; and was never promoted."""
+    study = OptunaStudy(study_config(pruner=FreezeThaw("loss")), memory_storage())
+    number = study.ask()
+    assert study.record(number, [report(1, 3.0)]) is not None
+    study.record(number, [report(2, 2.0)])
+    study.tell(Tell(number, Ending.PRUNED, "it was paused"), 20)
+    assert study.frozen()[number].intermediate_values == {1: 3.0, 2: 2.0}
