@@ -106,7 +106,7 @@ class Pack:
         """
         if self._store is None or (memory := self._memories(self.decoder.like.device)) is None:
             return None
-        work = self._work(self._longest * rows)
+        work = self._work(self._longest * rows, rank)
         row = self.store.row_bytes(rank)
         return Need(self.decoder.base_bytes, row, work, rows, self._longest).exceeds(memory)
 
@@ -118,13 +118,13 @@ class Pack:
         tokens = self._longest * rows + sum(self._longest * int(slot.recipe.cfg.batch_size) for slot in self.slots)
         if self.budget is not None:
             tokens = min(tokens, max(self.budget, self._longest * rows))
-        need = self.store.room_bytes(rank) + self._work(tokens)
+        need = self.store.room_bytes(rank) + self._work(tokens, max(rank, self.store.rank))
         return None if need <= MARGIN * memory.free else (need, memory)
 
-    def _work(self, tokens: int) -> int:
-        """Bytes that a pass over so many tokens keeps, and its logits."""
+    def _work(self, tokens: int, rank: int) -> int:
+        """Bytes that a pass over so many tokens keeps in a store of a rank, and its logits."""
         logits = min(CHUNK, tokens) * self.decoder.words * self.decoder.like.element_size()
-        return tokens * self.decoder.activation_bytes() + logits
+        return tokens * self.decoder.activation_bytes(rank) + logits
 
     def remove(self, slot: Slot) -> None:
         """Let go of a trial; what it holds must have been saved before."""

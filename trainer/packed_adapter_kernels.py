@@ -87,7 +87,7 @@ def expand(h: Tensor, weights: Tensor, blocks: Tensor, out: Tensor) -> None:
         blocks: for each piece of at most `ROWS` tokens of one slot its slot, first token and end: [pieces, 3], int32.
     """
     _expand[_grid(blocks, weights.shape[1], COLUMNS)](
-        h, *_units(h.stride(0)), weights, *_places(weights), out, blocks,
+        h, *units(h.stride(0)), weights, *places(weights), out, blocks,
         OUT=out.stride(0), SIZE=weights.shape[1], ALONG=weights.stride(2) != 1,
         ROWS=ROWS, COLUMNS=COLUMNS, RANK=RANK, num_warps=4,
     )  # fmt: skip
@@ -191,9 +191,9 @@ def swiglu_back(
     """
     size = d.shape[1]
     dh, a = inner or (both, None)
-    of_a = (0, 0, 0) if a is None else _places(a.transpose(1, 2))
+    of_a = (0, 0, 0) if a is None else places(a.transpose(1, 2))
     _swiglu_back[_grid(blocks, size, FEATURES)](
-        d, both, blocks, *_outer(both, outer), dh, *_units(0 if a is None else dh.stride(0)),
+        d, both, blocks, *_outer(both, outer), dh, *units(0 if a is None else dh.stride(0)),
         both if a is None else a, *of_a,
         SIZE=size, ADDS=outer is not None, ADDS_D=a is not None, ROWS=ROWS, COLUMNS=FEATURES, RANK=RANK, num_warps=4,
     )  # fmt: skip
@@ -206,16 +206,16 @@ def _outer(both: Tensor, adapters: tuple[Tensor, Tensor, Tensor] | None) -> tupl
         return both, 0, both, both, 0, 0, 0
     h, gate, up = adapters
     assert gate.stride() == up.stride(), "they are rows of one store"
-    return h, *_units(h.stride(0)), gate, up, *_places(gate)
+    return h, *units(h.stride(0)), gate, up, *places(gate)
 
 
-def _places(weights: Tensor) -> tuple[int, ...]:
+def places(weights: Tensor) -> tuple[int, ...]:
     """Of [k, N, R], in units: from slot to slot, from row to row, be R next to one another or N, and R."""
     row = weights.stride(1) if weights.stride(2) == 1 else weights.stride(2)
-    return _units(weights.stride(0), row, weights.shape[2])
+    return units(weights.stride(0), row, weights.shape[2])
 
 
-def _units(*numbers: int) -> tuple[int, ...]:
+def units(*numbers: int) -> tuple[int, ...]:
     for number in numbers:
         assert number % UNIT.value == 0, f"{number} is no multiple of {UNIT.value}"
     return tuple(number // UNIT.value for number in numbers)

@@ -1,8 +1,8 @@
-"""Triton kernels for the norms, rotary embeddings and the cross entropy of a packed decoder.
+"""Triton kernels for the norms, rotary embeddings and the cross entropy of a packed decoder, and for AdamW.
 
 Profiling led to them (docs/performance.md): compiled by `torch.compile`, the rotary embeddings took several times what
 the memory that they move would, and a pack of few tokens waited for the host, which checks a compiled function's
-guards at every call.
+guards at every call. torch's fused AdamW has one rate a call, and a call for one slot is too small for a large GPU.
 
 Invariants: imported only where there is a GPU; Triton comes with torch there. Sums are fp32. All sizes that a kernel is
 compiled for are the base's, none is a pass's, so that nothing is compiled again when slots come and go.
@@ -14,8 +14,12 @@ import torch
 import triton
 import triton.language as tl
 
+from trainer import packed_layout
+
 Tensor = torch.Tensor
+UNIT = tl.constexpr(packed_layout.UNIT)
 WORDS = 4096  # of the vocabulary, at a time
+NUMBERS = 1024  # of a row of the store, for one program
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -154,3 +158,48 @@ def cross_entropy(logits: Tensor, targets: Tensor, weights: Tensor, backward: bo
     losses = torch.empty(rows, device=logits.device)
     _cross_entropy[(rows,)](logits, targets, weights, losses, words, BACK=backward, BLOCK=WORDS, num_warps=8)
     return losses
+
+
+@triton.jit(do_not_specialize=["row_units"])  # type: ignore[untyped-decorator]
+def _adamw(  # type: ignore[no-untyped-def]  # noqa: PLR0913, PLR0917
+    value_ptr, grad_ptr, average_ptr, square_ptr, table_ptr, row_units, COLUMNS: tl.constexpr, BLOCK: tl.constexpr
+):
+    row = tl.program_id(1).to(tl.int64)
+    table_ptr += row * COLUMNS
+    divisor, lost = tl.load(table_ptr), tl.load(table_ptr + 1)
+    kept1, new1 = tl.load(table_ptr + 2), tl.load(table_ptr + 3)
+    kept2, new2 = tl.load(table_ptr + 4), tl.load(table_ptr + 5)
+    rate, root, eps = tl.load(table_ptr + 6), tl.load(table_ptr + 7), tl.load(table_ptr + 8)
+    size = row_units * UNIT
+    place = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    mask = place < size
+    at = row * size + place
+    kind = value_ptr.dtype.element_ty
+    grad = tl.load(grad_ptr + at, mask=mask, other=0.0).to(tl.float32)
+    grad = tl.div_rn(grad, divisor)
+    value = tl.load(value_ptr + at, mask=mask, other=0.0).to(tl.float32)
+    average = tl.load(average_ptr + at, mask=mask, other=0.0).to(tl.float32) * kept1 + new1 * grad
+    square = tl.load(square_ptr + at, mask=mask, other=0.0).to(tl.float32) * kept2 + new2 * grad * grad
+    value -= lost * value
+    value -= rate * tl.div_rn(average, tl.div_rn(tl.sqrt_rn(square), root) + eps)
+    tl.store(value_ptr + at, value.to(kind), mask=mask)
+    tl.store(average_ptr + at, average.to(kind), mask=mask)
+    tl.store(square_ptr + at, square.to(kind), mask=mask)
+    tl.store(grad_ptr + at, tl.zeros((BLOCK,), kind), mask=mask)
+
+
+def adamw(values: Tensor, grads: Tensor, averages: Tensor, squares: Tensor, table: Tensor) -> None:
+    """A step of AdamW in each row, [n, P] each; the gradients are cleared.
+
+    Args:
+        table: of each row what its gradient is divided by, rate · decay, beta1, 1 - beta1, beta2, 1 - beta2 (which is
+            four digits less, made from beta2 in fp32), rate / (1 - beta1^step), the root of 1 - beta2^step, and
+            epsilon: [n, 9], fp32.
+    """
+    rows, size = values.shape
+    assert size % UNIT.value == 0, f"{size} is no multiple of {UNIT.value}"
+    grid = triton.cdiv(size, NUMBERS), rows
+    _adamw[grid](
+        values, grads, averages, squares, table.contiguous(), size // UNIT.value,
+        COLUMNS=table.shape[1], BLOCK=NUMBERS, num_warps=4,
+    )  # fmt: skip

@@ -18,6 +18,8 @@ from torch.nn.utils.rnn import pad_sequence
 ROWS = 64
 # Kernels read so many numbers at a time: features and ranks come in multiples of it.
 UNIT = 8
+# Those around SwiGLU are made for adapters of up to such ranks; of larger ones others take care.
+RANKS = (16, 32, 64)
 
 
 @dataclass(slots=True)

@@ -27,10 +27,11 @@ from torchtune.modules.peft import LoRALinear
 from trainer.packed_attention import Heads, attention
 from trainer.packed_layout import UNIT, Layout, lay_out
 from trainer.packed_loss import summed_loss
-from trainer.packed_mlp import MLP
+from trainer.packed_mlp import MLP, makes_again, warm_up_mlp
 from trainer.packed_norms import ADD_NORM, norm
 from trainer.packed_products import PROJECT, Linear, Projection
 from trainer.packed_store import Store
+from trainer.packed_update import stand_still
 
 # Logits of so many tokens exist at one time: at 128k words, a gigabyte in bf16.
 CHUNK = 4096
@@ -133,12 +134,14 @@ class Decoder:
         """Of the vocabulary."""
         return self._output.shape[0]
 
-    def activation_bytes(self) -> int:
-        """An estimate of what one token keeps in memory from the forward to the backward pass."""
+    def activation_bytes(self, rank: int) -> int:
+        """An estimate of what one token keeps in memory from the forward to the backward pass, in a store of a rank."""
         dim = self._output.shape[1]
         first = self._blocks[0]  # norms and residual sums, attention in and out, gate and up, and their product
         wide = first.gate_up.frozen.weight.shape[0]
-        per_layer = 4 * dim + first.qkv.frozen.weight.shape[0] + 2 * first.out.frozen.weight.shape[1] + wide + wide // 2
+        per_layer = 4 * dim + first.qkv.frozen.weight.shape[0] + 2 * first.out.frozen.weight.shape[1] + wide
+        if not makes_again(first.gate_up.frozen, first.down.frozen, rank):
+            per_layer += wide // 2
         return self._output.element_size() * (per_layer * len(self._blocks) + 8 * dim)
 
     def share(self, model: nn.Module) -> None:
@@ -164,7 +167,8 @@ class Decoder:
         self.loss(store, layout, {}, backward=True)
         noise = [[self.like.new_ones(layout.size, one.weight.shape[1]) for _ in one.names] for one in self.groups]
         self.loss(store, layout, dict(enumerate(noise)), backward=True)
-        store.grads[0].zero_()
+        warm_up_mlp(self.like, self._blocks[0].down.frozen.weight.shape[1])
+        stand_still(store)
 
     def loss(self, store: Store, layout: Layout, noise: dict[int, Noise], backward: bool) -> torch.Tensor:
         """Nats summed over each slot's labels, shape [k], fp32; with `backward`, gradients are added to the store's.

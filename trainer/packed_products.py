@@ -128,6 +128,11 @@ def project(x: Tensor, layer: Linear, layout: Layout) -> tuple[Tensor, Tensor | 
     if lora is None:
         return F.linear(x, frozen.weight, frozen.bias), None
     h = adapt(x, lora, layout)
+    return project_adapted(x, h, frozen, lora, layout), h
+
+
+def project_adapted(x: Tensor, h: Tensor, frozen: Projection, lora: Adapters, layout: Layout) -> Tensor:
+    """`project` from what A made of x."""
     make = x.new_empty if frozen.covered else x.new_zeros
     y = make(x.shape[0], frozen.weight.shape[0])
     for (begin, end), part, b in zip(frozen.columns, h.chunk(len(lora.b), dim=1), lora.b, strict=True):
@@ -135,7 +140,7 @@ def project(x: Tensor, layer: Linear, layout: Layout) -> tuple[Tensor, Tensor | 
     y.addmm_(x, frozen.weight.t())
     if frozen.bias is not None:
         y.add_(frozen.bias)
-    return y, h
+    return y
 
 
 def project_back(dy: Tensor, x: Tensor, h: Tensor | None, layer: Linear, layout: Layout, wanted: bool) -> Tensor | None:
@@ -160,10 +165,15 @@ def output_back(dy: Tensor, h: Tensor, layer: Linear, layout: Layout) -> Tensor:
     """Add to the gradients of the B; returns that of x Aᵀ, shape [T, M·R]."""
     lora = layer.lora
     assert lora is not None
-    parts = list(zip(layer.frozen.columns, h.chunk(len(lora.b), dim=1), lora.b, lora.grad_b, strict=True))
-    for (begin, end), part, _, grad in parts:
+    for (begin, end), part, grad in zip(layer.frozen.columns, h.chunk(len(lora.b), dim=1), lora.grad_b, strict=True):
         accumulate_outer(dy[:, begin:end], part, layout, grad)
-    dh = torch.cat([shrink(dy[:, begin:end], b.transpose(1, 2), layout) for (begin, end), _, b, _ in parts], dim=1)
+    return through_output(dy, layer.frozen, lora, layout)
+
+
+def through_output(dy: Tensor, frozen: Projection, lora: Adapters, layout: Layout) -> Tensor:
+    """Gradient of x Aᵀ, shape [T, M·R], from that of the output."""
+    parts = zip(frozen.columns, lora.b, strict=True)
+    dh = torch.cat([shrink(dy[:, begin:end], b.transpose(1, 2), layout) for (begin, end), b in parts], dim=1)
     return dh.mul_(lora.scale)
 
 

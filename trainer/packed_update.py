@@ -19,7 +19,7 @@ def gradient_norms(store: Store, due: Sequence[Fed]) -> tuple[torch.Tensor, torc
     """Of each of these slots its gradient's norm and what the gradient is to be divided by, both of shape [n], fp32."""
     counts = _on_device([one.slot.recipe.tokens_of_step for one in due], store)
     limits = _on_device([math.inf if (clip := one.slot.recipe.clip) is None else clip for one in due], store)
-    parts = [torch.linalg.vector_norm(store.grads[rows], dim=1, dtype=torch.float32) for rows in _runs(due)]
+    parts = [torch.linalg.vector_norm(store.grads[rows], dim=1, dtype=torch.float32) for rows, _ in _runs(due)]
     norms = torch.cat(parts) / counts
     kept = torch.where(limits < math.inf, torch.clamp(limits / (norms + 1e-6), max=1.0), 1.0)
     return norms, counts / kept
@@ -28,44 +28,75 @@ def gradient_norms(store: Store, due: Sequence[Fed]) -> tuple[torch.Tensor, torc
 @torch.no_grad()
 def take_steps(store: Store, due: Sequence[Fed], divisors: torch.Tensor) -> None:
     """Take a step in each of these slots, with the rate that its schedule has now, and clear its gradient."""
-    runs = list(_runs(due))
-    for rows in runs:
+    options = [one.slot.recipe.optimizer.param_groups[0] for one in due]
+    table = [[o["lr"], *o["betas"], o["weight_decay"], o["eps"]] for o in options]
+    for rows, part in _runs(due):
         store.steps[rows] += 1
-    for one, divisor in zip(due, divisors.unbind(), strict=True):
-        row, options = one.slot.row, one.slot.recipe.optimizer.param_groups[0]
-        beta1, beta2 = options["betas"]
+        if store.values.is_cuda:
+            _step_together(store, rows, _on_device(table[part], store, torch.float64), divisors[part])
+        else:
+            _step_apart(store, rows, table[part], divisors[part])
+
+
+def stand_still(store: Store) -> None:
+    """Have the kernel compiled that takes steps on a GPU, by one that leaves a first row of zeros as it is."""
+    from trainer import packed_kernels
+
+    table = torch.tensor([[1.0, 0.0, 1.0, 0.0, 1.0, 0.0, 0.0, 1.0, 1.0]], device=store.values.device)
+    values, grads, averages, squares = (kind[:1] for kind in store.tensors)
+    packed_kernels.adamw(values, grads, averages, squares, table)
+
+
+def _step_together(store: Store, rows: slice, table: torch.Tensor, divisors: torch.Tensor) -> None:
+    """table: rate, both betas, decay and epsilon of each row, [n, 5], fp64."""
+    from trainer import packed_kernels
+
+    rate, beta1, beta2, decay, eps = table.unbind(1)
+    steps = store.steps[rows].double()
+    columns = [
+        divisors.double(), rate * decay, beta1, 1 - beta1, beta2, 1 - beta2,
+        rate / (1 - beta1**steps), (1 - beta2**steps).sqrt(), eps,
+    ]  # fmt: skip
+    values, grads, averages, squares = (kind[rows] for kind in store.tensors)
+    packed_kernels.adamw(values, grads, averages, squares, torch.stack(columns, dim=1).float())
+
+
+def _step_apart(store: Store, rows: slice, table: Sequence[Sequence[float]], divisors: torch.Tensor) -> None:
+    for row, (rate, beta1, beta2, decay, eps), divisor in zip(
+        range(rows.start, rows.stop), table, divisors.unbind(), strict=True
+    ):
+        values, grads, averages, squares = ([kind[row]] for kind in store.tensors)
         torch._fused_adamw_(
-            [store.values[row]],
-            [store.grads[row]],
-            [store.averages[row]],
-            [store.squares[row]],
+            values,
+            grads,
+            averages,
+            squares,
             [],
             [store.steps[row]],
-            lr=float(options["lr"]),
+            lr=rate,
             beta1=beta1,
             beta2=beta2,
-            weight_decay=options["weight_decay"],
-            eps=options["eps"],
+            weight_decay=decay,
+            eps=eps,
             amsgrad=False,
             maximize=False,
             grad_scale=divisor,
         )
-    for rows in runs:
-        store.grads[rows].zero_()
+    store.grads[rows].zero_()
 
 
-def _runs(due: Sequence[Fed]) -> Iterator[slice]:
-    """Their rows of the store, neighbours together."""
-    first = last = due[0].slot.row
-    for one in due[1:]:
-        if one.slot.row != last + 1:
-            yield slice(first, last + 1)
-            first = one.slot.row
-        last = one.slot.row
-    yield slice(first, last + 1)
+def _runs(due: Sequence[Fed]) -> Iterator[tuple[slice, slice]]:
+    """Their rows of the store, neighbours together, and which of them these are."""
+    first = 0
+    for index, one in enumerate(due):
+        if index + 1 == len(due) or due[index + 1].slot.row != one.slot.row + 1:
+            yield slice(due[first].slot.row, one.slot.row + 1), slice(first, index + 1)
+            first = index + 1
 
 
-def _on_device(values: Sequence[float], store: Store) -> torch.Tensor:
-    found = torch.tensor(values, dtype=torch.float32)
+def _on_device(
+    values: Sequence[float] | Sequence[Sequence[float]], store: Store, dtype: torch.dtype = torch.float32
+) -> torch.Tensor:
+    found = torch.tensor(values, dtype=dtype)
     device = store.grads.device
     return found.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else found

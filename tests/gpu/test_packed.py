@@ -87,6 +87,7 @@ def test_a_real_out_of_memory_halves_the_passes_and_loses_no_trial(tmp_path: Pat
         pack.put(make(cache, tmp_path, change))
     torch.cuda.empty_cache()
     held = torch.cuda.memory_reserved()
+    torch.cuda.reset_peak_memory_stats()
     pack.step()
     most = torch.cuda.max_memory_reserved()
     del pack

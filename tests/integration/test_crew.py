@@ -180,7 +180,7 @@ def test_what_can_never_fit_is_refused_and_what_does_not_fit_now_waits(
     hands.give(0, **CHANGES[0])
     hands.crew.step()
     pack = hands.crew._pack
-    alone = pack.decoder.base_bytes + pack.store.row_bytes(8) + pack._work(4 * pack._longest)
+    alone = pack.decoder.base_bytes + pack.store.row_bytes(8) + pack._work(4 * pack._longest, 8)
     figures[0] = Memory(free=0, total=round(1.5 * alone))
     hands.give(1, batch_size=40)
     hands.give(2, model__lora_rank=100_000)

@@ -1,0 +1,105 @@
+"""The Triton kernels of a pack against autograd and torch's own AdamW: `pytest -m gpu tests/gpu`."""
+
+from __future__ import annotations
+
+from itertools import accumulate, pairwise
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from trainer.packed_layout import ROWS
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
+
+Tensor = torch.Tensor
+FEATURES = 704  # no multiple of what a program takes at a time by the number of programs
+
+
+def blocks_of(bounds: list[int]) -> Tensor:
+    pieces = [
+        [slot, first, end] for slot, (begin, end) in enumerate(pairwise(bounds)) for first in range(begin, end, ROWS)
+    ]
+    return torch.tensor(pieces, dtype=torch.int32, device="cuda")
+
+
+def rows_of_a_store(slots: int, rank: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """B of gate, B of up and A of down, as they lie in a store, with other numbers between."""
+    part = FEATURES * rank
+    rows = torch.randn(slots, 3 * part + 24, device="cuda").mul(0.3).to(dtype)
+    gate, up, down = (rows[:, 8 + index * part : 8 + (index + 1) * part] for index in range(3))
+    return gate.view(slots, FEATURES, rank), up.view(slots, FEATURES, rank), down.view(slots, rank, FEATURES)
+
+
+@pytest.mark.parametrize("sizes", [(70, 0, 90, 128), (8000, 9000)], ids=["few", "many"])
+@pytest.mark.parametrize("rank", [8, 16, 24, 64])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_swiglu_with_its_adapters_is_what_autograd_makes_of_it(
+    dtype: torch.dtype, rank: int, sizes: tuple[int, ...]
+) -> None:
+    from trainer import packed_swiglu_kernels as kernels
+
+    torch.manual_seed(rank)
+    bounds = [0, *accumulate(sizes)]
+    tokens = bounds[-1]
+    both, h = (torch.randn(tokens, 2 * width, device="cuda").to(dtype) for width in (FEATURES, rank))
+    d, dh = (torch.randn(tokens, width, device="cuda").to(dtype) for width in (FEATURES, rank))
+    values, grads = rows_of_a_store(len(sizes), rank, dtype), rows_of_a_store(len(sizes), rank, dtype)
+    before = [grad.double() for grad in grads]
+
+    leaves = [value.detach().double().requires_grad_() for value in values]
+    gate, up = (half.requires_grad_() for half in both.double().chunk(2, dim=1))
+    gate_h, up_h = h.double().chunk(2, dim=1)
+    active, sums, total = [], [], torch.zeros((), dtype=torch.float64, device="cuda")
+    for slot, (begin, end) in enumerate(pairwise(bounds)):
+        part = slice(begin, end)
+        act = F.silu(gate[part] + gate_h[part] @ leaves[0][slot].t()) * (up[part] + up_h[part] @ leaves[1][slot].t())
+        active.append(act)
+        sums.append(act @ leaves[2][slot].t())
+        total = total + (act * d[part].double()).sum() + (sums[-1] * dh[part].double()).sum()
+    total.backward()  # type: ignore[no-untyped-call]
+
+    found_active, found_sums = kernels.forward(both, blocks_of(bounds), h, values[:2], values[2])
+    ends = torch.tensor(bounds[1:], dtype=torch.int32, device="cuda")
+    back = kernels.backward(d, both, ends, h, dh, values[:2], grads[:2], values[2], grads[2])
+
+    near = 1e-5 if dtype is torch.float32 else 0.02
+    assert gate.grad is not None and up.grad is not None
+    close(found_active, torch.cat(active), near)
+    close(found_sums, torch.cat(sums), near)
+    close(back, torch.cat([gate.grad, up.grad], dim=1), near)
+    for grad, start, leaf in zip(grads, before, leaves, strict=True):
+        assert leaf.grad is not None
+        close(grad, start + leaf.grad, near)
+
+
+def close(found: Tensor, wanted: Tensor, near: float) -> None:
+    """By the norm of the difference, so that a bit of bf16 in a large sum is none."""
+    assert float((found.double() - wanted).norm() / wanted.norm()) < near
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_step_of_rows_is_torchs_step_of_each(dtype: torch.dtype) -> None:
+    from trainer import packed_kernels
+
+    torch.manual_seed(0)
+    options = [(1e-3, 0.9, 0.95, 0.1, 1e-8, 3.0), (3e-2, 0.8, 0.999, 0.0, 1e-6, 0.5)]
+    values, grads, averages = (torch.randn(2, 4104, device="cuda").to(dtype) for _ in range(3))
+    squares = torch.rand(2, 4104, device="cuda").mul(1e-6).to(dtype)  # so that what is new of them weighs
+    theirs = [one.clone() for one in (values, grads, averages, squares)]
+    table = []
+    for row, (rate, beta1, beta2, decay, eps, divisor) in enumerate(options):
+        step = 5.0 + row
+        betas = [beta1, 1 - beta1, beta2, 1 - beta2]
+        table.append([divisor, rate * decay, *betas, rate / (1 - beta1**step), (1 - beta2**step) ** 0.5, eps])
+        torch._fused_adamw_(
+            [theirs[0][row]], [theirs[1][row]], [theirs[2][row]], [theirs[3][row]], [],
+            [torch.tensor(step, device="cuda")],
+            lr=rate, beta1=beta1, beta2=beta2, weight_decay=decay, eps=eps, amsgrad=False, maximize=False,
+            grad_scale=torch.tensor(divisor, device="cuda"),
+        )  # fmt: skip
+    packed_kernels.adamw(values, grads, averages, squares, torch.tensor(table, device="cuda"))
+    near = 1e-6 if dtype is torch.float32 else 1e-3  # a number in a hundred is a bit of bf16 off
+    for ours, other in ((values, theirs[0]), (averages, theirs[2]), (squares, theirs[3])):
+        close(ours, other.double(), near)
+    assert not grads.any()
