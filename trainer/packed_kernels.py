@@ -192,9 +192,8 @@ def adamw(values: Tensor, grads: Tensor, averages: Tensor, squares: Tensor, tabl
     """A step of AdamW in each row, [n, P] each; the gradients are cleared.
 
     Args:
-        table: of each row what its gradient is divided by, rate · decay, beta1, 1 - beta1, beta2, 1 - beta2 (which is
-            four digits less, made from beta2 in fp32), rate / (1 - beta1^step), the root of 1 - beta2^step, and
-            epsilon: [n, 9], fp32.
+        table: of each row what its gradient is divided by, rate · decay, beta1, 1 - beta1, beta2, 1 - beta2,
+            rate / (1 - beta1^step), the root of 1 - beta2^step, and epsilon: [n, 9], fp32; see `step_table`.
     """
     rows, size = values.shape
     assert size % UNIT.value == 0, f"{size} is no multiple of {UNIT.value}"

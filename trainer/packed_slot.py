@@ -31,10 +31,12 @@ class Slot:
     random: Randomness
     batches: Iterator[Batch] = field(init=False)
     ahead: Fed | Passed | None = None
+    dropout: float = field(init=False)
     _behind: tuple[dict[str, Any], Any] = field(init=False)
 
     def __post_init__(self) -> None:
         self.batches = self.recipe.batches()
+        self.dropout = float(self.recipe.cfg.model.get("lora_dropout", 0.0))  # every pass asks, and the GPU waits
 
     def fetch(self, longest: int) -> None:
         """Draw the next micro-batch, before the numbers of the last are known: a GPU is still busy with them."""
@@ -56,10 +58,6 @@ class Slot:
             return self.recipe.loader_state(), self.random.to_checkpoint(self.random.now)
         loader, random = self._behind
         return loader, self.random.to_checkpoint(random)
-
-    @property
-    def dropout(self) -> float:
-        return float(self.recipe.cfg.model.get("lora_dropout", 0.0))
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,7 +33,7 @@ def take_steps(store: Store, due: Sequence[Fed], divisors: torch.Tensor) -> None
     for rows, part in _runs(due):
         store.steps[rows] += 1
         if store.values.is_cuda:
-            _step_together(store, rows, _on_device(table[part], store, torch.float64), divisors[part])
+            _step_together(store, rows, _on_device(table[part], store), divisors[part])
         else:
             _step_apart(store, rows, table[part], divisors[part])
 
@@ -47,18 +47,28 @@ def stand_still(store: Store) -> None:
     packed_kernels.adamw(values, grads, averages, squares, table)
 
 
-def _step_together(store: Store, rows: slice, table: torch.Tensor, divisors: torch.Tensor) -> None:
-    """table: rate, both betas, decay and epsilon of each row, [n, 5], fp64."""
+def _step_together(store: Store, rows: slice, options: torch.Tensor, divisors: torch.Tensor) -> None:
     from trainer import packed_kernels
 
-    rate, beta1, beta2, decay, eps = table.unbind(1)
-    steps = store.steps[rows].double()
+    values, grads, averages, squares = (kind[rows] for kind in store.tensors)
+    packed_kernels.adamw(values, grads, averages, squares, step_table(options, store.steps[rows], divisors))
+
+
+def step_table(options: torch.Tensor, steps: torch.Tensor, divisors: torch.Tensor) -> torch.Tensor:
+    """What `packed_kernels.adamw` takes, [n, 9].
+
+    Made in fp64 from options in fp32, as torch's kernel has them: 1 - beta2 and 1 - beta2^step must be of one beta2.
+
+    Args:
+        options: rate, both betas, decay and epsilon of each row, [n, 5], fp32.
+        steps: how many each row has taken with this one, [n]; divisors: of the gradients, [n].
+    """
+    rate, beta1, beta2, decay, eps = options.double().unbind(1)
     columns = [
         divisors.double(), rate * decay, beta1, 1 - beta1, beta2, 1 - beta2,
         rate / (1 - beta1**steps), (1 - beta2**steps).sqrt(), eps,
     ]  # fmt: skip
-    values, grads, averages, squares = (kind[rows] for kind in store.tensors)
-    packed_kernels.adamw(values, grads, averages, squares, torch.stack(columns, dim=1).float())
+    return torch.stack(columns, dim=1).float()
 
 
 def _step_apart(store: Store, rows: slice, table: Sequence[Sequence[float]], divisors: torch.Tensor) -> None:
@@ -94,9 +104,7 @@ def _runs(due: Sequence[Fed]) -> Iterator[tuple[slice, slice]]:
             first = index + 1
 
 
-def _on_device(
-    values: Sequence[float] | Sequence[Sequence[float]], store: Store, dtype: torch.dtype = torch.float32
-) -> torch.Tensor:
-    found = torch.tensor(values, dtype=dtype)
+def _on_device(values: Sequence[float] | Sequence[Sequence[float]], store: Store) -> torch.Tensor:
+    found = torch.tensor(values, dtype=torch.float32)
     device = store.grads.device
     return found.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else found

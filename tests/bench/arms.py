@@ -1,4 +1,4 @@
-"""The arms of `python tests/bench/dispatch.py` and `gpu_dispatch.py`: one function each, from a job to its measures.
+"""The arms of `python -m tests.bench.dispatch` and `gpu_dispatch.py`: one function each, from a job to its measures.
 
 Invariants: every arm trains the configurations that `prepare` drew, which are those that `sweep run` draws from the
 same overrides; the warm arm checks that they are. Each has the same environment, threads and slots, and saves each

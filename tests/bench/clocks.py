@@ -1,4 +1,4 @@
-"""The benchmark's clocks: `python tests/bench/dispatch.py` and `gpu_dispatch.py` use them; nothing runs by itself.
+"""The benchmark's clocks: `python -m tests.bench.dispatch` and `gpu_dispatch.py` use them; nothing runs by itself.
 
 Invariants: nothing of the measured programs is changed. Writes are seen through inotify, so that watching costs no
 processor time between two of them. A process's own time is the kernel's count, its children left out.

@@ -1,4 +1,4 @@
-"""The benchmark of dispatch: `python tests/bench/dispatch.py --trials 64 --workers 2 [--repeat 3] [--json OUT]`.
+"""The benchmark of dispatch: `python -m tests.bench.dispatch --trials 64 --workers 2 [--repeat 3] [--json OUT]`.
 
 Measures in one run the wall-clock of the same short trials of the embedded base on the CPU, three ways:
 

@@ -1,4 +1,4 @@
-"""Dispatch on a GPU: `python tests/bench/gpu_dispatch.py --trials 16 [--only warm,process] [--json OUT]`.
+"""Dispatch on a GPU: `python -m tests.bench.gpu_dispatch --trials 16 [--only warm,process] [--json OUT]`.
 
 The arms of `dispatch.py` on one CUDA GPU with one slot, over a base of Llama 3.2 1B's shape with random weights in
 bf16, made anew as a Hugging Face checkpoint of 2.5 GB in a scratch directory. Tokenizer and rows are the embedded

@@ -1,4 +1,4 @@
-"""Tokens a second of a pack: `python tests/bench/packed.py [--shape 1b] [--only 4x256,1x256] [--profile] [--json OUT]`.
+"""Tokens a second of a pack: `python -m tests.bench.packed [--shape 1b] [--only 4x256,1x256] [--profile] [--json OUT]`.
 
 Llama's shapes with random weights on one CUDA GPU in bf16, rows of random tokens that all have a label. For each
 micro-batch (rows x tokens of one slot) it trains one trial alone with torchtune's modules, eager and compiled, then

@@ -1,4 +1,4 @@
-"""`slots: auto` against one trial at a time: `python tests/bench/packed_auto.py --case 1x4096 [--json OUT]`.
+"""`slots: auto` against one trial at a time: `python -m tests.bench.packed_auto --case 1x4096 [--json OUT]`.
 
 Whole trials through the worker's crew, building included: `--single-trials` of them with one slot, by torchtune's own
 modules, then `--trials` with `slots: auto`; with `--forced N` also with N slots. Of either, label tokens a second.

@@ -1,4 +1,4 @@
-"""Parity and refill: `python tests/bench/packed_parity.py --data DIR [--only parity,refill] [--json OUT]`.
+"""Parity and refill: `python -m tests.bench.packed_parity --data DIR [--only parity,refill] [--json OUT]`.
 
 DIR holds `base8m/` and `gsm8k/`, as `../shared/data` does; without it the embedded base and its rows serve. Parts:
 

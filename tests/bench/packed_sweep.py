@@ -1,4 +1,4 @@
-"""A whole sweep packed: `python tests/bench/packed_sweep.py --data DIR [--base base8m] [--trials 64] [--json OUT]`.
+"""A whole sweep packed: `python -m tests.bench.packed_sweep --data DIR [--base base8m] [--trials 64] [--json OUT]`.
 
 DIR holds `gsm8k/` and the bases, as `../shared/data` does. The same trials on one GPU, four times: a `tune run` process
 for each, as many as `--processes` says and the rest reckoned from their median; `sweep run` with one slot; with

@@ -1,6 +1,6 @@
 """Whether `sweep replay` says what the other pruner does: its answer against sweeps that had that pruner.
 
-    python tests/bench/replay_agreement.py [--seeds N] [--workers 1 8] [--trials N]
+    python -m tests.bench.replay_agreement [--seeds N] [--workers 1 8] [--trials N]
 
 For each seed, a sweep without a pruner runs on simulated workers, with random proposals (which do not depend on what
 was pruned), and is replayed under each pruner; then a sweep of the same name (Hyperband draws its brackets by it) with

@@ -1,6 +1,6 @@
 """The controller at scale: 1,000 simulated workers, 10,000 trials, 1 % of the attempts end in a crash.
 
-    python tests/bench/simulated_scale.py [--trials N] [--workers N] [--sampler random|tpe] [--pruner none|asha]
+    python -m tests.bench.simulated_scale [--trials N] [--workers N] [--sampler random|tpe] [--pruner none|asha]
 
 Prints what was lost, told twice or left open (nothing may be), the throughput against an ideal scheduler that knows
 everything at once and takes no time, on the same workers, crashes and stragglers, and how long the replay took. That

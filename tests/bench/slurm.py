@@ -1,4 +1,4 @@
-"""Sweeps on a SLURM cluster: `python tests/bench/slurm.py [--only a,b,c,d] [--launcher-python PATH] [--json OUT]`.
+"""Sweeps on a SLURM cluster: `python -m tests.bench.slurm [--only a,b,c,d] [--launcher-python PATH] [--json OUT]`.
 
 Brings up a real cluster of virtual nodes on this machine (`tests/slurm/cluster.py`; as root) and measures on it:
 

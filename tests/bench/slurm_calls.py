@@ -1,4 +1,4 @@
-"""Part c of `python tests/bench/slurm.py`: how often a sweep asks the scheduler.
+"""Part c of `python -m tests.bench.slurm`: how often a sweep asks the scheduler.
 
 Invariant: counts what was called, by whomever, between the start and the end of one `sweep run`; with the queue's
 default `query_seconds`.

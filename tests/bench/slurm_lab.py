@@ -1,4 +1,4 @@
-"""The cluster that `python tests/bench/slurm.py` measures on, and the count of what its scheduler is asked.
+"""The cluster that `python -m tests.bench.slurm` measures on, and the count of what its scheduler is asked.
 
 Invariants: the cluster is the benchmark's own, in a scratch directory, and gone when the block ends, however it ends.
 A command that is counted is SLURM's own: its stand-in on PATH appends a line with the time, and becomes it. The

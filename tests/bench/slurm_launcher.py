@@ -1,4 +1,4 @@
-"""Part d of `python tests/bench/slurm.py`: many short trials on warm workers, against hydra-submitit-launcher.
+"""Part d of `python -m tests.bench.slurm`: many short trials on warm workers, against hydra-submitit-launcher.
 
 Ours is `sweep run` with warm workers as jobs; the other arm is one `--multirun` over the very same configurations: a
 job array with as many jobs at once as we have workers, each training through torchtune's own recipe.

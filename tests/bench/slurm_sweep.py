@@ -1,4 +1,4 @@
-"""Part b of `python tests/bench/slurm.py`: from a prune to its stop; and the sweep that parts b and c look at.
+"""Part b of `python -m tests.bench.slurm`: from a prune to its stop; and the sweep that parts b and c look at.
 
 The sweep is `experiment=demo` as it is delivered (TPE, successive halving, validation, checkpoints) on the queue
 `slurm_cpu` as it is delivered; only the number of trials and workers is said.

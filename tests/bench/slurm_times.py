@@ -1,4 +1,4 @@
-"""Part a of `python tests/bench/slurm.py`: from a submission to its first optimizer step.
+"""Part a of `python -m tests.bench.slurm`: from a submission to its first optimizer step.
 
 A sweep of one trial on one worker, each time in a new room, on an idle cluster. The files that mark its way are looked
 for every few milliseconds, each from when the one before it was there.

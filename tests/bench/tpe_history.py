@@ -1,6 +1,6 @@
 """What `search.history` costs in quality: TPE shown all ended trials, and shown only the best and the newest.
 
-    python tests/bench/tpe_history.py [--seeds N] [--trials N] [--history N] [--workers N]
+    python -m tests.bench.tpe_history [--seeds N] [--trials N] [--history N] [--workers N]
 
 Each seed draws a table of a parametric family (`search_bench.tables.synthetic`) and the sampler's seed; both arms
 search it with as many trials running at a time as there are workers, which end in the order in which they were asked.

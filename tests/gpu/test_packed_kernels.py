@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from trainer.packed_layout import ROWS
+from trainer.packed_update import step_table
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 
@@ -83,22 +84,21 @@ def test_a_step_of_rows_is_torchs_step_of_each(dtype: torch.dtype) -> None:
     from trainer import packed_kernels
 
     torch.manual_seed(0)
-    options = [(1e-3, 0.9, 0.95, 0.1, 1e-8, 3.0), (3e-2, 0.8, 0.999, 0.0, 1e-6, 0.5)]
+    options = [(1e-3, 0.9, 0.95, 0.1, 1e-8), (3e-2, 0.8, 0.999, 0.0, 1e-6)]
     values, grads, averages = (torch.randn(2, 4104, device="cuda").to(dtype) for _ in range(3))
     squares = torch.rand(2, 4104, device="cuda").mul(1e-6).to(dtype)  # so that what is new of them weighs
     theirs = [one.clone() for one in (values, grads, averages, squares)]
-    table = []
-    for row, (rate, beta1, beta2, decay, eps, divisor) in enumerate(options):
-        step = 5.0 + row
-        betas = [beta1, 1 - beta1, beta2, 1 - beta2]
-        table.append([divisor, rate * decay, *betas, rate / (1 - beta1**step), (1 - beta2**step) ** 0.5, eps])
+    steps = torch.tensor([5.0, 6.0], device="cuda")
+    divisors = torch.tensor([3.0, 0.5], device="cuda")
+    for row, (rate, beta1, beta2, decay, eps) in enumerate(options):
         torch._fused_adamw_(
-            [theirs[0][row]], [theirs[1][row]], [theirs[2][row]], [theirs[3][row]], [],
-            [torch.tensor(step, device="cuda")],
+            [theirs[0][row]], [theirs[1][row]], [theirs[2][row]], [theirs[3][row]], [], [steps[row]],
             lr=rate, beta1=beta1, beta2=beta2, weight_decay=decay, eps=eps, amsgrad=False, maximize=False,
-            grad_scale=torch.tensor(divisor, device="cuda"),
+            grad_scale=divisors[row],
         )  # fmt: skip
-    packed_kernels.adamw(values, grads, averages, squares, torch.tensor(table, device="cuda"))
+    packed_kernels.adamw(
+        values, grads, averages, squares, step_table(torch.tensor(options, device="cuda"), steps, divisors)
+    )
     near = 1e-6 if dtype is torch.float32 else 1e-3  # a number in a hundred is a bit of bf16 off
     for ours, other in ((values, theirs[0]), (averages, theirs[2]), (squares, theirs[3])):
         close(ours, other.double(), near)
