@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
+from sweep.budget import Budget
 from sweep.model import (
     Ask,
     AskFinal,
@@ -49,6 +50,10 @@ class _Decision:
     view: View
     limits: Limits
     now: float
+
+    @cached_property
+    def _budget(self) -> Budget:
+        return Budget(self.view, self.limits)
 
     def effects(self) -> Iterator[Effect]:
         if self.view.mode is Mode.HANDOVER:
@@ -114,7 +119,7 @@ class _Decision:
         return self._tell_cancelled(trial)
 
     def _tell_cancelled(self, trial: TrialFacts) -> Tell | None:
-        if self.view.mode is Mode.CANCEL or self._target_reached:
+        if self.view.mode is Mode.CANCEL or self._budget.target_reached:
             return Tell(trial.number, Ending.FAIL, "the sweep ended before it could go on", cancelled=True)
         return None
 
@@ -125,15 +130,15 @@ class _Decision:
     @cached_property
     def _settled(self) -> bool:
         """Whether paused trials stay where they are for good."""
-        if self.view.mode is Mode.CANCEL or self._target_reached:
+        if self.view.mode is Mode.CANCEL or self._budget.target_reached:
             return True
         idle = not any(not trial.paused or self._busy(trial) for trial in self.view.trials)
-        return self._going_on and idle and self._askable <= 0 and not self._promotable
+        return self._going_on and idle and self._budget.askable <= 0 and not self._promotable
 
     @cached_property
     def _promotable(self) -> bool:
         """Whether the study may know a paused trial worth going on with."""
-        return self._budget_left and not self.view.study.stuck and self._any_paused
+        return self._budget.left and not self.view.study.stuck and self._any_paused
 
     @cached_property
     def _any_paused(self) -> bool:
@@ -154,7 +159,7 @@ class _Decision:
     def _wanted_stop(self) -> tuple[StopCause, str] | None:
         if self.view.mode is Mode.CANCEL:
             return StopCause.CANCELLED, "the sweep was stopped"
-        if self._target_reached:
+        if self._budget.target_reached:
             return StopCause.CANCELLED, f"another trial reached the target {self.limits.target:g}"
         if self.view.mode is Mode.STOP:
             return StopCause.INTERRUPTED, "the sweep was interrupted"
@@ -208,7 +213,7 @@ class _Decision:
         if not self._going_on:
             return
         waiting = deque(self._waiting)
-        asks, asked = self._askable, False
+        asks, asked = self._budget.askable, False
         finals = self._finals
         for worker in self._live:
             for _ in range(self._free(worker) if self._rooms[worker.name] else 0):
@@ -239,7 +244,10 @@ class _Decision:
             else min(self.limits.slots, self.limits.trials_per_worker)
         )
         unserved = (
-            len(self._waiting) + self._askable + self._finals - sum(self._rooms[worker.name] for worker in open_to_work)
+            len(self._waiting)
+            + self._budget.askable
+            + self._finals
+            - sum(self._rooms[worker.name] for worker in open_to_work)
         )
         count = min(len(places), math.ceil(unserved / per_worker) if unserved < math.inf else len(places))
         if count > 0:
@@ -260,7 +268,7 @@ class _Decision:
         if self.view.mode is Mode.RUN and self._work_left:
             return
         # each trial that runs may yet lift one that is paused above the others, and a worker costs a start
-        spare = len(self._running) if self._going_on and self._any_paused and self._budget_left else 0
+        spare = len(self._running) if self._going_on and self._any_paused and self._budget.left else 0
         for worker in self._live:
             if worker.draining or worker.job is JobState.PLANNED or not (worker.ready or worker.name in self._loads):
                 continue
@@ -283,12 +291,12 @@ class _Decision:
         if self._abort_reason:
             return Finish(Finished.FAILED, self._abort_reason)
         open_trials = bool(self.view.trials or self.view.study.aside)
-        if self.view.mode is Mode.STOP and (open_trials or self._askable > 0):
+        if self.view.mode is Mode.STOP and (open_trials or self._budget.askable > 0):
             return Finish(Finished.STOPPED, "trials were stopped with a checkpoint and go on with `sweep resume`")
         if self.view.mode is Mode.CANCEL and not open_trials:
             return Finish(Finished.CANCELLED, "the sweep was stopped")
-        if not open_trials and self._askable <= 0 and self._finals <= 0:
-            return Finish(Finished.DONE, self._spent_reason)
+        if not open_trials and self._budget.askable <= 0 and self._finals <= 0:
+            return Finish(Finished.DONE, self._budget.reason)
         return None
 
     @cached_property
@@ -304,22 +312,6 @@ class _Decision:
             last = f" ({self.view.start_failure})" if self.view.start_failure else ""
             return f"{self.view.start_failures} workers in a row ended before they were ready{last}; see `sweep logs`"
         return None
-
-    @cached_property
-    def _spent_reason(self) -> str:
-        if self._target_reached:
-            return f"the target {self.limits.target:g} was reached"
-        if self.view.study.exhausted:
-            return "the sampler has proposed all it can"
-        if self.limits.trials is not None and self.view.study.asked >= self.limits.trials:
-            return f"all {self.limits.trials} trials have ended"
-        if self._over_tokens:
-            return f"the budget of {self.limits.tokens:,} tokens is spent"
-        if self._over_gpu_hours:
-            return f"the budget of {self.limits.gpu_hours:g} GPU-hours is spent"
-        if self._gains_little:
-            return f"another GPU-hour is expected to gain less than {self.limits.min_gain:g}"
-        return f"the budget of {self.limits.seconds or 0:g} s is spent"
 
     # --- derived facts ----------------------------------------------------------------------------------------
 
@@ -388,57 +380,18 @@ class _Decision:
 
     @cached_property
     def _going_on(self) -> bool:
-        return self.view.mode is Mode.RUN and self._abort_reason is None and not self._target_reached
-
-    @cached_property
-    def _target_reached(self) -> bool:
-        best = self.view.study.best
-        return self.limits.target is not None and best is not None and best <= self.limits.target
-
-    @cached_property
-    def _over_tokens(self) -> bool:
-        return self.limits.tokens is not None and self.view.tokens >= self.limits.tokens
-
-    @cached_property
-    def _askable(self) -> float:
-        """How many more trials the budget allows to ask for; infinity without a limit of trials."""
-        study, limits = self.view.study, self.limits
-        if study.exhausted or not self._budget_left:
-            return 0
-        return math.inf if limits.trials is None else max(0, limits.trials - study.asked)
-
-    @cached_property
-    def _budget_left(self) -> bool:
-        """Whether tokens and time allow to begin anything more, be it a new trial or a paused one."""
-        over_time = self.limits.seconds is not None and self.view.seconds >= self.limits.seconds
-        return not (
-            self._target_reached or self._over_tokens or over_time or self._over_gpu_hours or self._gains_little
-        )
-
-    @cached_property
-    def _gpu_hours(self) -> float:
-        return self.view.trained / self.limits.slots / 3600
-
-    @cached_property
-    def _over_gpu_hours(self) -> bool:
-        return self.limits.gpu_hours is not None and self._gpu_hours >= self.limits.gpu_hours
-
-    @cached_property
-    def _gains_little(self) -> bool:
-        gain = self.view.study.gain
-        return self.limits.min_gain is not None and gain is not None and self._per_gpu_hour(gain) < self.limits.min_gain
-
-    def _per_gpu_hour(self, gain: float) -> float:
-        return gain * self.limits.slots * 3600
+        return self.view.mode is Mode.RUN and self._abort_reason is None and not self._budget.target_reached
 
     @cached_property
     def _work_left(self) -> bool:
-        return self._going_on and (self._askable > 0 or bool(self._waiting) or self._promotable or self._finals > 0)
+        return self._going_on and (
+            self._budget.askable > 0 or bool(self._waiting) or self._promotable or self._finals > 0
+        )
 
     @cached_property
     def _finals(self) -> int:
         """Finals to ask for now: only where nothing else is left to begin, and all other trials have ended."""
-        if self._askable > 0 or self._any_paused or self.view.study.searching:
+        if self._budget.askable > 0 or self._any_paused or self.view.study.searching:
             return 0
         return self.view.study.finals
 

@@ -20,7 +20,8 @@ from sweep.ports import WorkerSpec
 from sweep.probe import DataProbe, probe_data
 from sweep.recipe import trial_changes
 from sweep.settings import Settings
-from sweep.study import OptunaStudy, memory_storage
+from sweep.storage import memory_storage
+from sweep.study import OptunaStudy
 from sweep.view import duration, param, short_keys
 from trainer.room import Room
 

@@ -21,7 +21,8 @@ from sweep.session import study_config
 from sweep.settings import Settings
 from sweep.simulate import simulate
 from sweep.simulation import RECORD_ENDS, World
-from sweep.study import REASON, OptunaStudy, memory_storage
+from sweep.storage import REASON, memory_storage
+from sweep.study import OptunaStudy
 from sweep.tables import Table
 from sweep.words import section_of
 

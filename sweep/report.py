@@ -19,7 +19,7 @@ from sweep.model import SweepState, TrialRow
 from sweep.results import SweepReader
 from sweep.rooms import load_settings
 from sweep.session import reading_storage
-from sweep.study import load_study, own_trials
+from sweep.storage import load_study, own_trials
 from sweep.view import duration, number, params_text, ranked, scores_text
 from trainer.room import Room, write_atomic
 

@@ -88,7 +88,7 @@ class SweepReader:
 
     def _row(self, trial: FrozenTrial, alive: set[str]) -> TrialRow:
         from sweep.distributions import decode_params
-        from sweep.study import CANCELLED, FINAL, REASON
+        from sweep.storage import CANCELLED, FINAL, REASON
 
         if trial.number in self._ended:
             return self._ended[trial.number]
@@ -158,7 +158,7 @@ class SweepReader:
 
 def open_reader(room: Room) -> SweepReader:
     """A reader of a room, beside whoever runs it."""
-    from sweep.study import load_study, own_trials
+    from sweep.storage import load_study, own_trials
 
     settings = load_settings(room)
     study = load_study(reading_storage(room, settings), settings.name)

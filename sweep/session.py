@@ -108,7 +108,8 @@ def study_config(settings: Settings) -> StudyConfig:
 
 def open_study(room: Room, settings: Settings) -> OptunaStudy:
     """The study of a room, for its one controller."""
-    from sweep.study import OptunaStudy, journal_storage
+    from sweep.storage import journal_storage
+    from sweep.study import OptunaStudy
 
     room.root.mkdir(parents=True, exist_ok=True)
     return OptunaStudy(study_config(settings), settings.storage or journal_storage(journal_path(room)))
@@ -116,9 +117,9 @@ def open_study(room: Room, settings: Settings) -> OptunaStudy:
 
 def reading_storage(room: Room, settings: Settings) -> BaseStorage | str:
     """The study's storage, for a reader beside a running controller."""
-    from sweep import study
+    from sweep import storage
 
-    return settings.storage or study.reading_storage(journal_path(room))
+    return settings.storage or storage.reading_storage(journal_path(room))
 
 
 @contextmanager
@@ -297,7 +298,7 @@ def trial_spec(
 
 def _import(study: OptunaStudy, settings: Settings, source: str) -> None:
     from sweep.distributions import same_space
-    from sweep.study import load_study
+    from sweep.storage import load_study
 
     room = find_room(source)
     other = load_settings(room)

@@ -11,44 +11,28 @@ changes: no call but `frozen` walks over all trials, once a study is open, unles
 from __future__ import annotations
 
 import math
-import statistics
 from bisect import bisect_left, insort
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import optuna
-from optuna.storages import BaseStorage, InMemoryStorage, JournalStorage
-from optuna.storages.journal import JournalFileBackend
+from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from sweep.curves import Curves
 from sweep.distributions import decode_params, distribution, encode, suggest
-from sweep.errors import GiveUp
 from sweep.model import Ending, Ruling, StudyFacts, Tell, Verdict
 from sweep.proposals import History, KnownSpace, WatchedStudy
 from sweep.space import Space
+from sweep.storage import CANCELLED, FINAL, IMPORTED, PROMOTED, REASON, SECONDS, TOKENS, final_of, own_trials
 from sweep.strategy import Promotion, Standing, Strategy
+from sweep.tally import Tally
 from trainer.contract import Report
-from trainer.room import cut_torn_line
-
-optuna.logging.set_verbosity(optuna.logging.ERROR)
 
 # Makes a sampler from a seed.
 SamplerFactory = Callable[[int], optuna.samplers.BaseSampler]
-IMPORTED = "imported_from"
-REASON = "reason"
-CANCELLED = "cancelled"
-TOKENS = "tokens"
-SECONDS = "seconds"
-FINAL = "final"
-PROMOTED = "promoted_at"
-# Trials of the recent past from which the gain of the next one is judged, and the fewest values for that.
-GAIN_WINDOW = 20
-GAIN_VALUES = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,24 +60,6 @@ class StudyConfig:
     history: int | None = None
     finalists: int = 0
     seeds: int = 0
-
-
-def journal_storage(path: Path) -> BaseStorage:
-    """The journal file of a room, for its one writer: a line that a crash left torn is cut off first."""
-    cut_torn_line(path)
-    if path.exists():
-        Path(f"{path}.lock").unlink(missing_ok=True)  # left by a killed writer; the room's lock says there is no other
-    return JournalStorage(JournalFileBackend(str(path)))
-
-
-def reading_storage(path: Path) -> BaseStorage:
-    """The same for a reader beside a running controller: nothing is repaired."""
-    return JournalStorage(JournalFileBackend(str(path)))
-
-
-def memory_storage() -> BaseStorage:
-    """A storage that ends with the process."""
-    return InMemoryStorage()
 
 
 STANDINGS = {
@@ -125,54 +91,6 @@ class _Open:
     final: bool = False
 
 
-@dataclass(slots=True)
-class _Tally:
-    """What `StudyFacts` counts."""
-
-    counts: dict[TrialState, int] = field(default_factory=lambda: dict.fromkeys(TrialState, 0))
-    cancelled: int = 0
-    best: float | None = None
-    best_trial: int | None = None
-    tokens: int = 0
-    seconds: float = 0.0
-    ranks: list[tuple[float, int]] = field(default_factory=list)
-    recent: deque[tuple[float | None, float]] = field(default_factory=lambda: deque(maxlen=GAIN_WINDOW))
-
-    def add(self, trial: FrozenTrial) -> None:
-        """Count an ended trial; of finals, what they cost alone."""
-        seconds = float(trial.user_attrs.get(SECONDS, 0.0))
-        self.seconds += seconds
-        if FINAL in trial.user_attrs:
-            self.tokens += int(trial.user_attrs.get(TOKENS, 0))
-            return
-        self.counts[trial.state] += 1
-        self.cancelled += trial.state is TrialState.FAIL and CANCELLED in trial.user_attrs
-        self.tokens += int(trial.user_attrs.get(TOKENS, 0))
-        value = trial.value if trial.state is TrialState.COMPLETE else None
-        self.recent.append((value, seconds))
-        if value is not None:
-            insort(self.ranks, (value, trial.number))
-            self.best, self.best_trial = self.ranks[0]
-
-    @property
-    def gain(self) -> float | None:
-        """Expected fall of the best value for each second of training more.
-
-        Expected improvement over the best under a normal distribution of the recent complete values (Mockus, 1975),
-        times the share of trials that complete, over the mean seconds of a trial.
-        """
-        values = [value for value, _ in self.recent if value is not None]
-        cost = sum(seconds for _, seconds in self.recent) / max(1, len(self.recent))
-        if len(values) < GAIN_VALUES or self.best is None or cost <= 0:
-            return None
-        mean, spread = statistics.fmean(values), statistics.stdev(values)
-        if spread == 0:
-            return 0.0
-        normal, z = statistics.NormalDist(), (self.best - mean) / spread
-        improvement = spread * (z * normal.cdf(z) + normal.pdf(z))
-        return improvement * len(values) / len(self.recent) / cost
-
-
 class OptunaStudy:
     """A `Study` (see `ports`) on any Optuna storage."""
 
@@ -197,7 +115,7 @@ class OptunaStudy:
         self._open: dict[int, _Open] = {}
         self._active: set[int] = set()
         self._aside: set[int] = set()
-        self._tally = _Tally()
+        self._tally = Tally()
         self._reported: dict[int, list[float]] = {}
         self._stuck = False
         self._facts: StudyFacts | None = None
@@ -205,9 +123,9 @@ class OptunaStudy:
         self._asked = len(trials)
         queued = [trial for trial in trials if trial.state is TrialState.WAITING]
         self._waiting = {trial.number for trial in queued if FINAL not in trial.user_attrs}
-        self._waiting_finals = {_final_of(trial): trial.number for trial in queued if FINAL in trial.user_attrs}
+        self._waiting_finals = {final_of(trial): trial.number for trial in queued if FINAL in trial.user_attrs}
         begun = [trial for trial in trials if trial.state is not TrialState.WAITING and FINAL in trial.user_attrs]
-        self._finals = {_final_of(trial) for trial in begun}
+        self._finals = {final_of(trial) for trial in begun}
         for trial in trials:
             for milestone, value in trial.intermediate_values.items():
                 insort(self._reported.setdefault(milestone, []), value)
@@ -518,29 +436,3 @@ class OptunaStudy:
     def _grid_is_exhausted(self, asked: int) -> bool:
         sampler = self._study.sampler
         return isinstance(sampler, optuna.samplers.GridSampler) and asked >= len(sampler._all_grids)
-
-
-def _final_of(trial: FrozenTrial) -> tuple[int, int]:
-    number, seed = trial.user_attrs[FINAL]
-    return int(number), int(seed)
-
-
-def own_trials(study: optuna.Study) -> list[FrozenTrial]:
-    """The trials that a sweep asked for: neither imported nor still enqueued."""
-    return [
-        trial
-        for trial in study.get_trials(deepcopy=False)
-        if IMPORTED not in trial.user_attrs and trial.state is not TrialState.WAITING
-    ]
-
-
-def load_study(storage: BaseStorage | str, name: str) -> optuna.Study:
-    """An existing study, for reading.
-
-    Raises:
-        GiveUp: the storage holds no study of this name.
-    """
-    try:
-        return optuna.load_study(study_name=name, storage=storage)
-    except KeyError as error:
-        raise GiveUp(f"the storage holds no study named {name}") from error

@@ -28,9 +28,10 @@ from sweep.queues import Fates
 from sweep.sampler import ForecastSampler
 from sweep.simulate import simulate
 from sweep.simulation import World
+from sweep.storage import memory_storage
 from sweep.strategy import AsynchronousHalving
 from sweep.strategy.freeze_thaw import FreezeThaw
-from sweep.study import OptunaStudy, StudyConfig, memory_storage
+from sweep.study import OptunaStudy, StudyConfig
 from sweep.tables import Table, load_table
 from tests.bench.search_bench import tables
 

@@ -26,8 +26,9 @@ from sweep.model import Effect, Finished, Limits, Tell
 from sweep.queues import Fates
 from sweep.simulate import Silent, simulate
 from sweep.simulation import SimAttempt, World
+from sweep.storage import memory_storage
 from sweep.strategy import AsynchronousHalving
-from sweep.study import OptunaStudy, StudyConfig, memory_storage
+from sweep.study import OptunaStudy, StudyConfig
 from sweep.tables import Table, load_table
 from tests.tables import write_table
 from trainer.contract import TrialSpec

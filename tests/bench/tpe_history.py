@@ -26,7 +26,8 @@ from scipy.stats import ttest_rel
 
 from sweep.grammar import parse_space
 from sweep.model import Ending, Tell
-from sweep.study import OptunaStudy, StudyConfig, memory_storage
+from sweep.storage import memory_storage
+from sweep.study import OptunaStudy, StudyConfig
 from tests.bench.search_bench.tables import ACCUMULATION, LR, RANK, Table, synthetic
 from trainer.contract import Report
 

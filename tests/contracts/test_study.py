@@ -16,8 +16,9 @@ from sweep.model import Ending, Tell
 from sweep.resources import conf_dir
 from sweep.session import study_config as study_config_of
 from sweep.settings import Settings
+from sweep.storage import journal_storage, memory_storage
 from sweep.strategy.freeze_thaw import FreezeThaw
-from sweep.study import OptunaStudy, StudyConfig, journal_storage, memory_storage
+from sweep.study import OptunaStudy, StudyConfig
 from trainer.contract import Report
 
 SPACE = {

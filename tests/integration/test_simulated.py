@@ -23,8 +23,9 @@ from sweep.queues import Fates
 from sweep.rooms import find_room
 from sweep.simulate import Silent, simulate
 from sweep.simulation import World
+from sweep.storage import journal_storage, memory_storage
 from sweep.strategy import AsynchronousHalving
-from sweep.study import OptunaStudy, StudyConfig, journal_storage, memory_storage
+from sweep.study import OptunaStudy, StudyConfig
 from sweep.tables import load_table
 from tests.bench.replay_agreement import PRUNERS, compare
 from tests.bench.simulated_scale import SPACE, run

@@ -22,8 +22,9 @@ LAYERS = (
     "trainer.replica",
     "trainer.mirror",
     "sweep sweep.errors sweep.resources sweep.yamledit sweep.nursery",
-    "sweep.model sweep.space sweep.queues sweep.evaluators sweep.slurm",
+    "sweep.model sweep.space sweep.queues sweep.evaluators sweep.slurm sweep.storage",
     "sweep.ports sweep.grammar sweep.submit sweep.launchtemplate sweep.launchapi sweep.strategy sweep.tables",
+    "sweep.tally sweep.budget",
     "sweep.launchagent sweep.wandbqueue",
     "sweep.simulation sweep.ledger sweep.finals sweep.strategy.encoding sweep.strategy.surrogate",
     "sweep.decide sweep.channel sweep.dispatch sweep.dispatch.* sweep.recipe sweep.settings sweep.view",
@@ -58,7 +59,16 @@ OWNERS = {
         "sweep.wandbautomation",
         "sweep.wandbsync",
     },
-    "optuna": {"sweep.distributions", "sweep.proposals", "sweep.sampler", "sweep.study", "sweep.report", "sweep.plan"},
+    "optuna": {
+        "sweep.distributions",
+        "sweep.proposals",
+        "sweep.sampler",
+        "sweep.storage",
+        "sweep.tally",
+        "sweep.study",
+        "sweep.report",
+        "sweep.plan",
+    },
 }
 
 
@@ -184,7 +194,8 @@ def test_queues_do_not_know_each_other() -> None:
 
 
 def test_decide_imports_nothing_that_acts() -> None:
-    assert own("sweep.decide", late=True) == {"sweep.model", "trainer.contract"}
+    assert own("sweep.decide", late=True) == {"sweep.budget", "sweep.model", "trainer.contract"}
+    assert own("sweep.budget", late=True) == {"sweep.model"}
     assert outside("sweep.decide") == {"math", "collections", "dataclasses", "functools"}
 
 
