@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from sweep.dispatchers import job_viewer
 from sweep.finals import standings_text
 from sweep.ledger import Entry, account, read_ledger
-from sweep.model import SweepState, TrialRow
+from sweep.model import Ruling, SweepState, TrialRow
 from sweep.results import SweepReader
 from sweep.rooms import load_settings
 from sweep.session import reading_storage
@@ -79,7 +79,7 @@ def page(state: SweepState, plots: Sequence[tuple[str, str, str]], entries: Sequ
     for name, heading in (("pruned", "Why trials were pruned"), ("failed", "Why trials failed")):
         rows = [row for row in state.rows if row.state == name]
         if rows:
-            parts.append(f"<h2>{heading}</h2>{_reasons(rows, state.metric)}")
+            parts.append(f"<h2>{heading}</h2>{_reasons(rows, state.metric, entries)}")
     if entries:
         parts.append(_ledger(state, entries))
     parts.append(f"<h2>All trials</h2>{_trials(state)}</html>")
@@ -185,11 +185,11 @@ def _ledger(state: SweepState, entries: Sequence[Entry]) -> str:
     text = (
         f"{found.saved:,} label tokens were saved{share}. "
         f"When it was given up, {found.ahead} of the pruned trials stood before the winner at the same milestone; "
-        f"the winner itself was paused {found.pauses} times."
+        f"the winner itself was paused {found.pauses} time{'' if found.pauses == 1 else 's'}."
     )
     body = "".join(
         f"<tr><td class=n>{e.trial}<td>{escape(e.ruling)}<td class=n>{e.milestone or ''}<td class=n>{number(e.value)}"
-        f"<td class=n>{e.tokens or ''}<td>{escape(e.reason)}<td>"
+        f"<td class=n>{f'{e.tokens:,}' if e.tokens else ''}<td>{escape(e.reason)}<td>"
         + escape(", ".join(f"{key} {value:.4g}" for key, value in e.basis.items()))
         for e in entries
     )
@@ -197,10 +197,13 @@ def _ledger(state: SweepState, entries: Sequence[Entry]) -> str:
     return f"<h2>Ledger</h2><p>{text}</p><div class=wide><table>{head}{body}</table></div>"
 
 
-def _reasons(rows: Sequence[TrialRow], metric: str) -> str:
+def _reasons(rows: Sequence[TrialRow], metric: str, entries: Sequence[Entry]) -> str:
+    """What a trial was told; where it was last paused, what it was paused for first."""
+    last = {entry.trial: entry for entry in entries}
+    paused = {trial: f"{entry.reason}; " for trial, entry in last.items() if entry.ruling == Ruling.PAUSE.value}
     body = "".join(
         f"<tr><td class=n>{row.number}<td>{escape(params_text(row.params))}<td class=n>{number(row.value)}"
-        f"<td class=n>{row.tokens:,}<td>{escape(row.reason)}"
+        f"<td class=n>{row.tokens:,}<td>{escape(paused.get(row.number, '') + row.reason)}"
         for row in rows
     )
     head = f"<tr><th>trial<th>hyperparameters<th>last {escape(metric)}<th>tokens<th>reason"
