@@ -75,6 +75,7 @@ class Forecast:
         best: log loss that an end must fall below to count as better: by a margin that of the best complete trial;
         before
             there is one, what the trial that looks best is expected to come to. front: that trial's end.
+        rival: while no trial is complete, the same two of the trial that looks second best. crowd: whether others run.
         stale: complete trials in a row, by number, that were no better than an earlier one.
         lead: the smallest log loss at each milestone; worst: the loss that counts for those that are not finite.
         width: features of `signs`. x: the points of the trials that have reported, by `place`; done: which are
@@ -97,6 +98,8 @@ class Forecast:
     place: Mapping[int, int] = field(default_factory=dict)
     reached: Mapping[int, Floats] = field(default_factory=dict)
     beside: int = -1
+    rival: tuple[float, Points] | None = None
+    crowd: bool = False
     shades: Floats = field(default_factory=lambda: np.zeros(0))
 
     def points(self, known: Sequence[Known]) -> Points:
@@ -141,9 +144,20 @@ class Forecast:
         Expected improvement: Jones, Schonlau and Welch, Efficient Global Optimization, 1998, eq. 15; its logarithm as
         in Ament et al., Unexpected Improvements to Expected Improvement, 2023, for what lies far behind. By cost:
         Swersky, Snoek and Adams, Multi-Task Bayesian Optimization, 2013.
+
+        Where others run, the front is measured against its rival until a trial is complete. It can never better itself,
+        and would be paused for being the best, again and again until a trial ends that was second best; and it need
+        not make room, since the others search on. A single worker looks further before it commits itself: its sweeps
+        were as long either way.
         """
         mean, sd = self.ends(at)
-        return log_improvement((self.best - mean) / sd) + np.log(sd) - np.log(left) - self._crowding(at)
+        best = np.full(len(at), self.best)
+        if self.crowd and self.front is not None and self.rival is not None:
+            leads = np.flatnonzero(at.trial == self.front.trial[0])
+            if len(leads):
+                best[leads], second = self.rival
+                sd[leads] = self.model.predict(at.rows(leads), second)[1]
+        return log_improvement((best - mean) / sd) + np.log(sd) - np.log(left) - self._crowding(at)
 
     def _crowding(self, at: Points) -> Floats:
         """What is taken off the promise of a trial close to a complete one, and of a new one close to any.
@@ -213,7 +227,7 @@ class Forecast:
         if not known:
             return self
         chosen = sorted(known, key=lambda one: (-len(one.losses), one.number))[:TRIALS]
-        return replace(self, model=believing(self.model, self.points(chosen)))
+        return replace(self, model=believing(self.model, self.points(chosen)), crowd=True)
 
 
 def log_improvement(z: Floats) -> Floats:
@@ -260,12 +274,10 @@ def forecast(known: Sequence[Known], axes: tuple[Axis, ...], milestones: int) ->
     mean = np.array([logs[one.number][-1] if one.complete else math.inf for one in seen])
     if not done:
         mean, _ = found.model.predict(ends)
-    at = int(mean.argmin())
-    front = ends.rows(np.array([at]))
-    order = np.argsort(mean, kind="stable")[: found.centres]
-    return replace(
-        found, best=float(mean[at]) - MARGIN, front=front, beside=_beside(found, ends.rows(order), len(done))
-    )
+    order = np.argsort(mean, kind="stable")
+    (best, front), rival = ((float(mean[at]) - MARGIN, ends.rows(np.array([at]))) for at in order[:2])
+    beside = _beside(found, ends.rows(order[: found.centres]), len(done))
+    return replace(found, best=best, front=front, rival=None if done else rival, beside=beside)
 
 
 def _beside(seen: Forecast, best: Points, complete: int) -> int:

@@ -179,6 +179,21 @@ def test_an_end_far_behind_stands_for_a_loss_that_was_seen(mean: float) -> None:
     assert seen.loss(mean) <= seen.loss(mean + 0.01)
 
 
+def test_where_others_run_the_one_that_looks_best_goes_on_though_none_is_complete() -> None:
+    """It cannot better itself: measured against its own end it would be paused for being the best."""
+    known = [Known(n, {LR: TABLE.rates[n]}, tuple(TABLE.val_loss[3, n, 0, 0][:15])) for n in range(2, 8)]
+    seen = forecast(known, (axis(LR, TABLE.rates),), MILESTONES)
+    assert seen is not None
+    front = int(seen.ends(seen.points(known))[0].argmin())
+    others, rest = known[:front] + known[front + 1 : -1], [known[front], known[-1]]
+    promise = seen.assuming(others).promise(seen.points(rest), np.full(2, 9.0))
+    assert promise[0] > promise[1]
+    assert seen.promise(seen.points(rest), np.full(2, 9.0))[0] < promise[0]
+    done = forecast([*known[:-1], replace(known[-1], complete=True)], seen.axes, MILESTONES)
+    assert done is not None
+    assert done.rival is None
+
+
 def test_believing_keeps_the_mean_and_takes_the_doubt_away() -> None:
     rng = np.random.default_rng(3)
     seen = Points(rng.random((6, 2)), np.ones(6), np.arange(6), np.zeros((6, 0)), np.zeros(6))
