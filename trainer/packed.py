@@ -124,7 +124,7 @@ class Pack:
     def _work(self, tokens: int, rank: int) -> int:
         """Bytes that a pass over so many tokens keeps in a store of a rank, and its logits."""
         logits = min(CHUNK, tokens) * self.decoder.words * self.decoder.like.element_size()
-        return tokens * self.decoder.activation_bytes(rank) + logits
+        return tokens * self.decoder.activation_bytes(rank, any(slot.dropout for slot in self.slots)) + logits
 
     def remove(self, slot: Slot) -> None:
         """Let go of a trial; what it holds must have been saved before."""

@@ -134,15 +134,20 @@ class Decoder:
         """Of the vocabulary."""
         return self._output.shape[0]
 
-    def activation_bytes(self, rank: int) -> int:
-        """An estimate of what one token keeps in memory from the forward to the backward pass, in a store of a rank."""
+    def activation_bytes(self, rank: int, dropout: bool) -> int:
+        """An estimate of what one token keeps in memory from the forward to the backward pass, in a store of a rank.
+
+        Args:
+            dropout: some slot has it, and all have masks.
+        """
         dim = self._output.shape[1]
         first = self._blocks[0]  # norms and residual sums, attention in and out, gate and up, and their product
         wide = first.gate_up.frozen.weight.shape[0]
         per_layer = 4 * dim + first.qkv.frozen.weight.shape[0] + 2 * first.out.frozen.weight.shape[1] + wide
-        if not makes_again(first.gate_up.frozen, first.down.frozen, rank):
+        if dropout or not makes_again(first.gate_up.frozen, first.down.frozen, rank):
             per_layer += wide // 2
-        return self._output.element_size() * (per_layer * len(self._blocks) + 8 * dim)
+        masks = sum(len(group.names) * group.weight.shape[1] for group in self.groups) if dropout else 0
+        return self._output.element_size() * (per_layer * len(self._blocks) + 8 * dim + masks)
 
     def share(self, model: nn.Module) -> None:
         """Let another trial's model have this one's buffers, its table of positions, for its own."""

@@ -29,7 +29,7 @@ def gradient_norms(store: Store, due: Sequence[Fed]) -> tuple[torch.Tensor, torc
 def take_steps(store: Store, due: Sequence[Fed], divisors: torch.Tensor) -> None:
     """Take a step in each of these slots, with the rate that its schedule has now, and clear its gradient."""
     options = [one.slot.recipe.optimizer.param_groups[0] for one in due]
-    table = [[o["lr"], *o["betas"], o["weight_decay"], o["eps"]] for o in options]
+    table = [[float(o["lr"]), *o["betas"], o["weight_decay"], o["eps"]] for o in options]
     for rows, part in _runs(due):
         store.steps[rows] += 1
         if store.values.is_cuda:

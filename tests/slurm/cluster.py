@@ -245,10 +245,13 @@ class Cluster:
             self.directory / "state",
             (self.directory / "etc/sql.port").read_text(),
         )
+        scratch = self.directory / "scratch"  # a server that starts clears its tmpdir, be there another's tables in it
+        scratch.mkdir(exist_ok=True)
         common = [
             "--no-defaults",
             "--user=root",
             f"--datadir={data}",
+            f"--tmpdir={scratch}",
             "--skip-name-resolve",
             "--innodb-log-file-size=16M",
         ]
