@@ -16,7 +16,7 @@ from trainer.base import Cache
 from trainer.contract import Step
 from trainer.packed import Pack
 from trainer.packed_model import Decoder
-from trainer.packed_slot import Slot
+from trainer.packed_slot import Fed, Slot
 from trainer.recipe import LoraRecipe
 
 pytestmark = pytest.mark.slow
@@ -239,6 +239,18 @@ def test_no_memory_for_a_validation_batch_halves_it(
     monkeypatch.setattr(Decoder, "loss", tight)
     assert slot.recipe.evaluate() == pytest.approx(whole, rel=1e-6)
     assert max(sizes) > 10 >= min(sizes)
+
+
+def test_the_masks_of_dropout_are_reckoned_with(cache: Cache, tmp_path: Path) -> None:
+    plain, noisy = Pack(), Pack()
+    plain.put(make(cache, tmp_path, {}))
+    slot = noisy.put(make(cache, tmp_path, {"model__lora_dropout": 0.1}))
+    slot.fetch(noisy.decoder.max_length)
+    assert isinstance(slot.ahead, Fed)
+    layout = noisy._layout([slot.ahead.batch], slot)
+    masks = noisy._noise([slot], layout)
+    kept = sum(mask.numel() * mask.element_size() for group in masks.values() for mask in group)
+    assert 0 < kept <= noisy._work(layout.size, 8) - plain._work(layout.size, 8) < 2 * kept
 
 
 def test_a_table_of_positions_is_in_memory_once(cache: Cache, tmp_path: Path) -> None:
