@@ -162,9 +162,10 @@ def test_one_worker_and_a_seed_give_the_same_sweep_warm_or_with_a_process_for_ea
 def test_ctrl_c_once_detaches_and_resume_goes_on(rooms: Path, tmp_path: Path) -> None:
     run = start("run", *SMALL, "name=c", "pruner=none", "search.trials=8", log=tmp_path / "log")
     room = Room(rooms / "c")
-    until(lambda: reported(room, 1), run)
+    until(lambda: any(room.root.glob("workers/*")), run)  # which still import torch while the second looks
     second = sweep("resume", "c", code=1)
     assert "another controller runs c already" in second.stderr
+    until(lambda: reported(room, 1), run)
     run.send_signal(signal.SIGINT)
     assert run.wait(600) == 130
     assert "detached: running trials go on by themselves" in (tmp_path / "log").read_text()
