@@ -22,6 +22,7 @@ from trainer.packed_products import (
     Projection,
     adapt,
     adapt_back,
+    input_back,
     output_back,
     project,
     project_adapted,
@@ -56,15 +57,13 @@ class Mlp(Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, both, h, active, down_h = ctx.saved_tensors
         gate_up, down, layout = ctx.gate_up, ctx.down, ctx.layout
-        wanted = ctx.needs_input_grad[0]
         if (adapters := _walked(x, gate_up, down)) is not None:
-            dx = _walk_back(grads[0], x, both, h, down_h, gate_up, down, adapters, layout, wanted)
-            return dx, None, None, None, None
+            return _walk_back(grads[0], ctx, adapters), None, None, None, None
         if x.is_cuda:
             back = _gated_back(grads[0], both, h, active, down_h, ctx)
         else:
             back = _silu_mul_back(project_back(grads[0], active, down_h, down, layout, True), both)
-        return project_back(back, x, h, gate_up, layout, wanted), None, None, None, None
+        return project_back(back, x, h, gate_up, layout, ctx.needs_input_grad[0]), None, None, None, None
 
 
 # --- all three adapted ----------------------------------------------------------------------------------------------
@@ -97,22 +96,19 @@ def _walk(
     return project_adapted(active, down_h, down.frozen, inner, layout), both, h, down_h
 
 
-def _walk_back(  # noqa: PLR0913, PLR0917
-    dy: Tensor, x: Tensor, both: Tensor, h: Tensor, down_h: Tensor, gate_up: Linear, down: Linear,
-    adapters: tuple[Adapters, Adapters], layout: Layout, wanted: bool
-) -> Tensor | None:  # fmt: skip
+def _walk_back(dy: Tensor, ctx: Any, adapters: tuple[Adapters, Adapters]) -> Tensor | None:
     """Add to all gradients; returns that of x, where it is wanted."""
     from trainer import packed_swiglu_kernels as kernels
 
+    x, both, h, _, down_h = ctx.saved_tensors
+    gate_up, down, layout = ctx.gate_up, ctx.down, ctx.layout
     outer, inner = adapters
     dh = output_back(dy, down_h, down, layout)
     d = dy @ down.frozen.weight
     back = kernels.backward(d, both, layout.offsets, h, dh, outer.b, outer.grad_b, inner.a, inner.grad_a)
     del d
-    dx = adapt_back(x, through_output(back, gate_up.frozen, outer, layout), outer, layout, wanted)
-    if dx is not None:
-        dx.addmm_(back, gate_up.frozen.weight)
-    return dx
+    dh = through_output(back, gate_up.frozen, outer, layout)
+    return input_back(back, x, dh, gate_up.frozen, outer, layout, ctx.needs_input_grad[0])
 
 
 # --- some adapted, or dropout ---------------------------------------------------------------------------------------

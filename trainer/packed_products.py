@@ -147,9 +147,16 @@ def project_back(dy: Tensor, x: Tensor, h: Tensor | None, layer: Linear, layout:
     """Add to the adapters' gradients; returns that of `project`'s input, [T, D], where it is wanted."""
     if layer.lora is None or h is None:
         return dy @ layer.frozen.weight if wanted else None
-    dx = adapt_back(x, output_back(dy, h, layer, layout), layer.lora, layout, wanted)
+    return input_back(dy, x, output_back(dy, h, layer, layout), layer.frozen, layer.lora, layout, wanted)
+
+
+def input_back(  # noqa: PLR0913, PLR0917
+    dy: Tensor, x: Tensor, dh: Tensor, frozen: Projection, lora: Adapters, layout: Layout, wanted: bool
+) -> Tensor | None:
+    """`project_back` from the gradient of x Aᵀ, [T, M·R]: adds to that of A."""
+    dx = adapt_back(x, dh, lora, layout, wanted)
     if dx is not None:
-        dx.addmm_(dy, layer.frozen.weight)
+        dx.addmm_(dy, frozen.weight)
     return dx
 
 

@@ -90,7 +90,7 @@ def forward(both: Tensor, blocks: Tensor, h: Tensor, b: Sequence[Tensor], a: Ten
     """
     tokens, size, rank = both.shape[0], both.shape[1] // 2, a.shape[1]
     programs = FEW if blocks.shape[0] < BUSY else MANY
-    tile = _tile(both, rank, {16: 4, 32: 3, 64: 1})
+    tile = _tile(both, rank, (4, 3, 1))
     part = tile["COLUMNS"] * triton.cdiv(size, tile["COLUMNS"] * programs)
     active = both.new_empty(tokens, size)
     sums = torch.empty(programs, tokens, tile["RANK"], device=both.device)
@@ -178,7 +178,7 @@ def backward(  # noqa: PLR0913, PLR0917
     size, rank = d.shape[1], a.shape[1]
     for gradient, value in (*zip(b_grads, b, strict=True), (a_grad, a)):
         assert gradient.stride() == value.stride(), "they are rows of tensors of one shape"
-    tile = _tile(both, rank, {16: 3, 32: 3, 64: 3})
+    tile = _tile(both, rank, (3, 3, 3))
     rows = ROWS if tile["RANK"] == RANKS[0] or tile["STAGES"] == 1 else ROWS // 2
     _backward[(triton.cdiv(size, tile["COLUMNS"]), ends.shape[0])](
         d, both, ends, h, *units(h.stride(0)), dh, *units(dh.stride(0)), *b, *places(b[0]),
@@ -187,9 +187,13 @@ def backward(  # noqa: PLR0913, PLR0917
     return both
 
 
-def _tile(like: Tensor, rank: int, stages: dict[int, int]) -> dict[str, int]:
-    """The rank to walk in, features at a time, and how many steps of the walk are under way (measured on an H200)."""
-    walked = next(one for one in RANKS if rank <= one)
+def _tile(like: Tensor, rank: int, stages: Sequence[int]) -> dict[str, int]:
+    """The rank to walk in, features at a time, and how many steps of the walk are under way.
+
+    Args:
+        stages: the last, for each of `RANKS` (measured on an H200).
+    """
+    walked, steps = next(pair for pair in zip(RANKS, stages, strict=True) if rank <= pair[0])
     if like.dtype is torch.float32:  # twice the memory
         return {"RANK": walked, "COLUMNS": 32, "STAGES": 1}
-    return {"RANK": walked, "COLUMNS": 64, "STAGES": stages[walked]}
+    return {"RANK": walked, "COLUMNS": 64, "STAGES": steps}

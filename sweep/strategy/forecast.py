@@ -73,8 +73,7 @@ class Forecast:
 
     Args:
         best: log loss that an end must fall below to count as better: by a margin that of the best complete trial;
-        before
-            there is one, what the trial that looks best is expected to come to. front: that trial's end.
+            before there is one, what the trial that looks best is expected to come to. front: that trial's end.
         rival: while no trial is complete, the same two of the trial that looks second best. crowd: whether others run.
         stale: complete trials in a row, by number, that were no better than an earlier one.
         lead: the smallest log loss at each milestone; worst: the loss that counts for those that are not finite.

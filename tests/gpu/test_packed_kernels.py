@@ -8,20 +8,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from trainer.packed_layout import ROWS
+from trainer.packed_layout import _blocks
 from trainer.packed_update import step_table
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 
 Tensor = torch.Tensor
 FEATURES = 704  # no multiple of what a program takes at a time by the number of programs
-
-
-def blocks_of(bounds: list[int]) -> Tensor:
-    pieces = [
-        [slot, first, end] for slot, (begin, end) in enumerate(pairwise(bounds)) for first in range(begin, end, ROWS)
-    ]
-    return torch.tensor(pieces, dtype=torch.int32, device="cuda")
 
 
 def rows_of_a_store(slots: int, rank: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
@@ -60,7 +53,7 @@ def test_swiglu_with_its_adapters_is_what_autograd_makes_of_it(
         total = total + (act * d[part].double()).sum() + (sums[-1] * dh[part].double()).sum()
     total.backward()  # type: ignore[no-untyped-call]
 
-    found_active, found_sums = kernels.forward(both, blocks_of(bounds), h, values[:2], values[2])
+    found_active, found_sums = kernels.forward(both, _blocks(tuple(bounds)).cuda(), h, values[:2], values[2])
     ends = torch.tensor(bounds[1:], dtype=torch.int32, device="cuda")
     back = kernels.backward(d, both, ends, h, dh, values[:2], grads[:2], values[2], grads[2])
 
