@@ -27,6 +27,7 @@ from trainer.mirror import Pace, mirrored_room
 from trainer.room import AttemptDir, Room, append_line, read_text, write_atomic
 
 MILESTONES = 4
+HOLD = "hold"  # in a room: while it lies there, trials stand still after their first milestone
 FAST = Pace(look=0.005, poll=0.02, beat=0.1, report=0.0, bulk=0.0, last=30.0)
 
 
@@ -145,6 +146,8 @@ class FastWorker:
         with files.reports.open("a") as reports:
             for milestone in range(start + 1, MILESTONES + 1):
                 time.sleep(self.step_seconds)
+                while milestone > 1 and (self.room.root / HOLD).exists() and not self._disturbed(files):
+                    time.sleep(0.02)
                 value = curve(spec, milestone)
                 final = milestone == MILESTONES
                 report = Report(milestone, milestone, milestone * 10, 0, value, 1.0, 1e-3, 1.0, 0.1, final=final)
@@ -159,6 +162,9 @@ class FastWorker:
                     cause, _, reason = text.partition("\n")
                     return Outcome(OutcomeKind.STOPPED, reason, cause=StopCause(cause), tokens=milestone * 10)
         return Outcome(OutcomeKind.COMPLETED, tokens=MILESTONES * 10)
+
+    def _disturbed(self, files: AttemptDir) -> bool:
+        return bool(self.told) or files.fence.exists() or files.stop.exists()
 
     def _resume_at(self, spec: TrialSpec) -> int:
         done = [read_text(self.room.attempt(spec.trial, n).resume_point()) for n in self.room.attempts(spec.trial)]

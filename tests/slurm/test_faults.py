@@ -28,7 +28,7 @@ from tests.faults.harness import (
     tell_counts,
 )
 from tests.slurm.cluster import Cluster
-from tests.slurm.harness import ends, fast_room, job_of, node_of, running, submitted, training, until, use
+from tests.slurm.harness import ends, fast_room, held, job_of, node_of, running, submitted, training, until, use
 from trainer.room import Room
 
 TRIALS = 8
@@ -82,8 +82,8 @@ def test_the_controller_is_killed_around_its_submissions(rooms: Path, cluster: C
 
 
 def test_a_requeued_job_is_another_worker_and_its_trial_goes_on(rooms: Path, cluster: Cluster) -> None:
-    room = fast_room(rooms, "queue.workers=2", step=0.4)
-    with running(room):
+    room = fast_room(rooms, "queue.workers=2", step=0.2)
+    with running(room), held(room):
         until(lambda: training(room))
         worker, trial = next(iter(training(room).items()))
         cluster.run("scontrol", "requeue", job_of(room, worker))
@@ -98,8 +98,8 @@ def test_a_requeued_job_is_another_worker_and_its_trial_goes_on(rooms: Path, clu
 def test_a_node_dies_and_another_loses_its_network(rooms: Path, cluster: Cluster) -> None:
     """The lost one trains on, but nothing that it writes counts, and it ends."""
     words = ("queue.workers=2", "queue.slurm_exclusive=true", "search.trials=2")
-    room = fast_room(rooms, *words, "queue.slurm_additional_parameters={no-requeue: true}", step=3.0)
-    with running(room):
+    room = fast_room(rooms, *words, "queue.slurm_additional_parameters={no-requeue: true}")
+    with running(room), held(room):
         until(lambda: len(training(room)) == 2)
         (dies, _), (silent, second) = training(room).items()
         lost = node_of(cluster, job_of(room, silent))
@@ -122,8 +122,8 @@ def test_a_node_dies_and_another_loses_its_network(rooms: Path, cluster: Cluster
 
 
 def test_a_job_is_cancelled_from_outside(rooms: Path, cluster: Cluster) -> None:
-    room = fast_room(rooms, "queue.workers=2", "search.trials=4", step=0.5)
-    with running(room):
+    room = fast_room(rooms, "queue.workers=2", "search.trials=4")
+    with running(room), held(room):
         until(lambda: len(training(room)) == 2)
         worker, trial = next(iter(training(room).items()))
         cluster.run("scancel", job_of(room, worker))
@@ -135,10 +135,11 @@ def test_a_job_is_cancelled_from_outside(rooms: Path, cluster: Cluster) -> None:
 
 def test_preempted_jobs_stop_with_a_checkpoint_within_their_grace(rooms: Path, cluster: Cluster) -> None:
     words = ("queue.workers=2", "search.trials=2", "queue.slurm_partition=low", "queue.slurm_nodelist=n0")
-    room = fast_room(rooms, *words, step=3.0)
-    with running(room):
+    room = fast_room(rooms, *words)
+    with running(room), held(room):
         until(lambda: len(training(room)) == 2)
         cluster.run("sbatch", "-p", "high", "-w", "n0", "--exclusive", "-o", "/dev/null", "--wrap=sleep 1")
+        until(lambda: all(room.attempt(trial, 1).outcome.exists() for trial in (0, 1)))
     check_told_once(room, 2)
     check_ledger(room)
     assert min(attempts(room)) >= 2
