@@ -54,7 +54,7 @@ class EvaluationStudy:
     def params(self, number: int) -> Mapping[str, Any]:
         return {}
 
-    def record(self, number: int, reports: Sequence[Report]) -> Verdict | None:
+    def record(self, number: int, reports: Sequence[Report], worker: str = "") -> Verdict | None:
         return None
 
     def reinstate(self, number: int, reason: str) -> None:
@@ -63,7 +63,7 @@ class EvaluationStudy:
     def lay_aside(self, number: int) -> None:
         pass
 
-    def promote(self, new: bool) -> Promotion | None:
+    def promote(self, new: bool, worker: str = "") -> Promotion | None:
         return None
 
     def unknown(self) -> Sequence[int]:

@@ -31,11 +31,11 @@ class Curves:
         """A trial is there, without reports."""
         self._curves[number] = Curve(number, params, (), standing)
 
-    def add(self, number: int, report: Report) -> None:
-        """A trial has reported; nothing where that is known."""
+    def add(self, number: int, report: Report, worker: str = "") -> None:
+        """A trial has reported from a worker; nothing where that is known."""
         curve = self._curves[number]
         if not curve.reports or report.milestone > curve.reports[-1].milestone:
-            self._curves[number] = replace(curve, reports=(*curve.reports, report))
+            self._curves[number] = replace(curve, reports=(*curve.reports, report), worker=worker)
 
     def stand(self, number: int, standing: Standing) -> None:
         if self._curves[number].standing is not standing:
@@ -48,14 +48,17 @@ class Curves:
             self.stand(number, Standing.PAUSED if found.ruling is Ruling.PAUSE else Standing.PRUNED)
         return found
 
-    def promote(self, new: bool) -> Promotion | None:
+    def promote(self, new: bool, worker: str = "") -> Promotion | None:
         """The strategy's choice among the paused trials; it then stands as running.
 
         Args:
             new: a new trial may be asked for in its place.
+            worker: whose slot is free.
         """
-        choose = self.strategy.promote if new else self.strategy.finish
-        found = choose(self._curves, self.milestones)
+        if new:
+            found = self.strategy.promote(self._curves, self.milestones, worker)
+        else:
+            found = self.strategy.finish(self._curves, self.milestones)
         if found is not None:
             self.stand(found.trial, Standing.RUNNING)
         return found

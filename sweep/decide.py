@@ -223,7 +223,7 @@ class _Decision:
                     yield Assign(trial.number, number, worker.name)
                 elif asks > 0 or self._promotable:
                     asked = True
-                    yield Ask(new=asks > 0)
+                    yield Ask(new=asks > 0, worker=worker.name)
                     asks -= 1
                 elif finals > 0:
                     finals -= 1

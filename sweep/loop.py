@@ -191,8 +191,8 @@ class Controller:
             case StartWorkers(places):
                 names = [f"w{self._last_name + 1 + index:04d}" for index in range(len(places))]
                 ports.dispatcher.start([WorkerSpec(n, place) for n, place in zip(names, places, strict=True)])
-            case Ask(new):
-                return self._ask(new)
+            case Ask(new, worker):
+                return self._ask(new, worker)
             case AskFinal():
                 ports.study.ask_final()
             case Assign(trial, attempt, worker):
@@ -227,10 +227,10 @@ class Controller:
                 study.recall(number, [report for sight in sights for report in sight.reports])
             self._recalled = True
 
-    def _ask(self, new: bool) -> bool:
+    def _ask(self, new: bool, worker: str) -> bool:
         """Promote a paused trial, or ask for a new one; False where there is none to promote, and none to ask for."""
         study = self.ports.study
-        if (promotion := study.promote(new)) is not None:
+        if (promotion := study.promote(new, self._lasting(worker))) is not None:
             self._ruled.pop(promotion.trial, None)
             self._trials.pop(promotion.trial, None)
             self.ledger.promoted(promotion)
@@ -286,7 +286,11 @@ class Controller:
         if paused and last and (number, sight.number) not in self._known_stops:  # an earlier controller's
             self._known_stops.add((number, sight.number))
             study.reinstate(number, sight.stop_reason)
-        return study.record(number, sight.reports)
+        return study.record(number, sight.reports, self._lasting(sight.worker))
+
+    def _lasting(self, worker: str) -> str:
+        """A worker that goes on to other trials; empty for one that does not: how fast it is helps no other trial."""
+        return worker if self.limits.trials_per_worker is None else ""
 
     def _lay_aside(self, trial: TrialFacts) -> None:
         outcome = trial.attempts[-1].outcome

@@ -258,9 +258,11 @@ class Ask:
 
     Args:
         new: the budget allows a new one.
+        worker: whose slot it is; empty where no worker has started yet.
     """
 
     new: bool = True
+    worker: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -113,10 +113,13 @@ class Study(Protocol):
     def params(self, number: int) -> Mapping[str, Any]:
         """A trial's hyperparameters by torchtune key."""
 
-    def record(self, number: int, reports: Sequence[Report]) -> Verdict | None:
+    def record(self, number: int, reports: Sequence[Report], worker: str = "") -> Verdict | None:
         """Take a trial's new reports in, in order; the verdict that stands.
 
         Reports after a stop are ignored; those after a pause are held back until the trial is promoted.
+
+        Args:
+            worker: that made them, where it goes on to other trials; else empty.
         """
 
     def reinstate(self, number: int, reason: str) -> None:
@@ -125,11 +128,12 @@ class Study(Protocol):
     def lay_aside(self, number: int) -> None:
         """A paused trial has stopped: it is open no more, until it is promoted."""
 
-    def promote(self, new: bool) -> Promotion | None:
+    def promote(self, new: bool, worker: str = "") -> Promotion | None:
         """The paused trial that deserves a free slot most: its pause is over. None: a new trial deserves it more.
 
         Args:
             new: a new trial may be asked for; where not, None means that no paused one is worth going on with.
+            worker: whose slot it is, where known.
         """
 
     def unknown(self) -> Sequence[int]:

@@ -78,7 +78,7 @@ class _Open:
         values: what it reported, by milestone, as the storage has it.
         judged: the milestone of the last verdict or the last decision to go on.
         lifted: the milestone of the last pause that a promotion ended; the storage has it, so that it outlives us.
-        held: reports after a pause, not known to anybody until the trial is promoted.
+        held: reports after a pause, each with its worker, not known to anybody until the trial is promoted.
     """
 
     trial: optuna.Trial
@@ -87,7 +87,7 @@ class _Open:
     judged: int | None = None
     lifted: int | None = None
     verdict: Verdict | None = None
-    held: list[Report] = field(default_factory=list)
+    held: list[tuple[Report, str]] = field(default_factory=list)
     final: bool = False
 
 
@@ -180,16 +180,16 @@ class OptunaStudy:
     def params(self, number: int) -> Mapping[str, Any]:
         return self._open[number].params
 
-    def record(self, number: int, reports: Sequence[Report]) -> Verdict | None:
+    def record(self, number: int, reports: Sequence[Report], worker: str = "") -> Verdict | None:
         known = self._open[number]
         for report in reports:
             if known.verdict is None:
-                self._take(number, report)
+                self._take(number, report, worker)
             elif known.verdict.ruling is Ruling.PAUSE:
                 if report.milestone in known.values:  # of an earlier controller's time
-                    self._add(number, report)
+                    self._add(number, report, worker)
                 else:
-                    known.held.append(report)
+                    known.held.append((report, worker))
         return known.verdict
 
     def reinstate(self, number: int, reason: str) -> None:
@@ -205,10 +205,10 @@ class OptunaStudy:
         self._aside.add(number)
         self._facts = None
 
-    def promote(self, new: bool) -> Promotion | None:
+    def promote(self, new: bool, worker: str = "") -> Promotion | None:
         if self._curves is None or self._stuck:
             return None
-        found = self._curves.promote(new)
+        found = self._curves.promote(new, worker)
         if found is None:
             if not new:  # else a new trial changes everything anyway
                 self._stuck = True
@@ -222,7 +222,8 @@ class OptunaStudy:
         self._active.add(found.trial)
         self._history.running(self._frozen(known))
         self._changed()
-        self.record(found.trial, held)
+        for report, where in held:
+            self.record(found.trial, [report], where)
         return found
 
     def unknown(self) -> Sequence[int]:
@@ -239,8 +240,8 @@ class OptunaStudy:
         if known is None:
             return
         trial = known.trial
-        for report in known.held:  # made before the pause had reached it, perhaps to its very end
-            self._hear(told.trial, report)
+        for report, where in known.held:  # made before the pause had reached it, perhaps to its very end
+            self._hear(told.trial, report, where)
         attrs = {REASON: told.reason, CANCELLED: told.cancelled, TOKENS: tokens, SECONDS: seconds}
         said = self._frozen(known).user_attrs  # by a controller that died before it could tell
         for key, value in attrs.items():
@@ -341,9 +342,9 @@ class OptunaStudy:
             self._begin(trial.number, params, Standing.RUNNING)
         return trial.number
 
-    def _take(self, number: int, report: Report) -> None:
+    def _take(self, number: int, report: Report, worker: str) -> None:
         known = self._open[number]
-        new = self._hear(number, report)
+        new = self._hear(number, report, worker)
         if not new and (report.milestone != max(known.values) or known.judged == report.milestone):
             return
         known.judged = report.milestone
@@ -358,10 +359,10 @@ class OptunaStudy:
         if known.verdict is not None and known.verdict.ruling is Ruling.PAUSE:
             self._history.paused(self._frozen(known))
 
-    def _hear(self, number: int, report: Report) -> bool:
+    def _hear(self, number: int, report: Report, worker: str) -> bool:
         """Take a report down, without a verdict; False where that was done before."""
         known = self._open[number]
-        self._add(number, report)
+        self._add(number, report, worker)
         if report.milestone in known.values:
             return False
         value = getattr(report, self._config.metric)
@@ -380,9 +381,9 @@ class OptunaStudy:
         if self._curves is not None:
             self._curves.begin(number, params, standing)
 
-    def _add(self, number: int, report: Report) -> None:
+    def _add(self, number: int, report: Report, worker: str = "") -> None:
         if self._curves is not None and not self._is_final(number):
-            self._curves.add(number, report)
+            self._curves.add(number, report, worker)
 
     def _is_final(self, number: int) -> bool:
         return number in self._open and self._open[number].final

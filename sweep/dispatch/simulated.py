@@ -186,10 +186,10 @@ class ChargedStudy:
     def params(self, number: int) -> Mapping[str, Any]:
         return self.study.params(number)
 
-    def record(self, number: int, reports: Sequence[Report]) -> Verdict | None:
+    def record(self, number: int, reports: Sequence[Report], worker: str = "") -> Verdict | None:
         if not reports:
-            return self.study.record(number, reports)
-        return self._charged(lambda: self.study.record(number, reports))
+            return self.study.record(number, reports, worker)
+        return self._charged(lambda: self.study.record(number, reports, worker))
 
     def reinstate(self, number: int, reason: str) -> None:
         self.study.reinstate(number, reason)
@@ -197,8 +197,8 @@ class ChargedStudy:
     def lay_aside(self, number: int) -> None:
         self.study.lay_aside(number)
 
-    def promote(self, new: bool) -> Promotion | None:
-        return self._charged(lambda: self.study.promote(new))
+    def promote(self, new: bool, worker: str = "") -> Promotion | None:
+        return self._charged(lambda: self.study.promote(new, worker))
 
     def unknown(self) -> Sequence[int]:
         return self.study.unknown()

@@ -28,12 +28,17 @@ class Standing(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """A trial's reports so far, ascending by milestone."""
+    """A trial's reports so far, ascending by milestone.
+
+    Args:
+        worker: where the last of them was made; empty where that is not known, or does not matter.
+    """
 
     number: int
     params: Mapping[str, Any]
     reports: tuple[Report, ...]
     standing: Standing
+    worker: str = ""
 
 
 @dataclass(slots=True)
@@ -136,8 +141,8 @@ class Strategy(Protocol):
     def verdict(self, number: int, curves: Mapping[int, Curve], milestones: int) -> Verdict | None:
         """What its newest report means for a running trial; None: go on."""
 
-    def promote(self, curves: Mapping[int, Curve], milestones: int) -> Promotion | None:
-        """A paused trial that deserves the next free slot more than a new one; None: ask a new one."""
+    def promote(self, curves: Mapping[int, Curve], milestones: int, worker: str = "") -> Promotion | None:
+        """A paused trial that deserves a free slot of this worker more than a new one; None: ask a new one."""
 
     def finish(self, curves: Mapping[int, Curve], milestones: int) -> Promotion | None:
         """A paused trial that is worth going on with where no new one may be asked for; None: none is."""
@@ -176,7 +181,7 @@ class AsynchronousHalving:
         reason = f"{self.metric} {value:.4f} is not among the best {keep} of {len(reached)} trials at milestone "
         return Verdict(last.milestone, value, f"{reason}{last.milestone}", Ruling.PAUSE, basis)
 
-    def promote(self, curves: Mapping[int, Curve], milestones: int) -> Promotion | None:
+    def promote(self, curves: Mapping[int, Curve], milestones: int, worker: str = "") -> Promotion | None:
         for milestone in reversed(self._rungs(milestones)):
             rung = rung_of(curves, self.metric, milestone)
             kept = len(rung.reached) // self.reduction_factor

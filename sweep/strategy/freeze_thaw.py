@@ -12,13 +12,15 @@ around the mean, lies above the best end reached. All else is a pause.
 With `grad_norm` the forecast also learns, within the sweep, what the gradient's norm and the loss's slope say of what
 is still to come (β in `surrogate`).
 
+Where workers differ in speed, what promises most goes on on the faster ones (see `places`).
+
 Invariants: as every strategy's. The first `design` trials each report `first` times before any is weighed.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,6 +30,7 @@ from sweep.model import Ruling, Verdict
 from sweep.strategy import Curve, Promotion, Standing
 from sweep.strategy.encoding import Floats, axes_of, encode
 from sweep.strategy.forecast import Forecast, Known, forecast
+from sweep.strategy.places import Places, paces, places
 from trainer.contract import Report
 
 OWED_MORE = 1e3
@@ -76,7 +79,7 @@ class FreezeThaw:
         at = seen.points([known])
         mean, sd = (float(v[0]) for v in seen.ends(at))
         promise = float(_promise(seen, [known], milestones)[0])
-        other = max(self._new(seen, curves), self._best_paused(seen, curves, milestones, but=number)[1])
+        other = max(self._new(seen, curves), self._best_paused(seen, curves, milestones, (number,))[1])
         basis = {"end": seen.loss(mean), "end_sd": sd, "best": math.exp(seen.best), "promise": promise, "other": other}
         done = [self._loss(c.reports[-1]) for c in curves.values() if c.standing is Standing.COMPLETE and c.reports]
         if done and mean - self.sure * sd > math.log(max(min(done), 1e-300)):
@@ -85,13 +88,15 @@ class FreezeThaw:
             return Verdict(
                 last.milestone, value, f"FreezeThaw at milestone {last.milestone}: {why}", Ruling.STOP, basis
             )
-        if promise >= other:
-            return None
-        why = f"expected to end at {seen.loss(mean):.4f} (± {100 * sd:.1f} %), and another step promises more"
-        return self._pause(last, value, why, basis)
+        expected = f"expected to end at {seen.loss(mean):.4f} (± {100 * sd:.1f} %)"
+        if promise < other:
+            return self._pause(last, value, f"{expected}, and another step promises more", basis)
+        if self._moves(seen, curves, milestones, number):
+            return self._pause(last, value, f"{expected}, and a faster worker trains what promises less", basis)
+        return None
 
-    def promote(self, curves: Mapping[int, Curve], milestones: int) -> Promotion | None:
-        return self._promotion(curves, milestones, None)
+    def promote(self, curves: Mapping[int, Curve], milestones: int, worker: str = "") -> Promotion | None:
+        return self._promotion(curves, milestones, None, worker)
 
     def finish(self, curves: Mapping[int, Curve], milestones: int) -> Promotion | None:
         """As `promote`, where no new trial may be asked for: the paused trial that promises most, as long as two
@@ -102,15 +107,21 @@ class FreezeThaw:
         low = math.log(found.basis["end"]) - 2.0 * found.basis["end_sd"]
         return found if low < math.log(found.basis["best"]) else None
 
-    def _promotion(self, curves: Mapping[int, Curve], milestones: int, bar: float | None) -> Promotion | None:
-        """The paused trial that promises most, where that is at least `bar`: what a new trial promises, if None."""
+    def _promotion(
+        self, curves: Mapping[int, Curve], milestones: int, bar: float | None, worker: str = ""
+    ) -> Promotion | None:
+        """The paused trial that promises most, where that is at least `bar`: what a new trial promises, if None.
+
+        Contenders for which this worker is too slow wait for a faster one.
+        """
         paused = [curve for curve in curves.values() if curve.standing is Standing.PAUSED]
         if not paused or (bar is None and len(curves) < self.design):
             return None
         seen = self._forecast(curves, milestones)
         if seen is None:
             return None
-        best, promise = self._best_paused(seen, curves, milestones)
+        waiting = self._waiting(seen, curves, milestones, worker) if worker else ()
+        best, promise = self._best_paused(seen, curves, milestones, waiting)
         new = self._new(seen, curves) if bar is None else bar
         if best is None or promise < new:
             return None
@@ -177,19 +188,53 @@ class FreezeThaw:
         return log_norm, math.log(before / last) if 0 < last < math.inf and 0 < before < math.inf else 0.0
 
     def _best_paused(
-        self, seen: Forecast, curves: Mapping[int, Curve], milestones: int, but: int | None = None
+        self, seen: Forecast, curves: Mapping[int, Curve], milestones: int, but: Container[int] = ()
     ) -> tuple[Known | None, float]:
         known: Mapping[int, Known] = self._last["known"]
         paused = [
             known[number]
             for number, curve in sorted(curves.items())
-            if curve.standing is Standing.PAUSED and number != but and curve.reports
+            if curve.standing is Standing.PAUSED and number not in but and curve.reports
         ]
         if not paused:
             return None, -math.inf
         promise = _promise(seen, paused, milestones)
         at = int(promise.argmax())
         return paused[at], float(promise[at])
+
+    def _moves(self, seen: Forecast, curves: Mapping[int, Curve], milestones: int, number: int) -> bool:
+        """Whether a trial is to go on where it would end sooner."""
+        found = self._places(seen, curves, milestones) if curves[number].worker else None
+        if found is None or number not in found.contenders:
+            return False
+        others = sum(curves[other].standing is Standing.PAUSED for other in found.contenders)
+        left = milestones - len(curves[number].reports)
+        return found.faster(curves[number].worker, left, milestones) > others
+
+    def _waiting(self, seen: Forecast, curves: Mapping[int, Curve], milestones: int, worker: str) -> list[int]:
+        """The paused trials that wait for a faster worker than this one."""
+        waiting: list[int] = []
+        found = self._places(seen, curves, milestones)
+        for number in found.contenders if found is not None else ():
+            left = milestones - len(curves[number].reports)
+            if found and curves[number].standing is Standing.PAUSED:
+                waiting += [number] if found.faster(worker, left, milestones) > len(waiting) else []
+        return waiting
+
+    def _places(self, seen: Forecast, curves: Mapping[int, Curve], milestones: int) -> Places | None:
+        """None where no worker is known to be faster than another."""
+        pace = paces(curves.values())
+        if not pace:
+            return None
+        known = self._last["known"]
+        open_ = [
+            known[number]
+            for number, curve in sorted(curves.items())
+            if curve.reports and curve.standing in (Standing.RUNNING, Standing.PAUSED)
+        ]
+        order = np.argsort(-_promise(seen, open_, milestones, owing=False), kind="stable")
+        owed = {one.number for one in open_ if seen.owed(one)}
+        return places(curves, pace, [open_[at].number for at in order], owed)
 
     def _new(self, seen: Forecast, curves: Mapping[int, Curve]) -> float:
         """What the best of a fixed sample of configurations promises as a new trial."""
@@ -216,9 +261,9 @@ def candidates(have: Floats, count: int) -> Floats:
     return np.array(columns).T.reshape(count, have.shape[1])
 
 
-def _promise(seen: Forecast, known: Sequence[Known], milestones: int) -> Floats:
-    """What going on with trials promises; with those it is owed, more than all else."""
-    away = np.array([OWED_MORE * seen.owed(one) - seen.shade(one) for one in known])
+def _promise(seen: Forecast, known: Sequence[Known], milestones: int, owing: bool = True) -> Floats:
+    """What going on with trials promises; with those it is owed, more than all else, unless that is not to count."""
+    away = np.array([OWED_MORE * (owing and seen.owed(one)) - seen.shade(one) for one in known])
     found: Floats = seen.promise(seen.points(known), _left(known, milestones)) + away
     return found
 

@@ -35,6 +35,7 @@ from trainer.contract import FailureKind, Outcome, OutcomeKind, StopCause
 
 NOW = 1000.0
 LIMITS = Limits(trials=4, workers=1)
+ASK = Ask(worker="w0001")
 W1 = WorkerFacts("w0001", 0, JobState.RUNNING, ready=True, started=NOW - 50, beat=NOW - 1)
 GONE = replace(W1, job=JobState.GONE)
 PRUNE = Verdict(3, 2.5, "worse than the others")
@@ -70,7 +71,7 @@ LEFT = "it was paused, and not promoted before the end"
     [
         pytest.param(view(workers=()), [StartWorkers((0,))], id="demand and room: a worker is started"),
         pytest.param(view(workers=(replace(W1, ready=False),)), [], id="a worker that is starting gets nothing yet"),
-        pytest.param(view(), [Ask()], id="a free slot and budget left: ask"),
+        pytest.param(view(), [ASK], id="a free slot and budget left: ask"),
         pytest.param(view(trial()), [Assign(0, 1, "w0001")], id="an asked trial is assigned"),
         pytest.param(view(trial(0, attempt())), [], id="a running trial is left alone"),
         pytest.param(
@@ -109,17 +110,17 @@ LEFT = "it was paused, and not promoted before the end"
         ),
         pytest.param(
             view(trial(0, attempt(stopped(StopCause.PAUSED)), verdict=PAUSE)),
-            [Ask()],
+            [ASK],
             id="a paused trial is not assigned, and its slot is free for what the study gives it",
         ),
         pytest.param(
             view(trial(0, attempt(COMPLETED), verdict=PAUSE)),
-            [Ask()],
+            [ASK],
             id="a pause stands even where the trial was quicker than its stop",
         ),
         pytest.param(
             view(trial(0, attempt(Outcome(OutcomeKind.DIVERGED, "loss is nan")), verdict=PAUSE)),
-            [Tell(0, Ending.PRUNED, "diverged: loss is nan"), Ask()],
+            [Tell(0, Ending.PRUNED, "diverged: loss is nan"), ASK],
             id="a trial that diverged before it paused has ended",
         ),
         pytest.param(
@@ -129,7 +130,7 @@ LEFT = "it was paused, and not promoted before the end"
         ),
         pytest.param(
             view(trial(0, attempt(), verdict=PAUSE), workers=(GONE, replace(W1, name="w0002"))),
-            [Ask()],
+            [Ask(worker="w0002")],
             id="a trial whose worker was lost while it was to pause is paused",
         ),
         pytest.param(
@@ -144,7 +145,7 @@ LEFT = "it was paused, and not promoted before the end"
         ),
         pytest.param(
             view(study=ASIDE),
-            [Ask(new=False)],
+            [Ask(new=False, worker="w0001")],
             id="no budget for a new trial: only a paused one may have the slot",
         ),
         pytest.param(
@@ -168,7 +169,7 @@ LEFT = "it was paused, and not promoted before the end"
         ),
         pytest.param(
             view(study=ASIDE, tokens=100),
-            [Ask(new=False)],
+            [Ask(new=False, worker="w0001")],
             id="tokens without a limit promote",
         ),
         pytest.param(
@@ -188,30 +189,30 @@ LEFT = "it was paused, and not promoted before the end"
         ),
         pytest.param(
             view(trial(0, attempt(stopped(StopCause.PRUNED)), verdict=PRUNE)),
-            [Tell(0, Ending.PRUNED, PRUNE.reason), Ask()],
+            [Tell(0, Ending.PRUNED, PRUNE.reason), ASK],
             id="PRUNED is told once the attempt has stopped, and the slot is refilled",
         ),
         pytest.param(
             view(trial(0, attempt(COMPLETED), verdict=PRUNE)),
-            [Tell(0, Ending.PRUNED, PRUNE.reason), Ask()],
+            [Tell(0, Ending.PRUNED, PRUNE.reason), ASK],
             id="a verdict stands even where the trial was quicker than its stop",
         ),
         pytest.param(
-            view(trial(0, attempt(COMPLETED))), [Tell(0, Ending.COMPLETE, ""), Ask()], id="a completed trial is told"
+            view(trial(0, attempt(COMPLETED))), [Tell(0, Ending.COMPLETE, ""), ASK], id="a completed trial is told"
         ),
         pytest.param(
             view(trial(0, attempt(Outcome(OutcomeKind.DIVERGED, "loss is nan at step 3")))),
-            [Tell(0, Ending.PRUNED, "diverged: loss is nan at step 3"), Ask()],
+            [Tell(0, Ending.PRUNED, "diverged: loss is nan at step 3"), ASK],
             id="a diverged trial is told PRUNED, so that the sampler learns",
         ),
         pytest.param(
             view(trial(0, attempt(Outcome(OutcomeKind.FAILED, "no file", failure=FailureKind.MISSING_FILE)))),
-            [Tell(0, Ending.FAIL, "no file"), Ask()],
+            [Tell(0, Ending.FAIL, "no file"), ASK],
             id="a failed trial is told FAIL",
         ),
         pytest.param(
             view(trial(0, attempt(stopped(StopCause.CANCELLED)))),
-            [Tell(0, Ending.FAIL, "why", cancelled=True), Ask()],
+            [Tell(0, Ending.FAIL, "why", cancelled=True), ASK],
             id="a cancelled trial is told FAIL, marked",
         ),
         pytest.param(
@@ -348,7 +349,7 @@ LEFT = "it was paused, and not promoted before the end"
                     Ending.FAIL,
                     "its worker was lost 1 times and it failed 2 times, last by No space left (search.max_attempts=3)",
                 ),
-                Ask(),
+                ASK,
             ],
             id="but not for ever",
         ),
@@ -393,20 +394,20 @@ def test_failures_beyond_the_share_interrupt_the_rest_and_end_the_sweep() -> Non
 
 
 def test_cancelled_trials_do_not_count_as_failures() -> None:
-    assert decide(view(study=StudyFacts(complete=1, cancelled=8)), Limits(trials=20), NOW) == (Ask(),)
+    assert decide(view(study=StudyFacts(complete=1, cancelled=8)), Limits(trials=20), NOW) == (ASK,)
 
 
 def test_every_free_slot_is_filled_at_once_waiting_trials_first() -> None:
     workers = tuple(replace(W1, name=f"w000{n}", place=n) for n in range(3))
     effects = decide(view(trial(7), workers=workers), Limits(trials=9, workers=3), NOW)
-    assert effects == (Assign(7, 1, "w0000"), Ask(), Ask())
+    assert effects == (Assign(7, 1, "w0000"), Ask(worker="w0001"), Ask(worker="w0002"))
 
 
 def test_workers_are_started_only_for_work_that_nobody_can_take() -> None:
     assert decide(view(workers=()), Limits(trials=2, workers=8), NOW) == (StartWorkers((0, 1)),)
 
 
-@pytest.mark.parametrize(("assigned", "effects"), [(0, [Ask()]), (1, [StartWorkers((1,))])])
+@pytest.mark.parametrize(("assigned", "effects"), [(0, [ASK]), (1, [StartWorkers((1,))])])
 def test_a_worker_takes_no_more_than_its_number_of_trials(assigned: int, effects: list[Effect]) -> None:
     limits = Limits(trials=1, workers=2, trials_per_worker=1)
     assert list(decide(view(workers=(replace(W1, assigned=assigned),)), limits, NOW)) == effects
@@ -427,8 +428,8 @@ def test_a_worker_with_slots_is_filled_and_refilled() -> None:
         worker = WorkerFacts("w0001", 0, JobState.RUNNING, ready=True, assigned=1, slots=slots)
         return list(decide(View(StudyFacts(open=(0, 1)), (running, waiting), (worker,)), limits, 0.0))
 
-    assert effects(None) == [Assign(1, 1, "w0001"), Ask(), Ask()]
-    assert effects(3) == [Assign(1, 1, "w0001"), Ask()]
+    assert effects(None) == [Assign(1, 1, "w0001"), ASK, ASK]
+    assert effects(3) == [Assign(1, 1, "w0001"), ASK]
     assert effects(1) == []
     ended = TrialFacts(0, (AttemptFacts(1, "w0001", outcome=Outcome(OutcomeKind.COMPLETED)),))
     worker = WorkerFacts("w0001", 0, JobState.RUNNING, ready=True, assigned=2, slots=1)
@@ -452,7 +453,7 @@ NOTHING_LEFT = "nothing is left for it to do"
             [Assign(0, 1, "w0001")],
             id="it is assigned to before it is ready",
         ),
-        pytest.param(view(workers=(PLANNED,)), ONE_EACH, [Ask()], id="or asked for"),
+        pytest.param(view(workers=(PLANNED,)), ONE_EACH, [ASK], id="or asked for"),
         pytest.param(
             view(trial(0, attempt()), workers=(replace(PLANNED, assigned=1),)),
             ONE_EACH,
@@ -462,7 +463,7 @@ NOTHING_LEFT = "nothing is left for it to do"
         pytest.param(
             view(trial(0, attempt()), workers=(replace(PLANNED, assigned=1),)),
             Limits(trials=4, workers=1, slots=2),
-            [Ask()],
+            [ASK],
             id="it waits for more while it has a slot and budget is left",
         ),
         pytest.param(
@@ -535,7 +536,7 @@ def test_each_place_is_planned_for_itself() -> None:
     full = replace(PLANNED, assigned=1)
     empty = replace(PLANNED, name="w0002", place=1)
     facts = view(trial(0, attempt()), workers=(full, empty))
-    assert decide(facts, replace(ONE_EACH, workers=2), NOW) == (Ask(), Send("w0001"))
+    assert decide(facts, replace(ONE_EACH, workers=2), NOW) == (Ask(worker="w0002"), Send("w0001"))
 
 
 def test_a_trial_laid_aside_in_this_very_observation_is_told_once() -> None:

@@ -29,7 +29,7 @@ LAYERS = (
     "sweep.simulation sweep.ledger sweep.finals sweep.strategy.encoding sweep.strategy.surrogate",
     "sweep.decide sweep.channel sweep.dispatch sweep.dispatch.* sweep.recipe sweep.settings sweep.view",
     "sweep.allowance",
-    "sweep.mirror sweep.lease sweep.strategy.forecast",
+    "sweep.mirror sweep.lease sweep.strategy.forecast sweep.strategy.places",
     "sweep.distributions sweep.curves sweep.proposals sweep.tracking sweep.wandbchannel sweep.mirrored",
     "sweep.strategy.freeze_thaw sweep.sampler",
     "sweep.wandbautomation sweep.wandbagents",

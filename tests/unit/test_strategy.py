@@ -132,7 +132,7 @@ def test_on_a_parametric_family_trials_are_promoted_and_the_best_is_found(arm: s
 
 def test_several_workers_try_different_configurations() -> None:
     method = our_arms()["ours"](TABLE, 2)
-    jobs = [method.next() for _ in range(8)]
+    jobs = [method.next(str(place)) for place in range(8)]
     seen = {tuple(job.params.values()) for job in jobs if job is not None}
     assert len(seen) == 8
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import optuna
 
-from sweep.model import Ruling
+from sweep.model import Ruling, Verdict
 from sweep.proposals import History, WatchedStudy
 from sweep.sampler import ForecastSampler
 from sweep.strategy import AsynchronousHalving, Curve, Standing, Strategy
@@ -29,11 +29,12 @@ class OurMethod:
         made = optuna.create_study(sampler=sampler)
         self._study = WatchedStudy(made.study_name, made._storage, sampler=sampler)
         self._history = History(None)
+        self.last: Verdict | None = None
         self._open: dict[int, optuna.Trial] = {}
         self._curves: dict[int, Curve] = {}
 
-    def next(self) -> Job | None:
-        found = self._strategy.promote(self._curves, self._table.milestones)
+    def next(self, place: str) -> Job | None:
+        found = self._strategy.promote(self._curves, self._table.milestones, place)
         if found is not None:
             self._stand(found.trial, Standing.RUNNING)
             return Job(found.trial, self._curves[found.trial].params, self._table.milestones)
@@ -46,15 +47,15 @@ class OurMethod:
         self._history.running(self._frozen(trial.number))
         return Job(trial.number, params, self._table.milestones)
 
-    def report(self, trial: int, report: Report) -> Decision:
+    def report(self, trial: int, report: Report, place: str) -> Decision:
         assert report.val_loss is not None
         self._open[trial].report(report.val_loss, report.milestone)
         curve = self._curves[trial]
-        self._curves[trial] = replace(curve, reports=(*curve.reports, report))
+        self._curves[trial] = replace(curve, reports=(*curve.reports, report), worker=place)
         if report.final:
             self._study.tell(self._open[trial], report.val_loss)
             return self._stand(trial, Standing.COMPLETE)
-        verdict = self._strategy.verdict(trial, self._curves, self._table.milestones)
+        self.last = verdict = self._strategy.verdict(trial, self._curves, self._table.milestones)
         if verdict is None:
             return self._stand(trial, Standing.RUNNING)
         if verdict.ruling is Ruling.STOP:

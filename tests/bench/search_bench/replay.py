@@ -44,11 +44,11 @@ class Method(Protocol):
     """What searches. `report` is called at every milestone; a job that reaches `until` ends as if paused there, one
     that reaches the table's last milestone is complete."""
 
-    def next(self) -> Job | None:
+    def next(self, place: str) -> Job | None:
         """What a free place trains; None: nothing before another trial has reported."""
         ...
 
-    def report(self, trial: int, report: Report) -> Decision: ...
+    def report(self, trial: int, report: Report, place: str) -> Decision: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,8 +101,8 @@ class _Trial:
     at: int = 0
 
 
-def report_of(table: Table, cell: tuple[int, int, int, int], milestone: int, lr: float) -> Report:
-    """What a trial of this cell reports at a milestone (1-based)."""
+def report_of(table: Table, cell: tuple[int, int, int, int], milestone: int, lr: float, speed: float = 1.0) -> Report:
+    """What a trial of this cell reports at a milestone (1-based) from a place of this speed."""
     at = (*cell, milestone - 1)
     return Report(
         milestone=milestone,
@@ -112,7 +112,7 @@ def report_of(table: Table, cell: tuple[int, int, int, int], milestone: int, lr:
         loss=float(table.train_loss[at]),
         grad_norm=float(table.grad_norm[at]),
         lr=lr,
-        tokens_per_second=0.0,
+        tokens_per_second=speed,
         seconds=0.0,
         val_loss=float(table.val_loss[at]),
         final=milestone == table.milestones,
@@ -139,7 +139,7 @@ def replay(table: Table, method: Method, workers: Workers, seed: int, within: fl
             break
         waiting: list[int] = []
         for place in idle:
-            job = sweep.timed(method.next)
+            job = sweep.timed(partial(method.next, str(place)))
             if job is None:
                 waiting.append(place)
                 continue
@@ -158,8 +158,8 @@ def replay(table: Table, method: Method, workers: Workers, seed: int, within: fl
         job = jobs[place]
         trial, trained = trials[job.trial], trained + 1
         trial.at += 1
-        report = report_of(table, trial.cell, trial.at, float(trial.params["optimizer.lr"]))
-        decision = sweep.timed(partial(method.report, job.trial, report))
+        report = report_of(table, trial.cell, trial.at, float(trial.params["optimizer.lr"]), float(speeds[place]))
+        decision = sweep.timed(partial(method.report, job.trial, report, str(place)))
         if report.final:
             sweep.complete += 1
             if report.val_loss is not None and report.val_loss < best:
