@@ -16,8 +16,9 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState
 
-from sweep.strategy.encoding import Axis, Floats, axis, encode, is_number
-from sweep.strategy.forecast import Forecast, Known, forecast, gaps
+from sweep.strategy.encoding import Axis, Floats, axis, encode, gaps, is_number
+from sweep.strategy.evidence import Known
+from sweep.strategy.forecast import Forecast, forecast
 
 BESIDE = 0.35  # of a coordinate: how far from the best still is beside it
 UNMOVED = 4  # complete trials that brought nothing, after which what lies beside the best is tried in turn

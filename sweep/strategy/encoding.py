@@ -80,3 +80,11 @@ def encode(axes: Sequence[Axis], params: Sequence[Mapping[str, Any]]) -> Floats:
     if not params or not axes:
         return np.zeros((len(params), sum(a.width for a in axes)))
     return np.hstack([a.encode([one.get(a.key) for one in params]) for a in axes])
+
+
+def gaps(x: Floats, others: Floats) -> Floats:
+    """The greatest difference in any coordinate, shape (len(x), len(others))."""
+    gap = np.zeros((len(x), len(others)))
+    for k in range(x.shape[1]):
+        np.maximum(gap, np.abs(x[:, k, None] - others[None, :, k]), out=gap)
+    return gap

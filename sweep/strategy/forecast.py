@@ -1,8 +1,6 @@
 """What the trials of a sweep would come to at their ends, and what the next step of each promises.
 
-Invariants: pure and deterministic; the same curves give the same forecast in whatever order they are handed over. At
-most `ROWS` reports are looked at: the last of every trial while there is room, and earlier ones of those that went
-far, so that a forecast costs the same at 10,000 trials as at 100.
+Invariants: pure and deterministic; the same curves give the same forecast in whatever order they are handed over.
 """
 
 from __future__ import annotations
@@ -16,22 +14,24 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import log_ndtr, ndtr
 
-from sweep.strategy.encoding import Axis, Floats, encode
+from sweep.strategy.encoding import Axis, Floats, encode, gaps
+from sweep.strategy.evidence import (
+    MARGIN,
+    SQUASH,
+    TRIALS,
+    Known,
+    log_loss,
+    losses_reached,
+    own_share,
+    squashed_losses,
+    stale_ends,
+    telling,
+)
 from sweep.strategy.surrogate import DEFAULT, Ints, Points, Shape, Surrogate, believing, fit_shape, likeliest
 
-ROWS = 120
 SHAPE_ROWS = 48
-TRIALS = 80
-EARLIER = 3  # reports of a trial looked at besides its last
-# How much of a trial is its own (o of the surrogate): a share of what it lies behind its milestone's best beyond a
-# tenth, where the loss of a LoRA trial is no longer that of a contender.
-OWN, BEHIND = 0.1, 0.1
-# Log loss behind the best at a milestone beyond which differences shrink to their logarithm.
-SQUASH = 0.15
 # The shape is judged by the reports at these shares of a trial, so that it is judged anew only when one is reached.
 MARKS = (0.0, 0.125, 0.35, 1.0)
-# Log loss by which a better end counts as better: nats that no seed would confirm are not worth a trial.
-MARGIN = 0.003
 # Among the best 1/OWED of a milestone, a trial goes on in any case.
 OWED = 4
 # Of the trials that have reached a milestone, this many are above suspicion.
@@ -46,25 +46,6 @@ PATIENT, HALVED, SEVERAL = 8, 4, 3
 # B2 of the surrogate where signs are used: a sign one standard deviation off moves an end by a seventh of the scale at
 # first.
 LIFT = 0.02
-
-
-@dataclass(frozen=True, slots=True)
-class Known:
-    """What is known of a trial.
-
-    Args:
-        losses: at milestones 1, 2, …; not finite ones count as the worst finite one.
-        signs: features that say what is still to come (see `signs`), empty where they are not used.
-        running: it is being trained, so that its end will be known without a decision.
-        complete: its last loss is its end.
-    """
-
-    number: int
-    params: dict[str, object]
-    losses: tuple[float, ...]
-    signs: tuple[float, ...] = ()
-    running: bool = False
-    complete: bool = False
 
 
 @dataclass(frozen=True)
@@ -109,7 +90,7 @@ class Forecast:
         else:
             x = encode(self.axes, [one.params for one in known])
         numbers = np.array([one.number for one in known], dtype=np.int64)
-        own = np.array([_own(self._behind(one)) for one in known])
+        own = np.array([own_share(self._behind(one)) for one in known])
         return Points(x, np.ones(len(known)), numbers, phi, own)
 
     def new(self, x: Floats) -> Points:
@@ -121,7 +102,7 @@ class Forecast:
         """How far a trial lies behind the best at its last milestone, in log loss."""
         if not one.losses:
             return 0.0
-        behind = _log(one.losses[-1], self.worst) - float(self.lead[len(one.losses) - 1])
+        behind = log_loss(one.losses[-1], self.worst) - float(self.lead[len(one.losses) - 1])
         return behind if behind < SQUASH else SQUASH * (1.0 + math.log(behind / SQUASH))  # as `squash`, of one number
 
     def ends(self, at: Points) -> tuple[Floats, Floats]:
@@ -248,23 +229,23 @@ def forecast(known: Sequence[Known], axes: tuple[Axis, ...], milestones: int) ->
     if not finite:
         return None
     worst = max(finite)
-    lead, squashed = _squashed(seen, worst, milestones)
+    lead, squashed = squashed_losses(seen, worst, milestones)
     logs = {one.number: row[: len(one.losses)] for one, row in zip(seen, squashed, strict=True)}
     done = [float(logs[one.number][-1]) for one in seen if one.complete]
     width = max((len(one.signs) for one in seen), default=0)
     place = {one.number: at for at, one in enumerate(seen)}
-    empty = Forecast(_none(), axes, milestones, 0.0, None, _stale(done), lead, worst, width=width)
+    empty = Forecast(_none(), axes, milestones, 0.0, None, stale_ends(done), lead, worst, width=width)
     empty = replace(
         empty,
         x=encode(axes, [one.params for one in seen]),
         numbers=np.array([one.number for one in seen], dtype=np.int64),
         done=np.array([one.complete for one in seen]),
         place=place,
-        reached=_reached(seen, milestones),
+        reached=losses_reached(seen, milestones),
     )
     empty = replace(empty, shades=np.array([empty.shade(one) for one in seen]))
     shape = replace(_shape(empty, seen, logs), lift=LIFT if width else 0.0)
-    rows = _rows(seen, logs, lead)
+    rows = telling(seen, logs, lead)
     ends = empty.points([one for one, _ in rows])
     points = replace(ends, t=np.array([m / milestones for _, m in rows]))
     y = np.array([logs[one.number][m - 1] for one, m in rows])
@@ -299,26 +280,6 @@ def _crowded(x: Floats, others: Floats, same: npt.NDArray[np.bool_], apart: floa
     return found
 
 
-def gaps(x: Floats, others: Floats) -> Floats:
-    """The greatest difference in any coordinate, shape (len(x), len(others))."""
-    gap = np.zeros((len(x), len(others)))
-    for k in range(x.shape[1]):
-        np.maximum(gap, np.abs(x[:, k, None] - others[None, :, k]), out=gap)
-    return gap
-
-
-def _reached(seen: Sequence[Known], milestones: int) -> dict[int, Floats]:
-    """The losses at each milestone, ascending, of all trials that have reached it."""
-    longest = max(len(one.losses) for one in seen)
-    losses = ([one.losses[at] for one in seen if len(one.losses) > at] for at in range(longest))
-    return {at: np.sort([v if math.isfinite(v) else math.inf for v in there]) for at, there in enumerate(losses)}
-
-
-def squash(behind: Floats) -> Floats:
-    """Differences to the best as the surrogate sees them: in full up to `SQUASH`, beyond that by their logarithm."""
-    return np.where(behind < SQUASH, behind, SQUASH * (1.0 + np.log(np.maximum(behind, SQUASH) / SQUASH)))
-
-
 def _shape(empty: Forecast, seen: Sequence[Known], logs: dict[int, Floats]) -> Shape:
     """The likeliest shape by the reports at `MARKS`."""
     marks = sorted({max(1, round(share * empty.milestones)) for share in MARKS})
@@ -331,7 +292,7 @@ def _shape(empty: Forecast, seen: Sequence[Known], logs: dict[int, Floats]) -> S
     used = {m for _, m in rows}
     lead = {m: min(logs[one.number][m - 1] for one in seen if len(one.losses) >= m) for m in used}
     behind = {one.number: logs[one.number][reached[one.number][-1] - 1] - lead[reached[one.number][-1]] for one in seen}
-    own = np.array([_own(behind[one.number]) for one, _ in rows])
+    own = np.array([own_share(behind[one.number]) for one, _ in rows])
     columns, groups = 0, []
     for one in empty.axes:
         groups.append(tuple(range(columns, columns + one.width)))
@@ -348,57 +309,6 @@ def _judged(data: tuple[bytes, ...], groups: tuple[tuple[int, ...], ...]) -> Sha
     return likeliest(seen, y, DEFAULT, groups, 2 if n < SHAPE_ROWS else 1)
 
 
-def _own(behind: float) -> float:
-    return OWN * max(0.0, behind - BEHIND)
-
-
-def _log(loss: float, worst: float) -> float:
-    return math.log(min(loss, worst) if math.isfinite(loss) and loss > 0 else worst)
-
-
 def _none() -> Surrogate:
     empty = Points(np.zeros((1, 0)), np.ones(1), np.zeros(1, dtype=np.int64), np.zeros((1, 0)), np.zeros(1))
     return fit_shape(empty, np.zeros(1), DEFAULT)
-
-
-def _squashed(seen: Sequence[Known], worst: float, milestones: int) -> tuple[Floats, Floats]:
-    """The smallest log loss at each milestone, and all trials' squashed ones, shape (len(seen), milestones)."""
-    longest = max(milestones, *(len(one.losses) for one in seen))
-    rows = np.full((len(seen), longest), np.inf)
-    for row, one in zip(rows, seen, strict=True):
-        row[: len(one.losses)] = one.losses
-    rows[~np.isfinite(rows) | (rows <= 0)] = worst
-    logs = np.log(np.minimum(rows, worst))
-    there = np.arange(longest)[None] < np.array([len(one.losses) for one in seen])[:, None]
-    lead = np.where(there, logs, np.inf).min(axis=0)
-    known = np.where(np.isfinite(lead), lead, 0.0)
-    return lead, known + squash(logs - known)
-
-
-def _rows(seen: Sequence[Known], logs: dict[int, Floats], lead: Floats) -> list[tuple[Known, int]]:
-    """Which reports are looked at, as (trial, milestone), the most telling first."""
-
-    def behind(one: Known) -> float:
-        return float(logs[one.number][-1] - lead[len(one.losses) - 1])
-
-    order = sorted(seen, key=lambda one: (behind(one) > BEHIND, -len(one.losses), behind(one), one.number))
-    # All contenders first; of the others every k-th, so that what is left out is left out evenly.
-    front = [one for one in order if behind(one) <= BEHIND][: TRIALS * 2 // 3]
-    back = [one for one in order if one not in front]
-    step = max(1, math.ceil(len(back) / max(1, TRIALS - len(front))))
-    chosen = front + back[::step]
-    rows = [(one, len(one.losses)) for one in chosen]
-    for one in front:
-        last = len(one.losses)
-        earlier = sorted({max(1, round(last * share)) for share in (0.125, 0.35, 0.65)} - {last}, reverse=True)
-        rows += [(one, m) for m in earlier[:EARLIER]]
-    return rows[:ROWS]
-
-
-def _stale(ends: Sequence[float]) -> int:
-    """How many of the last complete trials were no better than one before them, by the margin."""
-    best, stale = math.inf, 0
-    for end in ends:
-        stale = 0 if end < best - MARGIN else stale + 1
-        best = min(best, end)
-    return stale

@@ -29,7 +29,8 @@ import numpy as np
 from sweep.model import Ruling, Verdict
 from sweep.strategy import Curve, Promotion, Standing
 from sweep.strategy.encoding import Floats, axes_of, encode
-from sweep.strategy.forecast import Forecast, Known, forecast
+from sweep.strategy.evidence import Known
+from sweep.strategy.forecast import Forecast, forecast
 from sweep.strategy.places import Places, paces, places
 from trainer.contract import Report
 

@@ -27,6 +27,7 @@ LAYERS = (
     "sweep.tally sweep.budget",
     "sweep.launchagent sweep.wandbqueue",
     "sweep.simulation sweep.ledger sweep.finals sweep.strategy.encoding sweep.strategy.surrogate",
+    "sweep.strategy.evidence",
     "sweep.decide sweep.channel sweep.dispatch sweep.dispatch.* sweep.recipe sweep.settings sweep.view",
     "sweep.allowance",
     "sweep.mirror sweep.lease sweep.strategy.forecast sweep.strategy.places",

@@ -15,7 +15,8 @@ from sweep.model import Ruling
 from sweep.sampler import ForecastSampler
 from sweep.strategy import Curve, Standing
 from sweep.strategy.encoding import axes_of, axis, encode
-from sweep.strategy.forecast import Known, forecast, log_improvement
+from sweep.strategy.evidence import Known
+from sweep.strategy.forecast import forecast, log_improvement
 from sweep.strategy.freeze_thaw import FreezeThaw, rungs
 from sweep.strategy.surrogate import DEFAULT, Points, believing, fit_shape
 from tests.bench.search_bench.ours import our_arms
