@@ -9,7 +9,7 @@ A paused trial is not assigned: its verdict is lifted by the study, which promot
 from __future__ import annotations
 
 import math
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,7 +19,6 @@ from sweep.model import (
     Ask,
     AskFinal,
     Assign,
-    AttemptFacts,
     Cancel,
     Drain,
     Effect,
@@ -37,6 +36,7 @@ from sweep.model import (
     View,
     WorkerFacts,
 )
+from sweep.occupancy import Occupancy
 from trainer.contract import Outcome, OutcomeKind, StopCause
 
 
@@ -54,6 +54,10 @@ class _Decision:
     @cached_property
     def _budget(self) -> Budget:
         return Budget(self.view, self.limits)
+
+    @cached_property
+    def _occupancy(self) -> Occupancy:
+        return Occupancy(self.view, self.limits)
 
     def effects(self) -> Iterator[Effect]:
         if self.view.mode is Mode.HANDOVER:
@@ -77,13 +81,13 @@ class _Decision:
     @cached_property
     def _tells(self) -> dict[int, Tell | None]:
         """What is told of each open trial without a running attempt."""
-        return {trial.number: self._tell(trial) for trial in self._resting}
+        return {trial.number: self._tell(trial) for trial in self._occupancy.resting}
 
     def _tell(self, trial: TrialFacts) -> Tell | None:
         last = trial.attempts[-1] if trial.attempts else None
         if last is None:
             return self._tell_cancelled(trial)
-        if self._alive(last):
+        if self._occupancy.alive(last):
             return None
         if trial.paused and not _is_final(last.outcome):
             return self._settle(trial.number) if self._settled else None
@@ -132,7 +136,7 @@ class _Decision:
         """Whether paused trials stay where they are for good."""
         if self.view.mode is Mode.CANCEL or self._budget.target_reached:
             return True
-        idle = not any(not trial.paused or self._busy(trial) for trial in self.view.trials)
+        idle = not any(not trial.paused or self._occupancy.busy(trial) for trial in self.view.trials)
         return self._going_on and idle and self._budget.askable <= 0 and not self._promotable
 
     @cached_property
@@ -142,11 +146,13 @@ class _Decision:
 
     @cached_property
     def _any_paused(self) -> bool:
-        return bool(self.view.study.aside) or any(trial.paused and not self._busy(trial) for trial in self.view.trials)
+        return bool(self.view.study.aside) or any(
+            trial.paused and not self._occupancy.busy(trial) for trial in self.view.trials
+        )
 
     def _stops(self) -> Iterator[Stop]:
-        wanted, planned = self._wanted_stop, self._planned_names
-        for trial, attempt in self._running:
+        wanted, planned = self._wanted_stop, self._occupancy.planned_names
+        for trial, attempt in self._occupancy.running:
             if (trial.verdict is None and wanted is None) or attempt.stop is not None or attempt.worker in planned:
                 continue  # what was never sent needs no stop: its worker is cancelled
             if trial.verdict is not None:
@@ -170,12 +176,12 @@ class _Decision:
     @cached_property
     def _waiting(self) -> list[TrialFacts]:
         """Open trials that need a worker, lowest number first."""
-        return [trial for trial in self._resting if not trial.paused and self._tells[trial.number] is None]
+        return [trial for trial in self._occupancy.resting if not trial.paused and self._tells[trial.number] is None]
 
     # --- workers ----------------------------------------------------------------------------------------------
 
     def _cancels(self) -> Iterator[Effect]:
-        for worker in self._live:
+        for worker in self._occupancy.live:
             if (not worker.ready or worker.job is JobState.PLANNED) and self._unwanted(worker):
                 if not worker.draining:  # says that its end, before it ever was ready, is no failure to start
                     yield Drain(worker.name)
@@ -186,16 +192,16 @@ class _Decision:
     def _unwanted(self, worker: WorkerFacts) -> bool:
         if worker.job is JobState.PLANNED and not self._going_on:
             return True
-        return not worker.ready and worker.name not in self._loads and not self._work_left
+        return not worker.ready and worker.name not in self._occupancy.loads and not self._work_left
 
     @cached_property
     def _hopeless(self) -> dict[str, str]:
         """Why a worker is not waited for any longer; of most there is nothing to say."""
-        return {worker.name: reason for worker in self._live if (reason := self._given_up(worker))}
+        return {worker.name: reason for worker in self._occupancy.live if (reason := self._given_up(worker))}
 
     def _given_up(self, worker: WorkerFacts) -> str | None:
         limits, now = self.limits, self.now
-        stop = self._oldest_stops.get(worker.name)
+        stop = self._occupancy.oldest_stops.get(worker.name)
         if stop is not None and not worker.ready and worker.job is JobState.PENDING:
             return "its trials are to stop, and its job has not started"
         if stop is not None and now - stop > limits.stop_grace:
@@ -207,7 +213,7 @@ class _Decision:
         return None
 
     def _assignments(self) -> Iterator[Effect]:
-        for trial, attempt in self._running:
+        for trial, attempt in self._occupancy.running:
             if not attempt.delivered:
                 yield Assign(trial.number, attempt.number, attempt.worker)
         if not self._going_on:
@@ -215,8 +221,8 @@ class _Decision:
         waiting = deque(self._waiting)
         asks, asked = self._budget.askable, False
         finals = self._finals
-        for worker in self._live:
-            for _ in range(self._free(worker) if self._rooms[worker.name] else 0):
+        for worker in self._occupancy.live:
+            for _ in range(self._free(worker) if self._occupancy.rooms[worker.name] else 0):
                 if waiting:
                     trial = waiting.popleft()
                     number = trial.attempts[-1].number + 1 if trial.attempts else 1
@@ -237,7 +243,7 @@ class _Decision:
         places = self._free_places
         if not places:
             return
-        open_to_work = [worker for worker in self._live if not worker.draining]
+        open_to_work = [worker for worker in self._occupancy.live if not worker.draining]
         per_worker = (
             self.limits.slots
             if self.limits.trials_per_worker is None
@@ -247,7 +253,7 @@ class _Decision:
             len(self._waiting)
             + self._budget.askable
             + self._finals
-            - sum(self._rooms[worker.name] for worker in open_to_work)
+            - sum(self._occupancy.rooms[worker.name] for worker in open_to_work)
         )
         count = min(len(places), math.ceil(unserved / per_worker) if unserved < math.inf else len(places))
         if count > 0:
@@ -255,25 +261,29 @@ class _Decision:
 
     @cached_property
     def _free_places(self) -> set[int]:
-        return set(range(self.limits.workers)) - {worker.place for worker in self._live}
+        return set(range(self.limits.workers)) - {worker.place for worker in self._occupancy.live}
 
     def _sendings(self) -> Iterator[Send]:
         """A planned worker goes to its queue with its first trials: as many as it holds, or as are left."""
-        for worker in self._live if self._planned_names and self._going_on else ():
-            more = self._rooms[worker.name] > 0 and self._work_left
-            if worker.job is JobState.PLANNED and worker.name in self._loads and not more:
+        for worker in self._occupancy.live if self._occupancy.planned_names and self._going_on else ():
+            more = self._occupancy.rooms[worker.name] > 0 and self._work_left
+            if worker.job is JobState.PLANNED and worker.name in self._occupancy.loads and not more:
                 yield Send(worker.name)
 
     def _drains(self) -> Iterator[Drain]:
         if self.view.mode is Mode.RUN and self._work_left:
             return
         # each trial that runs may yet lift one that is paused above the others, and a worker costs a start
-        spare = len(self._running) if self._going_on and self._any_paused and self._budget.left else 0
-        for worker in self._live:
-            if worker.draining or worker.job is JobState.PLANNED or not (worker.ready or worker.name in self._loads):
+        spare = len(self._occupancy.running) if self._going_on and self._any_paused and self._budget.left else 0
+        for worker in self._occupancy.live:
+            if (
+                worker.draining
+                or worker.job is JobState.PLANNED
+                or not (worker.ready or worker.name in self._occupancy.loads)
+            ):
                 continue
             if self.view.mode is Mode.RUN:
-                if worker.name in self._loads:
+                if worker.name in self._occupancy.loads:
                     continue
                 spare -= 1
                 if spare >= 0:
@@ -284,9 +294,9 @@ class _Decision:
 
     def _finish(self) -> Finish | None:
         if self.view.mode is Mode.DETACH:
-            settled = all(worker.draining for worker in self._live)
+            settled = all(worker.draining for worker in self._occupancy.live)
             return Finish(Finished.DETACHED, "running trials go on by themselves") if settled else None
-        if self._live:
+        if self._occupancy.live:
             return None
         if self._abort_reason:
             return Finish(Finished.FAILED, self._abort_reason)
@@ -315,68 +325,10 @@ class _Decision:
 
     # --- derived facts ----------------------------------------------------------------------------------------
 
-    @cached_property
-    def _live(self) -> list[WorkerFacts]:
-        return sorted((w for w in self.view.workers if w.job is not JobState.GONE), key=lambda w: w.place)
-
-    @cached_property
-    def _live_names(self) -> set[str]:
-        return {worker.name for worker in self._live}
-
-    @cached_property
-    def _planned_names(self) -> set[str]:
-        return {worker.name for worker in self._live if worker.job is JobState.PLANNED}
-
-    @cached_property
-    def _split(self) -> tuple[list[tuple[TrialFacts, AttemptFacts]], list[TrialFacts]]:
-        """Every attempt that may be running, and the trials that have none."""
-        running, resting = [], []
-        names = self._live_names
-        for trial in self.view.trials:
-            found = [(trial, one) for one in trial.attempts if one.outcome is None and one.worker in names]
-            if found:
-                running += found
-            else:
-                resting.append(trial)
-        return running, resting
-
-    @property
-    def _running(self) -> list[tuple[TrialFacts, AttemptFacts]]:
-        """Every attempt that may be running."""
-        return self._split[0]
-
-    @property
-    def _resting(self) -> list[TrialFacts]:
-        """Open trials without a running attempt."""
-        return self._split[1]
-
-    @cached_property
-    def _busy_numbers(self) -> set[int]:
-        return {trial.number for trial, _ in self._running}
-
-    @cached_property
-    def _loads(self) -> Counter[str]:
-        """How many attempts may be running on each worker."""
-        return Counter(attempt.worker for _, attempt in self._running)
-
-    @cached_property
-    def _oldest_stops(self) -> dict[str, float]:
-        """Since when a worker has had a stop that it has not obeyed."""
-        oldest: dict[str, float] = {}
-        for _, attempt in self._running:
-            if attempt.stop_since is not None:
-                oldest[attempt.worker] = min(attempt.stop_since, oldest.get(attempt.worker, math.inf))
-        return oldest
-
-    @cached_property
-    def _ending(self) -> set[str]:
-        """Workers that were told to end from outside, as their trials say: what they were given now would be lost."""
-        return {
-            attempt.worker
-            for trial in self.view.trials
-            for attempt in trial.attempts
-            if attempt.outcome and attempt.outcome.cause is StopCause.PREEMPTED
-        }
+    def _free(self, worker: WorkerFacts) -> int:
+        takes = worker.ready or worker.job is JobState.PLANNED
+        room = self._occupancy.rooms[worker.name]
+        return room if room and takes and worker.name not in self._hopeless else 0
 
     @cached_property
     def _going_on(self) -> bool:
@@ -394,30 +346,6 @@ class _Decision:
         if self._budget.askable > 0 or self._any_paused or self.view.study.searching:
             return 0
         return self.view.study.finals
-
-    def _alive(self, attempt: AttemptFacts) -> bool:
-        return attempt.outcome is None and attempt.worker in self._live_names
-
-    def _busy(self, trial: TrialFacts) -> bool:
-        return trial.number in self._busy_numbers
-
-    @cached_property
-    def _rooms(self) -> dict[str, int]:
-        """Trials that each worker can still take, now or once it is ready."""
-        loads = self._loads
-        return {worker.name: self._room_left(worker, loads.get(worker.name, 0)) for worker in self._live}
-
-    def _room_left(self, worker: WorkerFacts, load: int) -> int:
-        slots = (self.limits.slots if worker.slots is None else worker.slots) - load
-        if slots <= 0 or worker.draining or worker.name in self._ending:
-            return 0
-        quota = self.limits.trials_per_worker
-        return slots if quota is None else max(0, min(slots, quota - worker.assigned))
-
-    def _free(self, worker: WorkerFacts) -> int:
-        takes = worker.ready or worker.job is JobState.PLANNED
-        room = self._rooms[worker.name]
-        return room if room and takes and worker.name not in self._hopeless else 0
 
 
 def _is_final(outcome: Outcome | None) -> bool:

@@ -24,7 +24,7 @@ LAYERS = (
     "sweep sweep.errors sweep.resources sweep.yamledit sweep.nursery",
     "sweep.model sweep.space sweep.queues sweep.evaluators sweep.slurm sweep.storage",
     "sweep.ports sweep.grammar sweep.submit sweep.launchtemplate sweep.launchapi sweep.strategy sweep.tables",
-    "sweep.tally sweep.budget",
+    "sweep.tally sweep.budget sweep.occupancy",
     "sweep.launchagent sweep.wandbqueue",
     "sweep.simulation sweep.ledger sweep.finals sweep.strategy.encoding sweep.strategy.surrogate",
     "sweep.strategy.evidence",
@@ -195,8 +195,9 @@ def test_queues_do_not_know_each_other() -> None:
 
 
 def test_decide_imports_nothing_that_acts() -> None:
-    assert own("sweep.decide", late=True) == {"sweep.budget", "sweep.model", "trainer.contract"}
+    assert own("sweep.decide", late=True) == {"sweep.budget", "sweep.model", "sweep.occupancy", "trainer.contract"}
     assert own("sweep.budget", late=True) == {"sweep.model"}
+    assert own("sweep.occupancy", late=True) == {"sweep.model", "trainer.contract"}
     assert outside("sweep.decide") == {"math", "collections", "dataclasses", "functools"}
 
 
