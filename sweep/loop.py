@@ -37,6 +37,7 @@ from sweep.model import (
     WorkerFacts,
 )
 from sweep.ports import AttemptSight, Ports, WorkerSight, WorkerSpec
+from sweep.spent import Spent
 from trainer.contract import OutcomeKind, Report, StopCause, TrialSpec
 from trainer.room import worker_number
 
@@ -111,11 +112,8 @@ class Controller:
     poll_seconds: float = 0.1
     ledger: Ledger = field(default_factory=NoLedger)
     _since: dict[tuple[str, object], tuple[object, float]] = field(default_factory=dict)
-    _tokens: dict[int, int] = field(default_factory=dict)
     _jobs: Mapping[str, Job] = field(default_factory=dict)
-    _all_tokens: int = 0
-    _seconds: dict[int, dict[int, float]] = field(default_factory=dict)
-    _all_seconds: float = 0.0
+    _spent: Spent = field(default_factory=Spent)
     _known_stops: set[tuple[int, int]] = field(default_factory=set)
     _ruled: dict[int, Verdict] = field(default_factory=dict)
     _recalled: bool = False
@@ -177,9 +175,9 @@ class Controller:
             trials=trials,
             workers=facts,
             mode=self.mode(),
-            tokens=study.facts().tokens + self._all_tokens,
+            tokens=study.facts().tokens + self._spent.tokens,
             seconds=self.ports.clock.now() - self.created,
-            trained=study.facts().seconds + self._all_seconds,
+            trained=study.facts().seconds + self._spent.seconds,
             start_failures=len(failed),
             start_failure=failed[0].reason if failed else "",
         )
@@ -205,13 +203,9 @@ class Controller:
             case Cancel(worker):
                 ports.dispatcher.cancel([worker])
             case Tell(trial):
-                tokens = self._tokens.pop(trial, 0)
-                self._all_tokens -= tokens
                 self._ruled.pop(trial, None)
                 self._trials.pop(trial, None)
-                seconds = sum(self._seconds.pop(trial, {}).values())
-                self._all_seconds -= seconds
-                ports.study.tell(effect, tokens, seconds)
+                ports.study.tell(effect, *self._spent.take(trial))
             case Drain(worker):
                 ports.channel.drain(worker)
             case Finish():
@@ -262,10 +256,10 @@ class Controller:
         ruled: Verdict | None = None
         for sight in sights:
             if sight.outcome is not None:
-                self._count_seconds(number, sight.number, sight.outcome.seconds)
+                self._spent.hear_seconds(number, sight.number, sight.outcome.seconds)
             for report in sight.reports:
-                self._count_tokens(number, report.tokens)
-                self._count_seconds(number, sight.number, report.seconds)
+                self._spent.hear_tokens(number, report.tokens)
+                self._spent.hear_seconds(number, sight.number, report.seconds)
                 self.listener.reported(number, report)
             if sight.stop is StopCause.PRUNED:  # an earlier controller's verdict, which stands
                 told = told or Verdict(0, float("nan"), sight.stop_reason)
@@ -275,7 +269,7 @@ class Controller:
         if verdict is not None and self._ruled.get(number) is not verdict:
             self._ruled[number] = verdict
             if verdict.milestone:
-                self.ledger.ruled(number, verdict, self._tokens.get(number, 0))
+                self.ledger.ruled(number, verdict, self._spent.tokens_of(number))
         facts = TrialFacts(number, tuple(self._attempt(number, sight) for sight in sights), verdict)
         if facts.paused and sights and sights[-1].outcome is not None:
             self._lay_aside(facts)
@@ -296,19 +290,6 @@ class Controller:
         outcome = trial.attempts[-1].outcome
         if outcome is not None and (outcome.resumable or outcome.kind is OutcomeKind.COMPLETED):
             self.ports.study.lay_aside(trial.number)
-
-    def _count_seconds(self, number: int, attempt: int, seconds: float) -> None:
-        known = self._seconds.setdefault(number, {})
-        more = seconds - known.get(attempt, 0.0)
-        if more > 0:
-            known[attempt] = seconds
-            self._all_seconds += more
-
-    def _count_tokens(self, number: int, tokens: int) -> None:
-        known = self._tokens.get(number, 0)
-        if tokens > known:
-            self._tokens[number] = tokens
-            self._all_tokens += tokens - known
 
     def _attempt(self, trial: int, sight: AttemptSight) -> AttemptFacts:
         stop_since = self._seen(("stop", (trial, sight.number)), sight.stop) if sight.stop else None
