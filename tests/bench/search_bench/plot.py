@@ -4,7 +4,7 @@ diff."""
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 430, 250, 46, 36, 22
@@ -42,19 +42,22 @@ class Panel:
     lines: Sequence[Line]
 
 
-def svg(panels: Sequence[Panel]) -> str:
-    """Panels two in a row, and one legend below."""
+def svg(panels: Sequence[Panel], bold: str = "") -> str:
+    """Panels two in a row, and one legend below.
+
+    Args:
+        bold: the name of the line that is to stand out, above all others.
+    """
     names = list(dict.fromkeys(line.name for panel in panels for line in panel.lines))
-    colours = {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(names)}
-    dashes = {name: "" if i < len(COLOURS) else ' stroke-dasharray="4 3"' for i, name in enumerate(names)}
+    styles = {name: _style(i) for i, name in enumerate(names)} | {bold: 'stroke="#000" stroke-width="2.6"'}
     down = HEIGHT * math.ceil(len(panels) / 2)
     parts = [
-        f'<g transform="translate({WIDTH * (i % 2)} {HEIGHT * (i // 2)})">{_panel(panel, colours, dashes)}</g>'
+        f'<g transform="translate({WIDTH * (i % 2)} {HEIGHT * (i // 2)})">{_panel(panel, styles, bold)}</g>'
         for i, panel in enumerate(panels)
     ]
     for i, name in enumerate(names):
         x, y = 20 + 280 * (i % 3), down + 14 + 16 * (i // 3)
-        parts.append(f'<path d="M{x} {y - 4}h24" stroke="{colours[name]}"{dashes[name]}/>')
+        parts.append(f'<path d="M{x} {y - 4}h24" {styles[name]}/>')
         parts.append(f'<text x="{x + 30}" y="{y}">{name}</text>')
     height = down + 16 * math.ceil(len(names) / 3) + 16
     return (
@@ -66,7 +69,12 @@ def svg(panels: Sequence[Panel]) -> str:
     )
 
 
-def _panel(panel: Panel, colours: dict[str, str], dashes: dict[str, str]) -> str:
+def _style(index: int) -> str:
+    dash = "" if index < len(COLOURS) else ' stroke-dasharray="4 3"'
+    return f'stroke="{COLOURS[index % len(COLOURS)]}"{dash}'
+
+
+def _panel(panel: Panel, styles: Mapping[str, str], bold: str) -> str:
     parts = [f'<text x="{LEFT}" y="14" font-weight="bold">{panel.title}</text>']
     parts.append(f'<text x="{WIDTH - 150}" y="{HEIGHT - 6}">{panel.axis}</text><text x="2" y="{TOP + 8}">regret</text>')
     for x in (1.0, 10.0, 100.0):
@@ -75,12 +83,12 @@ def _panel(panel: Panel, colours: dict[str, str], dashes: dict[str, str]) -> str
     for y in (0.001, 0.01, 0.1, 1.0):
         parts.append(f'<path d="M{LEFT} {_y(y)}H{WIDTH - 10}" stroke="{"#999" if y == 0.01 else "#ddd"}"/>')
         parts.append(f'<text x="8" y="{_y(y) + 4}">{100 * y:g} %</text>')
-    for line in panel.lines:
+    for line in sorted(panel.lines, key=lambda line: line.name == bold):
         steps = ""
         for x, y in line.points:
             steps += f"H{_x(x)}V{_y(y)}" if steps else f"M{_x(x)} {_y(y)}"
         if steps:
-            parts.append(f'<path d="{steps}" stroke="{colours[line.name]}"{dashes[line.name]}/>')
+            parts.append(f'<path d="{steps}" {styles[line.name]}/>')
     return "".join(parts)
 
 

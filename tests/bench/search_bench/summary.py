@@ -92,7 +92,7 @@ def show(records: Sequence[Record], docs: Path | None) -> None:
     if docs is not None:
         Path(f"{docs}-table.md").write_text("\n".join(lines).strip() + "\n")
         for table in dict.fromkeys(row.table for row in found):
-            Path(f"{docs}-{table}.svg").write_text(svg(_panels(records, table)))
+            Path(f"{docs}-{table}.svg").write_text(svg(_panels(records, table), bold="ours"))
 
 
 def _failures(records: Sequence[Record]) -> list[str]:
