@@ -214,12 +214,15 @@ class FreezeThaw:
 
     def _waiting(self, seen: Forecast, curves: Mapping[int, Curve], milestones: int, worker: str) -> list[int]:
         """The paused trials that wait for a faster worker than this one."""
-        waiting: list[int] = []
         found = self._places(seen, curves, milestones)
-        for number in found.contenders if found is not None else ():
+        if found is None:
+            return []
+        waiting: list[int] = []
+        for number in found.contenders:
             left = milestones - len(curves[number].reports)
-            if found and curves[number].standing is Standing.PAUSED:
-                waiting += [number] if found.faster(worker, left, milestones) > len(waiting) else []
+            paused = curves[number].standing is Standing.PAUSED
+            if paused and found.faster(worker, left, milestones) > len(waiting):
+                waiting.append(number)
         return waiting
 
     def _places(self, seen: Forecast, curves: Mapping[int, Curve], milestones: int) -> Places | None:
