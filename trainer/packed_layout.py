@@ -51,9 +51,11 @@ class Layout:
         picked, targets: shape [L]: which tokens have a label, and the label, the token that follows.
         weights: shape [L], fp32: what a token's loss counts; see `lay_out`.
         counts: shape [k]: labels of each slot.
+        owners: shape [T]: the index in the store of each token's slot.
         sources: shape [T]: the index of each token in its slot's flattened (b, s).
         offsets: shape [k], int32: where each slot's tokens end.
         blocks: shape [pieces, 3], int32: slot (from 0), first token and end of each piece of at most `ROWS` tokens.
+        pieces: the same of sequences: sequence, first token, and the sequence's end.
         even: tokens of each slot where all have the same number, else None.
         rectangle: how many sequences there are, and how long they are, where all are of one length, else None.
     """
@@ -69,9 +71,11 @@ class Layout:
     targets: torch.Tensor
     weights: torch.Tensor
     counts: torch.Tensor
+    owners: torch.Tensor
     sources: torch.Tensor
     offsets: torch.Tensor
     blocks: torch.Tensor
+    pieces: torch.Tensor
     even: int | None = field(init=False)
     rectangle: tuple[int, int] | None = field(init=False)
     _squares: tuple[torch.Tensor, torch.Tensor] | None = field(default=None)
@@ -149,16 +153,18 @@ def lay_out(batches: Sequence[dict[str, torch.Tensor]], first: int, ignored: int
         targets[kept & counted],
         torch.repeat_interleave(torch.tensor(weights), torch.tensor(label_counts)),
         torch.tensor(label_counts),
+        torch.repeat_interleave(torch.arange(first, first + len(sizes)), torch.tensor(sizes)),
         (own * widths)[:, None].add(places)[kept],
         torch.tensor(bounds[1:], dtype=torch.int32),
-        _blocks(bounds),
+        _blocks(torch.tensor(bounds)),
+        _blocks(starts),
     ]
     moved = [one.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else one for one in flat]
     rows = tuple(
         Row(first + index, (batch["tokens"].shape[0], batch["tokens"].shape[1]), count)
         for index, (batch, count) in enumerate(zip(batches, all_labels, strict=True))
     )
-    line, positions, begins, picked, wanted, weighed, numbers, sources, offsets, blocks = moved
+    line, positions, begins, picked, wanted, weighed, numbers, owners, sources, offsets, blocks, pieces = moved
     return Layout(
         rows=rows,
         first=first,
@@ -171,14 +177,15 @@ def lay_out(batches: Sequence[dict[str, torch.Tensor]], first: int, ignored: int
         targets=wanted,
         weights=weighed,
         counts=numbers,
+        owners=owners,
         sources=sources,
         offsets=offsets,
         blocks=blocks,
+        pieces=pieces,
     )
 
 
-def _blocks(bounds: tuple[int, ...]) -> torch.Tensor:
-    edges = torch.tensor(bounds)
+def _blocks(edges: torch.Tensor) -> torch.Tensor:
     begins, ends = edges[:-1], edges[1:]
     pieces = (ends - begins + ROWS - 1) // ROWS
     slot = torch.repeat_interleave(torch.arange(len(pieces)), pieces)

@@ -24,7 +24,7 @@ from torchtune.modules import (
 )
 from torchtune.modules.peft import LoRALinear
 
-from trainer.packed_attention import Heads, attention
+from trainer.packed_attention import Heads, attend, warm_up_attention
 from trainer.packed_layout import UNIT, Layout, lay_out
 from trainer.packed_loss import summed_loss
 from trainer.packed_mlp import MLP, makes_again, warm_up_mlp
@@ -173,6 +173,7 @@ class Decoder:
         noise = [[self.like.new_ones(layout.size, one.weight.shape[1]) for _ in one.names] for one in self.groups]
         self.loss(store, layout, dict(enumerate(noise)), backward=True)
         warm_up_mlp(self.like, self._blocks[0].down.frozen.weight.shape[1])
+        warm_up_attention(self.like, self._blocks[0].qkv.frozen, self._table, self._heads)
         stand_still(store)
 
     def loss(self, store: Store, layout: Layout, noise: dict[int, Noise], backward: bool) -> torch.Tensor:
@@ -190,9 +191,7 @@ class Decoder:
 
     def _hidden(self, store: Store, layout: Layout, noise: dict[int, Noise]) -> torch.Tensor:
         """The last norm's output, shape [T, D]."""
-        rows = torch.tensor([end - begin for begin, end in layout.segments()])
-        lengths = rows.to(self.like.device, non_blocking=True)
-        scale = torch.repeat_interleave(store.scales[layout.slots], lengths, output_size=layout.size)[:, None]
+        scale = store.scales[layout.owners][:, None]
 
         def linear(group: Group) -> Linear:
             index = group.index
@@ -204,8 +203,7 @@ class Decoder:
         normed = norm(x, first.scale, first.eps)
         following = [*(block.attention_norm for block in self._blocks[1:]), self._last_norm]
         for block, after in zip(self._blocks, following, strict=True):
-            qkv = PROJECT(normed, self._anchor, linear(block.qkv), layout)
-            mixed = attention(qkv, self._table, layout, self._heads)
+            mixed = attend(normed, self._anchor, linear(block.qkv), self._table, layout, self._heads)
             out = PROJECT(mixed, self._anchor, linear(block.out), layout)
             x, normed = ADD_NORM(x, out, block.mlp_norm.scale, block.mlp_norm.eps)
             out = MLP(normed, self._anchor, linear(block.gate_up), linear(block.down), layout)

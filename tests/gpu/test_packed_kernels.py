@@ -53,7 +53,7 @@ def test_swiglu_with_its_adapters_is_what_autograd_makes_of_it(
         total = total + (act * d[part].double()).sum() + (sums[-1] * dh[part].double()).sum()
     total.backward()  # type: ignore[no-untyped-call]
 
-    found_active, found_sums = kernels.forward(both, _blocks(tuple(bounds)).cuda(), h, values[:2], values[2])
+    found_active, found_sums = kernels.forward(both, _blocks(torch.tensor(bounds)).cuda(), h, values[:2], values[2])
     ends = torch.tensor(bounds[1:], dtype=torch.int32, device="cuda")
     back = kernels.backward(d, both, ends, h, dh, values[:2], grads[:2], values[2], grads[2])
 
@@ -65,6 +65,74 @@ def test_swiglu_with_its_adapters_is_what_autograd_makes_of_it(
     for grad, start, leaf in zip(grads, before, leaves, strict=True):
         assert leaf.grad is not None
         close(grad, start + leaf.grad, near)
+
+
+@pytest.mark.parametrize("adapted", [(0, 1, 2), (0, -1, 1)], ids=["all", "no keys"])
+@pytest.mark.parametrize("rank", [8, 16, 24, 64])
+def test_queries_keys_and_values_are_turned_with_their_adapters_part(rank: int, adapted: tuple[int, int, int]) -> None:
+    from trainer import packed_qkv_kernels as kernels
+
+    torch.manual_seed(rank)
+    kind, (queries, keys, size), sizes = torch.bfloat16, (8, 2, 32), (70, 0, 90, 128)
+    bounds = [0, *accumulate(sizes)]
+    widths = [queries * size, keys * size, keys * size]
+    edges = [0, *accumulate(widths)]
+    y = torch.randn(bounds[-1], edges[-1], device="cuda").to(kind)
+    rows = torch.randn(len(sizes), sum(widths) * rank + 8, device="cuda").mul(0.3).to(kind)  # of a store
+    every = [rows[:, begin * rank : end * rank].view(len(sizes), -1, rank) for begin, end in pairwise(edges)]
+    b = [one for one, nth in zip(every, adapted, strict=True) if nth >= 0]
+    h = torch.randn(bounds[-1], len(b) * rank, device="cuda").to(kind)
+    positions = torch.cat([torch.arange(one, device="cuda") for one in sizes])
+    angles = torch.rand(128, size // 2, device="cuda") * 6
+    table = torch.stack([angles.cos(), angles.sin()], dim=-1)
+
+    wanted = []
+    for (begin, end), nth, width, weights in zip(pairwise(edges), adapted, widths, every, strict=True):
+        of_h = h.double()[:, nth * rank : (nth + 1) * rank]
+        of_slots = zip(pairwise(bounds), weights.double(), strict=True)
+        more = torch.cat([of_h[start:stop] @ one.t() for (start, stop), one in of_slots]) if nth >= 0 else 0.0
+        part = (y.double()[:, begin:end] + more).view(bounds[-1], width // size, size)
+        wanted.append((turn(part, table.double()[positions]) if begin < edges[2] else part).flatten(1))
+
+    parts = kernels.Parts(queries, keys, size, adapted)
+    kernels.add_and_turn(y, h, b, table, positions, _blocks(torch.tensor(bounds)).cuda(), parts)
+    close(y, torch.cat(wanted, dim=1), 0.01)
+
+
+@pytest.mark.parametrize("sizes", [(70, 1, 200, 128, 65), (256, 256)], ids=["uneven", "even"])
+@pytest.mark.parametrize("heads", [(4, 1, 16), (4, 2, 32), (8, 2, 64), (4, 4, 128)])
+def test_short_sequences_are_mixed_as_autograd_mixes_them(heads: tuple[int, int, int], sizes: tuple[int, ...]) -> None:
+    from trainer import packed_attention_kernels as kernels
+
+    torch.manual_seed(0)
+    kind, (queries, keys, size) = torch.bfloat16, heads
+    starts = torch.tensor([0, *accumulate(sizes)], dtype=torch.int32)
+    tokens, width = int(starts[-1]), (queries + 2 * keys) * size
+    y = torch.randn(tokens, width, device="cuda").to(kind)
+    d = torch.randn(tokens, queries * size, device="cuda").to(kind)
+
+    leaf = y.double().requires_grad_()
+    every = leaf.view(tokens, -1, size).split([queries, keys, keys], dim=1)  # type: ignore[no-untyped-call]
+    mixed = []
+    for begin, end in pairwise(starts.tolist()):
+        parts = [one[None, begin:end].transpose(1, 2) for one in every]
+        mixed.append(F.scaled_dot_product_attention(parts[0], parts[1], parts[2], is_causal=True, enable_gqa=True))
+    out = torch.cat([one[0].transpose(0, 1).flatten(1) for one in mixed])
+    out.backward(d.double())  # type: ignore[no-untyped-call]
+
+    sequences = kernels.Sequences(starts.cuda(), _blocks(starts).cuda())
+    found, sums = kernels.forward(y, sequences, heads)
+    back = kernels.backward(d, y, found, sums, sequences, heads)
+    assert leaf.grad is not None
+    close(found, out.detach(), 0.01)
+    close(back, leaf.grad, 0.01)
+
+
+def turn(x: Tensor, angles: Tensor) -> Tensor:
+    """x [T, heads, size] by angles [T, size / 2, 2], as torchtune's rotary embedding does."""
+    even, odd = x.view(*x.shape[:-1], -1, 2).unbind(-1)
+    cos, sin = angles[:, None].unbind(-1)
+    return torch.stack([even * cos - odd * sin, odd * cos + even * sin], dim=-1).flatten(-2)
 
 
 def close(found: Tensor, wanted: Tensor, near: float) -> None:
