@@ -103,14 +103,14 @@ class FlashAttention(Function):
     ) -> Tensor:
         qkv, h = _turned(x, layer, table, layout, heads)
         ctx.layer, ctx.layout, ctx.heads, ctx.table, ctx.square = layer, layout, heads, table, None
-        out, kept = _mixed(qkv, ctx)
+        out, kept = mix(qkv, ctx)
         ctx.save_for_backward(x if h is not None else None, h, *kept)
         return out
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, h, *saved = ctx.saved_tensors
-        back = _mixed_back(grads[0], saved, ctx)
+        back = mix_back(grads[0], saved, ctx)
         return project_back(back, x, h, ctx.layer, ctx.layout, ctx.needs_input_grad[0]), None, None, None, None, None
 
 
@@ -137,7 +137,7 @@ def _turned(x: Tensor, layer: Linear, table: Tensor, layout: Layout, heads: Head
     return qkv, made
 
 
-def _mixed(qkv: Tensor, ctx: Any) -> tuple[Tensor, tuple[Tensor, ...]]:
+def mix(qkv: Tensor, ctx: Any) -> tuple[Tensor, tuple[Tensor, ...]]:
     """What attention makes of queries, keys and values, and what the way back needs."""
     layout, heads = ctx.layout, ctx.heads
     if ours(layout, heads):
@@ -156,7 +156,7 @@ def _mixed(qkv: Tensor, ctx: Any) -> tuple[Tensor, tuple[Tensor, ...]]:
     return out.flatten(1), (q, k, v, out, lse, seed, offset)
 
 
-def _mixed_back(d: Tensor, saved: Sequence[Tensor], ctx: Any) -> Tensor:
+def mix_back(d: Tensor, saved: Sequence[Tensor], ctx: Any) -> Tensor:
     """Gradient of queries, keys and values side by side as they were before they were turned."""
     from trainer import packed_attention_kernels, packed_kernels
 
