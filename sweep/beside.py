@@ -54,7 +54,7 @@ class EvaluationStudy:
     def params(self, number: int) -> Mapping[str, Any]:
         return {}
 
-    def record(self, number: int, reports: Sequence[Report], worker: str = "") -> Verdict | None:
+    def record(self, number: int, reports: Sequence[Report], worker: str = "", new: bool = True) -> Verdict | None:
         return None
 
     def reinstate(self, number: int, reason: str) -> None:

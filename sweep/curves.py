@@ -41,9 +41,13 @@ class Curves:
         if self._curves[number].standing is not standing:
             self._curves[number] = replace(self._curves[number], standing=standing)
 
-    def verdict(self, number: int) -> Verdict | None:
-        """The strategy's verdict on a trial's newest report; the trial then stands as it says."""
-        found = self.strategy.verdict(number, self._curves, self.milestones)
+    def verdict(self, number: int, new: bool = True) -> Verdict | None:
+        """The strategy's verdict on a trial's newest report; the trial then stands as it says.
+
+        Args:
+            new: a new trial may be asked for in its place.
+        """
+        found = self.strategy.verdict(number, self._curves, self.milestones, new)
         if found is not None:
             self.stand(number, Standing.PAUSED if found.ruling is Ruling.PAUSE else Standing.PRUNED)
         return found

@@ -117,6 +117,7 @@ class Controller:
     _known_stops: set[tuple[int, int]] = field(default_factory=set)
     _ruled: dict[int, Verdict] = field(default_factory=dict)
     _recalled: bool = False
+    _asks_on: bool = True
     _trials: dict[int, tuple[list[AttemptSight], TrialFacts]] = field(default_factory=dict)
     _workers: dict[str, tuple[WorkerSight, Job, WorkerFacts]] = field(default_factory=dict)
     _first_name: int | None = None
@@ -160,13 +161,15 @@ class Controller:
         """All facts of this moment; takes new reports to the study on the way."""
         study = self.ports.study
         self._recall()
+        known = study.facts()
+        self._asks_on = not known.exhausted and (self.limits.trials is None or known.asked < self.limits.trials)
         # jobs first: an attempt whose job is gone by now has written all that it ever will
         jobs = self.ports.dispatcher.poll()
         self._jobs = jobs
         self._last_name = max([self._last_name, *map(worker_number, jobs)])
         self._first_name = self._last_name if self._first_name is None else self._first_name
         watched = [name for name, job in jobs.items() if job.state is not JobState.GONE or self._is_ours(name)]
-        attempts, workers = self.ports.channel.observe(study.facts().open, watched)
+        attempts, workers = self.ports.channel.observe(known.open, watched)
         trials = tuple([self._known_trial(number, sights) for number, sights in attempts.items()])
         facts = tuple([self._known_worker(sight, jobs[name]) for name, sight in workers.items()])
         failed = self._failed_starts(facts)
@@ -280,7 +283,7 @@ class Controller:
         if paused and last and (number, sight.number) not in self._known_stops:  # an earlier controller's
             self._known_stops.add((number, sight.number))
             study.reinstate(number, sight.stop_reason)
-        return study.record(number, sight.reports, self._lasting(sight.worker))
+        return study.record(number, sight.reports, self._lasting(sight.worker), self._asks_on)
 
     def _lasting(self, worker: str) -> str:
         """A worker that goes on to other trials; empty for one that does not: how fast it is helps no other trial."""

@@ -113,13 +113,14 @@ class Study(Protocol):
     def params(self, number: int) -> Mapping[str, Any]:
         """A trial's hyperparameters by torchtune key."""
 
-    def record(self, number: int, reports: Sequence[Report], worker: str = "") -> Verdict | None:
+    def record(self, number: int, reports: Sequence[Report], worker: str = "", new: bool = True) -> Verdict | None:
         """Take a trial's new reports in, in order; the verdict that stands.
 
         Reports after a stop are ignored; those after a pause are held back until the trial is promoted.
 
         Args:
             worker: that made them, where it goes on to other trials; else empty.
+            new: a new trial may be asked for in its place.
         """
 
     def reinstate(self, number: int, reason: str) -> None:

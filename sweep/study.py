@@ -180,11 +180,11 @@ class OptunaStudy:
     def params(self, number: int) -> Mapping[str, Any]:
         return self._open[number].params
 
-    def record(self, number: int, reports: Sequence[Report], worker: str = "") -> Verdict | None:
+    def record(self, number: int, reports: Sequence[Report], worker: str = "", new: bool = True) -> Verdict | None:
         known = self._open[number]
         for report in reports:
             if known.verdict is None:
-                self._take(number, report, worker)
+                self._take(number, report, worker, new)
             elif known.verdict.ruling is Ruling.PAUSE:
                 if report.milestone in known.values:  # of an earlier controller's time
                     self._add(number, report, worker)
@@ -223,7 +223,7 @@ class OptunaStudy:
         self._history.running(self._frozen(known))
         self._changed()
         for report, where in held:
-            self.record(found.trial, [report], where)
+            self.record(found.trial, [report], where, new)
         return found
 
     def unknown(self) -> Sequence[int]:
@@ -342,10 +342,11 @@ class OptunaStudy:
             self._begin(trial.number, params, Standing.RUNNING)
         return trial.number
 
-    def _take(self, number: int, report: Report, worker: str) -> None:
+    def _take(self, number: int, report: Report, worker: str, new: bool) -> None:
         known = self._open[number]
-        new = self._hear(number, report, worker)
-        if not new and (report.milestone != max(known.values) or known.judged == report.milestone):
+        if not self._hear(number, report, worker) and (
+            report.milestone != max(known.values) or known.judged == report.milestone
+        ):
             return
         known.judged = report.milestone
         if self._stuck:
@@ -353,7 +354,7 @@ class OptunaStudy:
         if report.final or known.final:
             return
         if self._curves is not None:
-            known.verdict = self._curves.verdict(number)
+            known.verdict = self._curves.verdict(number, new)
         elif not self._never_prunes and known.trial.should_prune():
             known.verdict = self._verdict(report)
         if known.verdict is not None and known.verdict.ruling is Ruling.PAUSE:

@@ -186,10 +186,10 @@ class ChargedStudy:
     def params(self, number: int) -> Mapping[str, Any]:
         return self.study.params(number)
 
-    def record(self, number: int, reports: Sequence[Report], worker: str = "") -> Verdict | None:
+    def record(self, number: int, reports: Sequence[Report], worker: str = "", new: bool = True) -> Verdict | None:
         if not reports:
-            return self.study.record(number, reports, worker)
-        return self._charged(lambda: self.study.record(number, reports, worker))
+            return self.study.record(number, reports, worker, new)
+        return self._charged(lambda: self.study.record(number, reports, worker, new))
 
     def reinstate(self, number: int, reason: str) -> None:
         self.study.reinstate(number, reason)

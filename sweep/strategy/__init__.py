@@ -138,8 +138,12 @@ class Promotion:
 class Strategy(Protocol):
     """Pauses, stops and promotes; `milestones` is the number of reports of a trial that runs to its end."""
 
-    def verdict(self, number: int, curves: Mapping[int, Curve], milestones: int) -> Verdict | None:
-        """What its newest report means for a running trial; None: go on."""
+    def verdict(self, number: int, curves: Mapping[int, Curve], milestones: int, new: bool = True) -> Verdict | None:
+        """What its newest report means for a running trial; None: go on.
+
+        Args:
+            new: a new trial may be asked for in its place.
+        """
 
     def promote(self, curves: Mapping[int, Curve], milestones: int, worker: str = "") -> Promotion | None:
         """A paused trial that deserves a free slot of this worker more than a new one; None: ask a new one."""
@@ -168,7 +172,7 @@ class AsynchronousHalving:
         if self.min_resource < 1 or self.reduction_factor < 2:
             raise ValueError("min_resource must be at least 1, and reduction_factor at least 2")
 
-    def verdict(self, number: int, curves: Mapping[int, Curve], milestones: int) -> Verdict | None:
+    def verdict(self, number: int, curves: Mapping[int, Curve], milestones: int, new: bool = True) -> Verdict | None:
         last = curves[number].reports[-1]
         if last.milestone not in self._rungs(milestones):
             return None

@@ -61,7 +61,7 @@ class FreezeThaw:
     # numbers.
     _last: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
-    def verdict(self, number: int, curves: Mapping[int, Curve], milestones: int) -> Verdict | None:
+    def verdict(self, number: int, curves: Mapping[int, Curve], milestones: int, new: bool = True) -> Verdict | None:
         curve = curves[number]
         last = curve.reports[-1]
         value = self._loss(last)
@@ -71,7 +71,7 @@ class FreezeThaw:
             return Verdict(last.milestone, value, f"FreezeThaw at milestone {last.milestone}: the loss is {value}")
         if len(curve.reports) not in rungs(self.first, milestones):
             return None
-        if len(curves) < self.design:
+        if new and len(curves) < self.design:
             return self._pause(last, value, f"the first {self.design} trials start before any goes on", {})
         seen = self._forecast(curves, milestones, but=number)
         if seen is None:
@@ -80,7 +80,9 @@ class FreezeThaw:
         at = seen.points([known])
         mean, sd = (float(v[0]) for v in seen.ends(at))
         promise = float(_promise(seen, [known], milestones)[0])
-        other = max(self._new(seen, curves), self._best_paused(seen, curves, milestones, (number,))[1])
+        other = self._best_paused(seen, curves, milestones, (number,))[1]
+        if new:
+            other = max(other, self._new(seen, curves))
         basis = {"end": seen.loss(mean), "end_sd": sd, "best": math.exp(seen.best), "promise": promise, "other": other}
         done = [self._loss(c.reports[-1]) for c in curves.values() if c.standing is Standing.COMPLETE and c.reports]
         if done and mean - self.sure * sd > math.log(max(min(done), 1e-300)):
@@ -92,7 +94,10 @@ class FreezeThaw:
         expected = f"expected to end at {seen.loss(mean):.4f} (± {100 * sd:.1f} %)"
         if promise < other:
             return self._pause(last, value, f"{expected}, and another step promises more", basis)
-        if self._moves(seen, curves, milestones, number):
+        if not new and done and not _may_reach(seen.best, mean, sd):
+            why = f"{expected}, which does not reach the best, {math.exp(seen.best):.4f}"
+            return self._pause(last, value, why, basis)
+        if new and self._moves(seen, curves, milestones, number):  # else nothing takes its place
             return self._pause(last, value, f"{expected}, and a faster worker trains what promises less", basis)
         return None
 
@@ -105,8 +110,8 @@ class FreezeThaw:
         found = self._promotion(curves, milestones, -math.inf)
         if found is None or not any(curve.standing is Standing.COMPLETE for curve in curves.values()):
             return found
-        low = math.log(found.basis["end"]) - 2.0 * found.basis["end_sd"]
-        return found if low < math.log(found.basis["best"]) else None
+        best, end, sd = (found.basis[key] for key in ("best", "end", "end_sd"))
+        return found if _may_reach(math.log(best), math.log(end), sd) else None
 
     def _promotion(
         self, curves: Mapping[int, Curve], milestones: int, bar: float | None, worker: str = ""
@@ -244,6 +249,11 @@ class FreezeThaw:
         """What the best of a fixed sample of configurations promises as a new trial."""
         x = candidates(encode(seen.axes, [curve.params for _, curve in sorted(curves.items())]), self.candidates)
         return float(seen.promise(seen.new(x), np.full(len(x), float(seen.milestones))).max())
+
+
+def _may_reach(best: float, end: float, sd: float) -> bool:
+    """Whether two standard deviations of a log end reach the best one."""
+    return end - 2.0 * sd < best
 
 
 def rungs(first: int, milestones: int) -> list[int]:

@@ -26,10 +26,10 @@ from sweep.grammar import parse_space
 from sweep.model import Finished, Limits
 from sweep.queues import Fates
 from sweep.sampler import ForecastSampler
-from sweep.simulate import simulate
+from sweep.simulate import Silent, simulate
 from sweep.simulation import World
 from sweep.storage import memory_storage
-from sweep.strategy import AsynchronousHalving
+from sweep.strategy import AsynchronousHalving, Promotion
 from sweep.strategy.freeze_thaw import FreezeThaw
 from sweep.study import OptunaStudy, StudyConfig
 from sweep.tables import Table, load_table
@@ -62,6 +62,15 @@ def arms(milestones: int) -> dict[str, tuple[Sampler, Any]]:
     }
 
 
+class Resumed(Silent):
+    """Counts how often a paused trial went on, each time a start of its own."""
+
+    times = 0
+
+    def promoted(self, promotion: Promotion) -> None:
+        self.times += 1
+
+
 def space(table: Table) -> dict[str, str]:
     rates = table.grid["optimizer.lr"]
     found = {"optimizer.lr": f"tag(log, interval({rates[0]:.6g}, {rates[-1]:.6g}))"}
@@ -70,8 +79,8 @@ def space(table: Table) -> dict[str, str]:
     return found
 
 
-def sweep(table: Table, arm: str, trials: int, workers: int, seed: int) -> tuple[float, float]:
-    """(regret, cost) of one sweep."""
+def sweep(table: Table, arm: str, trials: int, workers: int, seed: int) -> tuple[float, float, int]:
+    """(regret, cost, how often a paused trial went on) of one sweep."""
     sampler, pruner = arms(table.milestones)[arm]
     config = StudyConfig(
         name="budget",
@@ -85,12 +94,13 @@ def sweep(table: Table, arm: str, trials: int, workers: int, seed: int) -> tuple
     )
     study = OptunaStudy(config, memory_storage())
     world = World(table, FATES, seed=seed)
-    finish = simulate(study, world, Limits(trials=trials, workers=workers))
+    resumed = Resumed()
+    finish = simulate(study, world, Limits(trials=trials, workers=workers), listener=resumed)
     assert finish.how is Finished.DONE, finish
     finals = table.curves["val_loss"][:, -1].reshape(-1, len(table.seeds)).mean(axis=1)
     facts = study.facts()
     best = facts.best if facts.best is not None else float("inf")
-    return best / float(finals.min()) - 1.0, facts.tokens / table.trial_tokens
+    return best / float(finals.min()) - 1.0, facts.tokens / table.trial_tokens, resumed.times
 
 
 def synthetic(number: int, folder: Path) -> Table:
@@ -122,8 +132,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=30)
     args = parser.parse_args()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    print("| table | trials | arm | regret, median | mean | 90 % | cost, median | seconds a sweep |")
-    print("| --- | ---: | --- | ---: | ---: | ---: | ---: | ---: |")
+    print("| table | trials | arm | regret, median | mean | 90 % | cost, median | resumed, median | seconds a sweep |")
+    print("| --- | ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: |")
     with tempfile.TemporaryDirectory() as folder:
         for name, table in every(args, Path(folder)):
             for trials in map(int, args.trials.split(",")):
@@ -131,10 +141,11 @@ def main() -> None:
                     began = time.perf_counter()
                     found = [sweep(table, arm, trials, args.workers, seed) for seed in range(args.seeds)]
                     seconds = (time.perf_counter() - began) / args.seeds
-                    regrets, costs = (sorted(column) for column in zip(*found, strict=True))
+                    regrets, costs, resumed = (sorted(column) for column in zip(*found, strict=True))
                     middle, high = statistics.median(regrets), regrets[max(0, round(0.9 * len(regrets)) - 1)]
                     row = f"| {name} | {trials} | {arm} | {middle:.1%} | {statistics.mean(regrets):.1%} | {high:.1%} |"
-                    print(f"{row} {statistics.median(costs):.1f} | {seconds:.1f} |", flush=True)
+                    spent = f"{statistics.median(costs):.1f} | {statistics.median(resumed):g}"
+                    print(f"{row} {spent} | {seconds:.1f} |", flush=True)
 
 
 if __name__ == "__main__":

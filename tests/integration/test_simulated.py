@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import html
 import json
+from dataclasses import replace
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +21,15 @@ from sweep.errors import ConfigError
 from sweep.grammar import parse_space
 from sweep.ledger import read_ledger
 from sweep.loop import Controller
-from sweep.model import Effect, Finish, Limits, Mode
+from sweep.model import Ask, Effect, Finish, Limits, Mode, Stop
 from sweep.queues import Fates
 from sweep.rooms import find_room
+from sweep.sampler import ForecastSampler
 from sweep.simulate import Silent, simulate
 from sweep.simulation import World
 from sweep.storage import journal_storage, memory_storage
-from sweep.strategy import AsynchronousHalving
+from sweep.strategy import AsynchronousHalving, Promotion
+from sweep.strategy.freeze_thaw import FreezeThaw
 from sweep.study import OptunaStudy, StudyConfig
 from sweep.tables import load_table
 from tests.bench.replay_agreement import PRUNERS, compare
@@ -75,6 +80,42 @@ def test_pausing_over_crashes_and_preemptions_loses_nothing(table: Path) -> None
         assert attempt.outcome.kind is OutcomeKind.COMPLETED or paused
     resumed = [a for attempts in world.attempts.values() if len(attempts) > 1 for a in list(attempts.values())[1:]]
     assert any(attempt.reports and attempt.reports[0].milestone > 1 for attempt in resumed), "from a checkpoint"
+
+
+class Moves(Silent):
+    """Which trials were paused and promoted, and when a new one (-1) was asked for."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[str, int]] = []
+        self.just_promoted = False
+
+    def done(self, effect: Effect) -> None:
+        if isinstance(effect, Stop) and effect.cause is StopCause.PAUSED:
+            self.seen.append(("paused", effect.trial))
+        elif isinstance(effect, Ask):
+            if not self.just_promoted:
+                self.seen.append(("asked", -1))
+            self.just_promoted = False
+
+    def promoted(self, promotion: Promotion) -> None:
+        self.seen.append(("promoted", promotion.trial))
+        self.just_promoted = True
+
+
+@pytest.mark.parametrize("trials", [3, 8])
+def test_a_trial_is_not_paused_for_one_that_cannot_be_had(trials: int, tmp_path: Path) -> None:
+    table = load_table(str(write_table(tmp_path / "curves.npz", milestones=24)))
+    forecasting = replace(
+        config(FreezeThaw("val_loss"), seed=2, sampler=partial(ForecastSampler, milestones=24)), milestones=24
+    )
+    moves = Moves()
+    study = OptunaStudy(forecasting, memory_storage())
+    simulate(study, World(table, Fates()), Limits(trials=trials, workers=1), listener=moves)
+    last_asked = max(at for at, (verb, _) in enumerate(moves.seen) if verb == "asked")
+    rest = moves.seen[last_asked + 1 :]
+    assert any(verb == "promoted" for verb, _ in rest)
+    for (verb, trial), (following, other) in pairwise(rest):
+        assert (verb, following) != ("paused", "promoted") or trial != other
 
 
 def test_without_the_sampler_s_time_a_sweep_depends_on_its_seeds_alone(table: Path) -> None:

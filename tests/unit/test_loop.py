@@ -25,7 +25,7 @@ class Paused:
         self.heard: list[int] = []
         self.workers: set[str] = set()
 
-    def record(self, number: int, reports: Sequence[Report], worker: str = "") -> Verdict:
+    def record(self, number: int, reports: Sequence[Report], worker: str = "", new: bool = True) -> Verdict:
         self.heard += [one.milestone for one in reports]
         self.workers.add(worker)
         return PAUSE

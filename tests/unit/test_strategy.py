@@ -105,6 +105,31 @@ def test_the_design_comes_first_and_the_last_report_is_never_judged() -> None:
     assert strategy.verdict(0, {0: curve(0, (2, 4, 0), MILESTONES, Standing.RUNNING)}, MILESTONES) is None
 
 
+@settings(max_examples=25, deadline=None)
+@given(sweeps())
+def test_nothing_is_paused_that_would_go_on_at_once(curves: dict[int, Curve]) -> None:
+    strategy, last = FreezeThaw("val_loss"), max(curves)
+    verdict = strategy.verdict(last, curves, MILESTONES, new=False)
+    if verdict is None:
+        return
+    paused = {**curves, last: replace(curves[last], standing=Standing.PAUSED)}
+    promotion = strategy.finish(paused, MILESTONES)
+    tied = 0.0 < verdict.basis.get("other", math.inf) - verdict.basis.get("promise", 0.0) < 1e-9  # by rounding
+    assert promotion is None or promotion.trial != last or tied
+
+
+def test_a_new_trial_that_cannot_be_had_pauses_nothing() -> None:
+    cells = [(5, 1, 0), (3, 4, 3), (0, 10, 0), (1, 2, 1), (2, 5, 1), (4, 3, 0), (2, 4, 2)]
+    curves = {n: curve(n, cell, 3, Standing.PAUSED) for n, cell in enumerate(cells)}
+    strategy = FreezeThaw("val_loss")
+    said = {}
+    for number, one in curves.items():
+        running = {**curves, number: replace(one, standing=Standing.RUNNING)}
+        said[number] = [strategy.verdict(number, running, MILESTONES, new=new) for new in (True, False)]
+    assert all(with_new is not None for with_new, _ in said.values()), "a new one promises more than any of them"
+    assert sum(without is None for _, without in said.values()) == 1, "the best of them goes on where there is none"
+
+
 def test_where_no_trial_may_be_asked_for_the_most_promising_paused_one_goes_on() -> None:
     cells = [(5, 1, 0), (3, 4, 3), (0, 10, 0), (1, 2, 1)]
     paused = {n: curve(n, cell, 6, Standing.PAUSED) for n, cell in enumerate(cells)}
