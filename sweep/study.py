@@ -11,7 +11,6 @@ changes: no call but `frozen` walks over all trials, once a study is open, unles
 from __future__ import annotations
 
 import math
-from bisect import bisect_left, insort
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,6 +24,7 @@ from sweep.curves import Curves
 from sweep.distributions import decode_params, distribution, encode, suggest
 from sweep.model import Ending, Ruling, StudyFacts, Tell, Verdict
 from sweep.proposals import History, KnownSpace, WatchedStudy
+from sweep.ranking import Ranking
 from sweep.space import Space
 from sweep.storage import CANCELLED, FINAL, IMPORTED, PROMOTED, REASON, SECONDS, TOKENS, final_of, own_trials
 from sweep.strategy import Promotion, Standing, Strategy
@@ -116,7 +116,7 @@ class OptunaStudy:
         self._active: set[int] = set()
         self._aside: set[int] = set()
         self._tally = Tally()
-        self._reported: dict[int, list[float]] = {}
+        self._ranking = Ranking()
         self._stuck = False
         self._facts: StudyFacts | None = None
         trials = self._study.get_trials(deepcopy=False)
@@ -127,8 +127,7 @@ class OptunaStudy:
         begun = [trial for trial in trials if trial.state is not TrialState.WAITING and FINAL in trial.user_attrs]
         self._finals = {final_of(trial) for trial in begun}
         for trial in trials:
-            for milestone, value in trial.intermediate_values.items():
-                insort(self._reported.setdefault(milestone, []), value)
+            self._ranking.add_all(trial.intermediate_values)
             if trial.state.is_finished() and FINAL in trial.user_attrs:
                 self._tally.add(trial)
             elif trial.state.is_finished():
@@ -356,7 +355,8 @@ class OptunaStudy:
         if self._curves is not None:
             known.verdict = self._curves.verdict(number, new)
         elif not self._never_prunes and known.trial.should_prune():
-            known.verdict = self._verdict(report)
+            metric, pruner = self._config.metric, type(self._study.pruner).__name__
+            known.verdict = self._ranking.stop(pruner, metric, report.milestone, getattr(report, metric))
         if known.verdict is not None and known.verdict.ruling is Ruling.PAUSE:
             self._history.paused(self._frozen(known))
 
@@ -369,7 +369,7 @@ class OptunaStudy:
         value = getattr(report, self._config.metric)
         known.trial.report(value, report.milestone)
         known.values[report.milestone] = value
-        insort(self._reported.setdefault(report.milestone, []), value)
+        self._ranking.add(report.milestone, value)
         return True
 
     def _frozen(self, known: _Open) -> FrozenTrial:
@@ -400,20 +400,6 @@ class OptunaStudy:
             self._study.sampler = self._config.sampler(int(words[0] >> 1))
         if isinstance(self._study.sampler, optuna.samplers.TPESampler):
             self._study.sampler._search_space = KnownSpace(self._history)
-
-    def _verdict(self, report: Report) -> Verdict:
-        value = getattr(report, self._config.metric)
-        values = self._reported[report.milestone]
-        others, better = len(values) - 1, bisect_left(values, value)
-        pruner = type(self._study.pruner).__name__
-        metric = self._config.metric
-        reason = f"{pruner} at milestone {report.milestone}: {metric} {value:.4f}"
-        if not others:
-            return Verdict(report.milestone, value, reason)
-        best = values[0] if better else values[1]
-        reason += f" is worse than {better} of {others} trials there (best {best:.4f})"
-        basis = {"value": value, "better": float(better), "others": float(others), "best": best}
-        return Verdict(report.milestone, value, reason, basis=basis)
 
     def _count(self) -> StudyFacts:
         tally, counts = self._tally, self._tally.counts

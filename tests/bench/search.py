@@ -6,7 +6,8 @@ python -m tests.bench.search run --out DIR --tables ../shared/data/curves/*.npz 
 python -m tests.bench.search show --out DIR [--docs docs/search]
 
 `run` appends one JSON line a sweep to DIR/sweeps.jsonl and skips what is there, so it can be interrupted and joined by
-other runs. `show` prints the table, and with --docs writes the tables and the plot that docs/search.md shows.
+other runs. `show` prints the table, and with --docs writes the tables and the plot that docs/search.md shows. Some of
+the sweeps that it shows are in docs/search-sweeps: copy them into DIR and go on from there.
 """
 
 from __future__ import annotations

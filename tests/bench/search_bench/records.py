@@ -6,6 +6,7 @@ several runs may stand in one file.
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -32,8 +33,10 @@ class Plan:
 
 
 def read(folder: Path) -> list[Record]:
-    """All records of a folder."""
-    return [json.loads(line) for path in sorted(folder.glob("*.jsonl")) for line in path.read_text().splitlines()]
+    """All records of a folder, packed ones too."""
+    texts = [path.read_text() for path in sorted(folder.glob("*.jsonl"))]
+    texts += [gzip.decompress(path.read_bytes()).decode() for path in sorted(folder.glob("*.jsonl.gz"))]
+    return [json.loads(line) for text in texts for line in text.splitlines()]
 
 
 def run(tables: Sequence[Table], plan: Plan, interpreters: Mapping[str, str], folder: Path) -> None:

@@ -1,0 +1,44 @@
+"""Where a trial stands among all that reported at its milestone, said in the words of a verdict.
+
+Optuna's pruners say yes or no; a person wants to know on what grounds.
+
+Invariants: no Optuna; nothing is read or written. Values at a milestone are kept ascending.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections.abc import Mapping
+
+from sweep.model import Verdict
+
+
+class Ranking:
+    """Every trial's values at each milestone; smaller is better."""
+
+    def __init__(self) -> None:
+        self._values: dict[int, list[float]] = {}
+
+    def add(self, milestone: int, value: float) -> None:
+        insort(self._values.setdefault(milestone, []), value)
+
+    def add_all(self, values: Mapping[int, float]) -> None:
+        """What a trial reported, by milestone."""
+        for milestone, value in values.items():
+            self.add(milestone, value)
+
+    def stop(self, pruner: str, metric: str, milestone: int, value: float) -> Verdict:
+        """The verdict of a pruner that stops a trial for this value, which has been added.
+
+        Args:
+            pruner, metric: how a person knows them.
+        """
+        values = self._values[milestone]
+        others, better = len(values) - 1, bisect_left(values, value)
+        reason = f"{pruner} at milestone {milestone}: {metric} {value:.4f}"
+        if not others:
+            return Verdict(milestone, value, reason)
+        best = values[0] if better else values[1]
+        reason += f" is worse than {better} of {others} trials there (best {best:.4f})"
+        basis = {"value": value, "better": float(better), "others": float(others), "best": best}
+        return Verdict(milestone, value, reason, basis=basis)
