@@ -4,7 +4,8 @@ After each report a surrogate (see `surrogate`) forecasts where every trial woul
 deviation. A step's promise is the expected improvement over the best end, for each milestone that remains to that end.
 A trial is paused when a paused trial or a new one promises more, and the paused trial that promises most goes on when
 it promises more than a new one. So a trial is never lost by a bad start: its promise is weighed again with every
-report of any trial.
+report of any trial. Where no new trial may be asked for, a running one is weighed against the paused ones alone, and
+goes on as long as it would be promoted again.
 
 The guard: a trial is stopped for good only where the whole interval of its plausible ends, `sure` standard deviations
 around the mean, lies above the best end reached. All else is a pause.
