@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -24,6 +25,8 @@ import triton.language as tl
 from trainer.packed_layout import ROWS
 
 Tensor = torch.Tensor
+# The GPUs of which a multiprocessor has more than 160 KiB of shared memory; others have 100.
+ROOMY = {(8, 0), (9, 0), (10, 0), (10, 3)}
 LOG2_E = tl.constexpr(math.log2(math.e))
 
 
@@ -107,7 +110,7 @@ def forward(x: Tensor, sequences: Sequences, heads: Sequence[int]) -> tuple[Tens
     out = x.new_empty(x.shape[0], queries * size)
     sums = torch.empty(queries, x.shape[0], device=x.device)
     _forward[(queries, sequences.pieces.shape[0])](
-        x, out, sums, sequences.starts, sequences.pieces, size**-0.5, x.shape[0], **_tile(heads, 3), num_warps=4
+        x, out, sums, sequences.starts, sequences.pieces, size**-0.5, x.shape[0], **_tile(x, heads, 3), num_warps=4
     )
     return out, sums
 
@@ -176,17 +179,23 @@ def backward(d: Tensor, x: Tensor, out: Tensor, sums: Tensor, sequences: Sequenc
     dx, deltas, d = torch.empty_like(x), torch.empty_like(sums), d.contiguous()
     where = dx, sequences.starts, sequences.pieces, size**-0.5, x.shape[0]
     count = sequences.pieces.shape[0]
-    _queries_back[(queries, count)](x, out, d, sums, deltas, *where, **_tile(heads, 2), num_warps=4)
-    few = {"maxnreg": 168} if size == 64 else {}  # three programs at a time on a multiprocessor, not two
-    _keys_back[(keys, count)](x, d, sums, deltas, *where, **_tile(heads, 1), num_warps=4, **few)
+    _queries_back[(queries, count)](x, out, d, sums, deltas, *where, **_tile(x, heads, 2), num_warps=4)
+    few = {"maxnreg": 168} if size == 64 and torch.version.hip is None else {}  # three programs at a time, not two
+    _keys_back[(keys, count)](x, d, sums, deltas, *where, **_tile(x, heads, 1), num_warps=4, **few)
     return dx
 
 
-def _tile(heads: Sequence[int], stages: int) -> dict[str, Any]:
+def _tile(like: Tensor, heads: Sequence[int], stages: int) -> dict[str, Any]:
     """What a kernel is compiled for.
 
     Args:
-        stages: how many steps of its loop are under way (measured on an H200).
+        stages: how many steps of its loop are under way (measured on an H200), where there is shared memory for it.
     """
     queries, keys, size = heads
-    return {"QUERIES": queries, "KEYS": keys, "SIZE": size, "ROWS": ROWS, "STAGES": stages}
+    steps = stages if _capability(like.device) in ROOMY else 1
+    return {"QUERIES": queries, "KEYS": keys, "SIZE": size, "ROWS": ROWS, "STAGES": steps}
+
+
+@cache
+def _capability(device: torch.device) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(device) if device.type == "cuda" else (0, 0)
