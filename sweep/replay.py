@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from sweep.config import build_pruner, compose_config
+from sweep.config import compose_config
 from sweep.errors import ConfigError
 from sweep.model import Limits, SweepState, TrialRow
 from sweep.queues import Fates
@@ -24,6 +24,7 @@ from sweep.simulation import RECORD_ENDS, World
 from sweep.storage import REASON, memory_storage
 from sweep.study import OptunaStudy
 from sweep.tables import Table
+from sweep.targets import build_pruner
 from sweep.words import section_of
 
 KEY = "trial"

@@ -88,8 +88,8 @@ def _with_entity(settings: Settings) -> Settings:
 
 def study_config(settings: Settings) -> StudyConfig:
     """What makes a study of these settings."""
-    from sweep.config import build_pruner, build_sampler, keeps_one_seed
     from sweep.study import StudyConfig
+    from sweep.targets import build_pruner, build_sampler, keeps_one_seed
 
     return StudyConfig(
         name=settings.name,

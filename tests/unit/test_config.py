@@ -16,22 +16,13 @@ import optuna
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
-from sweep.config import (
-    Composed,
-    build_pruner,
-    build_sampler,
-    check_target,
-    compose_config,
-    freeze,
-    keeps_one_seed,
-    recipe_name,
-    targets,
-)
+from sweep.config import Composed, compose_config, freeze, recipe_name
 from sweep.errors import ConfigError
 from sweep.queues import Queue
 from sweep.recipe import resolve
 from sweep.resources import conf_dir, embedded_dir, launch_queues_dir
 from sweep.settings import METRICS, SECTIONS, Objective, Settings, read_queue, read_section, settings_from_json
+from sweep.targets import build_pruner, build_sampler, check_target, keeps_one_seed, targets
 from tests.tables import write_table
 
 LLAMA = "recipe.config=llama3_2/1B_lora_single_device"

@@ -34,7 +34,7 @@ LAYERS = (
     "sweep.distributions sweep.curves sweep.proposals sweep.tracking sweep.wandbchannel sweep.mirrored",
     "sweep.strategy.freeze_thaw sweep.sampler",
     "sweep.wandbautomation sweep.wandbagents",
-    "sweep.loop sweep.study sweep.words sweep.probe sweep.launchjobs sweep.wandbsync sweep.evaluation",
+    "sweep.loop sweep.study sweep.words sweep.targets sweep.probe sweep.launchjobs sweep.wandbsync sweep.evaluation",
     "sweep.config sweep.rooms sweep.beside",
     "sweep.dispatchers",
     "sweep.session sweep.simulate",
@@ -48,7 +48,7 @@ LAYERS = (
 )
 # Outside packages and the only modules that may load them, late imports included.
 OWNERS = {
-    "hydra": {"sweep.config", "sweep.words", "sweep.grammar"},
+    "hydra": {"sweep.config", "sweep.words", "sweep.grammar", "sweep.targets"},
     "submitit": {"sweep.submit"},
     "fsspec": {"trainer.store"},
     "wandb": {
@@ -139,7 +139,7 @@ def test_the_walk_sees_early_late_and_neither() -> None:
     assert ("sweep.decide", True) in imports("sweep.loop")
     assert ("sweep.verbs", False) in imports("sweep.cli")
     assert ("optuna.storages.BaseStorage", True) not in imports("sweep.session")  # for the type checker
-    assert "sweep.config" in own("sweep.session", late=True) - own("sweep.session", late=False)
+    assert "sweep.targets" in own("sweep.session", late=True) - own("sweep.session", late=False)
 
 
 def test_every_module_of_sweep_has_a_layer() -> None:
@@ -222,7 +222,8 @@ HEAVY = {"torch", "torchtune", "wandb", "optuna", "hydra", "omegaconf", "rich", 
         ("import sweep.loop, sweep.decide, sweep.channel, trainer.contract, trainer.room", HEAVY),
         ("import sweep.verbs, sweep.dispatch.local", {"torch", "torchtune", "wandb", "optuna", "rich", "plotly"}),
         (
-            "from sweep.config import compose_config, freeze, build_sampler\n"
+            "from sweep.config import compose_config, freeze\n"
+            "from sweep.targets import build_sampler\n"
             "for name in ('tpe', 'gp', 'cma_es'):\n"
             "    build_sampler(freeze(compose_config([f'sampler={name}']), 'x').settings, 0)",
             {"torch", "torchtune", "wandb", "rich", "plotly"},
