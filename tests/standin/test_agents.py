@@ -97,7 +97,8 @@ def agent(standin: StandIn, place: Path, index: int) -> subprocess.Popen[bytes]:
     words = ["launch-agent", "-q", "lab", "-e", "team", "-j", "5", "-l", str(place / f"agent-{index}.log")]
     with (place / f"agent-{index}.out").open("w") as out:
         env = environment(standin, WANDB_X_FILE_STREAM_TRANSMIT_INTERVAL="1")
-        command = [sys.executable, "-m", "wandb", *words]
+        # a shell that runs the tests in its background has SIGINT ignored, which is inherited
+        command = ["env", "--default-signal=INT", sys.executable, "-m", "wandb", *words]
         return subprocess.Popen(
             command, env=env, stdout=out, stderr=subprocess.STDOUT, cwd=place, start_new_session=True
         )
