@@ -8,7 +8,14 @@ from __future__ import annotations
 import math
 from functools import cached_property
 
-from sweep.model import Limits, View
+from sweep.model import Limits, StudyFacts, View
+
+
+def trials_left(study: StudyFacts, limits: Limits) -> float:
+    """How many more trials may be asked for as far as their number and the sampler go; infinity without a limit."""
+    if study.exhausted:
+        return 0
+    return math.inf if limits.trials is None else max(0, limits.trials - study.asked)
 
 
 class Budget:
@@ -29,10 +36,7 @@ class Budget:
     @cached_property
     def askable(self) -> float:
         """How many more trials the budget allows to ask for; infinity without a limit of trials."""
-        study, limits = self._view.study, self._limits
-        if study.exhausted or not self.left:
-            return 0
-        return math.inf if limits.trials is None else max(0, limits.trials - study.asked)
+        return trials_left(self._view.study, self._limits) if self.left else 0
 
     @cached_property
     def left(self) -> bool:

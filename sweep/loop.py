@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
+from sweep.budget import trials_left
 from sweep.decide import decide
 from sweep.errors import RetryLater
 from sweep.model import (
@@ -162,7 +163,7 @@ class Controller:
         study = self.ports.study
         self._recall()
         known = study.facts()
-        self._asks_on = not known.exhausted and (self.limits.trials is None or known.asked < self.limits.trials)
+        self._asks_on = trials_left(known, self.limits) > 0
         # jobs first: an attempt whose job is gone by now has written all that it ever will
         jobs = self.ports.dispatcher.poll()
         self._jobs = jobs
