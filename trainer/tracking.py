@@ -3,7 +3,8 @@
 Invariants: training never waits for W&B and never fails because of it: a thread of the attempt's own talks to W&B, and
 what goes wrong there becomes a line in the worker's log. Everything that is sent also lies in the attempt's directory,
 from where `sweep sync` uploads what did not arrive; `tracked` marks what did. Attempts of one trial go on in one run: a
-step that an earlier attempt has logged is not logged again. A run ends with the attempt's true exit code.
+step that an earlier attempt has logged is not logged again, and one client writes to it at a time, since a later one
+would overwrite what it has not seen. A run ends with the attempt's true exit code.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, TypeVar
+from weakref import WeakValueDictionary
 
 import yaml
 
@@ -47,8 +49,13 @@ CARRYING_SETTINGS: Mapping[str, Any] = {"x_file_stream_transmit_interval": 5}
 FINISH_SECONDS = 30.0
 CARRYING_FINISH_SECONDS = 900.0
 RETRY_SECONDS = 15.0
+# How long a client waits for the one before it; where that one was killed, W&B takes minutes to notice.
+HANDOVER_SECONDS, HANDOVER_LOOK_SECONDS = 15.0, 0.5
 # What a trial's state is called in its run's summary.
 STATE, REASON = "trial/state", "trial/reason"
+
+# The thread of each run's newest client in this process: W&B's client refuses a second one beside it.
+_threads: WeakValueDictionary[str, threading.Thread] = WeakValueDictionary()
 
 T = TypeVar("T")
 Act = Callable[[Any], None]
@@ -77,7 +84,8 @@ class Tracker:
             self._hook = _load_hook(tracking.hook, spec.components)
         except Exception as error:
             self._say(f"wandb.hook={tracking.hook} is not asked: {_short(error)}")
-        self._thread = threading.Thread(target=self._serve, daemon=True)
+        self._earlier = _threads.get(tracking.run)
+        self._thread = _threads[tracking.run] = threading.Thread(target=self._serve, daemon=True)
         self._thread.start()
 
     # --- what the attempt tells ----------------------------------------------------------------------------------
@@ -172,6 +180,9 @@ class Tracker:
         import wandb
 
         wanted = dict(self._tracking.init)
+        if mode != "offline" and self._spec.attempt > 1:
+            await_earlier(self._tracking, self._earlier)
+            self._earlier = None
         carrying = CARRYING_SETTINGS if self._tracking.checkpoint else {}
         settings = {**SETTINGS, **carrying, **wanted.pop("settings", {}), "stop_fn": self._stop.set}
         run: Any = wandb.init(
@@ -284,8 +295,7 @@ class Tracker:
         with suppress(Exception):
             import wandb
 
-            init = self._tracking.init
-            run = wandb.Api(timeout=10).run(f"{init['entity']}/{init['project']}/{self._tracking.run}")
+            run = wandb.Api(timeout=10).run(_path_of(self._tracking))
             causes = [tag.removeprefix(STOP_TAG) for tag in run.tags if tag.startswith(STOP_TAG)]
             return StopCause(causes[-1])
         return StopCause.INTERRUPTED if self._tracking.checkpoint else StopCause.CANCELLED
@@ -312,6 +322,33 @@ def exit_code(outcome: Outcome | None) -> int:
     if outcome is None or outcome.kind is OutcomeKind.FAILED:
         return 1
     return 143 if outcome.cause is StopCause.PREEMPTED else 0
+
+
+def await_earlier(tracking: Tracking, here: threading.Thread | None = None) -> None:
+    """Wait until no other client writes to the run: none of this process, and none that W&B knows of.
+
+    A client takes in the summary that it finds and sends it whole: what another sends in its last seconds, the end of
+    training itself, would be lost.
+
+    Args:
+        here: the thread of an earlier client in this process; by default the newest one's. W&B is asked for
+            `HANDOVER_SECONDS` at most.
+    """
+    import wandb
+
+    if (thread := here or _threads.get(tracking.run)) is not None and thread is not threading.current_thread():
+        thread.join()
+    end = time.monotonic() + HANDOVER_SECONDS
+    with suppress(Exception):  # no such run, or W&B is away, which `init` will say
+        api: Any = wandb.Api(timeout=10)
+        while api.run(_path_of(tracking)).state in ("running", "preempting") and time.monotonic() < end:
+            time.sleep(HANDOVER_LOOK_SECONDS)
+            api.flush()
+
+
+def _path_of(tracking: Tracking) -> str:
+    """The run's path for W&B's public API; without an entity its own default serves."""
+    return "/".join(part for part in (tracking.init.get("entity"), tracking.init.get("project"), tracking.run) if part)
 
 
 def declare_inputs(run: Any, inputs: Mapping[str, Any]) -> None:

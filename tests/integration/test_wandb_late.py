@@ -1,7 +1,8 @@
-"""What the controller asks of W&B while the server answers late: the client's own calls, each carried out once."""
+"""What the controller asks of W&B, and trials tell it, while the server answers late: the client's own calls."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +14,10 @@ from sweep.queues import LaunchQueue, Place
 from tests.standin.faults import Fault
 from tests.standin.plugin import standin, wandb_here
 from tests.standin.server import StandIn
-from trainer.contract import JOB_KEY, StopCause
+from trainer.contract import JOB_KEY, Outcome, OutcomeKind, Report, StopCause, Tracking, TrialSpec
+from trainer.room import Room
+from trainer.scores import tell_scores
+from trainer.tracking import Tracker
 
 __all__ = ["standin", "wandb_here"]  # fixtures
 pytestmark = pytest.mark.slow
@@ -53,3 +57,32 @@ def test_late_answers_cost_time_and_double_nothing(
     impatient.look()
     assert impatient.facts["one"].tags == ("stop:pruned",)
     run.finish()
+
+
+def test_attempts_that_follow_at_once_lose_nothing_of_each_other(
+    standin: StandIn, wandb_here: Any, tmp_path: Path
+) -> None:
+    """A paused trial goes on, and a complete one is judged, while the client before still sends its last words."""
+    tracking = Tracking("s-1", "online", {"entity": "team", "project": "p"})
+    room = Room(tmp_path)
+    paused = Outcome(OutcomeKind.STOPPED, "others promise more", cause=StopCause.INTERRUPTED)
+    with standin.faults.during(Fault(None, "file_stream", delay=1.0)):
+        for attempt, outcome in ((1, paused), (2, Outcome(OutcomeKind.COMPLETED))):
+            spec = TrialSpec("s", 1, attempt, "w0001", {}, milestone_tokens=10, tracking=tracking)
+            room.attempt(1, attempt).path.mkdir(parents=True)
+            tracker = Tracker(room, spec, tracking)
+            tracker.report(
+                Report(attempt, attempt, attempt * 10, 0, 2.9, 1.5, 1e-3, 100.0, 0.5, val_loss=3.0 - attempt)
+            )
+            tracker.close(outcome)
+        tell_scores(tracking, room.attempt(1, 2), {"loss": 0.5})
+        assert tracker.wait(60)
+    run = standin.runs["team/p/s-1"]
+    assert (run.state, run.starts) == ("finished", 3)
+    assert {key: run.summary.get(key) for key in ("val_loss", "milestone", "trial/state", "eval/loss")} == {
+        "val_loss": 1.0,
+        "milestone": 2,
+        "trial/state": "complete",
+        "eval/loss": 0.5,
+    }
+    assert [row["milestone"] for row in run.history] == [1, 2]

@@ -128,7 +128,9 @@ class FakeWandb(ModuleType):
         self.broken: set[str] = set()
         self.Artifact = FakeArtifact
         self.Settings = SimpleNamespace
-        self.Api = lambda timeout: SimpleNamespace(run=lambda path: SimpleNamespace(tags=self.tags))
+        self.states = ["finished"]  # of the run, as W&B has it each time that it is asked anew; the last one stays
+        self.asked: list[str] = []
+        self.Api = lambda timeout: SimpleNamespace(run=self._look, flush=self._forget)
 
     def init(self, **words: Any) -> FakeRun:
         self.begun.append(words)
@@ -140,6 +142,13 @@ class FakeWandb(ModuleType):
         )
         return self.runs[-1]
 
+    def _look(self, path: str) -> SimpleNamespace:
+        self.asked.append(path)
+        return SimpleNamespace(tags=self.tags, state=self.states[0])
+
+    def _forget(self) -> None:
+        self.states = self.states[1:] or self.states
+
     @property
     def run(self) -> FakeRun:
         return self.runs[-1]
@@ -150,6 +159,7 @@ def wandb(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeWandb]:
     made = FakeWandb()
     monkeypatch.setitem(sys.modules, "wandb", made)
     monkeypatch.setattr(tracking, "RETRY_SECONDS", 0.0)
+    monkeypatch.setattr(tracking, "HANDOVER_LOOK_SECONDS", 0.0)
     return made
 
 
@@ -262,6 +272,26 @@ def test_a_resumed_run_logs_no_step_and_no_milestone_twice(wandb: FakeWandb, roo
     close(tracker)
     assert [row["global_step"] for row in wandb.run.rows if "lr" in row] == [4]
     assert [row["milestone"] for row in wandb.run.rows if "milestone" in row] == [3]
+
+
+def test_a_later_attempt_waits_until_the_earlier_one_s_client_has_sent_all(wandb: FakeWandb, room: Room) -> None:
+    wandb.states = ["running", "preempting", "running", "finished"]
+    close(track(room, replace(SPEC, attempt=2)))
+    assert wandb.asked == ["team/p/run-1"] * 4
+    assert wandb.states == ["finished"]
+    wandb.asked.clear()
+    close(track(room))
+    close(track(room, replace(SPEC, attempt=2), replace(ONLINE, mode="offline")))
+    assert wandb.asked == [], "a first attempt has none before it, and offline there is nobody to ask"
+
+
+def test_an_earlier_attempt_that_was_killed_is_not_waited_for_long(
+    wandb: FakeWandb, room: Room, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracking, "HANDOVER_SECONDS", 0.01)
+    wandb.states = ["running"]
+    close(track(room, replace(SPEC, attempt=2)))
+    assert wandb.run.codes == [0]
 
 
 def test_offline_the_room_says_what_earlier_attempts_have_logged(wandb: FakeWandb, room: Room) -> None:
