@@ -155,7 +155,8 @@ def test_killed_around_every_write(rooms: Path, way: tuple[str, ...], every: int
 
 
 def test_a_paused_trial_goes_on_in_another_job(rooms: Path, way: tuple[str, ...]) -> None:
-    room = launch_room(rooms, *way, "sampler=forecast", "pruner=freeze_thaw", step="0.05")
+    # Slow trials: the pause of the second one, which is promoted later, shall reach it before its end, two steps off.
+    room = launch_room(rooms, *way, "sampler=random", "pruner=asha", step="0.5")
     with Agent(launch_api(room)):
         assert run_here(room).how is Finished.DONE
     check(room)
