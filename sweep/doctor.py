@@ -31,6 +31,17 @@ from sweep.settings import Settings
 VERSIONS = {"torchtune": "0.6.1", "torchao": "0.15.0"}
 PACKAGES = ("torch", "torchtune", "torchao", "optuna", "hydra-core", "omegaconf", "rich", "plotly")
 MIN_FREE_GIB = 1.0
+IMPORTED = "imported"
+TRIAL = f"""
+import sys
+import torch, torchtune
+print("{IMPORTED}", torch.__version__, torch.cuda.device_count(), flush=True)
+from torchtune._cli.tune import main
+sys.argv[1:] = ["validate", "--help"]
+main()
+"""
+
+Completed = subprocess.CompletedProcess[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +55,9 @@ class Check:
 
 def checks(overrides: Sequence[str], config_dir: Path | None) -> list[Check]:
     """Look at this machine and at the configuration that these overrides compose."""
-    found = [_check("packages", _packages), _check("versions", _versions), _check("command tune", _tune)]
-    found.append(_check("torchtune imports", _imports))
+    found = [_check("packages", _packages), _check("versions", _versions)]
+    tried = _try_torchtune()
+    found += [_check("torchtune imports", lambda: _imports(tried)), _check("command tune", lambda: _tune(tried))]
     found.append(_check("rooms", _rooms))
     composed: list[Settings] = []
 
@@ -95,29 +107,27 @@ def _versions() -> str:
     return "as tested"
 
 
-def _tune() -> str:
-    result = subprocess.run([*TUNE, "validate", "--help"], capture_output=True, text=True, check=False)
-    if result.returncode != 0:
-        last = (result.stderr.strip().splitlines() or ["no output"])[-1]
-        raise SweepError(f"`tune` does not run ({last}); `sweep export --verify` needs torchtune==0.6.1")
+def _try_torchtune() -> Completed:
+    """Import torchtune, say what torch sees, have `tune` say its usage: in one process, since either imports torch."""
+    return subprocess.run([sys.executable, "-c", TRIAL], capture_output=True, text=True, check=False)
+
+
+def _imports(tried: Completed) -> str:
+    said = [line for line in tried.stdout.splitlines() if line.startswith(IMPORTED)]
+    if not said:
+        raise SweepError(f"import torchtune fails: {_last_words(tried)}")
+    _, version, gpus = said[0].split()
+    return f"torch {version}, {gpus} CUDA devices"
+
+
+def _tune(tried: Completed) -> str:
+    if tried.returncode != 0:
+        raise SweepError(f"`tune` does not run ({_last_words(tried)}); `sweep export --verify` needs torchtune==0.6.1")
     return " ".join(TUNE[1:])
 
 
-def _imports() -> str:
-    result = subprocess.run(
-        [
-            sys.executable,
-            "-c",
-            "import torchtune, torch; print(torch.__version__, torch.cuda.device_count())",
-        ],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if result.returncode != 0:
-        raise SweepError(f"import torchtune fails: {(result.stderr.strip().splitlines() or ['no output'])[-1]}")
-    version, gpus = result.stdout.split()[-2:]
-    return f"torch {version}, {gpus} CUDA devices"
+def _last_words(tried: Completed) -> str:
+    return (tried.stderr.strip().splitlines() or ["no output"])[-1]
 
 
 def _rooms() -> str:

@@ -28,7 +28,7 @@ SLURM = ("queue=slurm_cpu", "queue.query_seconds=1", "queue.poll_seconds=0.1")
 DATA = (
     ("experiment=gsm8k_base1m", f"recipe.overrides.root={SHARED}", "recipe.overrides.dataset.split=train[:128]")
     if (SHARED / "base1m").is_dir()
-    else ("experiment=demo", "space.optimizer.lr=tag(log,interval(3e-4,1e-1))", "recipe.overrides.epochs=4")
+    else ("experiment=demo", "space.optimizer.lr=tag(log,interval(3e-4,1e-1))", "recipe.overrides.epochs=3")
 )
 VALIDATION = "recipe.overrides.dataset_val.split=train[:16]"
 LONG = (*DATA, VALIDATION, "sampler=random", "objective.milestones=8", "search.seed=3")
