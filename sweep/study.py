@@ -21,14 +21,16 @@ from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from sweep.curves import Curves
-from sweep.distributions import decode_params, distribution, encode, suggest
+from sweep.distributions import decode_params, encode, suggest
 from sweep.model import Ending, Ruling, StudyFacts, Tell, Verdict
 from sweep.proposals import History, KnownSpace, WatchedStudy
 from sweep.ranking import Ranking
+from sweep.repeats import Repeats
 from sweep.space import Space
-from sweep.storage import CANCELLED, FINAL, IMPORTED, PROMOTED, REASON, SECONDS, TOKENS, final_of, own_trials
+from sweep.storage import CANCELLED, FINAL, IMPORTED, PROMOTED, REASON, SECONDS, TOKENS, own_trials
 from sweep.strategy import Promotion, Standing, Strategy
 from sweep.tally import Tally
+from sweep.warmstart import taken_in
 from trainer.contract import Report
 
 # Makes a sampler from a seed.
@@ -123,9 +125,7 @@ class OptunaStudy:
         self._asked = len(trials)
         queued = [trial for trial in trials if trial.state is TrialState.WAITING]
         self._waiting = {trial.number for trial in queued if FINAL not in trial.user_attrs}
-        self._waiting_finals = {final_of(trial): trial.number for trial in queued if FINAL in trial.user_attrs}
-        begun = [trial for trial in trials if trial.state is not TrialState.WAITING and FINAL in trial.user_attrs]
-        self._finals = {final_of(trial) for trial in begun}
+        self._repeats = Repeats(self._config.finalists, self._config.seeds, trials)
         for trial in trials:
             self._ranking.add_all(trial.intermediate_values)
             if trial.state.is_finished() and FINAL in trial.user_attrs:
@@ -154,13 +154,12 @@ class OptunaStudy:
         return self._sample(trial_id)
 
     def ask_final(self) -> int:
-        number, seed = self._wanted_finals()[0]
-        found = self._waiting_finals.pop((number, seed), None)
+        final = self._repeats.left(self._tally.ranks)[0]
+        found = self._repeats.begin(final)
         if found is None:
-            params = dict(self._study._storage.get_trial(self._id_of(number)).params.items())
-            self._study.enqueue_trial(params, user_attrs={FINAL: [number, seed]})
+            params = dict(self._study._storage.get_trial(self._id_of(final[0])).params.items())
+            self._study.enqueue_trial(params, user_attrs={FINAL: list(final)})
             found, self._asked = self._asked, self._asked + 1
-        self._finals.add((number, seed))
         self._study._storage.set_trial_state_values(self._id_of(found), TrialState.RUNNING)
         self._changed()
         return self._sample(self._id_of(found))
@@ -169,12 +168,6 @@ class OptunaStudy:
         """Which of the seeds an open final is to be trained with; None for any other trial."""
         final = self._open[number].trial.user_attrs.get(FINAL)
         return None if final is None else int(final[1])
-
-    def _wanted_finals(self) -> list[tuple[int, int]]:
-        """Finals not asked for yet: each of the best with each seed, seed by seed."""
-        best = [number for _, number in self._tally.ranks[: self._config.finalists]]
-        wanted = [(number, seed) for seed in range(self._config.seeds) for number in best]
-        return [final for final in wanted if final not in self._finals]
 
     def params(self, number: int) -> Mapping[str, Any]:
         return self._open[number].params
@@ -300,24 +293,10 @@ class OptunaStudy:
     def import_trials(self, source: str, trials: Sequence[FrozenTrial]) -> int:
         """Add the ended trials of an earlier study of the same space; returns how many were new."""
         known = {trial.user_attrs.get(IMPORTED) for trial in self._study.get_trials(deepcopy=False)}
-        added = 0
-        for trial in trials:
-            mark = f"{source}/{trial.number}"
-            if mark in known or trial.state not in (TrialState.COMPLETE, TrialState.PRUNED):
-                continue
-            self._study.add_trial(
-                optuna.create_trial(
-                    state=trial.state,
-                    value=trial.value,
-                    params=trial.params,
-                    distributions={key: distribution(self._config.space[key].domain) for key in trial.params},
-                    intermediate_values=trial.intermediate_values,
-                    user_attrs={IMPORTED: mark},
-                )
-            )
-            added += 1
+        added = taken_in(self._config.space, source, trials, known)
+        self._study.add_trials(added)
         self._load()
-        return added
+        return len(added)
 
     def _sample(self, trial_id: int) -> int:
         """Sample what a trial lacks; returns its number."""
@@ -417,7 +396,7 @@ class OptunaStudy:
             stuck=self._stuck,
             seconds=tally.seconds,
             gain=tally.gain,
-            finals=len(self._wanted_finals()),
+            finals=len(self._repeats.left(tally.ranks)),
             searching=bool(self._aside) or any(not self._open[number].final for number in self._active),
         )
 
