@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from tests.bench.search_bench.arms import SETTINGS
 from tests.bench.search_bench.plot import Line, Panel, svg
 from tests.bench.search_bench.records import Record
 
@@ -77,7 +78,8 @@ def rows(records: Sequence[Record]) -> list[Row]:
         )
         for key, group in groups.items()
     ]
-    return sorted(found, key=lambda row: (row.table, row.setting, row.cost, row.missed))
+    settings = list(SETTINGS)
+    return sorted(found, key=lambda row: (row.table, settings.index(row.setting), row.cost, row.missed))
 
 
 def show(records: Sequence[Record], docs: Path | None) -> None:
@@ -105,7 +107,8 @@ def _failures(records: Sequence[Record]) -> list[str]:
 
 def _panels(records: Sequence[Record], table: str) -> list[Panel]:
     panels = []
-    settings = dict.fromkeys(r["setting"] for r in records if r["table"] == table and "error" not in r)
+    ran = {r["setting"] for r in records if r["table"] == table and "error" not in r}
+    settings = [setting for setting in SETTINGS if setting in ran]
     for axis, column in (("full trials trained", 0), ("wall clock, full trials", 1)):
         for setting in settings:
             lines = []
