@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
+import signal
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.standin.server import StandIn
+
+TEARDOWN_SECONDS = 120.0
 
 
 @pytest.fixture
@@ -36,14 +40,36 @@ def here(standin: StandIn, key: str | None = None, **more: str) -> Iterator[Any]
     before = {name: os.environ.pop(name) for name in list(os.environ) if name.startswith("WANDB_") or name == "NETRC"}
     ours = {**standin.env_of(key or standin.key), **more}
     os.environ.update(ours)
-    wandb.teardown()
+    tear_down(wandb)
     try:
         yield wandb
     finally:
-        wandb.teardown()
+        tear_down(wandb)
         for name in {*ours, *(name for name in os.environ if name.startswith("WANDB_"))}:
             os.environ.pop(name, None)
         os.environ.update(before)
+
+
+def tear_down(wandb: Any) -> None:
+    """End wandb's service; one that does not end by itself is killed.
+
+    wandb-core 0.31 was seen to wait for ever where it was told to end while a request was given up.
+    """
+
+    def end() -> None:
+        with suppress(SystemExit):  # with the code of the service, where that was killed
+            wandb.teardown()
+
+    thread = threading.Thread(target=end, daemon=True)
+    thread.start()
+    thread.join(TEARDOWN_SECONDS)
+    if thread.is_alive():
+        for child in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):
+                parent = (child / "stat").read_text().rpartition(")")[2].split()[1]
+                if int(parent) == os.getpid() and b"wandb-core" in (child / "cmdline").read_bytes():
+                    os.kill(int(child.name), signal.SIGKILL)
+        thread.join()
 
 
 def environment(standin: StandIn, **more: str) -> dict[str, str]:
