@@ -32,7 +32,7 @@ VERSIONS = {"torchtune": "0.6.1", "torchao": "0.15.0"}
 PACKAGES = ("torch", "torchtune", "torchao", "optuna", "hydra-core", "omegaconf", "rich", "plotly")
 MIN_FREE_GIB = 1.0
 IMPORTED = "imported"
-TRIAL = f"""
+TRY_TORCHTUNE = f"""
 import sys
 import torch, torchtune
 print("{IMPORTED}", torch.__version__, torch.cuda.device_count(), flush=True)
@@ -109,7 +109,7 @@ def _versions() -> str:
 
 def _try_torchtune() -> Completed:
     """Import torchtune, say what torch sees, have `tune` say its usage: in one process, since either imports torch."""
-    return subprocess.run([sys.executable, "-c", TRIAL], capture_output=True, text=True, check=False)
+    return subprocess.run([sys.executable, "-c", TRY_TORCHTUNE], capture_output=True, text=True, check=False)
 
 
 def _imports(tried: Completed) -> str:

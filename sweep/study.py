@@ -123,8 +123,7 @@ class OptunaStudy:
         self._facts: StudyFacts | None = None
         trials = self._study.get_trials(deepcopy=False)
         self._asked = len(trials)
-        queued = [trial for trial in trials if trial.state is TrialState.WAITING]
-        self._waiting = {trial.number for trial in queued if FINAL not in trial.user_attrs}
+        self._waiting = {t.number for t in trials if t.state is TrialState.WAITING and FINAL not in t.user_attrs}
         self._repeats = Repeats(self._config.finalists, self._config.seeds, trials)
         for trial in trials:
             self._ranking.add_all(trial.intermediate_values)

@@ -15,7 +15,7 @@ from typing import Any
 from trainer.contract import Evaluation, Tracking
 from trainer.room import AttemptDir
 from trainer.store import open_store
-from trainer.tracking import SETTINGS, await_earlier, score_summary
+from trainer.tracking import SETTINGS, await_others, await_trackers, score_summary
 
 
 def fetch_adapter(asked: Evaluation, to: Path) -> Path:
@@ -44,7 +44,8 @@ def tell_scores(tracking: Tracking, files: AttemptDir, scores: Mapping[str, floa
     if tracking.mode == "offline":
         return
     try:
-        await_earlier(tracking)
+        await_trackers(tracking.run)
+        await_others(tracking)
         run = _resume(tracking, files)
         run.summary.update(score_summary(scores))
         run.finish(exit_code=0)

@@ -84,8 +84,8 @@ class Tracker:
             self._hook = _load_hook(tracking.hook, spec.components)
         except Exception as error:
             self._say(f"wandb.hook={tracking.hook} is not asked: {_short(error)}")
-        self._earlier = _threads.get(tracking.run)
-        self._thread = _threads[tracking.run] = threading.Thread(target=self._serve, daemon=True)
+        earlier = _threads.get(tracking.run)
+        self._thread = _threads[tracking.run] = threading.Thread(target=self._serve, args=(earlier,), daemon=True)
         self._thread.start()
 
     # --- what the attempt tells ----------------------------------------------------------------------------------
@@ -144,7 +144,9 @@ class Tracker:
 
     # --- the thread ----------------------------------------------------------------------------------------------
 
-    def _serve(self) -> None:
+    def _serve(self, earlier: threading.Thread | None) -> None:
+        if earlier is not None:
+            earlier.join()
         run: Any = None
         try:
             run = self._open()
@@ -159,6 +161,8 @@ class Tracker:
                 self._say(_short(error))
 
     def _open(self) -> Any:
+        if self._spec.attempt > 1 and self._tracking.mode != "offline":
+            await_others(self._tracking)
         deadline = time.monotonic() + self.patience
         try:
             while True:
@@ -180,9 +184,6 @@ class Tracker:
         import wandb
 
         wanted = dict(self._tracking.init)
-        if mode != "offline" and self._spec.attempt > 1:
-            await_earlier(self._tracking, self._earlier)
-            self._earlier = None
         carrying = CARRYING_SETTINGS if self._tracking.checkpoint else {}
         settings = {**SETTINGS, **carrying, **wanted.pop("settings", {}), "stop_fn": self._stop.set}
         run: Any = wandb.init(
@@ -324,20 +325,20 @@ def exit_code(outcome: Outcome | None) -> int:
     return 143 if outcome.cause is StopCause.PREEMPTED else 0
 
 
-def await_earlier(tracking: Tracking, here: threading.Thread | None = None) -> None:
-    """Wait until no other client writes to the run: none of this process, and none that W&B knows of.
+def await_trackers(run: str) -> None:
+    """Wait until the trackers of a run in this process have ended; not for a tracker's own thread."""
+    if (newest := _threads.get(run)) is not None:
+        newest.join()  # each has waited for the one before it
+
+
+def await_others(tracking: Tracking) -> None:
+    """Wait until W&B knows of no client that writes to the run, `HANDOVER_SECONDS` at most.
 
     A client takes in the summary that it finds and sends it whole: what another sends in its last seconds, the end of
     training itself, would be lost.
-
-    Args:
-        here: the thread of an earlier client in this process; by default the newest one's. W&B is asked for
-            `HANDOVER_SECONDS` at most.
     """
     import wandb
 
-    if (thread := here or _threads.get(tracking.run)) is not None and thread is not threading.current_thread():
-        thread.join()
     end = time.monotonic() + HANDOVER_SECONDS
     with suppress(Exception):  # no such run, or W&B is away, which `init` will say
         api: Any = wandb.Api(timeout=10)

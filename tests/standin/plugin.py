@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -12,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tests.slurm.processes import everything
 from tests.standin.server import StandIn
 
 TEARDOWN_SECONDS = 120.0
@@ -64,11 +64,9 @@ def tear_down(wandb: Any) -> None:
     thread.start()
     thread.join(TEARDOWN_SECONDS)
     if thread.is_alive():
-        for child in Path("/proc").glob("[0-9]*"):
-            with suppress(OSError):
-                parent = (child / "stat").read_text().rpartition(")")[2].split()[1]
-                if int(parent) == os.getpid() and b"wandb-core" in (child / "cmdline").read_bytes():
-                    os.kill(int(child.name), signal.SIGKILL)
+        for process in everything():
+            if process.parent == os.getpid() and process.command == "wandb-core":
+                process.kill()
         thread.join()
 
 

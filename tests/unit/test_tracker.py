@@ -285,6 +285,19 @@ def test_a_later_attempt_waits_until_the_earlier_one_s_client_has_sent_all(wandb
     assert wandb.asked == [], "a first attempt has none before it, and offline there is nobody to ask"
 
 
+def test_clients_of_one_process_follow_each_other_also_offline(wandb: FakeWandb, room: Room) -> None:
+    """W&B's service refuses a second one of a run, wherever it writes to."""
+    offline = replace(ONLINE, mode="offline")
+    first, second, third = (track(room, replace(SPEC, attempt=number), offline) for number in (2, 3, 4))
+    third.close(COMPLETED)
+    second.close(PREEMPTED)
+    assert not third.wait(0.2), "the first has not ended"
+    assert len(wandb.runs) <= 1
+    close(first)
+    assert third.wait(60)
+    assert [run.codes for run in wandb.runs] == [[0], [143], [0]]
+
+
 def test_an_earlier_attempt_that_was_killed_is_not_waited_for_long(
     wandb: FakeWandb, room: Room, monkeypatch: pytest.MonkeyPatch
 ) -> None:
