@@ -17,6 +17,7 @@ from sweep.errors import ConfigError
 
 
 def status(args: Namespace) -> int:
+    from sweep.detached import coming_controller
     from sweep.results import open_reader
     from sweep.view import console, counts_text, trials_table, workers_table
 
@@ -27,7 +28,7 @@ def status(args: Namespace) -> int:
         return 0
     out = console()
     where = rooms.controller_whereabouts(room) if state.controller else rooms.controller_elsewhere(room)
-    at = f"controller: {where}" if where else "no controller is running"
+    at = f"controller: {where}" if where else coming_controller(room) or "no controller is running"
     out.print(f"[bold]{state.name}[/] in {room.root} – {at}", highlight=False, soft_wrap=True)
     out.print(counts_text(state))
     out.print(trials_table(state, state.rows))
