@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sweep.errors import ConfigError, SweepError
+from trainer.ending import limit_exit
 
 EPILOG = """\
 Trailing key=value words of run, plan, doctor and queue are Hydra overrides: experiment=… queue=… search.trials=…
@@ -24,6 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(_positionals_first(sys.argv[1:] if argv is None else argv))
     from sweep import verbs
 
+    limit_exit()
     try:
         code: int = getattr(verbs, args.verb)(args)
         return code

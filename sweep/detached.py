@@ -25,6 +25,7 @@ from sweep.rooms import controller_runs, load_settings
 from sweep.run import Wish, drive
 from sweep.settings import controller_job
 from sweep.submit import executor_parameters, job_log, job_name, submit_calls, submitit_dir
+from trainer.ending import limit_exit
 from trainer.room import Room, read_json, write_atomic
 
 START_SECONDS = 30.0
@@ -89,6 +90,7 @@ def controller_log(room: Room) -> Path:
 
 def control(root: str) -> None:
     """What the controller's job runs."""
+    limit_exit()
     room = Room(Path(root))
     wish = Wish(room, in_job=True)
     finish = _drive(room, wish)

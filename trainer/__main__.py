@@ -40,9 +40,11 @@ def main() -> int:
         from trainer.nursery import main as run_nursery
 
         return run_nursery(args.socket, args.forks)
+    from trainer.ending import limit_exit
     from trainer.room import Room
     from trainer.worker import Worker, run_worker
 
+    limit_exit()
     room = Room(args.room)
     worker = Worker(room, args.worker, args.trials, args.idle_seconds, slots=args.slots)
     return run_worker(room, worker, args.lock_held)

@@ -21,6 +21,7 @@ from typing import Any
 
 from trainer import PROCESS_ENV
 from trainer.contract import DROPPED_ENV
+from trainer.ending import limit_exit
 from trainer.room import Room, held, write_atomic
 
 # submitit hands USR2 on before a time limit and at a preemption; SLURM itself sends TERM
@@ -50,6 +51,7 @@ def serve(room: str, worker: str, options: Mapping[str, Any]) -> None:
 def run_job(room: str, worker: str, options: Mapping[str, Any], work: Work) -> None:
     """Set this process up as a worker under the name that it has in this run of its job, and say how it ended."""
     began = time.monotonic()
+    limit_exit()
     for number in END_SIGNALS:
         signal.signal(number, _end_at_once)
     for name in DROPPED_ENV:

@@ -27,6 +27,7 @@ from typing import Any
 
 from trainer.cluster import serve
 from trainer.contract import DROPPED_ENV, JOB_KEY, Tracking, TrialSpec, decode, encode
+from trainer.ending import limit_exit
 from trainer.room import UNWANTED, Room, WorkerDir, read_text, write_atomic
 
 # What an agent sets for the run that it thinks it starts.
@@ -68,6 +69,7 @@ class JobSpec:
 
 def main(environ: Mapping[str, str] = os.environ) -> int:
     """Serve as the worker that `environ` describes; returns the process's exit code."""
+    limit_exit()
     try:
         job = read_job(environ)
         for name in [name for name in os.environ if name in DROPPED_ENV or AGENT_ENV.fullmatch(name)]:

@@ -17,7 +17,7 @@ PACKAGES = ("sweep", "trainer")
 # From the bottom up; a module imports what stands above it in this list, late imports included.
 LAYERS = (
     "trainer",
-    "trainer.contract trainer.room trainer.components trainer.embedded",
+    "trainer.contract trainer.room trainer.components trainer.ending trainer.embedded",
     "trainer.progress trainer.reporter trainer.tracking trainer.cluster trainer.store",
     "trainer.replica",
     "trainer.mirror",
@@ -174,7 +174,7 @@ def test_of_the_trainer_only_what_needs_no_torch_is_used(module: str) -> None:
     jobs = {"trainer.cluster"} if module == "sweep.submit" else set()
     stores = {"trainer.store", "trainer.replica"} if module in MIRRORS else set()
     runs = {"trainer.tracking"} if module == "sweep.wandbsync" else set()  # it says what a run could not say offline
-    assert used <= {"trainer.contract", "trainer.room", "trainer.components"} | jobs | stores | runs
+    assert used <= {f"trainer.{name}" for name in ("contract", "room", "components", "ending")} | jobs | stores | runs
 
 
 @pytest.mark.parametrize("module", SWEEP)
