@@ -46,7 +46,7 @@ class Budget:
 
     @cached_property
     def _gpu_hours(self) -> float:
-        return self._view.trained / self._limits.slots / 3600
+        return self._view.trained / self._slots / 3600
 
     @cached_property
     def _over_gpu_hours(self) -> bool:
@@ -60,7 +60,13 @@ class Budget:
         )
 
     def _per_gpu_hour(self, gain: float) -> float:
-        return gain * self._limits.slots * 3600
+        return gain * self._slots * 3600
+
+    @cached_property
+    def _slots(self) -> float:
+        """Trials that share a worker; where workers choose, what they hold now on average."""
+        held = [worker.slots or self._limits.slots for worker in self._view.workers]
+        return sum(held) / len(held) if held else self._limits.slots
 
     @cached_property
     def reason(self) -> str:

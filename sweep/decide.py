@@ -123,7 +123,7 @@ class _Decision:
         return self._tell_cancelled(trial)
 
     def _tell_cancelled(self, trial: TrialFacts) -> Tell | None:
-        if self.view.mode is Mode.CANCEL or self._budget.target_reached:
+        if self.view.mode is Mode.CANCEL or self._target_ends:
             return Tell(trial.number, Ending.FAIL, "the sweep ended before it could go on", cancelled=True)
         return None
 
@@ -134,7 +134,7 @@ class _Decision:
     @cached_property
     def _settled(self) -> bool:
         """Whether paused trials stay where they are for good."""
-        if self.view.mode is Mode.CANCEL or self._budget.target_reached:
+        if self.view.mode is Mode.CANCEL or self._target_ends:
             return True
         idle = not any(not trial.paused or self._occupancy.busy(trial) for trial in self.view.trials)
         return self._going_on and idle and self._budget.askable <= 0 and not self._promotable
@@ -165,7 +165,7 @@ class _Decision:
     def _wanted_stop(self) -> tuple[StopCause, str] | None:
         if self.view.mode is Mode.CANCEL:
             return StopCause.CANCELLED, "the sweep was stopped"
-        if self._budget.target_reached:
+        if self._target_ends:
             return StopCause.CANCELLED, f"another trial reached the target {self.limits.target:g}"
         if self.view.mode is Mode.STOP:
             return StopCause.INTERRUPTED, "the sweep was interrupted"
@@ -301,7 +301,7 @@ class _Decision:
         if self._abort_reason:
             return Finish(Finished.FAILED, self._abort_reason)
         open_trials = bool(self.view.trials or self.view.study.aside)
-        if self.view.mode is Mode.STOP and (open_trials or self._budget.askable > 0):
+        if self.view.mode is Mode.STOP and (open_trials or self._budget.askable > 0 or self._finals > 0):
             return Finish(Finished.STOPPED, "trials were stopped with a checkpoint and go on with `sweep resume`")
         if self.view.mode is Mode.CANCEL and not open_trials:
             return Finish(Finished.CANCELLED, "the sweep was stopped")
@@ -332,7 +332,12 @@ class _Decision:
 
     @cached_property
     def _going_on(self) -> bool:
-        return self.view.mode is Mode.RUN and self._abort_reason is None and not self._budget.target_reached
+        return self.view.mode is Mode.RUN and self._abort_reason is None and not self._target_ends
+
+    @cached_property
+    def _target_ends(self) -> bool:
+        """A target ends the search; finals are trained after it, as after any other end."""
+        return self._budget.target_reached and self.view.study.searching
 
     @cached_property
     def _work_left(self) -> bool:

@@ -229,9 +229,11 @@ def drive(room: Room, wish: Wish, nursery: Nursery, goes_on: bool = False) -> Fi
                 f"or end it with `sweep stop {settings.name}`"
             )
         try:
+            if not goes_on and not wish.in_job:
+                # what was wanted of an earlier controller; at once, since from here on a person may want something of
+                # this one. A mirror does the same with what the store says.
+                control_path(room).unlink(missing_ok=True)
             with closing(nursery), open_world(room, settings, nursery) as world:
-                if not goes_on and not wish.in_job:
-                    _forget_wish(room, world[1].channel)
                 finish = _control(room, settings, world, nursery, wish)
                 if finish.how is not Finished.HANDED_OVER:
                     _forget_wish(room, world[1].channel)
@@ -243,7 +245,7 @@ def drive(room: Room, wish: Wish, nursery: Nursery, goes_on: bool = False) -> Fi
 
 
 def _forget_wish(room: Room, channel: Channel) -> None:
-    """What a person wanted of an earlier controller holds no more."""
+    """What a person wanted of a controller that has ended holds no more."""
     from sweep.mirrored import MirroredChannel
 
     control_path(room).unlink(missing_ok=True)

@@ -9,6 +9,7 @@ import pytest
 from sweep.decide import decide
 from sweep.model import (
     Ask,
+    AskFinal,
     Assign,
     AttemptFacts,
     Cancel,
@@ -373,12 +374,39 @@ def test_a_spent_budget_asks_no_more(limits: Limits, facts: View) -> None:
 
 
 def test_a_reached_target_stops_what_runs_and_tells_what_waits() -> None:
-    facts = view(trial(1, attempt()), trial(2), study=StudyFacts(open=(1, 2), complete=1, best=0.5))
-    effects = decide(facts, Limits(trials=9, target=1.0), NOW)
+    study = StudyFacts(open=(1, 2), complete=1, best=0.5, searching=True, finals=2)
+    effects = decide(view(trial(1, attempt()), trial(2), study=study), Limits(trials=9, target=1.0), NOW)
     assert effects == (
         Tell(2, Ending.FAIL, "the sweep ended before it could go on", cancelled=True),
         Stop(1, 1, StopCause.CANCELLED, "another trial reached the target 1"),
     )
+
+
+def test_finals_are_trained_after_a_target_too() -> None:
+    limits = Limits(trials=9, target=1.0)
+    study = StudyFacts(complete=2, best=0.5, best_trial=0, finals=1)
+    assert decide(view(study=study), limits, NOW) == (AskFinal(),)
+    assert decide(view(study=study, workers=()), limits, NOW) == (StartWorkers((0,)),)
+    last = StudyFacts(open=(2,), complete=2, best=0.5, best_trial=0)
+    assert decide(view(trial(2, attempt()), study=last), limits, NOW) == (), "it is not stopped"
+    done = StudyFacts(complete=3, best=0.5, best_trial=0)
+    assert decide(view(study=done, workers=()), limits, NOW) == (Finish(Finished.DONE, "the target 1 was reached"),)
+
+
+def test_a_stop_ends_a_sweep_that_has_finals_alone_before_it() -> None:
+    facts = view(study=StudyFacts(complete=4, best=0.5, finals=2), workers=(), mode=Mode.STOP)
+    assert decide(facts, LIMITS, NOW) == (
+        Finish(Finished.STOPPED, "trials were stopped with a checkpoint and go on with `sweep resume`"),
+    )
+
+
+def test_workers_that_choose_their_slots_share_their_hours() -> None:
+    """Sixteen trials of an hour each on one GPU at the same time are one GPU-hour."""
+    limits, hours = Limits(trials=99, gpu_hours=10.0), 16 * 3600.0
+    packed = view(study=StudyFacts(complete=16), workers=(replace(W1, slots=16),), trained=hours)
+    assert any(isinstance(effect, Ask) for effect in decide(packed, limits, NOW))
+    alone = view(study=StudyFacts(complete=16), trained=hours)
+    assert not any(isinstance(effect, Ask) for effect in decide(alone, limits, NOW))
 
 
 def test_failures_beyond_the_share_interrupt_the_rest_and_end_the_sweep() -> None:

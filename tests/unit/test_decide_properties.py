@@ -81,14 +81,17 @@ def views(draw: st.DrawFn) -> View:
         )
         for place, name in enumerate(NAMES)
     ]
+    aside = draw(st.integers(0, 2))
     study = StudyFacts(
         open=tuple(sorted(numbers)),
         complete=draw(st.integers(0, 5)),
         failed=draw(st.integers(0, 5)),
         best=draw(st.none() | st.floats(0, 5)),
         exhausted=draw(st.booleans()),
-        aside=tuple(range(10, 10 + draw(st.integers(0, 2)))),
+        aside=tuple(range(10, 10 + aside)),
         stuck=draw(st.booleans()),
+        finals=draw(st.integers(0, 3)),
+        searching=bool(aside) or (bool(numbers) and draw(st.booleans())),
     )
     return View(
         study=study,
@@ -172,6 +175,9 @@ def test_decisions_keep_the_controller_s_promises(view: View, limits: Limits, no
             assert live[effect.worker].job is JobState.PLANNED
             assert view.mode is Mode.RUN
             assert any(a.worker == effect.worker for attempts in running.values() for a in attempts)
+
+    if not live:
+        assert effects, "without a worker nothing happens by itself: something is begun, told, or the sweep ends"
 
     finishes = [index for index, effect in enumerate(effects) if isinstance(effect, Finish)]
     assert finishes in ([], [len(effects) - 1])
