@@ -1,7 +1,7 @@
 """How specifications, stops, reports and outcomes travel: through the room.
 
 Invariants: writes the controller's files only; every write is safe to repeat; a report is shown once to each
-`RoomChannel`, and all of them again to a new one.
+`RoomChannel`, also where a look fails in the middle, and all of them again to a new one.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ class RoomChannel:
         self._tails: dict[tuple[int, int], Tail] = {}
         self._workers: dict[tuple[int, int], str] = {}
         self._awaited: list[Path] = []
+        self._unshown: dict[tuple[int, int], list[Report]] = {}  # read in a look that failed before it was over
 
     def assign(self, spec: TrialSpec) -> None:
         self.propose(spec)
@@ -67,6 +68,7 @@ class RoomChannel:
         last = [(trial, sights[-1].number) for trial, sights in attempts.items() if sights and not sights[-1].outcome]
         self._awaited = [self._room.attempt(*attempt).outcome for attempt in last]
         self._awaited += [self._room.worker(name).beat for name in workers if seen[name].beat is None]
+        self._unshown.clear()
         return attempts, seen
 
     def wait(self, clock: Clock, seconds: float) -> None:
@@ -96,6 +98,9 @@ class RoomChannel:
         stop = read_text(files.stop)
         cause, _, reason = (stop or "").partition("\n")
         inbox = inboxes.get(worker)
+        lines = tail.lines(files.counted())
+        reports = self._unshown.setdefault((trial, number), [])
+        reports += [report for line in lines if (report := _report(line)) is not None]
         return AttemptSight(
             number=number,
             worker=worker,
@@ -104,7 +109,7 @@ class RoomChannel:
             stop=StopCause(cause) if cause else None,
             stop_reason=reason,
             outcome=outcome,
-            reports=tuple(report for line in tail.lines(files.counted()) if (report := _report(line)) is not None),
+            reports=tuple(reports),
         )
 
     def _worker_of(self, trial: int, number: int) -> str:

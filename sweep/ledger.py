@@ -55,11 +55,11 @@ class RoomLedger:
         key = (trial, verdict.ruling.value, verdict.milestone)
         if key in self._known:
             return
-        self._known.add(key)
         entry = Entry(
             trial, verdict.ruling.value, verdict.milestone, verdict.value, tokens, verdict.reason, verdict.basis
         )
         self._write(entry)
+        self._known.add(key)
 
     def promoted(self, promotion: Promotion) -> None:
         self._write(Entry(promotion.trial, PROMOTED, 0, math.nan, 0, promotion.reason, promotion.basis))

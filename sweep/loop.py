@@ -8,9 +8,9 @@ out by one call of a port, and each of those is safe to repeat.
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from sweep.budget import trials_left
 from sweep.decide import decide
@@ -53,6 +53,8 @@ UNANSWERED = (Assign, Cancel, Drain, Stop)
 
 # Builds the specification of an attempt from trial, attempt and worker.
 SpecFactory = Callable[[int, int, str], TrialSpec]
+Sights = dict[int, list[AttemptSight]]
+T = TypeVar("T")
 
 
 class Ledger(Protocol):
@@ -117,6 +119,7 @@ class Controller:
     _spent: Spent = field(default_factory=Spent)
     _known_stops: set[tuple[int, int]] = field(default_factory=set)
     _ruled: dict[int, Verdict] = field(default_factory=dict)
+    _missed: dict[int, Mapping[int, Sequence[Report]]] = field(default_factory=dict)
     _recalled: bool = False
     _asks_on: bool = True
     _trials: dict[int, tuple[list[AttemptSight], TrialFacts]] = field(default_factory=dict)
@@ -170,8 +173,8 @@ class Controller:
         self._last_name = max([self._last_name, *map(worker_number, jobs)])
         self._first_name = self._last_name if self._first_name is None else self._first_name
         watched = [name for name, job in jobs.items() if job.state is not JobState.GONE or self._is_ours(name)]
-        attempts, workers = self.ports.channel.observe(known.open, watched)
-        trials = tuple([self._known_trial(number, sights) for number, sights in attempts.items()])
+        attempts, workers = self._look(known.open, watched)
+        trials = tuple(self._take(attempts, self._known_trial))
         facts = tuple([self._known_worker(sight, jobs[name]) for name, sight in workers.items()])
         failed = self._failed_starts(facts)
         return View(
@@ -219,11 +222,34 @@ class Controller:
     def _recall(self) -> None:
         """What ended trials reported in an earlier controller's time, for a study that judges others by it."""
         if not self._recalled:
-            study = self.ports.study
-            attempts, _ = self.ports.channel.observe(study.unknown(), [])
-            for number, sights in attempts.items():
-                study.recall(number, [report for sight in sights for report in sight.reports])
+            attempts, _ = self._look(self.ports.study.unknown(), [])
+            self._take(attempts, self._recall_trial)
             self._recalled = True
+
+    def _recall_trial(self, number: int, sights: list[AttemptSight]) -> None:
+        self.ports.study.recall(number, [report for sight in sights for report in sight.reports])
+
+    def _look(self, trials: Sequence[int], workers: Sequence[str]) -> tuple[Sights, dict[str, WorkerSight]]:
+        """What the channel shows, which is each report once, after what a round that failed was shown in vain."""
+        attempts, seen = self.ports.channel.observe(trials, workers)
+        again = {number: missed for number, missed in self._missed.items() if number in attempts}
+        for number, missed in again.items():
+            sights = [replace(one, reports=(*missed.get(one.number, ()), *one.reports)) for one in attempts[number]]
+            attempts = {**attempts, number: sights}
+            del self._missed[number]
+        return attempts, seen
+
+    def _take(self, attempts: Sights, take: Callable[[int, list[AttemptSight]], T]) -> list[T]:
+        """Hand each trial's sights on; what cannot be taken in for the moment is kept for the next round."""
+        taken: list[T] = []
+        try:
+            for number, sights in attempts.items():
+                taken.append(take(number, sights))
+        except Exception:
+            for number in list(attempts)[len(taken) :]:
+                self._missed[number] = {sight.number: sight.reports for sight in attempts[number]}
+            raise
+        return taken
 
     def _ask(self, new: bool, worker: str) -> bool:
         """Promote a paused trial, or ask for a new one; False where there is none to promote, and none to ask for."""
@@ -271,9 +297,9 @@ class Controller:
                 ruled = self._record(number, sight, last=sight is sights[-1])
         verdict = told or ruled
         if verdict is not None and self._ruled.get(number) is not verdict:
-            self._ruled[number] = verdict
             if verdict.milestone:
                 self.ledger.ruled(number, verdict, self._spent.tokens_of(number))
+            self._ruled[number] = verdict
         facts = TrialFacts(number, tuple(self._attempt(number, sight) for sight in sights), verdict)
         if facts.paused and sights and sights[-1].outcome is not None:
             self._lay_aside(facts)

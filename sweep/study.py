@@ -325,11 +325,14 @@ class OptunaStudy:
             report.milestone != max(known.values) or known.judged == report.milestone
         ):
             return
-        known.judged = report.milestone
         if self._stuck:
             self._changed()
-        if report.final or known.final:
-            return
+        if not report.final and not known.final:
+            self._judge(number, report, new)
+        known.judged = report.milestone
+
+    def _judge(self, number: int, report: Report, new: bool) -> None:
+        known = self._open[number]
         if self._curves is not None:
             known.verdict = self._curves.verdict(number, new)
         elif not self._never_prunes and known.trial.should_prune():

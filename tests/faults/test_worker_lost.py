@@ -128,6 +128,37 @@ def test_a_shared_file_system_that_stumbles_is_waited_for(
     check_sweep(room, 2)
 
 
+def test_what_a_failing_look_had_read_and_what_could_not_be_recorded_is_not_lost(
+    rooms: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each report is shown once: a stumble after it was read, or while the study takes it down, must not lose it."""
+    room = make_room(rooms, "search.trials=6", "pruner=none")
+    append, calls = JournalFileBackend.append_logs, [0, 0]
+
+    def stumbling(path: Path) -> str | None:
+        calls[0] += 1
+        if path.name == "outcome.json" and calls[0] % 5 == 0:
+            raise OSError(errno.ESTALE, "Stale file handle")
+        return read_text(path)
+
+    def failing(self: JournalFileBackend, logs: list[dict[str, Any]]) -> None:
+        calls[1] += 1
+        if calls[1] % 4 == 0 and "intermediate_value" in logs[0]:
+            raise OSError(errno.EIO, "Input/output error")
+        append(self, logs)
+
+    monkeypatch.setattr("sweep.channel.read_text", stumbling)
+    monkeypatch.setattr(JournalFileBackend, "append_logs", failing)
+    assert run_here(room).how is Finished.DONE
+    monkeypatch.undo()
+    wait_for_workers(room)
+    check_sweep(room, 6)
+    known = {t.number: t.intermediate_values for t in session.open_study(room, load_settings(room)).frozen()}
+    rows = open_reader(room).state().rows
+    assert known == {row.number: {report.milestone: report.loss for report in row.reports} for row in rows}
+    assert all(row.value == row.reports[-1].loss for row in rows)
+
+
 def test_a_full_disk_ends_the_controller_with_a_word_and_resume_goes_on(
     rooms: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -21,9 +21,10 @@ from sweep.errors import ConfigError
 from sweep.grammar import parse_space
 from sweep.ledger import read_ledger
 from sweep.loop import Controller
-from sweep.model import Ask, Effect, Finish, Limits, Mode, Stop
+from sweep.model import Ask, Effect, Finish, Finished, Limits, Mode, Stop
 from sweep.queues import Fates
 from sweep.rooms import find_room
+from sweep.run import Wish, control_path, drive
 from sweep.sampler import ForecastSampler
 from sweep.simulate import Silent, simulate
 from sweep.simulation import World
@@ -36,6 +37,7 @@ from tests.bench.replay_agreement import PRUNERS, compare
 from tests.bench.simulated_scale import SPACE, run
 from tests.tables import write_table
 from trainer.contract import OutcomeKind, StopCause, TrialSpec
+from trainer.room import write_atomic
 
 
 @pytest.fixture(scope="module")
@@ -250,7 +252,6 @@ def test_a_resumed_room_takes_up_what_another_process_left(
     table: Path, rooms: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from sweep.dispatch import simulated
-    from sweep.run import Wish, drive
 
     words = ["queue=simulated", f"queue.table={table}", "pruner=asha", "search.trials=10", "queue.charge=false", *WORDS]
     room = session.create_room(freeze(compose_config(words), "s"), 8000)
@@ -267,6 +268,25 @@ def test_a_resumed_room_takes_up_what_another_process_left(
     assert finish.reason == "all 10 trials have ended"
     assert len(room.trials()) == 10
     assert all(room.attempts(trial)[: len(attempts)] == attempts for trial, attempts in before.items())
+
+
+def test_a_stop_while_the_study_is_being_opened_is_obeyed_and_an_earlier_one_is_not(
+    table: Path, rooms: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["queue=simulated", f"queue.table={table}", "pruner=asha", "search.trials=3", *WORDS]
+    composed = freeze(compose_config(words), "s")
+    room = session.create_room(composed, 8000)
+    opened = session.open_study
+
+    def slowly(*words: Any) -> OptunaStudy:
+        write_atomic(control_path(room), Mode.STOP.value)
+        return opened(*words)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(session, "open_study", slowly)
+        assert drive(room, Wish(room), dispatchers.make_nursery(composed.settings)).how is Finished.STOPPED
+    write_atomic(control_path(room), Mode.STOP.value)
+    assert drive(room, Wish(room), dispatchers.make_nursery(composed.settings)).how is Finished.DONE
 
 
 def test_finalists_are_trained_again_over_seeds_and_ties_are_said(
