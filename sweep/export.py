@@ -17,7 +17,7 @@ from pathlib import Path
 
 from sweep.errors import ConfigError, GiveUp
 from sweep.model import TrialRow
-from sweep.recipe import export_yaml, trial_changes
+from sweep.recipe import export_yaml, seed_of_final, trial_changes
 from sweep.results import read_outcome, read_steps
 from sweep.settings import Settings
 from trainer.contract import Step
@@ -58,8 +58,11 @@ class Comparison:
 def export_text(room: Room, settings: Settings, row: TrialRow) -> str:
     """The YAML of a trial."""
     changes = {**settings.changes, **trial_changes(settings.torchtune, row.params, settings.derive)}
-    if settings.torchtune.get("seed") is None:
-        changes["seed"] = settings.search.seed
+    seed = changes.get("seed", settings.torchtune.get("seed"))
+    if seed is None:
+        seed = changes["seed"] = settings.search.seed
+    if row.final is not None:
+        changes["seed"] = seed_of_final(int(seed), row.final[1])
     notes = [
         f"Trial {row.number} of the sweep {settings.name}: {settings.metric} {row.value}",
         *(f"  {key} = {value}" for key, value in row.params.items()),

@@ -248,6 +248,15 @@ def trial_changes(config: Mapping[str, Any], params: Mapping[str, Any], derive: 
     return {**params, **{key.removeprefix("+"): value_at(resolved, key.removeprefix("+")) for key in derive}}
 
 
+def seed_of_final(seed: int, index: int) -> int:
+    """The seed that a trial is trained again with: of no index is it the search's own.
+
+    Args:
+        seed: the trial's. index: which of the finals' seeds, from 0.
+    """
+    return seed + 1 + index
+
+
 def check_trusted(config: Mapping[str, Any], extra: list[str]) -> None:
     """Refuse a configuration that names code outside the allow-list.
 

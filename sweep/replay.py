@@ -35,7 +35,8 @@ class Replay:
     """What would have been.
 
     Args:
-        trials: trials of the sweep that reported; those without a report are left out.
+        trials: trials of the sweep that reported; those without a report are left out, and finals, which no pruner
+            judges.
         tokens_then, tokens: label tokens that the sweep spent, and that the other pruner would have.
         best_then, best: the winner's value, and that of the other pruner's winner; None without one.
         winner: the sweep's best trial.
@@ -93,10 +94,10 @@ def replay(state: SweepState, settings: Settings, pruner: Mapping[str, Any]) -> 
     winner = state.best
     if winner is None:
         raise ConfigError(f"{state.name} has no complete trial yet, so there is no winner to ask about")
-    rows = [row for row in state.rows if row.reports]
+    rows = [row for row in state.rows if row.reports and row.final is None]
     other = replace(settings, pruner=dict(pruner))
     config = replace(study_config(other), pruner=build_pruner(other))
-    study = OptunaStudy(replace(config, milestones=_length(rows)), memory_storage())
+    study = OptunaStudy(replace(config, milestones=_length(rows), finalists=0, seeds=0), memory_storage())
     for row in rows:
         study.enqueue(row.params, again=True)
     workers = settings.queue.workers or 1

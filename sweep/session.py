@@ -272,14 +272,14 @@ def trial_spec(
         final_seed: which of the finals' seeds; each is another than the one that the search trained with.
         stopped: see `spec_maker`.
     """
-    from sweep.recipe import resolve
+    from sweep.recipe import resolve, seed_of_final
 
     trial, attempt, worker = identity
     config = resolve(settings.torchtune, params, settings.derive)
     if config.get("seed") is None:
         config["seed"] = settings.search.seed  # torchtune would draw one, and the trial could not be repeated
     if final_seed is not None:
-        config["seed"] = int(config["seed"]) + 1 + final_seed
+        config["seed"] = seed_of_final(int(config["seed"]), final_seed)
     tracking = tracking_of(settings, trial, config, stopped)
     return TrialSpec(
         sweep=settings.name,

@@ -12,6 +12,7 @@ from typing import Any
 
 import optuna
 import pytest
+from omegaconf import OmegaConf
 
 from sweep import dispatchers, session
 from sweep.cli import main
@@ -23,7 +24,7 @@ from sweep.ledger import read_ledger
 from sweep.loop import Controller
 from sweep.model import Ask, Effect, Finish, Finished, Limits, Mode, Stop
 from sweep.queues import Fates
-from sweep.rooms import find_room
+from sweep.rooms import find_room, load_settings
 from sweep.run import Wish, control_path, drive
 from sweep.sampler import ForecastSampler
 from sweep.simulate import Silent, simulate
@@ -201,8 +202,13 @@ def test_the_verbs(table: Path, rooms: Path, capsys: pytest.CaptureFixture[str])
 def test_a_replay_says_what_another_pruner_would_have_done(
     table: Path, rooms: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    sweep = ["run", "name=full", "queue=simulated", f"queue.table={table}", "pruner=none", "search.trials=12", *WORDS]
-    assert main(sweep) == 0
+    sweep = ["run", "queue=simulated", f"queue.table={table}", "pruner=none", "search.trials=12", *WORDS]
+    assert main([*sweep, "name=finals", "search.finalists=2", "search.seeds=3"]) == 0
+    capsys.readouterr()
+    assert main(["replay", "finals", "pruner=none", "--json"]) == 0
+    same = json.loads(capsys.readouterr().out)
+    assert (same["trials"], same["tokens"]) == (12, same["tokens_then"]), "finals are nothing that a pruner judges"
+    assert main([*sweep, "name=full"]) == 0
     capsys.readouterr()
     for pruner, spends_less in (("none", False), ("asha", True), ("threshold", True)):
         words = [f"pruner={pruner}", *(["pruner.upper=0.1"] if pruner == "threshold" else [])]
@@ -303,10 +309,18 @@ def test_finalists_are_trained_again_over_seeds_and_ties_are_said(
     ordinary = [row for row in state["rows"] if not row["final"]]
     assert len(ordinary) == 10
     best = sorted((row["value"], row["number"]) for row in ordinary if row["state"] == "complete")[:2]
+    assert main(["export", "s", "--trial", str(best[0][1]), "-o", "-"]) == 0
+    ordinary_seed = OmegaConf.create(capsys.readouterr().out).seed
     assert sorted(map(tuple, (row["final"] for row in finals))) == sorted((n, s) for _, n in best for s in range(3))
     assert all(row["state"] == "complete" for row in finals), "a final is never judged"
     assert all(row["params"] == state["rows"][row["final"][0]]["params"] for row in finals)
     assert state["best"] in {number for _, number in best}
+    settings = load_settings(find_room("s"))
+    for row in finals:
+        assert main(["export", "s", "--trial", str(row["number"]), "-o", "-"]) == 0
+        exported = OmegaConf.create(capsys.readouterr().out)
+        spec = session.trial_spec(settings, row["params"], (row["number"], 1, "w0001"), row["final"][1])
+        assert exported.seed == spec.config["seed"] == ordinary_seed + 1 + row["final"][1]
     standings = said[said.index("finals over 3 seeds") : said.index("best trial")].strip()
     assert main(["best", "s"]) == 0
     assert standings in capsys.readouterr().out
