@@ -22,6 +22,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from sweep.curves import Curves
 from sweep.distributions import decode_params, encode, suggest
+from sweep.gridwalk import GridWalk
 from sweep.model import Ending, Ruling, StudyFacts, Tell, Verdict
 from sweep.proposals import History, KnownSpace, WatchedStudy
 from sweep.ranking import Ranking
@@ -124,6 +125,8 @@ class OptunaStudy:
         trials = self._study.get_trials(deepcopy=False)
         self._asked = len(trials)
         self._waiting = {t.number for t in trials if t.state is TrialState.WAITING and FINAL not in t.user_attrs}
+        sampler = self._study.sampler
+        self._walk = GridWalk(sampler, trials) if isinstance(sampler, optuna.samplers.GridSampler) else None
         self._repeats = Repeats(self._config.finalists, self._config.seeds, trials)
         for trial in trials:
             self._ranking.add_all(trial.intermediate_values)
@@ -246,7 +249,7 @@ class OptunaStudy:
         except RuntimeError:  # a grid sampler asks to stop a loop that is ours; the trial has been told by then
             if not self._frozen(known).state.is_finished():
                 raise
-            self._exhausted = True
+            self._exhausted = self._walk is None
         frozen = self._frozen(known)
         del self._open[told.trial]
         self._active.discard(told.trial)
@@ -299,6 +302,8 @@ class OptunaStudy:
 
     def _sample(self, trial_id: int) -> int:
         """Sample what a trial lacks; returns its number."""
+        if self._walk is not None:
+            self._walk.place(self._study, trial_id)
         self._study.shown = self._history.show
         try:
             trial = optuna.Trial(self._study, trial_id)
@@ -310,6 +315,8 @@ class OptunaStudy:
             self._study.shown = None
         known = _Open(trial, params, {}, final=FINAL in trial.user_attrs)
         frozen = self._frozen(known)
+        if self._walk is not None:
+            self._walk.asked(frozen.params)
         known.values = dict(frozen.intermediate_values)
         known.judged = known.lifted = frozen.user_attrs.get(PROMOTED)
         self._open[trial.number] = known
@@ -394,14 +401,10 @@ class OptunaStudy:
             best=tally.best,
             best_trial=tally.best_trial,
             tokens=tally.tokens,
-            exhausted=self._exhausted or self._grid_is_exhausted(sum(counts.values()) + len(self._open)),
+            exhausted=self._exhausted or (self._walk is not None and self._walk.exhausted),
             stuck=self._stuck,
             seconds=tally.seconds,
             gain=tally.gain,
             finals=len(self._repeats.left(tally.ranks)),
             searching=bool(self._aside) or any(not self._open[number].final for number in self._active),
         )
-
-    def _grid_is_exhausted(self, asked: int) -> bool:
-        sampler = self._study.sampler
-        return isinstance(sampler, optuna.samplers.GridSampler) and asked >= len(sampler._all_grids)

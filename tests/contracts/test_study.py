@@ -212,6 +212,28 @@ def test_every_sampler_proposes_the_same_after_restarts(sampler: str, tmp_path: 
     assert len({str(params) for _, _, params, _ in undisturbed}) == len(undisturbed), "no proposal twice"
 
 
+GRID = ("sampler=grid", "space.optimizer.lr=choice(1e-4,1e-3,1e-2)", "space.model.lora_rank=choice(4,8)")
+POINT, PART = {"optimizer.lr": 1e-3, "model.lora_rank": 8}, {"model.lora_rank": 8}
+
+
+@pytest.mark.parametrize("restart", [False, True])
+@pytest.mark.parametrize(
+    "first", [[POINT], [POINT, POINT], [PART], [PART, PART, POINT]], ids=["a point", "twice", "a part", "parts"]
+)
+def test_a_grid_is_walked_to_its_end_whatever_was_enqueued(
+    first: list[dict[str, Any]], restart: bool, tmp_path: Path
+) -> None:
+    configured = settings(*GRID)
+    study = OptunaStudy(study_config_of(configured), journal_storage(tmp_path / "a"))
+    for params in first:
+        study.enqueue(params, again=True)
+    found = [params for _, _, params, _ in simulate(configured, tmp_path / "a", restart=restart)]
+    twice = first.count(POINT) - 1 if POINT in first else 0
+    assert len(found) == 6 + twice
+    assert len({str(sorted(params.items())) for params in found}) == 6
+    assert all(params.items() >= given.items() for params, given in zip(found, first, strict=False))
+
+
 @pytest.mark.parametrize("pruner", options("pruner"))
 def test_every_pruner_gives_the_same_verdicts_after_restarts(pruner: str, tmp_path: Path) -> None:
     configured = settings(
