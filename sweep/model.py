@@ -90,6 +90,11 @@ class Verdict:
     ruling: Ruling = Ruling.STOP
     basis: Mapping[str, float] = field(default_factory=dict)
 
+    def to_json(self) -> dict[str, Any]:
+        """The fields of a stop, from which `Verdict(**fields)` makes the same."""
+        assert self.ruling is Ruling.STOP
+        return {"milestone": self.milestone, "value": self.value, "reason": self.reason, "basis": dict(self.basis)}
+
 
 @dataclass(frozen=True, slots=True)
 class AttemptFacts:

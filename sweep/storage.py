@@ -25,6 +25,7 @@ TOKENS = "tokens"
 SECONDS = "seconds"
 FINAL = "final"
 PROMOTED = "promoted_at"
+STOPPED = "stopped"
 
 
 def journal_storage(path: Path) -> BaseStorage:

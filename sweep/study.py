@@ -28,7 +28,7 @@ from sweep.proposals import History, KnownSpace, WatchedStudy
 from sweep.ranking import Ranking
 from sweep.repeats import Repeats
 from sweep.space import Space
-from sweep.storage import CANCELLED, FINAL, IMPORTED, PROMOTED, REASON, SECONDS, TOKENS, own_trials
+from sweep.storage import CANCELLED, FINAL, IMPORTED, PROMOTED, REASON, SECONDS, STOPPED, TOKENS, own_trials
 from sweep.strategy import Promotion, Standing, Strategy
 from sweep.tally import Tally
 from sweep.warmstart import taken_in
@@ -319,6 +319,8 @@ class OptunaStudy:
             self._walk.asked(frozen.params)
         known.values = dict(frozen.intermediate_values)
         known.judged = known.lifted = frozen.user_attrs.get(PROMOTED)
+        stopped = frozen.user_attrs.get(STOPPED)
+        known.verdict = None if stopped is None else Verdict(**stopped)
         self._open[trial.number] = known
         self._active.add(trial.number)
         if not known.final:
@@ -345,6 +347,8 @@ class OptunaStudy:
         elif not self._never_prunes and known.trial.should_prune():
             metric, pruner = self._config.metric, type(self._study.pruner).__name__
             known.verdict = self._ranking.stop(pruner, metric, report.milestone, getattr(report, metric))
+            # at once: a pruner that counts rungs would not say it again to a later controller
+            known.trial.set_user_attr(STOPPED, known.verdict.to_json())
         if known.verdict is not None and known.verdict.ruling is Ruling.PAUSE:
             self._history.paused(self._frozen(known))
 

@@ -245,6 +245,23 @@ def test_every_pruner_gives_the_same_verdicts_after_restarts(pruner: str, tmp_pa
     assert (pruned == 0) == (pruner in ("none", "patient")), f"{pruned} pruned"
 
 
+@pytest.mark.parametrize("pruner", ["successive_halving", "hyperband", "median", "wilcoxon"])
+def test_a_stop_stands_though_the_controller_dies_before_anybody_heard_of_it(pruner: str, tmp_path: Path) -> None:
+    """Successive halving notes the rung as it decides, and would say nothing more at that milestone."""
+    configured = study_config_of(settings("sampler=random", f"pruner={pruner}"))
+    path = tmp_path / "study.journal"
+    study = OptunaStudy(configured, journal_storage(path))
+    for value in (1.0, 1.1, 1.2, 1.3, 1.4, 1.5):
+        number = study.ask()
+        study.record(number, [report(milestone, value) for milestone in range(1, MILESTONES)])
+        study.tell(Tell(number, Ending.COMPLETE, ""), 0)
+    number = study.ask()
+    said = [report(milestone, 9.0) for milestone in range(1, MILESTONES)]
+    verdict = next(found for count in range(MILESTONES) if (found := study.record(number, said[count : count + 1])))
+    again = OptunaStudy(configured, journal_storage(path))
+    assert again.record(number, said) == verdict
+
+
 def test_another_seed_proposes_something_else(tmp_path: Path) -> None:
     a = simulate(settings("search.seed=1"), tmp_path / "a", restart=False)
     b = simulate(settings("search.seed=2"), tmp_path / "b", restart=False)

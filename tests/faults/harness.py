@@ -229,5 +229,7 @@ def check_sweep(room: Room, trials: int) -> None:
             assert trial.intermediate_values == reported, "no report is lost"
             assert sorted(reported) == [1, 2, 3, 4]
     check_ledger(room)
+    stopped = {entry.trial for entry in read_ledger(room) if entry.ruling == "stop"}
+    assert not stopped & {row.number for row in state.rows if row.state == "complete"}, "a stop stands"
     rulings = Counter((entry.trial, entry.ruling, entry.milestone) for entry in read_ledger(room) if entry.milestone)
     assert all(count == 1 for count in rulings.values()), "each verdict is kept once"
