@@ -147,8 +147,10 @@ def check(settings: Settings) -> None:
     """
     space = parse_space(settings.space_raw)
     torchtune_recipe.check_space(settings.torchtune, space, settings.derive)
-    if not isinstance(settings.storage, str | None):
-        raise ConfigError(f"storage={settings.storage} must be an Optuna URL such as sqlite:///sweeps.db, or null")
+    if settings.storage is not None:
+        from sweep.storage import check_url
+
+        check_url(settings.storage)
     if settings.metric == "val_loss" and not settings.torchtune.get("dataset_val"):
         raise ConfigError(
             "objective.metric=val_loss needs validation data: add +dataset_val to recipe.overrides, "

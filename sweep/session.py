@@ -63,12 +63,16 @@ def create_room(composed: Composed, trial_tokens: int) -> Room:
     """A new room with frozen settings, its study and its warm start.
 
     Raises:
-        ConfigError: a warm start does not fit.
+        ConfigError: a warm start does not fit, or the storage holds a study of this name.
     """
+    from sweep.storage import absolute_url
+
     settings = _with_entity(replace(composed.settings, trial_tokens=trial_tokens, created=time.time()))
+    if settings.storage is not None:
+        settings = replace(settings, storage=absolute_url(settings.storage))
     room = Room((rooms_dir() / settings.name).resolve())
+    study = open_study(room, settings, new=True)
     write_atomic(room.root / "recipe.yaml", composed.recipe_text)
-    study = open_study(room, settings)
     for params in settings.warm_start.enqueue:
         study.enqueue(params)
     for source in settings.warm_start.import_from:
@@ -106,13 +110,26 @@ def study_config(settings: Settings) -> StudyConfig:
     )
 
 
-def open_study(room: Room, settings: Settings) -> OptunaStudy:
-    """The study of a room, for its one controller."""
-    from sweep.storage import journal_storage
+def open_study(room: Room, settings: Settings, new: bool = False) -> OptunaStudy:
+    """The study of a room, for its one controller.
+
+    Args:
+        new: the room is being made.
+
+    Raises:
+        ConfigError: another sweep's study has this name in the storage, or the storage cannot be opened.
+        GiveUp: the study is gone.
+    """
+    from sweep.storage import journal_storage, opening
     from sweep.study import OptunaStudy
 
+    config = study_config(settings)
+    if settings.storage is not None:
+        with opening(settings.storage, config.name):
+            return OptunaStudy(config, settings.storage, exists=not new)
     room.root.mkdir(parents=True, exist_ok=True)
-    return OptunaStudy(study_config(settings), settings.storage or journal_storage(journal_path(room)))
+    # a journal in a room that is being made is of a sweep that died at the same place
+    return OptunaStudy(config, journal_storage(journal_path(room)), exists=None if new else True)
 
 
 def reading_storage(room: Room, settings: Settings) -> BaseStorage | str:

@@ -5,6 +5,9 @@ Invariant: nothing here writes a trial; `study.OptunaStudy` does.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import optuna
@@ -12,7 +15,7 @@ from optuna.storages import BaseStorage, InMemoryStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
-from sweep.errors import GiveUp
+from sweep.errors import ConfigError, GiveUp
 from trainer.room import cut_torn_line
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -26,6 +29,61 @@ SECONDS = "seconds"
 FINAL = "final"
 PROMOTED = "promoted_at"
 STOPPED = "stopped"
+
+
+# A database whose file is named from where the command was typed, and one without a file.
+_RELATIVE = re.compile(r"(sqlite(?:\+\w+)?:///)(?!/|:memory:)(.+)")
+_NOWHERE = re.compile(r"sqlite(?:\+\w+)?://(?:/(?::memory:)?)?$")
+_PASSWORD = re.compile(r"(://[^/@:]*):[^/@]*@")
+
+
+def check_url(url: object) -> None:
+    """Refuse a storage that a room cannot name.
+
+    Raises:
+        ConfigError: it is no URL, keeps nothing, or would have a password written into the room.
+    """
+    if not isinstance(url, str) or "://" not in url:
+        raise ConfigError(f"storage={url} must be an Optuna URL such as sqlite:///sweeps.db, or null")
+    if _PASSWORD.search(url):
+        hidden = _PASSWORD.sub(r"\1:…@", url)
+        raise ConfigError(
+            f"storage={hidden} has a password, which would be written into the room; leave it to the driver: "
+            "~/.pgpass or PGPASSWORD for PostgreSQL, ?read_default_file=~/.my.cnf for MySQL"
+        )
+    if _NOWHERE.fullmatch(url):
+        raise ConfigError(f"storage={url} ends with the process; name a file, such as sqlite:///sweeps.db, or null")
+
+
+@contextmanager
+def opening(url: str, name: str) -> Iterator[None]:
+    """Say in a sentence why the study of this name cannot be opened, or made, in the storage at a URL.
+
+    Raises:
+        ConfigError: what the block met.
+    """
+    from optuna.exceptions import DuplicatedStudyError, OptunaError
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        yield
+    except DuplicatedStudyError:
+        raise ConfigError(
+            f"storage={url} holds a study named {name} already, perhaps of another sweep; choose another name=, or "
+            "delete that one with `optuna delete-study`"
+        ) from None
+    except (OptunaError, SQLAlchemyError, ImportError, ValueError) as error:
+        said = " ".join(str(error).split())[:200]
+        raise ConfigError(
+            f"storage={url} cannot be opened ({type(error).__name__}: {said}); it must be an Optuna URL that this "
+            "machine reaches, such as sqlite:///sweeps.db, or null"
+        ) from error
+
+
+def absolute_url(url: str) -> str:
+    """The same wherever a later command is typed."""
+    found = _RELATIVE.fullmatch(url)
+    return f"{found[1]}{Path(found[2]).absolute()}" if found else url
 
 
 def journal_storage(path: Path) -> BaseStorage:

@@ -28,7 +28,7 @@ from sweep.proposals import History, KnownSpace, WatchedStudy
 from sweep.ranking import Ranking
 from sweep.repeats import Repeats
 from sweep.space import Space
-from sweep.storage import CANCELLED, FINAL, IMPORTED, PROMOTED, REASON, SECONDS, STOPPED, TOKENS, own_trials
+from sweep.storage import CANCELLED, FINAL, IMPORTED, PROMOTED, REASON, SECONDS, STOPPED, TOKENS, load_study, own_trials
 from sweep.strategy import Promotion, Standing, Strategy
 from sweep.tally import Tally
 from sweep.warmstart import taken_in
@@ -95,14 +95,25 @@ class _Open:
 
 
 class OptunaStudy:
-    """A `Study` (see `ports`) on any Optuna storage."""
+    """A `Study` (see `ports`) on any Optuna storage.
 
-    def __init__(self, config: StudyConfig, storage: BaseStorage | str) -> None:
+    Args:
+        exists: whether the storage must hold it already, or must not; None: it is made where it is not there.
+
+    Raises:
+        DuplicatedStudyError: it exists, and must not. GiveUp: it does not, and must.
+    """
+
+    def __init__(self, config: StudyConfig, storage: BaseStorage | str, exists: bool | None = None) -> None:
         self._config = config
         strategy = None if isinstance(config.pruner, optuna.pruners.BasePruner) else config.pruner
         sampler = config.sampler(config.seed)
-        made = optuna.create_study(
-            storage=storage, study_name=config.name, load_if_exists=True, direction="minimize", sampler=sampler
+        made = (
+            load_study(storage, config.name)
+            if exists
+            else optuna.create_study(
+                storage=storage, study_name=config.name, load_if_exists=exists is None, direction="minimize"
+            )
         )
         pruner = config.pruner if isinstance(config.pruner, optuna.pruners.BasePruner) else optuna.pruners.NopPruner()
         self._study = WatchedStudy(config.name, made._storage, sampler, pruner)

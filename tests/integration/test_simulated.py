@@ -295,6 +295,55 @@ def test_a_stop_while_the_study_is_being_opened_is_obeyed_and_an_earlier_one_is_
     assert drive(room, Wish(room), dispatchers.make_nursery(composed.settings)).how is Finished.DONE
 
 
+def test_a_database_is_found_from_anywhere_and_holds_each_name_once(
+    table: Path, rooms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A file named from where `sweep run` was typed; else a resumed sweep would find, or make, another study."""
+    words = ["queue=simulated", f"queue.table={table}", "pruner=none", "sampler=random", *WORDS]
+    here, there = tmp_path / "here", tmp_path / "there"
+    here.mkdir()
+    there.mkdir()
+    monkeypatch.chdir(here)
+    assert main(["run", "name=s", "search.trials=2", "storage=sqlite:///sweeps.db", *words]) == 0
+    monkeypatch.chdir(there)
+    assert main(["status", "s", "--json"]) == 0
+    before = json.loads(capsys.readouterr().out.splitlines()[-1])["rows"]
+    assert main(["resume", "s", "search.trials=4", "search.seed=9"]) == 0
+    assert main(["status", "s", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["rows"][:2] == before
+    assert list(there.iterdir()) == []
+    monkeypatch.setenv("SWEEP_ROOMS", str(there / "rooms"))
+    assert main(["run", "name=s", "search.trials=2", f"storage=sqlite:///{here}/sweeps.db", *words]) == 2
+    assert "holds a study named s already" in capsys.readouterr().err
+    monkeypatch.setenv("SWEEP_ROOMS", str(rooms))
+    (here / "sweeps.db").unlink()
+    assert main(["resume", "s", "search.trials=6"]) == 1
+    assert "no study named s" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("url", "complaint"),
+    [
+        ("nonsense", "must be an Optuna URL"),
+        ("sqlite:////no/such/directory/x.db", "cannot be opened"),
+        ("foo://bar", "cannot be opened"),
+        ("redis://localhost", "cannot be opened"),
+        ("sqlite://", "ends with the process"),
+        ("sqlite:///:memory:", "ends with the process"),
+        ("postgresql://me:hidden@host/x", "storage=postgresql://me:…@host/x has a password"),
+    ],
+)
+def test_a_storage_that_cannot_be_is_refused_in_a_sentence(
+    url: str, complaint: str, table: Path, rooms: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["queue=simulated", f"queue.table={table}", "pruner=none", "search.trials=2", *WORDS]
+    assert main(["run", "name=s", f"storage={url}", *words]) == 2
+    said = capsys.readouterr().err
+    assert complaint in said
+    assert "hidden" not in said
+    assert not list(rooms.rglob("sweep.json"))
+
+
 def test_finalists_are_trained_again_over_seeds_and_ties_are_said(
     table: Path, rooms: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
