@@ -9,11 +9,13 @@ import dataclasses
 import json
 import time
 from argparse import Namespace
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from sweep import rooms
-from sweep.errors import ConfigError
+from sweep.errors import ConfigError, GiveUp
 
 
 def status(args: Namespace) -> int:
@@ -146,7 +148,8 @@ def export(args: Namespace) -> int:
     if str(args.output) == "-":
         print(export_text(room, reader.settings, row), end="")
     else:
-        path = write_export(room, reader.settings, row, args.output, best=row is state.best)
+        with _writing(args.output):
+            path = write_export(room, reader.settings, row, args.output, best=row is state.best)
         print(f"{path}\ntrain it with\n  {tune_run_line(path)}")
     if not args.verify:
         return 0
@@ -159,9 +162,21 @@ def report(args: Namespace) -> int:
     from sweep.report import write_report
 
     room = rooms.current_room(args.name)
-    path = write_report(room, args.output or room.root / "report.html")
+    with _writing(args.output):
+        path = write_report(room, args.output or room.root / "report.html")
     print(path)
     return 0
+
+
+@contextmanager
+def _writing(output: Path | None) -> Iterator[None]:
+    """While the block writes the file that a person named."""
+    if output is not None and output.is_dir():
+        raise ConfigError(f"-o {output} is a directory; name a file in it")
+    try:
+        yield
+    except OSError as error:
+        raise GiveUp(f"{output or error.filename} cannot be written: {error.strerror}") from error
 
 
 def replay(args: Namespace) -> int:

@@ -21,6 +21,8 @@ from sweep.settings import Settings
 ALLOWED_TARGETS = {"sampler": ("optuna.samplers.", "sweep."), "pruner": ("optuna.pruners.", "sweep.")}
 # What tells a sampler and a pruner from other classes.
 METHODS = {"sampler": ("sample_relative",), "pruner": ("prune", "verdict")}
+# What arguments are checked to be before anything runs.
+PLAIN = {"int": "a whole number", "float": "a number", "str": "a word", "bool": "true or false", "None": "null"}
 
 
 def build_sampler(settings: Settings, seed: int) -> Any:
@@ -37,7 +39,7 @@ def build_sampler(settings: Settings, seed: int) -> Any:
         node["search_space"] = grid_of(settings.space)
     if node.get("seed") is None and "seed" in inspect.signature(kind).parameters:
         node["seed"] = seed
-    return _build("sampler", node)
+    return _build("sampler", node, kind)
 
 
 def build_pruner(settings: Settings) -> Any:
@@ -50,7 +52,21 @@ def build_pruner(settings: Settings) -> Any:
     kind = _class_of("pruner", node)
     if "metric" in inspect.signature(kind).parameters:
         node.setdefault("metric", settings.metric)
-    return _build("pruner", node)
+    return _build("pruner", node, kind)
+
+
+def _check_types(section: str, node: Mapping[str, Any], kind: type) -> None:
+    """Refuse a number or a word of another type than the class asks for, which would fail in the middle of a sweep."""
+    for key, parameter in inspect.signature(kind).parameters.items():
+        asked = parameter.annotation
+        # as it is written: other names in a signature may be there for the type checker alone
+        names = (asked if isinstance(asked, str) else getattr(asked, "__name__", str(asked))).split(" | ")
+        if key not in node or not PLAIN.keys() >= set(names):
+            continue
+        given = "None" if node[key] is None else type(node[key]).__name__
+        if given not in names and (given, "float" in names) != ("int", True):
+            words = " or ".join(PLAIN[name] for name in names)
+            raise ConfigError(f"{section}.{key}={node[key]} must be {words} ({kind.__name__})")
 
 
 def keeps_one_seed(settings: Settings) -> bool:
@@ -101,7 +117,8 @@ def _module(section: str, name: str) -> ModuleType:
         raise ConfigError(f"{section}._target_: {name} cannot be imported: {error}") from error
 
 
-def _build(section: str, node: Mapping[str, Any]) -> Any:
+def _build(section: str, node: Mapping[str, Any], kind: type) -> Any:
+    _check_types(section, node, kind)
     try:
         return instantiate(dict(node), _convert_="all")
     except HydraException as error:

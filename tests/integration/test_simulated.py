@@ -377,6 +377,9 @@ def test_finalists_are_trained_again_over_seeds_and_ties_are_said(
     other = ({number for _, number in best} - {state["best"]}).pop()
     tied = [other] if f"trial {other}:" in standings and "tied with the first" in standings else []
     assert json.loads(capsys.readouterr().out)["tied"] == tied
+    for verb, path in (("report", rooms), ("export", rooms), ("report", "/proc/nowhere/r.html")):
+        assert main([verb, "s", "-o", str(path)]) in (1, 2)
+        assert str(path) in capsys.readouterr().err
     assert main(["report", "s"]) == 0
     page = (find_room("s").root / "report.html").read_text()
     assert "<h2>Finals</h2>" in page

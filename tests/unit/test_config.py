@@ -518,6 +518,9 @@ def test_a_mistake_on_the_command_line_is_answered_in_one_line(words: list[str],
 
 
 NO_RESOURCE = {"_target_": "optuna.pruners.SuccessiveHalvingPruner", "min_resource": 0}
+HALVES = {"_target_": "optuna.pruners.SuccessiveHalvingPruner", "reduction_factor": 2.5}
+RUNGS = {"_target_": "sweep.strategy.AsynchronousHalving", "min_resource": 1.5}
+WORD = {"_target_": "optuna.samplers.TPESampler", "n_startup_trials": "ten"}
 PATIENT = {"_target_": "optuna.pruners.PatientPruner", "patience": 1, "wrapped_pruner": {"_target_": "os.getcwd"}}
 FULL = "llama3_2/1B_full_single_device"
 NO_DATA = {"recipe.overrides.dataset_val": None, "objective.metric": "val_loss"}
@@ -554,6 +557,9 @@ NO_DATA = {"recipe.overrides.dataset_val": None, "objective.metric": "val_loss"}
         ("pruner", PATIENT, ["_target_=os.getcwd is not allowed"]),
         ("pruner", {"_target_": "optuna.pruners.ThresholdPruner"}, ["ThresholdPruner refuses", "upper"]),
         ("pruner", NO_RESOURCE, ["pruner: optuna.pruners.SuccessiveHalvingPruner refuses", "min_resource"]),
+        ("pruner", HALVES, ["pruner.reduction_factor=2.5 must be a whole number (SuccessiveHalvingPruner)"]),
+        ("pruner", RUNGS, ["pruner.min_resource=1.5 must be a whole number (AsynchronousHalving)"]),
+        ("sampler", WORD, ["sampler.n_startup_trials=ten must be a whole number (TPESampler)"]),
         ("recipe.overrides.output_dir", "${root}/base", ["output_dir="]),
         ("recipe.overrides", {"output_dir": "/tmp/x/out", "checkpointer.checkpoint_dir": "/tmp/x/"}, ["output_dir="]),
         ("recipe", {"config": "torchtune"}, ["recipe.config=torchtune"]),
