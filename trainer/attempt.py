@@ -88,6 +88,8 @@ class Attempt:
         """End with what went wrong."""
         text = "".join(traceback.format_exception(error))
         print(f"trial {self.spec.trial} attempt {self.spec.attempt} failed:\n{text}", flush=True)
+        for one in _chain(error):
+            one.__traceback__ = None  # its frames hold the model, and often the error too: a cycle
         return self._close(self._outcome(OutcomeKind.FAILED, describe(error), failure=classify(error)))
 
     @property

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +31,15 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def cache() -> Cache:
     return Cache()
+
+
+@pytest.fixture
+def counted() -> Iterator[None]:
+    """What lives is what is referred to: after torch's import, full collections are rare anyway."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
 
 
 class Hands:
@@ -105,6 +117,56 @@ def test_a_stopped_trial_goes_on_in_another_pack(cache: Cache, tmp_path: Path) -
     second.finish()
     assert second.ended[0].resumed_from == 1
     assert worst(steps(room) + steps(room, 2), steps(whole.room)) < TOLERANCE
+
+
+@pytest.mark.parametrize("slots", [1, 3])
+@pytest.mark.usefixtures("counted")
+def test_whatever_ended_a_trial_its_memory_is_free_at_once(
+    slots: int, cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alive: dict[int, list[weakref.ref[Any]]] = {}
+    build, train, step = LoraRecipe.__init__, Pack._pass, LoraRecipe._micro_batch
+
+    def built(self: LoraRecipe, *args: Any) -> None:
+        build(self, *args)
+        held = (self, self.model, self.optimizer, self.trainable[0], self._loader)
+        alive[int(self.cfg.seed)] = [weakref.ref(one) for one in held]
+
+    def broken(recipe: LoraRecipe) -> None:
+        if recipe.cfg.seed == 3:
+            raise RuntimeError("a kernel of its own")
+
+    def trained(self: Pack, group: Any) -> torch.Tensor:
+        sums = train(self, group)
+        for one in group:
+            broken(one.slot.recipe)
+        return sums
+
+    def stepped(self: LoraRecipe, batch: Any) -> Any:
+        broken(self)
+        return step(self, batch)
+
+    monkeypatch.setattr(LoraRecipe, "__init__", built)
+    monkeypatch.setattr(Pack, "_pass", trained)
+    monkeypatch.setattr(LoraRecipe, "_micro_batch", stepped)
+    hands = Hands(Room(tmp_path), cache, slots)
+    hands.give(0, stop_after(3, StopCause.INTERRUPTED), seed=0)
+    hands.give(1, seed=1, **CHANGES[2])
+    hands.give(2, seed=2, optimizer__lr=1e30, clip_grad_norm=None)
+    hands.give(3, seed=3)
+    hands.give(4, seed=4, optimizer={"_component_": "torch.optim.SGD", "lr": 0.05}, dataset__split="train[:16]")
+    while hands.crew.busy:
+        hands.crew.step()
+        kept = [trial for trial in hands.ended if any(one() is not None for one in alive[trial])]
+        assert kept == [], {trial: hands.ended[trial] for trial in kept}
+    assert [hands.ended[trial].kind for trial in range(5)] == [
+        OutcomeKind.STOPPED,
+        OutcomeKind.COMPLETED,
+        OutcomeKind.DIVERGED,
+        OutcomeKind.FAILED,
+        OutcomeKind.COMPLETED,
+    ]
+    assert hands.ended[0].step == 3, "in the middle of training"
 
 
 def test_what_cannot_be_packed_trains_by_itself_in_its_turn(
