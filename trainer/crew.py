@@ -148,12 +148,15 @@ class Crew:
             self._crowded = MOST + 1
             if task.base != self._base:
                 self._pack = self._another_pack()  # lets go of the base before the next one is loaded
-        ended = task.attempt.begin()
-        reason = None if ended is not None else self._apart(task)
-        if ended is None and reason is None:
-            ended = self._join(task)
-            if ended is None:
-                return True
+        ended, reason = task.attempt.begin(), None
+        if ended is None:
+            try:
+                reason = self._apart(task)
+                if reason is None:
+                    self._join(task)
+                    return True
+            except Exception as error:  # of this trial alone: the others go on
+                ended = task.attempt.fail(error)
         if ended is not None:
             if ended.failure is FailureKind.OUT_OF_MEMORY and beside:
                 print(f"trial {task.spec.trial} waits: no memory beside {len(self._packed)} others", flush=True)
@@ -173,14 +176,10 @@ class Crew:
         """Why a trial that was built is not packed; None where it is."""
         return "slots: 1" if self._one_by_one else self._pack.refuses(task.attempt.recipe)
 
-    def _join(self, task: Task) -> Outcome | None:
-        """Put a trial that was built into the pack; an outcome where that failed."""
-        try:
-            self._packed[self._pack.put(task.attempt.recipe)] = task
-        except torch.OutOfMemoryError as error:
-            return task.attempt.fail(error)
+    def _join(self, task: Task) -> None:
+        """Put a trial that was built into the pack."""
+        self._packed[self._pack.put(task.attempt.recipe)] = task
         self._base = task.base
-        return None
 
     @property
     def _one_by_one(self) -> bool:

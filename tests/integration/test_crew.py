@@ -270,6 +270,43 @@ def test_a_frugal_trial_is_not_judged_by_what_a_pack_would_take(cache: Cache, tm
     assert {outcome.kind for outcome in hands.ended.values()} == {OutcomeKind.COMPLETED}
 
 
+def test_several_data_sets_in_one_are_packed_unless_torchtune_packs_one(
+    cache: Cache, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one = {**embedded_config()["dataset"], "split": "train[:16]"}
+    hands = Hands(Room(tmp_path / "2"), cache, 2)
+    hands.give(0, dataset=[one, one], dataset_val=None)
+    hands.give(1, dataset=[{**one, "packed": True}, {**one, "packed": True}], dataset_val=None)
+    hands.finish()
+    assert {outcome.kind for outcome in hands.ended.values()} == {OutcomeKind.COMPLETED}
+    said = capsys.readouterr().out
+    assert "trial 0 trains by itself" not in said
+    assert "trial 1 trains by itself: its data set is packed by torchtune" in said
+
+
+@pytest.mark.parametrize("where", ["refuses", "put"])
+def test_what_a_pack_cannot_take_fails_by_itself(
+    where: str, cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = getattr(Pack, where)
+
+    def broken(self: Pack, recipe: LoraRecipe) -> Any:
+        if recipe.cfg.seed == 7:
+            raise RuntimeError("a model of another kind")
+        return real(self, recipe)
+
+    monkeypatch.setattr(Pack, where, broken)
+    hands = Hands(Room(tmp_path), cache, 3)
+    for trial in (0, 3, 2):
+        hands.give(trial, **CHANGES[trial])
+    hands.finish()
+    assert (hands.ended[3].kind, hands.ended[3].reason) == (
+        OutcomeKind.FAILED,
+        "RuntimeError: a model of another kind",
+    )
+    assert {hands.ended[trial].kind for trial in (0, 2)} == {OutcomeKind.COMPLETED}
+
+
 def test_auto_on_the_cpu_trains_one_at_a_time(cache: Cache, tmp_path: Path) -> None:
     said: list[int] = []
     assert not torch.cuda.is_available()
