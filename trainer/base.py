@@ -53,6 +53,10 @@ class Cache:
         value: T = self._kept[kind][1]
         return value
 
+    def drop(self, kind: str) -> bool:
+        """Let go of the kept value of this kind; whether there was one."""
+        return self._kept.pop(kind, None) is not None
+
     def clear(self) -> None:
         self._kept.clear()
 

@@ -3,7 +3,8 @@
 Invariants: attempts are started in the order in which they were given. One that cannot join those that run waits
 until they have ended, and none that came later overtakes it: what cannot be packed at all then trains by itself, and
 another base then begins a pack of its own. Whatever waits still obeys a stop. What happens to one attempt ends no
-other; where memory runs out while one is being built, it waits for a place to get free.
+other; where memory runs out while one is being built, it waits for a place to get free, or, where it has all places
+to itself, is built once more without the kept base.
 """
 
 from __future__ import annotations
@@ -149,6 +150,10 @@ class Crew:
             if task.base != self._base:
                 self._pack = self._another_pack()  # lets go of the base before the next one is loaded
         ended, reason = task.attempt.begin(), None
+        if ended is not None and ended.failure is FailureKind.OUT_OF_MEMORY and not beside and self._let_go():
+            print(f"trial {task.spec.trial} begins anew: no memory for its model beside the kept base", flush=True)
+            task.anew()
+            ended = task.attempt.begin()
         if ended is None:
             try:
                 reason = self._apart(task)
@@ -171,6 +176,13 @@ class Crew:
             print(f"trial {task.spec.trial} trains by itself: {reason}", flush=True)
         self._alone = task, Randomness()
         return False
+
+    def _let_go(self) -> bool:
+        """Let go of the base that is kept, since a model is first built with one of its own; False where none is."""
+        kept = self.cache.drop("base")
+        self._pack = self._another_pack()
+        torch.cuda.empty_cache()
+        return kept
 
     def _apart(self, task: Task) -> str | None:
         """Why a trial that was built is not packed; None where it is."""

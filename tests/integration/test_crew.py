@@ -10,10 +10,12 @@ from typing import Any
 
 import pytest
 import torch
+from torchtune import config
 
 from tests.conftest import embedded_config
 from tests.integration.test_attempt import Stops, steps
 from tests.integration.test_packed import TOLERANCE, worst
+from trainer import base
 from trainer.attempt import Attempt
 from trainer.base import Cache
 from trainer.contract import FailureKind, Outcome, OutcomeKind, Report, StopCause, TrialSpec, decode, encode
@@ -232,6 +234,67 @@ def test_no_memory_for_one_more_trial_makes_it_wait(
     hands.finish()
     assert beside == [2], "it was tried once, then waited for a place"
     assert {outcome.kind for outcome in hands.ended.values()} == {OutcomeKind.COMPLETED}
+
+
+@pytest.fixture
+def one_base(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """A device on which a model's own base has no room beside a kept one; how often that was met."""
+    kept, met = list[weakref.ref[Any]](), list[int]()
+    instantiate, load = config.instantiate, base._load_base
+
+    def tight(cfg: Any, *args: Any, **kwargs: Any) -> Any:
+        if "lora_" in cfg.get("_component_", "") and any(one() is not None for one in kept):
+            met.append(1)
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return instantiate(cfg, *args, **kwargs)
+
+    def loaded(*args: Any) -> dict[str, torch.nn.Parameter]:
+        frozen = load(*args)
+        kept.extend(weakref.ref(one) for one in frozen.values())
+        return frozen
+
+    monkeypatch.setattr(config, "instantiate", tight)
+    monkeypatch.setattr(base, "_load_base", loaded)
+    return met
+
+
+@pytest.mark.parametrize("slots", [1, 2])
+@pytest.mark.usefixtures("counted")
+def test_no_memory_for_a_model_beside_the_kept_base_lets_go_of_it(
+    slots: int, one_base: list[int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hands = Hands(Room(tmp_path), Cache(), slots)
+    for trial in range(3):
+        hands.give(trial, dataset__split="train[:16]", dataset_val=None)
+    hands.finish()
+    assert {outcome.kind for outcome in hands.ended.values()} == {OutcomeKind.COMPLETED}
+    assert one_base
+    assert capsys.readouterr().out.count("begins anew: no memory for its model beside the kept base") == 2
+
+
+def test_what_has_no_memory_without_a_kept_base_either_fails_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin, tried = Attempt._begin, list[int]()
+
+    def tight(self: Attempt) -> Outcome | None:
+        if self.spec.trial == 1:
+            tried.append(1)
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return begin(self)
+
+    monkeypatch.setattr(Attempt, "_begin", tight)
+    hands = Hands(Room(tmp_path), Cache(), 1)
+    for trial in range(3):
+        hands.give(trial, dataset__split="train[:16]", dataset_val=None)
+    hands.finish()
+    assert [hands.ended[trial].kind for trial in range(3)] == [
+        OutcomeKind.COMPLETED,
+        OutcomeKind.FAILED,
+        OutcomeKind.COMPLETED,
+    ]
+    assert hands.ended[1].failure is FailureKind.OUT_OF_MEMORY
+    assert len(tried) == 2
 
 
 def test_what_can_never_fit_is_refused_and_what_does_not_fit_now_waits(
