@@ -204,9 +204,21 @@ class LoraRecipe:
 
     @torch.no_grad()
     def evaluate(self) -> float | None:
-        """Mean nats per label token over `dataset_val`, None where the configuration has none. Draws nothing random."""
+        """Mean nats per label token over `dataset_val`, None where the configuration has none. Draws nothing random.
+
+        Raises:
+            ValueError: it has no label token, so that nothing can be judged.
+        """
         dataset = self.cfg.get("dataset_val")
-        return None if dataset is None else self.loss_over(self._validation_batches(dataset))[0]
+        if dataset is None:
+            return None
+        loss, _ = self.loss_over(self._validation_batches(dataset))
+        if loss is None:
+            raise ValueError(
+                "dataset_val has no label token, so that there is no val_loss: name data with answers that "
+                "tokenizer.max_seq_len leaves room for, or leave dataset_val out"
+            )
+        return loss
 
     @torch.no_grad()
     def loss_over(self, batches: Iterable[dict[str, torch.Tensor]]) -> tuple[float | None, int]:
@@ -217,6 +229,8 @@ class LoraRecipe:
         self.model.eval()
         for batch in batches:
             count = self.label_tokens(batch)
+            if not count:
+                continue  # a mean over nothing is NaN, and so would the whole be: prompts may fill all of a row
             total += mean_loss(batch).double().cpu() * count
             tokens += count
         self.model.train()
