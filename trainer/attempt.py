@@ -84,6 +84,11 @@ class Attempt:
         """Take in that a micro-batch was trained."""
         return self._guarded(lambda: self._after(batch))
 
+    def obey(self) -> Outcome | None:
+        """End where a stop asks for it before any micro-batch: an earlier attempt keeps what there is to go on from."""
+        stop = self.should_stop()
+        return self._close(self._outcome(OutcomeKind.STOPPED, stop[1], cause=stop[0])) if stop else None
+
     def fail(self, error: Exception) -> Outcome:
         """End with what went wrong."""
         text = "".join(traceback.format_exception(error))

@@ -274,6 +274,11 @@ class Crew:
             if stop := task.attempt.should_stop():
                 self._waiting.remove(task)
                 task.end(Outcome(OutcomeKind.STOPPED, stop[1], cause=stop[0]))
+        if self._alone is not None and self._packed:  # it was built, and waits for those to end
+            task, _ = self._alone
+            if (ended := task.attempt.obey()) is not None:
+                self._alone = None
+                task.end(ended)
 
     def _end(self, task: Task, outcome: Outcome) -> None:
         if outcome.failure is FailureKind.OUT_OF_MEMORY and not self._packed:

@@ -204,6 +204,34 @@ def test_a_waiting_trial_obeys_a_stop_and_a_failure_is_its_own(cache: Cache, tmp
     }
 
 
+def test_a_built_trial_that_waits_for_the_pack_to_end_obeys_a_stop_and_loses_nothing(
+    cache: Cache, tmp_path: Path
+) -> None:
+    odd: dict[str, Any] = {"optimizer": {"_component_": "torch.optim.SGD", "lr": 0.05}}
+    room, whole = Room(tmp_path / "a"), Hands(Room(tmp_path / "b"), cache, 1)
+    whole.give(0, **odd)
+    whole.finish()
+    first, second, third = (Hands(room, cache, 2) for _ in range(3))
+    first.give(0, stop_after(4, StopCause.INTERRUPTED), **odd)
+    first.finish()
+    asked: list[tuple[StopCause, str]] = []
+    second.give(1, **CHANGES[0])
+    second.give(0, lambda: asked[0] if asked else None, attempt=2, **odd)
+    second.crew.step()
+    assert second.crew._alone is not None, "it is built"
+    asked.append((StopCause.INTERRUPTED, "enough"))
+    second.crew.step()
+    assert list(second.ended) == [0], "at once, not once the other has ended"
+    assert second.ended[0].cause is StopCause.INTERRUPTED
+    assert (second.ended[0].step, second.ended[0].resumed_from) == (first.ended[0].step, 1)
+    second.finish()
+    assert second.ended[1].kind is OutcomeKind.COMPLETED
+    third.give(0, attempt=3, **odd)
+    third.finish()
+    assert third.ended[0].resumed_from == 1
+    assert steps(room) + steps(room, 3) == steps(whole.room)
+
+
 @pytest.mark.parametrize("where", ["building it", "its row"])
 def test_no_memory_for_one_more_trial_makes_it_wait(
     where: str, cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
