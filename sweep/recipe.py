@@ -132,6 +132,11 @@ def _check_kind(path: Path, config: Mapping[str, Any]) -> None:
         others.append(f"loss._component_={loss}, which is lora_dpo_single_device's")
     if others:
         raise ConfigError(f"{start} has {others[0]}; name a configuration for LoRA fine-tuning, `tune ls` shows them")
+    if config.get("resume_from_checkpoint") is True:
+        raise ConfigError(
+            f"{path}: resume_from_checkpoint=True must be False, as a trial starts from the base and the sweep "
+            "resumes it from checkpoints of its own; set recipe.overrides.resume_from_checkpoint=False"
+        )
 
 
 def _set(config: DictConfig, key: str, value: Any, where: str) -> None:

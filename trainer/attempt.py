@@ -84,10 +84,17 @@ class Attempt:
         """Take in that a micro-batch was trained."""
         return self._guarded(lambda: self._after(batch))
 
+    def obey(self) -> Outcome | None:
+        """End where a stop asks for it before any micro-batch: an earlier attempt keeps what there is to go on from."""
+        stop = self.should_stop()
+        return self._close(self._outcome(OutcomeKind.STOPPED, stop[1], cause=stop[0])) if stop else None
+
     def fail(self, error: Exception) -> Outcome:
         """End with what went wrong."""
         text = "".join(traceback.format_exception(error))
         print(f"trial {self.spec.trial} attempt {self.spec.attempt} failed:\n{text}", flush=True)
+        for one in _chain(error):
+            one.__traceback__ = None  # its frames hold the model, and often the error too: a cycle
         return self._close(self._outcome(OutcomeKind.FAILED, describe(error), failure=classify(error)))
 
     @property

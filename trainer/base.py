@@ -11,6 +11,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
+from importlib import import_module
 from typing import Any, TypeVar
 
 import torch
@@ -53,6 +54,10 @@ class Cache:
         value: T = self._kept[kind][1]
         return value
 
+    def drop(self, kind: str) -> bool:
+        """Let go of the kept value of this kind; whether there was one."""
+        return self._kept.pop(kind, None) is not None
+
     def clear(self) -> None:
         self._kept.clear()
 
@@ -72,6 +77,7 @@ def build_model(cfg: DictConfig, cache: Cache, device: torch.device, dtype: torc
     adapter = get_adapter_params(model)
     set_trainable_params(model, adapter)
     if cfg.get("compile"):
+        _compile_without_limit()
         training.compile_model(model)
     if cfg.get("enable_activation_checkpointing"):
         training.set_activation_checkpointing(model, auto_wrap_policy={modules.TransformerSelfAttentionLayer})
@@ -120,6 +126,16 @@ def build_collate(
     if getattr(packed, "packed", False):
         return padded_collate_packed  # type: ignore[no-any-return]
     return partial(_get_component_from_path(name), padding_idx=tokenizer.pad_id, ignore_idx=ignore_index)
+
+
+def _compile_without_limit() -> None:
+    """Have every trial of this process compiled: torch's limit is meant for one model that it compiles in vain.
+
+    Each rank or alpha is a shape of its own, so that after three or four of them trials would be eager without a word.
+    What was compiled is kept for those of the same shapes to come, in some 15 MiB of the host's memory each.
+    """
+    limits: Any = import_module("torch._dynamo.config")
+    limits.cache_size_limit = limits.accumulated_cache_size_limit = 2**31  # by the names that torch 2.6 has too
 
 
 def _load_base(cfg: DictConfig, model: nn.Module, scratch: str) -> dict[str, nn.Parameter]:

@@ -3,7 +3,8 @@
 Invariants: attempts are started in the order in which they were given. One that cannot join those that run waits
 until they have ended, and none that came later overtakes it: what cannot be packed at all then trains by itself, and
 another base then begins a pack of its own. Whatever waits still obeys a stop. What happens to one attempt ends no
-other; where memory runs out while one is being built, it waits for a place to get free.
+other; where memory runs out while one is being built, it waits for a place to get free, or, where it has all places
+to itself, is built once more without the kept base.
 """
 
 from __future__ import annotations
@@ -148,12 +149,19 @@ class Crew:
             self._crowded = MOST + 1
             if task.base != self._base:
                 self._pack = self._another_pack()  # lets go of the base before the next one is loaded
-        ended = task.attempt.begin()
-        reason = None if ended is not None else self._apart(task)
-        if ended is None and reason is None:
-            ended = self._join(task)
-            if ended is None:
-                return True
+        ended, reason = task.attempt.begin(), None
+        if ended is not None and ended.failure is FailureKind.OUT_OF_MEMORY and not beside and self._let_go():
+            print(f"trial {task.spec.trial} begins anew: no memory for its model beside the kept base", flush=True)
+            task.anew()
+            ended = task.attempt.begin()
+        if ended is None:
+            try:
+                reason = self._apart(task)
+                if reason is None:
+                    self._join(task)
+                    return True
+            except Exception as error:  # of this trial alone: the others go on
+                ended = task.attempt.fail(error)
         if ended is not None:
             if ended.failure is FailureKind.OUT_OF_MEMORY and beside:
                 print(f"trial {task.spec.trial} waits: no memory beside {len(self._packed)} others", flush=True)
@@ -169,18 +177,21 @@ class Crew:
         self._alone = task, Randomness()
         return False
 
+    def _let_go(self) -> bool:
+        """Let go of the base that is kept, since a model is first built with one of its own; False where none is."""
+        kept = self.cache.drop("base")
+        self._pack = self._another_pack()
+        torch.cuda.empty_cache()
+        return kept
+
     def _apart(self, task: Task) -> str | None:
         """Why a trial that was built is not packed; None where it is."""
         return "slots: 1" if self._one_by_one else self._pack.refuses(task.attempt.recipe)
 
-    def _join(self, task: Task) -> Outcome | None:
-        """Put a trial that was built into the pack; an outcome where that failed."""
-        try:
-            self._packed[self._pack.put(task.attempt.recipe)] = task
-        except torch.OutOfMemoryError as error:
-            return task.attempt.fail(error)
+    def _join(self, task: Task) -> None:
+        """Put a trial that was built into the pack."""
+        self._packed[self._pack.put(task.attempt.recipe)] = task
         self._base = task.base
-        return None
 
     @property
     def _one_by_one(self) -> bool:
@@ -263,6 +274,11 @@ class Crew:
             if stop := task.attempt.should_stop():
                 self._waiting.remove(task)
                 task.end(Outcome(OutcomeKind.STOPPED, stop[1], cause=stop[0]))
+        if self._alone is not None and self._packed:  # it was built, and waits for those to end
+            task, _ = self._alone
+            if (ended := task.attempt.obey()) is not None:
+                self._alone = None
+                task.end(ended)
 
     def _end(self, task: Task, outcome: Outcome) -> None:
         if outcome.failure is FailureKind.OUT_OF_MEMORY and not self._packed:

@@ -209,6 +209,7 @@ class Judge:
             values |= {"merged": str(merged), "merged_files": f"[{','.join(names)}]"}
             del self._recipe  # its memory is the program's now
             self.cache.clear()
+            torch.cuda.empty_cache()  # what is free stays this process's until it is given back
         return values
 
 

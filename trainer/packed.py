@@ -129,6 +129,9 @@ class Pack:
     def remove(self, slot: Slot) -> None:
         """Let go of a trial; what it holds must have been saved before."""
         self.slots.remove(slot)
+        slot.recipe.leave()
+        slot.ahead = None  # what it drew, and what was laid out of it, would keep it, and views of the whole store
+        self._layouts = {key: of for key, of in self._layouts.items() if all(one.slot is not slot for one in of[0])}
         moved = self.store.release(slot.row)
         for other in self.slots:
             if other.row == moved:

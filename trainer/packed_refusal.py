@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from omegaconf import ListConfig
 from torch import nn
 from torchtune.modules.loss import CEWithChunkedOutputLoss
 
@@ -26,7 +27,8 @@ def refusal(recipe: LoraRecipe) -> str | None:
         return f"its loss is {type(loss).__name__}"
     if reason := _odd_optimizer(recipe.optimizer):
         return reason
-    if cfg.dataset.get("packed") if hasattr(cfg.dataset, "get") else any(one.get("packed") for one in cfg.dataset):
+    datasets = cfg.dataset if isinstance(cfg.dataset, ListConfig) else [cfg.dataset]  # several are torchtune's to join
+    if any(one.get("packed") for one in datasets):
         return "its data set is packed by torchtune"
     if "padded_collate_sft" not in cfg.get("collate_fn", "padded_collate_sft"):
         return f"its collate_fn is {cfg.collate_fn}"

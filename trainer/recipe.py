@@ -88,8 +88,9 @@ class LoraRecipe:
 
         clip = cfg.get("clip_grad_norm")
         self.clip = None if clip is None else float(clip)
-        self._where: Callable[[], tuple[dict[str, Any], dict[str, Any]]] = self._own_where
-        self._mean_loss: Callable[[dict[str, torch.Tensor]], torch.Tensor] = self._own_mean_loss
+        # a pack's, from `join` to `leave`; methods of this object's own would keep it, and its model, past its last use
+        self._where: Callable[[], tuple[dict[str, Any], dict[str, Any]]] | None = None
+        self._mean_loss: Callable[[dict[str, torch.Tensor]], torch.Tensor] | None = None
         self.position = 0
         self.step = 0
         self.tokens = 0
@@ -176,6 +177,10 @@ class LoraRecipe:
         self._none, self._step_loss, self._lap_loss = 0.0, float(self._step_loss), float(self._lap_loss)
         mark_stepped(self.optimizer)
 
+    def leave(self) -> None:
+        """Be no slot any more: recipe and slot know each other, and would live until a rare full collection."""
+        self._where = self._mean_loss = None
+
     @property
     def ignored(self) -> int:
         """The label that counts for nothing."""
@@ -199,26 +204,41 @@ class LoraRecipe:
 
     @torch.no_grad()
     def evaluate(self) -> float | None:
-        """Mean nats per label token over `dataset_val`, None where the configuration has none. Draws nothing random."""
+        """Mean nats per label token over `dataset_val`, None where the configuration has none. Draws nothing random.
+
+        Raises:
+            ValueError: it has no label token, so that nothing can be judged.
+        """
         dataset = self.cfg.get("dataset_val")
-        return None if dataset is None else self.loss_over(self._validation_batches(dataset))[0]
+        if dataset is None:
+            return None
+        loss, _ = self.loss_over(self._validation_batches(dataset))
+        if loss is None:
+            raise ValueError(
+                "dataset_val has no label token, so that there is no val_loss: name data with answers that "
+                "tokenizer.max_seq_len leaves room for, or leave dataset_val out"
+            )
+        return loss
 
     @torch.no_grad()
     def loss_over(self, batches: Iterable[dict[str, torch.Tensor]]) -> tuple[float | None, int]:
         """Mean nats per label token over batches on the CPU, and how many label tokens they have; None without any."""
         total = torch.zeros((), dtype=torch.float64)
         tokens = 0
+        mean_loss = self._mean_loss or self._own_mean_loss
         self.model.eval()
         for batch in batches:
             count = self.label_tokens(batch)
-            total += self._mean_loss(batch).double().cpu() * count
+            if not count:
+                continue  # a mean over nothing is NaN, and so would the whole be: prompts may fill all of a row
+            total += mean_loss(batch).double().cpu() * count
             tokens += count
         self.model.train()
         return (float(total) / tokens if tokens else None), tokens
 
     def state(self) -> dict[str, Any]:
         """Everything that a bit-exact resume needs; tensors and plain values only."""
-        loader, random = self._where()
+        loader, random = self._where() if self._where else self._own_where()
         gradients = [None if p.grad is None else compact(p.grad) for p in self.trainable]
         return {
             "adapter": self.adapter(),

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import errno
 import json
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch._dynamo
+from torch._dynamo.utils import counters
 
 from tests.conftest import embedded_config
 from trainer import checkpoint
@@ -220,6 +223,31 @@ def test_a_fenced_attempt_ends_and_keeps_nothing(cache: Cache, tmp_path: Path) -
     outcome = decode(Outcome, room.attempt(0, 1).outcome.read_text())
     assert (outcome.cause, outcome.reason) == (StopCause.CANCELLED, "a newer attempt has taken over")
     assert not room.attempt(0, 1).checkpoint.exists()
+
+
+@pytest.fixture
+def compiled(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[str]]:
+    """Counts the graphs of torch.compile, which are only traced; its limits are those of a fresh process."""
+    monkeypatch.setenv("TORCH_COMPILE_BACKEND", "eager")
+    torch._dynamo.reset()
+    counters.clear()
+    with torch._dynamo.config.patch(cache_size_limit=8, accumulated_cache_size_limit=256):
+        yield counters["stats"]
+    torch._dynamo.reset()
+
+
+def test_every_rank_is_compiled_in_a_warm_worker_and_an_equal_one_is_not_again(
+    compiled: Counter[str], tmp_path: Path
+) -> None:
+    cache, graphs = Cache(), list[int]()
+    for number, rank in enumerate((2, 4, 6, 8, 10, 12, 2, 10)):
+        wanted = spec(compile=True, model__lora_rank=rank, dataset__split="train[:8]", dataset_val__split="train[:4]")
+        before = compiled["unique_graphs"]
+        assert run(Room(tmp_path / str(number)), cache, wanted).kind is OutcomeKind.COMPLETED
+        graphs.append(compiled["unique_graphs"] - before)
+    assert min(graphs[1:6]) == max(graphs[1:6]) > 0
+    assert graphs[6:] == [0, 0]
+    assert counters["frames"]["total"] == counters["frames"]["ok"], "none fell to eager"
 
 
 def test_the_adapter_loads_with_peft_and_gives_the_trained_loss(cache: Cache, tmp_path: Path) -> None:

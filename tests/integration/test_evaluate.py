@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import sys
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +15,11 @@ from safetensors.torch import load_file
 
 from tests.conftest import embedded_config
 from tests.integration.test_attempt import run
+from trainer import evaluate as evaluation
 from trainer.base import Cache
 from trainer.contract import Evaluation, FailureKind, Outcome, OutcomeKind, Report, StopCause, TrialSpec, decode
 from trainer.evaluate import evaluate
+from trainer.recipe import LoraRecipe
 from trainer.room import Room, write_atomic
 
 pytestmark = pytest.mark.slow
@@ -114,6 +118,35 @@ def test_a_command_s_placeholders_and_its_scores(plain: Trained) -> None:
     assert outcome.scores == {"task/acc": 0.5}, outcome.reason
     said = plain.room.root / "evaluations" / "trials" / "00000" / "1" / "evaluation.log"
     assert said.read_text() == '{"json": 1}\n'
+
+
+def test_the_base_is_out_of_memory_while_a_program_runs(plain: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
+    built = list[weakref.ref[Any]]()
+    build, seen = LoraRecipe.__init__, list[str]()
+
+    def watched(self: LoraRecipe, *args: Any) -> None:
+        build(self, *args)
+        model: Any = self.model
+        built.extend((weakref.ref(self), weakref.ref(model.tok_embeddings.weight)))
+
+    def program(words: list[str], *_: Any) -> None:
+        seen.append("program")
+        assert len(built) == 2
+        assert [one() for one in built] == [None, None]
+        write_atomic(Path(words[0]), '{"x": 1}')
+
+    monkeypatch.setattr(LoraRecipe, "__init__", watched)
+    monkeypatch.setattr(evaluation, "run_program", program)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: seen.append("given back"))
+    plain.cache.clear()
+    gc.collect()
+    gc.disable()
+    try:
+        outcome = plain.judged("command", {"command": ["{output}", "{merged}"]})
+    finally:
+        gc.enable()
+    assert outcome.scores == {"x": 1}, outcome.reason
+    assert seen == ["given back", "program"]
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+from sweep.resources import embedded_dir
 from tests.conftest import embedded_config
 from trainer import base, checkpoint
 from trainer.base import Cache
@@ -239,6 +241,24 @@ def test_no_memory_for_a_validation_batch_halves_it(
     monkeypatch.setattr(Decoder, "loss", tight)
     assert slot.recipe.evaluate() == pytest.approx(whole, rel=1e-6)
     assert max(sizes) > 10 >= min(sizes)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_validation_passes_over_a_batch_without_a_label(packed: bool, cache: Cache, tmp_path: Path) -> None:
+    """As of rows whose prompts are so long that nothing of the answers is left."""
+    rows = [json.loads(line) for line in (embedded_dir() / "val.jsonl").read_text().splitlines()[:4]]
+    long = {**rows[2], "instruction": "word " * 600}
+
+    def evaluate(*of: Any) -> float | None:
+        file = tmp_path / f"{len(of)}.jsonl"
+        file.write_text("\n".join(json.dumps(row) for row in of))
+        change = {"dataset_val__data_files": str(file), "dataset_val__split": "train", "batch_size_val": 1}
+        recipe = make(cache, tmp_path, change)
+        return (Pack().put(recipe).recipe if packed else recipe).evaluate()
+
+    assert evaluate(*rows[:2], long, *rows[2:]) == pytest.approx(evaluate(*rows), rel=1e-6)
+    with pytest.raises(ValueError, match=r"^dataset_val has no label token.*leave dataset_val out$"):
+        evaluate(long)
 
 
 def test_the_masks_of_dropout_are_reckoned_with(cache: Cache, tmp_path: Path) -> None:

@@ -343,6 +343,17 @@ def test_the_configuration_of_another_recipe_is_refused(name: str, recipe: str) 
         load_torchtune_config(find_torchtune_config(name), {})
 
 
+def test_a_recipe_that_would_resume_by_itself_is_refused(tmp_path: Path) -> None:
+    """Trials would not heed it, and `tune run` on what is exported would look for a checkpoint that nobody wrote."""
+    path = tmp_path / "resumes.yaml"
+    path.write_text(EMBEDDED.read_text().replace("resume_from_checkpoint: False", "resume_from_checkpoint: True"))
+    with pytest.raises(ConfigError, match=r"resumes.yaml: resume_from_checkpoint=True must be False") as caught:
+        load_torchtune_config(path, {})
+    assert "\n" not in str(caught.value)
+    config, _ = load_torchtune_config(path, {"resume_from_checkpoint": False})
+    assert config["resume_from_checkpoint"] is False
+
+
 def test_code_outside_the_allow_list_is_refused() -> None:
     config = {"dataset": {"_component_": "mine.rows"}}
     check_trusted(config, ["mine."])
