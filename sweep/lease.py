@@ -24,6 +24,13 @@ from trainer.store import Store, StoreError
 
 RENEW_SECONDS = 20.0
 GRACE_SECONDS = 60.0
+# It goes on while a machine is suspended, during which another may take the lease; only Linux has such a clock.
+CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+
+
+def clock() -> float:
+    """Seconds since some moment, those of a suspension included."""
+    return time.clock_gettime(CLOCK)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +68,7 @@ class Lease:
     record: Path
     renew: float = RENEW_SECONDS
     grace: float = GRACE_SECONDS
-    now: Callable[[], float] = time.monotonic
+    now: Callable[[], float] = clock
     sleep: Callable[[float], None] = time.sleep
     _mine: LeaseText = field(init=False)
     _continued: bool = False

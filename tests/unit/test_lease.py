@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time as real_time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -97,6 +98,21 @@ def test_who_cannot_renew_stops_acting_before_another_may_take_over(store: Fault
         first.check()
     first.renew_once()
     first.check()
+
+
+@pytest.mark.skipif(not hasattr(real_time, "CLOCK_BOOTTIME"), reason="this system has no clock of suspensions")
+def test_a_holder_that_was_suspended_acts_no_more(
+    store: Faulty, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = Lease(store, "a", tmp_path / "1", renew=1e6)
+    first.acquire()
+    first.check()
+    ask = real_time.clock_gettime
+    hour = {real_time.CLOCK_BOOTTIME: 3600.0}  # in which the monotonic clock stood still
+    monkeypatch.setattr(real_time, "clock_gettime", lambda clock: ask(clock) + hour.get(clock, 0.0))
+    with pytest.raises(RetryLater, match="another controller may have taken over"):
+        first.check()
+    first.release()
 
 
 def test_a_renewal_of_which_the_answer_was_lost_is_recognised(store: Faulty, time: Time, tmp_path: Path) -> None:
