@@ -21,7 +21,7 @@ from sweep.allowance import Allowance, Metered
 from sweep.channel import WAIT_SECONDS, RoomChannel
 from sweep.errors import ConfigError, RetryLater
 from sweep.lease import Lease, holder_of
-from sweep.mirror import ControllerMirror, pull_room
+from sweep.mirror import ControllerMirror, check_same, pull_room
 from sweep.model import Mode
 from sweep.ports import AttemptSight, Clock, WorkerSight
 from trainer.contract import StopCause, TrialSpec
@@ -229,11 +229,22 @@ def pull(url: str, local: Path, light: bool = False) -> Room:
         light: without checkpoints, steps, logs and adapters, which `status` and `best` do not need.
 
     Raises:
-        ConfigError: there is no sweep, or the store refuses. RetryLater: it does not answer.
+        ConfigError: there is no sweep, the room here is another one's, or the store refuses.
+        RetryLater: it does not answer.
     """
     with _told():
         pull_room(open_store(url), Room(local), light)
     return Room(local)
+
+
+def check_place(url: str, room: Room) -> None:
+    """Refuse a room that is not the one at this URL; nothing is brought.
+
+    Raises:
+        ConfigError: it is another sweep's, or the store refuses. RetryLater: it does not answer.
+    """
+    with _told():
+        check_same(open_store(url), room)
 
 
 def send_wish(url: str, mode: Mode) -> None:
@@ -266,4 +277,4 @@ def _told() -> Iterator[None]:
         raise RetryLater(str(error)) from error
 
 
-__all__ = ["MirroredChannel", "Store", "controller_at", "mirrored", "pull", "send_wish"]
+__all__ = ["MirroredChannel", "Store", "check_place", "controller_at", "mirrored", "pull", "send_wish"]

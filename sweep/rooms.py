@@ -68,9 +68,14 @@ def current_room(name: str | None, light: bool = True) -> Room:
 
 
 def _fetched(url: str, light: bool) -> Room:
-    from sweep.mirrored import pull
+    from sweep.mirrored import check_place, pull
 
-    return pull(url.rstrip("/"), (rooms_dir() / url.rstrip("/").rpartition("/")[2]).resolve(), light)
+    url = url.rstrip("/")
+    room = Room((rooms_dir() / url.rpartition("/")[2]).resolve())
+    if controller_runs(room):  # it writes there, and the store has less
+        check_place(url, room)
+        return room
+    return pull(url, room.root, light)
 
 
 def free_name(stem: str) -> str:

@@ -1,0 +1,70 @@
+"""A sweep's room on this machine beside the same room in an object store: what a look and a change may do to it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from sweep.errors import ConfigError
+from sweep.mirrored import mirrored
+from sweep.rooms import controller_lock, current_room, journal_path, load_settings
+from tests.faults.harness import make_room
+from trainer.room import Room, hold, read_text, write_atomic
+
+LAUNCH = ("queue=launch_local_process", "wandb.entity=e", "wandb.project=p")
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> str:
+    """A place for rooms, as `queue.room` names it."""
+    return f"file://{tmp_path}/store"
+
+
+def carried(rooms: Path, store: str, *words: str) -> Room:
+    """A sweep that lies in the store too."""
+    room = make_room(rooms, *LAUNCH, f"queue.room={store}", *words)
+    held_once(room)
+    return room
+
+
+def held_once(room: Room, holder: str = "a test") -> None:
+    """A controller holds the room and ends properly."""
+    with mirrored(room, load_settings(room).store_url or "", holder):
+        pass
+
+
+# --- a look by URL ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("slash", ["", "/"])
+def test_a_look_by_url_leaves_the_room_of_a_controller_that_runs_here_alone(
+    rooms: Path, store: str, slash: str
+) -> None:
+    room = carried(rooms, store)
+    written = (read_text(journal_path(room)) or "") + "not put yet\n"
+    write_atomic(journal_path(room), written)
+    with hold(controller_lock(room), "test"):
+        found = current_room(f"{store}/s{slash}")
+    assert found.root == room.root
+    assert read_text(journal_path(room)) == written
+
+
+@pytest.mark.parametrize("runs", [False, True])
+def test_a_look_by_url_never_replaces_another_sweep_of_this_name(
+    rooms: Path, store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, runs: bool
+) -> None:
+    monkeypatch.setenv("SWEEP_ROOMS", str(tmp_path / "colleague"))
+    carried(tmp_path / "colleague", store)
+    monkeypatch.setenv("SWEEP_ROOMS", str(rooms))
+    mine = make_room(rooms)
+    before = {path: path.read_bytes() for path in mine.root.rglob("*") if path.is_file()}
+    lock = controller_lock(mine) if runs else tmp_path / "lock"
+    with hold(lock, "test"), pytest.raises(ConfigError, match=r"holds another sweep s than the one in .*SWEEP_ROOMS"):
+        current_room(f"{store}/s")
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_a_look_at_a_place_without_a_sweep_says_so(rooms: Path, store: str) -> None:
+    with pytest.raises(ConfigError, match="there is no sweep at this place of the store"):
+        current_room(f"{store}/nothing")
