@@ -9,10 +9,11 @@ from __future__ import annotations
 import json
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from omegaconf import OmegaConf
+from yaml import YAMLError
 
 from sweep.errors import ConfigError
 from sweep.settings import Settings, settings_from_json
@@ -119,22 +120,40 @@ def check_same_sweep(room: Room, settings: Settings) -> None:
         )
 
 
-def change_settings(room: Room, overrides: Sequence[str]) -> None:
+def change_settings(
+    room: Room, overrides: Sequence[str], check: Callable[[Settings], None] = lambda settings: None
+) -> None:
     """Change a sweep's budget or queue, e.g. `search.trials=48`; everything else stays as it was frozen.
 
+    Args:
+        check: what else a new sweep's settings are refused by.
+
     Raises:
-        ConfigError: another section, an unknown key or a wrong value; or a controller is running.
+        ConfigError: another section, an unknown key or a wrong value, or what a new sweep would be refused for; or a
+            controller is running.
     """
+    from sweep import config
+
     if controller_runs(room):
         raise ConfigError("a controller is running this sweep; `sweep stop` it before you change its budget")
+    settings = _changed(room, overrides)
+    config.check(settings)
+    check(settings)
+    save_settings(room, settings)
+
+
+def _changed(room: Room, overrides: Sequence[str]) -> Settings:
     raw = load_settings(room).to_json()
     for word in overrides:
         key, _, value = word.partition("=")
         section, _, name = key.partition(".")
         if section not in CHANGEABLE or not name or "=" not in word:
             raise ConfigError(f"{word}: a sweep that exists takes search.KEY=VALUE and queue.KEY=VALUE only")
-        raw[section][name] = OmegaConf.to_container(OmegaConf.from_dotlist([f"v={value}"]))["v"]  # type: ignore[call-overload, index]
-    save_settings(room, settings_from_json(raw, str(room.sweep)))
+        try:
+            raw[section][name] = OmegaConf.to_container(OmegaConf.from_dotlist([f"v={value}"]))["v"]  # type: ignore[call-overload, index]
+        except YAMLError as error:
+            raise ConfigError(f"{word}: {value} cannot be read as YAML; give {key} a value in one line") from error
+    return settings_from_json(raw, str(room.sweep))
 
 
 def worker_of(room: Room, trial: int, attempt: int) -> str:

@@ -56,7 +56,7 @@ def resume(args: Namespace) -> int:
         args.overrides, args.name = [args.name, *args.overrides], None
     room = rooms.current_room(args.name, light=False)
     if args.overrides:
-        rooms.change_settings(room, args.overrides)
+        rooms.change_settings(room, args.overrides, _check_controller)
     nursery = dispatchers.make_nursery(rooms.load_settings(room))
     return _serve_as_job(room, nursery) if args.in_job else _go(room, args.detach, nursery)
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
 
+from sweep import verbs
 from sweep.errors import ConfigError
 from sweep.mirrored import mirrored
-from sweep.rooms import controller_lock, current_room, journal_path, load_settings
+from sweep.rooms import change_settings, controller_lock, current_room, journal_path, load_settings
 from tests.faults.harness import make_room
 from trainer.room import Room, hold, read_text, write_atomic
 
@@ -68,3 +70,35 @@ def test_a_look_by_url_never_replaces_another_sweep_of_this_name(
 def test_a_look_at_a_place_without_a_sweep_says_so(rooms: Path, store: str) -> None:
     with pytest.raises(ConfigError, match="there is no sweep at this place of the store"):
         current_room(f"{store}/nothing")
+
+
+# --- a change of settings -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("word", "reason"),
+    [
+        ("queue.timeout_min=1", r"queue\.slurm_signal_delay_s=90 is as long as the job"),
+        ("queue.workers=null", r"queue\.workers=null: say how many"),
+        ("queue.controller={timeout_min: 1}", r"queue\.controller\.slurm_signal_delay_s=120 is as long as the job"),
+        ("search.trials=null", "search has no limit"),
+        ("queue.controller={a", r"queue\.controller=\{a: \{a cannot be read as YAML"),
+    ],
+)
+def test_a_change_is_refused_for_what_a_new_sweep_is_refused_for(rooms: Path, word: str, reason: str) -> None:
+    room = make_room(rooms, "queue=slurm_cpu")
+    before = read_text(room.sweep)
+    with pytest.raises(ConfigError, match=reason):
+        change_settings(room, [word])
+    assert read_text(room.sweep) == before
+    change_settings(room, ["search.trials=9", "queue.timeout_min=2"])
+    assert load_settings(room).search.trials == 9
+
+
+def test_resume_refuses_what_would_not_let_the_controller_be_a_job(rooms: Path) -> None:
+    room = make_room(rooms, *LAUNCH, "controller=launch", "queue.room=/mnt/sweeps")
+    before = read_text(room.sweep)
+    words = ["queue.channel=wandb"]
+    with pytest.raises(ConfigError, match="would end with the controller's job"):
+        verbs.resume(Namespace(name="s", overrides=words, detach=False, in_job=False))
+    assert read_text(room.sweep) == before
