@@ -161,7 +161,9 @@ class Lease:
             if found is None or found.released or (found == there and self.now() - began >= self.grace):
                 return raw
             if found != there:
-                raise RetryLater(f"another controller runs this sweep already ({found.holder})")
+                raise RetryLater(
+                    f"another controller runs this sweep already ({found.holder}); end it with `sweep stop`"
+                )
 
     def _raw(self) -> bytes | None:
         return self.store.get([LEASE]).get(LEASE)

@@ -9,15 +9,16 @@ from __future__ import annotations
 import json
 import os
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from omegaconf import OmegaConf
 from yaml import YAMLError
 
-from sweep.errors import ConfigError
+from sweep.errors import ConfigError, RetryLater
 from sweep.settings import Settings, settings_from_json
-from trainer.room import Room, append_line, held, read_json, read_text, write_atomic
+from trainer.room import Room, append_line, held, hold, read_json, read_text, write_atomic
 
 DEFAULT_ROOMS = "sweeps"
 CHANGEABLE = ("search", "queue")
@@ -130,7 +131,7 @@ def change_settings(
 
     Raises:
         ConfigError: another section, an unknown key or a wrong value, or what a new sweep would be refused for; or a
-            controller is running.
+            controller is running here. RetryLater: one is running elsewhere, or the store does not answer.
     """
     from sweep import config
 
@@ -139,7 +140,28 @@ def change_settings(
     settings = _changed(room, overrides)
     config.check(settings)
     check(settings)
-    save_settings(room, settings)
+    with settled(room):  # the store's word may replace what is here
+        save_settings(room, _changed(room, overrides))
+
+
+@contextmanager
+def settled(room: Room) -> Iterator[None]:
+    """Hold a room as its controller does, to change it for a person; a store that carries it has the change afterwards.
+
+    Raises:
+        ConfigError: the store refuses. RetryLater: a controller runs this sweep, or the store does not answer.
+    """
+    name, url = room.root.name, load_settings(room).store_url
+    with hold(controller_lock(room), whereabouts()) as mine:
+        if not mine:
+            raise RetryLater(f"another controller runs {name} already; end it with `sweep stop {name}`")
+        if url is None:
+            yield
+            return
+        from sweep.mirrored import mirrored
+
+        with mirrored(room, url, whereabouts()):
+            yield
 
 
 def _changed(room: Room, overrides: Sequence[str]) -> Settings:

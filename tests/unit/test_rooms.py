@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from argparse import Namespace
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from sweep import verbs
-from sweep.errors import ConfigError
-from sweep.mirrored import mirrored
+from sweep import mirrored, verbs
+from sweep.errors import ConfigError, RetryLater
+from sweep.lease import Lease
 from sweep.rooms import change_settings, controller_lock, current_room, journal_path, load_settings
 from tests.faults.harness import make_room
 from trainer.room import Room, hold, read_text, write_atomic
+from trainer.store import open_store
 
 LAUNCH = ("queue=launch_local_process", "wandb.entity=e", "wandb.project=p")
 
@@ -32,7 +34,7 @@ def carried(rooms: Path, store: str, *words: str) -> Room:
 
 def held_once(room: Room, holder: str = "a test") -> None:
     """A controller holds the room and ends properly."""
-    with mirrored(room, load_settings(room).store_url or "", holder):
+    with mirrored.mirrored(room, load_settings(room).store_url or "", holder):
         pass
 
 
@@ -102,3 +104,33 @@ def test_resume_refuses_what_would_not_let_the_controller_be_a_job(rooms: Path) 
     with pytest.raises(ConfigError, match="would end with the controller's job"):
         verbs.resume(Namespace(name="s", overrides=words, detach=False, in_job=False))
     assert read_text(room.sweep) == before
+
+
+def test_a_change_counts_though_another_machine_held_the_sweep_last(
+    rooms: Path, store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine = carried(rooms, store)
+    monkeypatch.setenv("SWEEP_ROOMS", str(tmp_path / "pod"))
+    held_once(current_room(f"{store}/s", light=False), "pod")
+    monkeypatch.setenv("SWEEP_ROOMS", str(rooms))
+    change_settings(current_room("s", light=False), ["search.trials=24"])
+    held_once(mine)
+    monkeypatch.setenv("SWEEP_ROOMS", str(tmp_path / "next pod"))
+    for room in (mine, current_room(f"{store}/s")):
+        assert load_settings(room).search.trials == 24
+
+
+def test_nothing_is_changed_while_a_controller_runs_elsewhere(
+    rooms: Path, store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine = carried(rooms, store)
+    monkeypatch.setenv("SWEEP_ROOMS", str(tmp_path / "pod"))
+    theirs = current_room(f"{store}/s", light=False)
+    at_work = Lease(open_store(f"{store}/s"), "process 7 on pod", theirs.root / mirrored.LEASE_RECORD, renew=1e6)
+    at_work.acquire()
+    monkeypatch.setattr(mirrored, "Lease", partial(Lease, sleep=lambda seconds: at_work.renew_once()))
+    before = read_text(mine.sweep)
+    with pytest.raises(RetryLater, match=r"process 7 on pod\); end it with `sweep stop`"):
+        change_settings(mine, ["search.trials=24"])
+    at_work.release()
+    assert read_text(mine.sweep) == before
