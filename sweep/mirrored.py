@@ -257,6 +257,26 @@ def send_wish(url: str, mode: Mode) -> None:
         open_store(url).put(CONTROL, mode.value.encode())
 
 
+def put_file(url: str, key: str, data: bytes) -> None:
+    """Put one file of this room, which no controller that runs would put.
+
+    Raises:
+        ConfigError: the store refuses. RetryLater: it does not answer.
+    """
+    with _told():
+        open_store(url).put(key, data)
+
+
+def read_file(url: str, key: str) -> bytes | None:
+    """One file of this room as the store has it.
+
+    Raises:
+        ConfigError: the store refuses. RetryLater: it does not answer.
+    """
+    with _told():
+        return open_store(url).get([key]).get(key)
+
+
 def controller_at(url: str) -> str:
     """Where the controller of this room runs; empty where none does, or where it ended properly.
 
@@ -277,4 +297,14 @@ def _told() -> Iterator[None]:
         raise RetryLater(str(error)) from error
 
 
-__all__ = ["MirroredChannel", "Store", "check_place", "controller_at", "mirrored", "pull", "send_wish"]
+__all__ = [
+    "MirroredChannel",
+    "Store",
+    "check_place",
+    "controller_at",
+    "mirrored",
+    "pull",
+    "put_file",
+    "read_file",
+    "send_wish",
+]

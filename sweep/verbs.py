@@ -93,6 +93,8 @@ def stop(args: Namespace) -> int:
 
     room = rooms.find_room(args.name)
     mode = Mode.CANCEL if args.cancel else Mode.DETACH if args.detach else Mode.STOP
+    if withdrawn := _withdraw_controller(room):
+        print(withdrawn, flush=True)
     if _stop_elsewhere(room, mode):
         print(f"stopped: {room.root.name}")
         return 0
@@ -201,12 +203,25 @@ def _check_controller(settings: Settings) -> None:
         check_controller(settings)
 
 
+def _withdraw_controller(room: Room) -> str:
+    if rooms.load_settings(room).controller != "launch":
+        return ""
+    from sweep.controllerjob import withdraw_controller
+
+    return withdraw_controller(room)
+
+
 def _serve_as_job(room: Room, nursery: Nursery) -> int:
     """Control as a job: a signal means the job's end and not the sweep's."""
+    from sweep.controllerjob import is_wanted
     from sweep.run import Wish, drive
 
-    finish = drive(room, Wish(room, in_job=True), nursery)
-    print(f"{finish.how}: {finish.reason}", flush=True)
+    wish = Wish(room, in_job=True, wanted=lambda: is_wanted(room))
+    finish = drive(room, wish, nursery)
+    if finish.how is Finished.HANDED_OVER and wish.resigned is None:
+        print("the sweep was stopped while this job waited; `sweep resume` pushes another", flush=True)
+    else:
+        print(f"{finish.how}: {finish.reason}", flush=True)
     return 0 if finish.how is not Finished.FAILED else 1
 
 
