@@ -20,13 +20,13 @@ from pathlib import Path
 from sweep.allowance import Allowance, Metered
 from sweep.channel import WAIT_SECONDS, RoomChannel
 from sweep.errors import ConfigError, RetryLater
-from sweep.lease import Lease, holder_of
+from sweep.lease import Lease, await_release, holder_of
 from sweep.mirror import ControllerMirror, check_same, pull_room
 from sweep.model import Mode
 from sweep.ports import AttemptSight, Clock, WorkerSight
 from trainer.contract import StopCause, TrialSpec
 from trainer.replica import CONTROL, Below
-from trainer.room import Room
+from trainer.room import Room, read_text
 from trainer.store import Store, StoreError, StoreRefusedError, open_store, patiently
 
 # Between two looks at the store: as often as this where little happens, and not more seldom than that.
@@ -277,14 +277,28 @@ def read_file(url: str, key: str) -> bytes | None:
         return open_store(url).get([key]).get(key)
 
 
-def controller_at(url: str) -> str:
-    """Where the controller of this room runs; empty where none does, or where it ended properly.
+def controller_at(url: str, local: Path) -> str:
+    """Where the controller of this room runs, or died without a word; empty where none does.
+
+    Args:
+        local: the room here, whose controller does not run: a lease that this machine left behind is nobody's.
 
     Raises:
         ConfigError: the store refuses. RetryLater: it does not answer.
     """
     with _told():
-        return holder_of(open_store(url))
+        return holder_of(open_store(url), read_text(local / LEASE_RECORD))
+
+
+def await_end(url: str) -> bool:
+    """Wait until the controller of this room has ended as it was told to; False where it died, or went on to another.
+
+    Raises:
+        ConfigError: the store refuses. RetryLater: it does not answer.
+    """
+    with _told():
+        store = open_store(url)
+        return await_release(store) and CONTROL not in store.get([CONTROL])
 
 
 @contextmanager
@@ -300,6 +314,7 @@ def _told() -> Iterator[None]:
 __all__ = [
     "MirroredChannel",
     "Store",
+    "await_end",
     "check_place",
     "controller_at",
     "mirrored",

@@ -224,13 +224,13 @@ def whereabouts() -> str:
 
 
 def controller_elsewhere(room: Room) -> str:
-    """Where another machine's controller of a room in an object store runs; empty where none does."""
+    """Where another machine's controller of a room in an object store runs, or died; empty where none does."""
     url = load_settings(room).store_url
     if url is None or controller_runs(room):
         return ""
     from sweep.mirrored import controller_at
 
-    return controller_at(url)
+    return controller_at(url, room.root)
 
 
 def controller_whereabouts(room: Room) -> str:

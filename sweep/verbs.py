@@ -226,17 +226,18 @@ def _serve_as_job(room: Room, nursery: Nursery) -> int:
 
 
 def _stop_elsewhere(room: Room, mode: Mode) -> bool:
-    """Tell a controller that runs on another machine, and wait until it has ended; False where there is none."""
-    from sweep.mirrored import controller_at, send_wish
+    """Tell a controller that runs on another machine, and wait until it has ended; False where none has obeyed."""
+    from sweep.mirrored import await_end, send_wish
 
     url, where = rooms.load_settings(room).store_url, rooms.controller_elsewhere(room)
     if url is None or not where:
         return False
     send_wish(url, mode)
     print(f"told the controller ({where}) to {mode}; waiting until it has ended", flush=True)
-    while controller_at(url):
-        time.sleep(2.0)
-    return True
+    if await_end(url):
+        return True
+    print("it does not answer any more, or ended before it was told; this machine takes over", flush=True)
+    return False
 
 
 def _conclude(room: Room, finish: Finish) -> None:

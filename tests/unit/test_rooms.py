@@ -8,10 +8,18 @@ from pathlib import Path
 
 import pytest
 
-from sweep import mirrored, verbs
+from sweep import mirrored, readverbs, verbs
 from sweep.errors import ConfigError, RetryLater
-from sweep.lease import Lease
-from sweep.rooms import change_settings, controller_lock, current_room, journal_path, load_settings
+from sweep.lease import Lease, await_release
+from sweep.model import Mode
+from sweep.rooms import (
+    change_settings,
+    controller_elsewhere,
+    controller_lock,
+    current_room,
+    journal_path,
+    load_settings,
+)
 from tests.faults.harness import make_room
 from trainer.room import Room, hold, read_text, write_atomic
 from trainer.store import open_store
@@ -134,3 +142,55 @@ def test_nothing_is_changed_while_a_controller_runs_elsewhere(
         change_settings(mine, ["search.trials=24"])
     at_work.release()
     assert read_text(mine.sweep) == before
+
+
+# --- a controller that was killed ---------------------------------------------------------------------------------
+
+
+def killed(store: str, room: Room) -> None:
+    """A controller has held this room, and has died without letting go."""
+    lease = Lease(open_store(f"{store}/s"), "process 7 on pod", room.root / mirrored.LEASE_RECORD, renew=1e6)
+    lease.acquire()
+
+
+def test_of_a_controller_that_was_killed_here_status_and_stop_know_that_none_runs(
+    rooms: Path, store: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    room = carried(rooms, store)
+    killed(store, room)
+    assert controller_elsewhere(room) == ""
+    assert readverbs.status(Namespace(name="s", json=False)) == 0
+    assert "no controller is running" in capsys.readouterr().out
+    assert not verbs._stop_elsewhere(room, Mode.STOP)
+
+
+def test_stop_waits_for_a_controller_elsewhere_no_longer_than_it_may_live(
+    rooms: Path, store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    room = carried(rooms, store)
+    killed(store, Room(tmp_path / "pod"))
+    assert readverbs.status(Namespace(name="s", json=False)) == 0
+    assert "controller: process 7 on pod, unless it was killed there" in capsys.readouterr().out
+    seconds = [0.0]
+    monkeypatch.setattr(
+        mirrored,
+        "await_release",
+        partial(await_release, now=lambda: seconds[0], sleep=lambda more: seconds.append(seconds.pop() + more)),
+    )
+    assert not verbs._stop_elsewhere(room, Mode.STOP)
+    assert 60.0 <= seconds[0] < 65.0
+    assert "this machine takes over" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("obeyed", [True, False])
+def test_a_controller_elsewhere_that_ended_without_a_look_at_the_wish_has_not_obeyed(
+    rooms: Path, store: str, tmp_path: Path, obeyed: bool
+) -> None:
+    room = carried(rooms, store)
+    mirrored.send_wish(f"{store}/s", Mode.STOP)
+    pod = Room(tmp_path / "pod")
+    mirrored.pull(f"{store}/s", pod.root)
+    with mirrored.mirrored(pod, f"{store}/s", "pod") as channel:
+        if obeyed:
+            channel.mirror.clear_control()
+    assert mirrored.await_end(load_settings(room).store_url or "") is obeyed
