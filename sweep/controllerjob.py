@@ -2,22 +2,28 @@
 
 Invariants: the room outlives the job, so it lies in an object store or on a file system that jobs see. The person's
 machine lets go of the room before the job is pushed; the lock and the store's lease keep a second controller out.
+`controller.json` names the last job; a stop marks it as withdrawn before anything else, and a job that holds the room
+looks at that before it acts, so that none which waited goes on with a sweep that was stopped.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
-from sweep.errors import ConfigError, RetryLater
-from sweep.launchapi import Push, make_api
+from sweep.errors import ConfigError, SweepError
+from sweep.launchapi import LaunchApi, Push, make_api
 from sweep.launchjobs import job_name, room_for_jobs
 from sweep.queues import LaunchQueue
-from sweep.rooms import controller_runs, load_settings, whereabouts
+from sweep.rooms import load_settings, settled
 from sweep.settings import Settings
 from sweep.tracking import init_arguments, place, worker_run_id
 from trainer.contract import JOB_KEY
 from trainer.room import Room, read_json, write_atomic
+
+RECORD = "controller.json"
 
 
 def check_controller(settings: Settings) -> None:
@@ -46,27 +52,82 @@ def push_controller(room: Room) -> str:
     check_controller(settings)
     queue = settings.queue
     assert isinstance(queue, LaunchQueue)
-    if controller_runs(room):
-        raise RetryLater(f"another controller runs {settings.name} already; end it with `sweep stop {settings.name}`")
-    number = int(_record(room).get("number", 0)) + 1
-    run = worker_run_id(settings, f"controller-{number}")
-    write_atomic(room.root / "controller.json", json.dumps({"number": number, "run": run}))
-    if settings.store_url is not None:
-        from sweep.mirrored import mirrored
-
-        with mirrored(room, settings.store_url, whereabouts()):
-            pass  # both sides are brought to one state
+    api = make_api(queue, place(settings), job_name(settings))
+    with settled(room):
+        record = _record(room)
+        _take_off(api, record)
+        number = int(record.get("number", 0)) + 1
+        run = worker_run_id(settings, f"controller-{number}")
+        _write(room, {"number": number, "run": run})
     init = init_arguments(settings, f"{settings.name}-controller", "controller")
     job = {
         "controller": room_for_jobs(settings, room),
         "run": run,
         "init": {key: init[key] for key in ("project", "entity", "group", "name", "job_type", "tags") if key in init},
     }
-    make_api(queue, place(settings), job_name(settings)).push(Push(run, f"{settings.name}-controller", {JOB_KEY: job}))
+    item = api.push(Push(run, f"{settings.name}-controller", {JOB_KEY: job}))
+    _write(room, {"number": number, "run": run, "item": item})
+    with suppress(SweepError):  # it is pushed; where the store does not answer only this machine can take it off
+        _share(room, settings)
     how = f"`sweep status {settings.name}`, `sweep stop {settings.name}`, `sweep best {settings.name}`"
     return f"{settings.name} is controlled by a job of the queue {queue.name}, run {place(settings).path}/{run}; {how}"
 
 
+def withdraw_controller(room: Room) -> str:
+    """Let no job that has been pushed begin to control this sweep; what to tell the person of one that waited.
+
+    What is written says so to a job that an agent takes at this moment; one that is at work does not look.
+
+    Raises:
+        ConfigError: the store refuses. RetryLater: it does not answer.
+    """
+    settings = load_settings(room)
+    queue = settings.queue
+    if settings.controller != "launch" or not isinstance(queue, LaunchQueue):
+        return ""
+    record = _record(room)
+    if settings.store_url is not None:
+        from sweep.mirrored import read_file
+
+        shared = json.loads(read_file(settings.store_url, RECORD) or b"{}")
+        if shared.get("number", 0) > record.get("number", 0):  # another machine has pushed the last
+            record = shared
+    if not record:
+        return ""
+    _write(room, {**record, "withdrawn": True})
+    _share(room, settings)
+    with suppress(SweepError):  # the mark is enough, and a controller at work is to be told though W&B does not answer
+        if _take_off(make_api(queue, place(settings), job_name(settings)), record):
+            return f"took the controller's job {record['run']} off the queue {queue.name}"
+    return ""
+
+
+def is_wanted(room: Room) -> bool:
+    """Whether a job that is about to control this sweep may."""
+    return not _record(room).get("withdrawn")
+
+
+def _take_off(api: LaunchApi, record: Mapping[str, Any]) -> bool:
+    """Take the last job off the queue; False where it does not wait there."""
+    item = str(record.get("item", ""))
+    waits = bool(item) and api.item_state(item) == "pending"
+    if waits:
+        api.delete_item(item)
+    return waits
+
+
+def _share(room: Room, settings: Settings) -> None:
+    if settings.store_url is not None:
+        from sweep.mirrored import put_file
+
+        put_file(settings.store_url, RECORD, (room.root / RECORD).read_bytes())
+
+
+def _write(room: Room, record: Mapping[str, Any]) -> None:
+    write_atomic(room.root / RECORD, json.dumps(record))
+
+
 def _record(room: Room) -> dict[str, Any]:
-    found = read_json(room.root / "controller.json")
+    """What is known of the last job: its number, its run, its item once it is pushed, and whether it was withdrawn."""
+    found = read_json(room.root / RECORD)
     return found if isinstance(found, dict) else {}

@@ -24,6 +24,15 @@ from trainer.store import Store, StoreError
 
 RENEW_SECONDS = 20.0
 GRACE_SECONDS = 60.0
+# Between two looks of somebody who waits for a holder's end.
+AWAIT_SECONDS = 2.0
+# It goes on while a machine is suspended, during which another may take the lease; only Linux has such a clock.
+CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+
+
+def clock() -> float:
+    """Seconds since some moment, those of a suspension included."""
+    return time.clock_gettime(CLOCK)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +70,7 @@ class Lease:
     record: Path
     renew: float = RENEW_SECONDS
     grace: float = GRACE_SECONDS
-    now: Callable[[], float] = time.monotonic
+    now: Callable[[], float] = clock
     sleep: Callable[[float], None] = time.sleep
     _mine: LeaseText = field(init=False)
     _continued: bool = False
@@ -154,20 +163,48 @@ class Lease:
             if found is None or found.released or (found == there and self.now() - began >= self.grace):
                 return raw
             if found != there:
-                raise RetryLater(f"another controller runs this sweep already ({found.holder})")
+                raise RetryLater(
+                    f"another controller runs this sweep already ({found.holder}); end it with `sweep stop`"
+                )
 
     def _raw(self) -> bytes | None:
         return self.store.get([LEASE]).get(LEASE)
 
 
-def holder_of(store: Store) -> str:
-    """Who holds the lease of this room, or held it last without letting go; empty where nobody does.
+def holder_of(store: Store, own: str | None = None) -> str:
+    """Who holds the lease of this room, or died without letting go; empty where nobody does.
+
+    Args:
+        own: the token of this machine's last holder, where that has ended: it does not count.
 
     Raises:
         StoreError: the store does not answer.
     """
     there = _decode(store.get([LEASE]).get(LEASE))
-    return "" if there is None or there.released else there.holder
+    return "" if there is None or there.released or there.token == own else there.holder
+
+
+def await_release(
+    store: Store,
+    grace: float = GRACE_SECONDS,
+    now: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], None] = time.sleep,
+) -> bool:
+    """Wait until nobody holds the lease of this room; False where it has not changed for its grace: its holder died.
+
+    Raises:
+        StoreError: the store does not answer.
+    """
+    before, since = None, now()
+    while True:
+        there = _decode(store.get([LEASE]).get(LEASE))
+        if there is None or there.released:
+            return True
+        if there != before:
+            before, since = there, now()
+        elif now() - since >= grace:
+            return False
+        sleep(AWAIT_SECONDS)
 
 
 def _decode(raw: bytes | None) -> LeaseText | None:

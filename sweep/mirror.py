@@ -14,6 +14,7 @@ import math
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from sweep.allowance import cover, pages
 from sweep.errors import ConfigError
@@ -240,9 +241,7 @@ class ControllerMirror:
     # --- a new controller --------------------------------------------------------------------------------------------
 
     def _check_same(self) -> None:
-        here = read_json(self.room.sweep)
-        there = json.loads(self.store.get([SWEEP])[SWEEP])
-        if here is not None and (here.get("name"), here.get("created")) != (there.get("name"), there.get("created")):
+        if _differs(self.room, there := json.loads(self.store.get([SWEEP])[SWEEP])):
             raise ConfigError(
                 f"the store holds a sweep {there.get('name')} already, which is not the one in {self.room.root}; "
                 "give this one another place, or go on with that one by `sweep resume`"
@@ -277,12 +276,12 @@ def pull_room(store: Store, room: Room, light: bool = False) -> int:
         light: without checkpoints, steps, logs and adapters: what `status` and `best` read.
 
     Raises:
-        ConfigError: there is no sweep. StoreError: the store does not answer.
+        ConfigError: there is no sweep, or the room here is another one's. StoreError: the store does not answer.
     """
     listing = store.list()
-    if SWEEP not in listing:
-        raise ConfigError("there is no sweep at this place of the store")
     old = read_json(room.root / TAGS) or {}
+    if SWEEP not in listing or old.get(SWEEP) != listing[SWEEP]:
+        check_same(store, room)
     wanted = {key: tag for key, tag in listing.items() if key != LEASE and not (light and _is_large(key))}
     changed = {base_key(key) for key, tag in wanted.items() if old.get(key) != tag}
     small = [key for key in with_chunks(changed, wanted) if not _is_large(key) or is_appended(base_key(key))]
@@ -296,6 +295,28 @@ def pull_room(store: Store, room: Room, light: bool = False) -> int:
     fresh = {key: tag for key, tag in wanted.items() if base_key(key) in changed}
     write_atomic(room.root / TAGS, json.dumps({**old, **fresh}), durable=False)
     return len(small) + len(large)
+
+
+def check_same(store: Store, room: Room) -> None:
+    """Refuse a store without a sweep, and a room here that is another sweep's.
+
+    Raises:
+        ConfigError: saying which. StoreError: the store does not answer.
+    """
+    raw = store.get([SWEEP]).get(SWEEP)
+    if raw is None:
+        raise ConfigError("there is no sweep at this place of the store")
+    if _differs(room, there := json.loads(raw)):
+        raise ConfigError(
+            f"the store holds another sweep {there.get('name')} than the one in {room.root}, which it would replace; "
+            "set SWEEP_ROOMS to another directory to look at it"
+        )
+
+
+def _differs(room: Room, there: Mapping[str, Any]) -> bool:
+    """Whether the room here, if there is one, is another sweep's than this `sweep.json`."""
+    here = read_json(room.sweep)
+    return here is not None and (here.get("name"), here.get("created")) != (there.get("name"), there.get("created"))
 
 
 def _reports_of(outcome: str) -> str:

@@ -20,13 +20,13 @@ from pathlib import Path
 from sweep.allowance import Allowance, Metered
 from sweep.channel import WAIT_SECONDS, RoomChannel
 from sweep.errors import ConfigError, RetryLater
-from sweep.lease import Lease, holder_of
-from sweep.mirror import ControllerMirror, pull_room
+from sweep.lease import Lease, await_release, holder_of
+from sweep.mirror import ControllerMirror, check_same, pull_room
 from sweep.model import Mode
 from sweep.ports import AttemptSight, Clock, WorkerSight
 from trainer.contract import StopCause, TrialSpec
 from trainer.replica import CONTROL, Below
-from trainer.room import Room
+from trainer.room import Room, read_text
 from trainer.store import Store, StoreError, StoreRefusedError, open_store, patiently
 
 # Between two looks at the store: as often as this where little happens, and not more seldom than that.
@@ -229,11 +229,22 @@ def pull(url: str, local: Path, light: bool = False) -> Room:
         light: without checkpoints, steps, logs and adapters, which `status` and `best` do not need.
 
     Raises:
-        ConfigError: there is no sweep, or the store refuses. RetryLater: it does not answer.
+        ConfigError: there is no sweep, the room here is another one's, or the store refuses.
+        RetryLater: it does not answer.
     """
     with _told():
         pull_room(open_store(url), Room(local), light)
     return Room(local)
+
+
+def check_place(url: str, room: Room) -> None:
+    """Refuse a room that is not the one at this URL; nothing is brought.
+
+    Raises:
+        ConfigError: it is another sweep's, or the store refuses. RetryLater: it does not answer.
+    """
+    with _told():
+        check_same(open_store(url), room)
 
 
 def send_wish(url: str, mode: Mode) -> None:
@@ -246,14 +257,48 @@ def send_wish(url: str, mode: Mode) -> None:
         open_store(url).put(CONTROL, mode.value.encode())
 
 
-def controller_at(url: str) -> str:
-    """Where the controller of this room runs; empty where none does, or where it ended properly.
+def put_file(url: str, key: str, data: bytes) -> None:
+    """Put one file of this room, which no controller that runs would put.
 
     Raises:
         ConfigError: the store refuses. RetryLater: it does not answer.
     """
     with _told():
-        return holder_of(open_store(url))
+        open_store(url).put(key, data)
+
+
+def read_file(url: str, key: str) -> bytes | None:
+    """One file of this room as the store has it.
+
+    Raises:
+        ConfigError: the store refuses. RetryLater: it does not answer.
+    """
+    with _told():
+        return open_store(url).get([key]).get(key)
+
+
+def controller_at(url: str, local: Path) -> str:
+    """Where the controller of this room runs, or died without a word; empty where none does.
+
+    Args:
+        local: the room here, whose controller does not run: a lease that this machine left behind is nobody's.
+
+    Raises:
+        ConfigError: the store refuses. RetryLater: it does not answer.
+    """
+    with _told():
+        return holder_of(open_store(url), read_text(local / LEASE_RECORD))
+
+
+def await_end(url: str) -> bool:
+    """Wait until the controller of this room has ended as it was told to; False where it died, or went on to another.
+
+    Raises:
+        ConfigError: the store refuses. RetryLater: it does not answer.
+    """
+    with _told():
+        store = open_store(url)
+        return await_release(store) and CONTROL not in store.get([CONTROL])
 
 
 @contextmanager
@@ -266,4 +311,15 @@ def _told() -> Iterator[None]:
         raise RetryLater(str(error)) from error
 
 
-__all__ = ["MirroredChannel", "Store", "controller_at", "mirrored", "pull", "send_wish"]
+__all__ = [
+    "MirroredChannel",
+    "Store",
+    "await_end",
+    "check_place",
+    "controller_at",
+    "mirrored",
+    "pull",
+    "put_file",
+    "read_file",
+    "send_wish",
+]

@@ -16,6 +16,7 @@ from typing import Any
 
 from sweep import rooms
 from sweep.errors import ConfigError, GiveUp
+from trainer.room import Room
 
 
 def status(args: Namespace) -> int:
@@ -29,7 +30,7 @@ def status(args: Namespace) -> int:
         print(json.dumps(_state_json(state)))
         return 0
     out = console()
-    where = rooms.controller_whereabouts(room) if state.controller else rooms.controller_elsewhere(room)
+    where = rooms.controller_whereabouts(room) if state.controller else _elsewhere(room)
     at = f"controller: {where}" if where else coming_controller(room) or "no controller is running"
     out.print(f"[bold]{state.name}[/] in {room.root} – {at}", highlight=False, soft_wrap=True)
     out.print(counts_text(state))
@@ -43,6 +44,12 @@ def status(args: Namespace) -> int:
         if row.evaluation == "failed":
             out.print(f"evaluation of trial {row.number} failed: {row.evaluation_reason}", markup=False, soft_wrap=True)
     return 0
+
+
+def _elsewhere(room: Room) -> str:
+    """Where another machine's controller runs; its lease does not tell one that was killed."""
+    where = rooms.controller_elsewhere(room)
+    return f"{where}, unless it was killed there" if where else ""
 
 
 def watch(args: Namespace) -> int:

@@ -9,14 +9,16 @@ from __future__ import annotations
 import json
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from omegaconf import OmegaConf
+from yaml import YAMLError
 
-from sweep.errors import ConfigError
+from sweep.errors import ConfigError, RetryLater
 from sweep.settings import Settings, settings_from_json
-from trainer.room import Room, append_line, held, read_json, read_text, write_atomic
+from trainer.room import Room, append_line, held, hold, read_json, read_text, write_atomic
 
 DEFAULT_ROOMS = "sweeps"
 CHANGEABLE = ("search", "queue")
@@ -68,9 +70,14 @@ def current_room(name: str | None, light: bool = True) -> Room:
 
 
 def _fetched(url: str, light: bool) -> Room:
-    from sweep.mirrored import pull
+    from sweep.mirrored import check_place, pull
 
-    return pull(url.rstrip("/"), (rooms_dir() / url.rstrip("/").rpartition("/")[2]).resolve(), light)
+    url = url.rstrip("/")
+    room = Room((rooms_dir() / url.rpartition("/")[2]).resolve())
+    if controller_runs(room):  # it writes there, and the store has less
+        check_place(url, room)
+        return room
+    return pull(url, room.root, light)
 
 
 def free_name(stem: str) -> str:
@@ -114,22 +121,61 @@ def check_same_sweep(room: Room, settings: Settings) -> None:
         )
 
 
-def change_settings(room: Room, overrides: Sequence[str]) -> None:
+def change_settings(
+    room: Room, overrides: Sequence[str], check: Callable[[Settings], None] = lambda settings: None
+) -> None:
     """Change a sweep's budget or queue, e.g. `search.trials=48`; everything else stays as it was frozen.
 
+    Args:
+        check: what else a new sweep's settings are refused by.
+
     Raises:
-        ConfigError: another section, an unknown key or a wrong value; or a controller is running.
+        ConfigError: another section, an unknown key or a wrong value, or what a new sweep would be refused for; or a
+            controller is running here. RetryLater: one is running elsewhere, or the store does not answer.
     """
+    from sweep import config
+
     if controller_runs(room):
         raise ConfigError("a controller is running this sweep; `sweep stop` it before you change its budget")
+    settings = _changed(room, overrides)
+    config.check(settings)
+    check(settings)
+    with settled(room):  # the store's word may replace what is here
+        save_settings(room, _changed(room, overrides))
+
+
+@contextmanager
+def settled(room: Room) -> Iterator[None]:
+    """Hold a room as its controller does, to change it for a person; a store that carries it has the change afterwards.
+
+    Raises:
+        ConfigError: the store refuses. RetryLater: a controller runs this sweep, or the store does not answer.
+    """
+    name, url = room.root.name, load_settings(room).store_url
+    with hold(controller_lock(room), whereabouts()) as mine:
+        if not mine:
+            raise RetryLater(f"another controller runs {name} already; end it with `sweep stop {name}`")
+        if url is None:
+            yield
+            return
+        from sweep.mirrored import mirrored
+
+        with mirrored(room, url, whereabouts()):
+            yield
+
+
+def _changed(room: Room, overrides: Sequence[str]) -> Settings:
     raw = load_settings(room).to_json()
     for word in overrides:
         key, _, value = word.partition("=")
         section, _, name = key.partition(".")
         if section not in CHANGEABLE or not name or "=" not in word:
             raise ConfigError(f"{word}: a sweep that exists takes search.KEY=VALUE and queue.KEY=VALUE only")
-        raw[section][name] = OmegaConf.to_container(OmegaConf.from_dotlist([f"v={value}"]))["v"]  # type: ignore[call-overload, index]
-    save_settings(room, settings_from_json(raw, str(room.sweep)))
+        try:
+            raw[section][name] = OmegaConf.to_container(OmegaConf.from_dotlist([f"v={value}"]))["v"]  # type: ignore[call-overload, index]
+        except YAMLError as error:
+            raise ConfigError(f"{word}: {value} cannot be read as YAML; give {key} a value in one line") from error
+    return settings_from_json(raw, str(room.sweep))
 
 
 def worker_of(room: Room, trial: int, attempt: int) -> str:
@@ -178,13 +224,13 @@ def whereabouts() -> str:
 
 
 def controller_elsewhere(room: Room) -> str:
-    """Where another machine's controller of a room in an object store runs; empty where none does."""
+    """Where another machine's controller of a room in an object store runs, or died; empty where none does."""
     url = load_settings(room).store_url
     if url is None or controller_runs(room):
         return ""
     from sweep.mirrored import controller_at
 
-    return controller_at(url)
+    return controller_at(url, room.root)
 
 
 def controller_whereabouts(room: Room) -> str:

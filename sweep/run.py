@@ -60,6 +60,7 @@ class Wish:
     Args:
         in_job: the controller is a job itself, so that a signal means its own end and not the sweep's.
         resigned: the signal that told it so.
+        wanted: asked once the room is held, before anything is done: whether this controller is to act at all.
     """
 
     room: Room
@@ -67,8 +68,13 @@ class Wish:
     interrupted: bool = False
     in_job: bool = False
     resigned: int | None = None
+    wanted: Callable[[], bool] = lambda: True
+    begun: bool = False
 
     def __call__(self) -> Mode:
+        if not self.begun and not self.wanted():
+            self.mode = Mode.HANDOVER
+        self.begun = True
         text = read_text(control_path(self.room))
         asked = Mode(text.strip()) if text and text.strip() in list(Mode) else Mode.RUN
         order = list(Mode)

@@ -56,7 +56,7 @@ def resume(args: Namespace) -> int:
         args.overrides, args.name = [args.name, *args.overrides], None
     room = rooms.current_room(args.name, light=False)
     if args.overrides:
-        rooms.change_settings(room, args.overrides)
+        rooms.change_settings(room, args.overrides, _check_controller)
     nursery = dispatchers.make_nursery(rooms.load_settings(room))
     return _serve_as_job(room, nursery) if args.in_job else _go(room, args.detach, nursery)
 
@@ -93,6 +93,8 @@ def stop(args: Namespace) -> int:
 
     room = rooms.find_room(args.name)
     mode = Mode.CANCEL if args.cancel else Mode.DETACH if args.detach else Mode.STOP
+    if withdrawn := _withdraw_controller(room):
+        print(withdrawn, flush=True)
     if _stop_elsewhere(room, mode):
         print(f"stopped: {room.root.name}")
         return 0
@@ -201,27 +203,41 @@ def _check_controller(settings: Settings) -> None:
         check_controller(settings)
 
 
+def _withdraw_controller(room: Room) -> str:
+    if rooms.load_settings(room).controller != "launch":
+        return ""
+    from sweep.controllerjob import withdraw_controller
+
+    return withdraw_controller(room)
+
+
 def _serve_as_job(room: Room, nursery: Nursery) -> int:
     """Control as a job: a signal means the job's end and not the sweep's."""
+    from sweep.controllerjob import is_wanted
     from sweep.run import Wish, drive
 
-    finish = drive(room, Wish(room, in_job=True), nursery)
-    print(f"{finish.how}: {finish.reason}", flush=True)
+    wish = Wish(room, in_job=True, wanted=lambda: is_wanted(room))
+    finish = drive(room, wish, nursery)
+    if finish.how is Finished.HANDED_OVER and wish.resigned is None:
+        print("the sweep was stopped while this job waited; `sweep resume` pushes another", flush=True)
+    else:
+        print(f"{finish.how}: {finish.reason}", flush=True)
     return 0 if finish.how is not Finished.FAILED else 1
 
 
 def _stop_elsewhere(room: Room, mode: Mode) -> bool:
-    """Tell a controller that runs on another machine, and wait until it has ended; False where there is none."""
-    from sweep.mirrored import controller_at, send_wish
+    """Tell a controller that runs on another machine, and wait until it has ended; False where none has obeyed."""
+    from sweep.mirrored import await_end, send_wish
 
     url, where = rooms.load_settings(room).store_url, rooms.controller_elsewhere(room)
     if url is None or not where:
         return False
     send_wish(url, mode)
     print(f"told the controller ({where}) to {mode}; waiting until it has ended", flush=True)
-    while controller_at(url):
-        time.sleep(2.0)
-    return True
+    if await_end(url):
+        return True
+    print("it does not answer any more, or ended before it was told; this machine takes over", flush=True)
+    return False
 
 
 def _conclude(room: Room, finish: Finish) -> None:

@@ -6,21 +6,24 @@ import json
 import signal
 import subprocess
 import sys
+from argparse import Namespace
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
-from sweep import controllerjob
-from sweep.controllerjob import check_controller, push_controller
+from sweep import controllerjob, launchapi, run, verbs
+from sweep.controllerjob import check_controller, is_wanted, push_controller, withdraw_controller
 from sweep.errors import ConfigError, RetryLater
-from sweep.rooms import controller_lock, load_settings
+from sweep.mirrored import mirrored
+from sweep.rooms import controller_lock, current_room, load_settings
 from tests.faults.harness import make_room
 from tests.launchfakes import FakeLaunchApi
 from trainer import launched
 from trainer.contract import JOB_KEY
 from trainer.launched import JobSpec, read_job
-from trainer.room import Room, hold
+from trainer.room import Room, hold, write_atomic
 from trainer.store import open_store
 
 WORDS = ("queue=launch_local_process", "controller=launch", "wandb.entity=e", "wandb.project=p")
@@ -29,8 +32,16 @@ WORDS = ("queue=launch_local_process", "controller=launch", "wandb.entity=e", "w
 @pytest.fixture
 def api(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeLaunchApi:
     found = FakeLaunchApi(tmp_path / "wandb")
-    monkeypatch.setattr(controllerjob, "make_api", lambda queue, place, job: found)
+    for module in (controllerjob, launchapi):
+        monkeypatch.setattr(module, "make_api", lambda queue, place, job: found)
+    monkeypatch.setattr(run, "_publishing", lambda room, settings, log: nullcontext())
     return found
+
+
+def taken(api: FakeLaunchApi) -> None:
+    """An agent has taken all that waits."""
+    for item in api.items():
+        write_atomic(api.root / "items" / item / "state", "claimed")
 
 
 def pushed(api: FakeLaunchApi) -> list[tuple[str, JobSpec]]:
@@ -60,6 +71,7 @@ def test_another_place_for_the_controller_is_refused(rooms: Path) -> None:
 def test_it_is_pushed_to_the_sweep_s_own_queue_each_time_under_another_run(rooms: Path, api: FakeLaunchApi) -> None:
     room = make_room(rooms, *WORDS, "queue.room=/mnt/sweeps")
     assert "is controlled by a job of the queue sweep" in push_controller(room)
+    taken(api)
     push_controller(room)
     (first, job), (second, _) = pushed(api)
     assert (job.controller, job.worker, job.run) == ("/mnt/sweeps/s", "", first)
@@ -83,6 +95,81 @@ def test_while_a_controller_runs_here_no_other_is_pushed(rooms: Path, api: FakeL
     with hold(controller_lock(room), "test"), pytest.raises(RetryLater, match="sweep stop s"):
         push_controller(room)
     assert pushed(api) == []
+
+
+def test_its_number_goes_on_though_the_job_held_the_sweep_last(
+    rooms: Path, tmp_path: Path, api: FakeLaunchApi, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    room = make_room(rooms, *WORDS, f"queue.room=file://{tmp_path}/store")
+    for _ in range(3):
+        push_controller(room)
+        taken(api)
+        monkeypatch.setenv("SWEEP_ROOMS", str(tmp_path / "pod"))
+        with mirrored(current_room(f"file://{tmp_path}/store/s", light=False), f"file://{tmp_path}/store/s", "pod"):
+            pass
+        monkeypatch.setenv("SWEEP_ROOMS", str(rooms))
+    assert [found.rpartition("-")[2] for found, _ in pushed(api)] == ["1", "2", "3"]
+
+
+def test_the_next_one_takes_the_place_of_one_that_waits(rooms: Path, api: FakeLaunchApi) -> None:
+    room = make_room(rooms, *WORDS)
+    push_controller(room)
+    push_controller(room)
+    assert [api.item_state(item) for item in api.items()] == [None, "pending"]
+
+
+@pytest.mark.parametrize("carried", [False, True], ids=["the room is shared", "a store carries the room"])
+@pytest.mark.parametrize("taking", [False, True], ids=["it waits", "an agent takes it at this moment"])
+def test_a_job_that_waited_does_not_go_on_with_a_sweep_that_was_stopped(
+    rooms: Path,
+    api: FakeLaunchApi,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    taking: bool,
+    carried: bool,
+) -> None:
+    url = f"file://{rooms.parent}/store"
+    room = make_room(rooms, *WORDS, *([f"queue.room={url}"] if carried else []))
+    push_controller(room)
+    if taking:
+        taken(api)
+    assert verbs.stop(Namespace(name="s", cancel=False, detach=False)) == 0
+    assert ("took the controller's job" in capsys.readouterr().out) is not taking
+    assert [api.item_state(item) for item in api.items()] == ["claimed" if taking else None]
+    api.fail("push", error="giveup")  # whoever goes on with the sweep, and would give it workers, fails
+    if carried:
+        monkeypatch.setenv("SWEEP_ROOMS", str(rooms.parent / "pod"))
+    job = Namespace(name=f"{url}/s" if carried else "s", overrides=[], detach=False, in_job=True)
+    assert verbs.resume(job) == 0
+    assert "was stopped while this job waited" in capsys.readouterr().out
+    assert api.asked("push") == ["s-controller"]
+
+
+def test_after_a_stop_resume_pushes_one_that_goes_on(rooms: Path, tmp_path: Path, api: FakeLaunchApi) -> None:
+    room = make_room(rooms, *WORDS, f"queue.room=file://{tmp_path}/store")
+    push_controller(room)
+    assert withdraw_controller(room)
+    assert not is_wanted(room)
+    push_controller(room)
+    assert is_wanted(room)
+    assert [api.item_state(item) for item in api.items()] == [None, "pending"]
+
+
+def test_another_machine_withdraws_it_too_though_wandb_does_not_answer(
+    rooms: Path, tmp_path: Path, api: FakeLaunchApi, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    room = make_room(rooms, *WORDS, f"queue.room=file://{tmp_path}/store")
+    push_controller(room)
+    monkeypatch.setenv("SWEEP_ROOMS", str(tmp_path / "desktop"))
+    elsewhere = current_room(f"file://{tmp_path}/store/s")
+    api.fail("item_state")
+    assert withdraw_controller(elsewhere) == ""
+    api.mend("item_state")
+    assert "-controller-1 off the queue sweep" in withdraw_controller(room), (
+        "the machine that pushed it may do so later"
+    )
+    monkeypatch.setenv("SWEEP_ROOMS", str(tmp_path / "pod"))
+    assert not is_wanted(current_room(f"file://{tmp_path}/store/s"))
 
 
 @pytest.fixture

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import threading
+import time as real_time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from sweep.errors import GiveUp, RetryLater
-from sweep.lease import Lease, holder_of
+from sweep.lease import Lease, await_release, holder_of
 from tests.stores import Faulty, faulty
+from trainer.room import read_text
 from trainer.store import StoreError
 
 
@@ -62,6 +64,30 @@ def test_a_living_holder_is_left_alone(store: Faulty, time: Time, tmp_path: Path
     first.check()
 
 
+def test_who_waits_for_a_living_holder_s_end_waits_as_long_as_it_lives(
+    store: Faulty, time: Time, tmp_path: Path
+) -> None:
+    first = lease(store, time, tmp_path / "1")
+    first.acquire()
+
+    def lives() -> None:
+        (first.renew_once if time.now < 600.0 else first.release)()
+
+    time.meanwhile = lives
+    assert await_release(store, 60.0, lambda: time.now, time.sleep)
+    assert time.now >= 600.0
+    assert await_release(store, 60.0, lambda: time.now, time.sleep), "nobody is there"
+
+
+def test_who_waits_for_a_dead_holder_s_end_is_told_after_its_grace(store: Faulty, time: Time, tmp_path: Path) -> None:
+    first = lease(store, time, tmp_path / "1")
+    first.acquire()
+    time.sleep(30.0)
+    first.renew_once()
+    assert not await_release(store, 60.0, lambda: time.now, time.sleep)
+    assert 90.0 <= time.now < 95.0
+
+
 def test_a_dead_holder_s_lease_is_free_after_its_grace(store: Faulty, time: Time, tmp_path: Path) -> None:
     first, second = lease(store, time, tmp_path / "1"), lease(store, time, tmp_path / "2", "b")
     first.acquire()
@@ -80,6 +106,7 @@ def test_a_dead_holder_s_lease_is_free_after_its_grace(store: Faulty, time: Time
 def test_the_same_machine_goes_on_at_once(store: Faulty, time: Time, tmp_path: Path) -> None:
     """The room's lock on this machine says that the process which held the lease has ended."""
     lease(store, time, tmp_path / "1").acquire()
+    assert holder_of(store, read_text(tmp_path / "1")) == "", "it is known to have ended"
     assert lease(store, time, tmp_path / "1").acquire()
     assert time.now == 0.0
 
@@ -97,6 +124,21 @@ def test_who_cannot_renew_stops_acting_before_another_may_take_over(store: Fault
         first.check()
     first.renew_once()
     first.check()
+
+
+@pytest.mark.skipif(not hasattr(real_time, "CLOCK_BOOTTIME"), reason="this system has no clock of suspensions")
+def test_a_holder_that_was_suspended_acts_no_more(
+    store: Faulty, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = Lease(store, "a", tmp_path / "1", renew=1e6)
+    first.acquire()
+    first.check()
+    ask = real_time.clock_gettime
+    hour = {real_time.CLOCK_BOOTTIME: 3600.0}  # in which the monotonic clock stood still
+    monkeypatch.setattr(real_time, "clock_gettime", lambda clock: ask(clock) + hour.get(clock, 0.0))
+    with pytest.raises(RetryLater, match="another controller may have taken over"):
+        first.check()
+    first.release()
 
 
 def test_a_renewal_of_which_the_answer_was_lost_is_recognised(store: Faulty, time: Time, tmp_path: Path) -> None:
