@@ -8,8 +8,10 @@ import pickle
 import pickletools
 import subprocess
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import cloudpickle
@@ -212,6 +214,67 @@ def test_the_scheduler_is_asked_once_in_a_while_however_often_we_look(room: Room
     assert scheduler.asked == 1, "one question for all sixteen"
     assert len(found) == 16
     assert len(scheduler.submitted) == 1, "one array"
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """The dispatcher's, which stands still: add to `now`."""
+    found = SimpleNamespace(now=1000.0, time=time.time)
+    found.monotonic = lambda: found.now
+    monkeypatch.setattr(dispatch, "time", found)
+    return found
+
+
+def test_a_scheduler_that_takes_long_to_fail_leaves_time_for_all_else(
+    room: Room, scheduler: Scheduler, clock: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last answer holds until it is asked again; what workers write is seen all along."""
+    dispatcher = SlurmDispatcher(room, submission(room), query_seconds=10)
+    dispatcher.start([WorkerSpec("w0001", 0), WorkerSpec("w0002", 1)])
+    scheduler.jobs = [job(dispatcher, 0, "RUNNING"), job(dispatcher, 1, "RUNNING")]
+    dispatcher.poll()
+    monkeypatch.setattr(slurm, "queue", out_of_reach(clock))
+    clock.now += 10
+    for _ in range(3):
+        with pytest.raises(RetryLater, match="did not answer"):
+            dispatcher.poll()
+        assert dispatcher.poll()["w0001"].state is JobState.RUNNING
+        clock.now += 9
+        dispatcher.poll()
+        clock.now += 1
+    said = {"reason": "it was drained", "node": "n1", "signalled": False, "failed": False}
+    write_atomic(room.worker("w0002").exit, json.dumps(said))
+    with pytest.raises(RetryLater):
+        dispatcher.poll()
+    assert [dispatcher.poll()[name].state for name in ("w0001", "w0002")] == [JobState.RUNNING, JobState.GONE]
+
+
+def test_a_cancellation_that_fails_is_made_again_later_and_holds_nothing_up(
+    room: Room, scheduler: Scheduler, clock: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dispatcher = SlurmDispatcher(room, submission(room), query_seconds=10)
+    dispatcher.start([WorkerSpec("w0001", 0), WorkerSpec("w0002", 1)])
+    monkeypatch.setattr(slurm, "cancel", out_of_reach(clock))
+    with pytest.raises(RetryLater):
+        dispatcher.cancel(["w0001"])
+    dispatcher.cancel(["w0001"])
+    dispatcher.cancel(["w0002"])
+    cancelled: list[str] = []
+    monkeypatch.setattr(slurm, "cancel", cancelled.extend)
+    clock.now += 10
+    for name in ("w0001", "w0002", "w0001"):
+        dispatcher.cancel([name])
+    assert cancelled == ["1_0", "1_1"]
+
+
+def out_of_reach(clock: SimpleNamespace) -> Callable[[Sequence[str]], None]:
+    """A command that answers nothing until its time is over."""
+
+    def ask(names: Sequence[str]) -> None:
+        clock.now += 60
+        raise RetryLater("it did not answer within 60 s")
+
+    return ask
 
 
 def test_a_submission_in_doubt_is_looked_for_and_given_up_after_a_while(room: Room, scheduler: Scheduler) -> None:
