@@ -38,6 +38,7 @@ from trainer.room import Room, read_json, write_atomic
         ("sbatch: error: Batch job submission failed: Invalid qos\n", GiveUp, "Invalid qos"),
         ("sbatch: error: Socket timed out on send/recv operation", RetryLater, "Socket timed out"),
         ("slurm_load_jobs error: Unable to contact slurm controller (connect failure)", RetryLater, "Unable"),
+        ("sbatch: error: Batch job submission failed: Message receive failure", RetryLater, "Message receive"),
         (
             "sbatch: error: AssocMaxSubmitJobLimit\nsbatch: error: Job violates accounting/QOS policy",
             RetryLater,
@@ -111,10 +112,45 @@ def test_a_job_hands_nothing_of_its_own_down_to_what_it_submits(monkeypatch: pyt
     assert inside["SLURM_CONF"] == "/etc/slurm.conf"
 
 
-def test_a_command_that_is_not_here_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "words",
+    [
+        "slurm_load_jobs error: Protocol authentication error",
+        "error: If munged is up, restart with --num-threads=10\nslurm_load_jobs error: Invalid authentication",
+        "slurm_load_jobs error: Unexpected message received",
+        "fatal: Could not establish a configuration source",
+        "",
+    ],
+)
+def test_no_word_of_squeue_or_scancel_is_final(words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """munge or DNS that are away for a moment must not end a controller."""
+    refuse(tmp_path, words)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
+    for ask, name in ((slurm.queue, "squeue"), (slurm.cancel, "scancel")):
+        with pytest.raises(RetryLater, match=f"^{name}: .*{words[-30:] or 'no output'}$"):
+            ask(["1"])
+
+
+def test_a_job_that_is_gone_needs_no_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    refuse(tmp_path, "scancel: error: Kill job error on job id 1: Invalid job id specified")
+    monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
+    slurm.cancel(["1"])
+
+
+def refuse(directory: Path, words: str) -> None:
+    """Put commands there that say this and fail."""
+    for name in ("squeue", "scancel"):
+        (directory / name).write_text(f"#!/bin/sh\ncat >&2 <<'EOF'\n{words}\nEOF\nexit 1\n")
+        (directory / name).chmod(0o755)
+
+
+@pytest.mark.parametrize(("name", "ask"), [("squeue", slurm.queue), ("scancel", slurm.cancel)])
+def test_a_command_that_is_not_here_is_a_sentence(
+    name: str, ask: Callable[[Sequence[str]], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
-    with pytest.raises(GiveUp, match="the command squeue is not here; run this where SLURM is"):
-        slurm.queue(["a"])
+    with pytest.raises(GiveUp, match=f"the command {name} is not here; run this where SLURM is"):
+        ask(["a"])
 
 
 # --- what is submitted --------------------------------------------------------------------------------------------
