@@ -24,6 +24,9 @@ LOGGER = "WandBLogger"
 # What the logger's own keyword arguments and ours cannot both say.
 OURS = ("_component_", "dir", "log_dir", "id", "resume", "reinit", "config", "mode")
 
+# The longest name of a SageMaker training job; it has letters, digits and dashes.
+SAGEMAKER_NAME = 63
+
 
 def logger_arguments(torchtune: Mapping[str, Any]) -> dict[str, Any] | None:
     """What the recipe's own `metric_logger` hands to `wandb.init`; None where it is not torchtune's WandBLogger."""
@@ -63,14 +66,13 @@ def run_id(settings: Settings, trial: int, stopped: Collection[str] = ()) -> str
     Args:
         stopped: runs that W&B was asked to stop; a trial that goes on after that does so in a run of its own.
     """
-    run = f"{_token(settings)}-{trial:05d}"
-    again = (run, *(f"{run}-{number}" for number in range(2, len(stopped) + 2)))
-    return next(name for name in again if name not in stopped)
+    again = (f"{trial:05d}", *(f"{trial:05d}-{number}" for number in range(2, len(stopped) + 2)))
+    return next(run for run in (_run(settings, of) for of in again) if run not in stopped)
 
 
 def worker_run_id(settings: Settings, worker: str) -> str:
     """The id of the run of a Launch job that serves several trials."""
-    return f"{_token(settings)}-{worker}"
+    return _run(settings, worker)
 
 
 def adapter_name(settings: Settings) -> str:
@@ -187,9 +189,18 @@ def _data_uris(dataset: Any) -> list[str]:
     return found
 
 
-def _token(settings: Settings) -> str:
+def _run(settings: Settings, of: str) -> str:
+    """The id of a trial's or a worker's run.
+
+    SageMaker names a job by its run, and takes fewer characters than W&B. Only for its queues ids are narrowed: where
+    that changes one, no job ever ran under the other; so the runs of every sweep that there is keep their ids.
+    """
     made = hashlib.sha256(f"{settings.name} {settings.created!r}".encode()).hexdigest()[:8]
-    return f"{_plain(settings.name)[:40]}-{made}"
+    name = _plain(settings.name)[:40]
+    if isinstance(settings.queue, LaunchQueue) and settings.queue.resource == "sagemaker":
+        room = SAGEMAKER_NAME - len(f"-{made}-{of}")
+        name = re.sub(r"[^A-Za-z0-9-]", "-", name)[:room].lstrip("-") or "x"
+    return f"{name}-{made}-{of}"
 
 
 def _plain(text: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -134,6 +135,34 @@ def test_names_are_what_wandb_takes() -> None:
     assert not set(run) & set(" /&")
     assert tracking.adapter_name(replace(found, name="a b")) == "a-b-adapter"
     assert tracking.worker_run_id(found, "w0001").endswith("-w0001")
+
+
+@pytest.mark.parametrize("name", ["llama3_2_1b_alpaca-1", "_a.b", "__", "x" * 80, "größe", "a" * 39 + "_b"])
+def test_a_sagemaker_job_s_run_has_a_name_that_a_training_job_may_have(name: str) -> None:
+    found = settings("queue=launch_sagemaker", "queue.variables={role: r, bucket: b}", name=name)
+    trial = tracking.run_id(found, 7)
+    ids = [trial, tracking.run_id(found, 7, {trial})]
+    ids += [tracking.worker_run_id(found, worker) for worker in ("w0003", "controller-1234")]
+    for one in ids:
+        assert re.fullmatch("[a-zA-Z0-9](-*[a-zA-Z0-9]){0,62}", one), one
+        assert len(one) <= 63
+    assert len(set(ids)) == 4
+    assert tracking.run_id(replace(found, created=2.5), 7) != trial
+
+
+def test_runs_of_sweeps_that_there_are_keep_their_ids() -> None:
+    """As the version before it gave them: a room remembers its sweep's name and creation, and no id."""
+    sagemaker = ("queue=launch_sagemaker", "queue.variables={role: r, bucket: b}")
+    ids = [
+        tracking.run_id(settings("wandb=online", name="llama3_2.1"), 7),
+        tracking.run_id(replace(launch(), name="llama3_2.1"), 7, {"llama3_2.1-cc43fe11-00007"}),
+        tracking.worker_run_id(settings(*sagemaker, name="demo--" + "x" * 33 + "-" * 60 + "x"), "w0003"),
+    ]
+    assert ids == [
+        "llama3_2.1-cc43fe11-00007",
+        "llama3_2.1-cc43fe11-00007-2",
+        "demo--xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx--633fabbf-w0003",
+    ]
 
 
 # --- the tracking of a trial -----------------------------------------------------------------------------------------
