@@ -7,6 +7,8 @@ a restarted controller, another attempt and `sweep sync` all mean the same run.
 from __future__ import annotations
 
 import hashlib
+import json
+import math
 import os
 import re
 from collections.abc import Collection, Mapping
@@ -15,9 +17,10 @@ from typing import Any
 
 from sweep.errors import ConfigError
 from sweep.queues import LaunchQueue, Place
+from sweep.recipe import resolve
 from sweep.settings import Settings
 from trainer.components import ComponentError, check_path
-from trainer.contract import Tracking
+from trainer.contract import Tracking, TrialSpec, encode
 
 # torchtune's logger under its old and its new path.
 LOGGER = "WandBLogger"
@@ -26,6 +29,10 @@ OURS = ("_component_", "dir", "log_dir", "id", "resume", "reinit", "config", "mo
 
 # The longest name of a SageMaker training job; it has letters, digits and dashes.
 SAGEMAKER_NAME = 63
+# What SageMaker gives a job: environment variables, and characters of each. Of the variables W&B's agent sets these
+# itself, beside those that carry the job's configuration; of that, so much is said of the job and not of its trials.
+SAGEMAKER_VARIABLES, SAGEMAKER_CHARACTERS = 100, 512
+AGENT_VARIABLES, JOB_CHARACTERS = 16, 600
 
 
 def logger_arguments(torchtune: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -149,6 +156,8 @@ def check(settings: Settings) -> None:
         raise ConfigError(f"wandb.registry={section.registry} needs W&B; set wandb=online (or offline, and sync later)")
     if isinstance(settings.queue, LaunchQueue):
         _check_launch(settings)
+        if settings.queue.resource == "sagemaker":
+            _check_sagemaker(settings, settings.queue)
     if section.hook:
         try:
             check_path("wandb.hook", section.hook, settings.recipe.components)
@@ -172,6 +181,23 @@ def _check_launch(settings: Settings) -> None:
         raise ConfigError(
             "wandb.artifacts=none, but with queue.channel=wandb an adapter reaches you only as an artifact; "
             "set it to end"
+        )
+
+
+def _check_sagemaker(settings: Settings, queue: LaunchQueue) -> None:
+    """Refuse more slots than a job can be given first trials for: they travel in its environment."""
+    first = min(queue.worker_slots or 1, queue.trials_per_worker or math.inf)
+    config = resolve(settings.torchtune, {}, {})
+    spec = TrialSpec(
+        settings.name, 0, 1, "w0001", config, settings.milestone_tokens, tracking=tracking_of(settings, 0, config)
+    )
+    variables = SAGEMAKER_VARIABLES - AGENT_VARIABLES - len(queue.template.get("Environment", {}))
+    most = (variables * SAGEMAKER_CHARACTERS - JOB_CHARACTERS) // len(json.dumps(json.loads(encode(spec))))
+    if 1 < first > most:
+        raise ConfigError(
+            f"queue.slots={queue.slots}: a SageMaker job has {SAGEMAKER_VARIABLES} environment variables of "
+            f"{SAGEMAKER_CHARACTERS} characters, in which {first} trials of this recipe do not fit; set it to "
+            f"{max(1, most)} at most"
         )
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,8 +14,11 @@ import pytest
 from sweep import tracking
 from sweep.config import compose_config, freeze
 from sweep.errors import ConfigError
+from sweep.launchjobs import payload
 from sweep.queues import Place
+from sweep.session import trial_spec
 from sweep.settings import Settings
+from trainer.room import Room
 
 OLD = "torchtune.utils.metric_logging.WandBLogger"
 NEW = "torchtune.training.metric_logging.WandBLogger"
@@ -163,6 +168,31 @@ def test_runs_of_sweeps_that_there_are_keep_their_ids() -> None:
         "llama3_2.1-cc43fe11-00007-2",
         "demo--xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx--633fabbf-w0003",
     ]
+
+
+def test_more_first_trials_than_a_sagemaker_job_s_environment_holds_are_refused(rooms: Path) -> None:
+    """Reckoned before there is a trial, held against what a job of so many trials is given."""
+    words = ("experiment=demo", "queue=launch_sagemaker", "queue.variables={role: r, bucket: b}")
+    with pytest.raises(
+        ConfigError, match=r"queue.slots=16: .* 16 trials of this recipe do not fit; set it to \d+ at"
+    ) as no:
+        composed(*words, "queue.trials_per_worker=null", "queue.slots=16")
+    most = int(str(no.value).split()[-3])
+
+    def variables(slots: int) -> int:
+        found = settings(*words, "queue.trials_per_worker=null", "queue.slots=2", trial_tokens=100_000)
+        params = {"model.lora_rank": 8, "optimizer.lr": 1.2345678901234567e-4, "gradient_accumulation_steps": 4}
+        specs = [trial_spec(found, params, (number, 1, "w0001")) for number in range(slots)]
+        text = json.dumps(payload(found, Room(rooms / "s"), "w0001", specs, True))
+        return 16 + -(-len(text) // 512)
+
+    assert variables(most) <= 100 < variables(16)
+    composed(*words, "queue.trials_per_worker=null", f"queue.slots={most}")
+    composed(*words, "queue.trials_per_worker=4", "queue.slots=16")
+    composed(*words, "queue.trials_per_worker=null", "queue.slots=auto")
+    with pytest.raises(ConfigError, match="do not fit"):
+        variable = "queue.template.Environment={" + ", ".join(f"A{n}: x" for n in range(40)) + "}"
+        composed(*words, "queue.trials_per_worker=null", f"queue.slots={most}", f"+{variable}")
 
 
 # --- the tracking of a trial -----------------------------------------------------------------------------------------
