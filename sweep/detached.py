@@ -103,7 +103,7 @@ def find_controller(room: Room) -> slurm.QueuedJob | None:
 
 def controller_log(room: Room) -> Path:
     """Where the last detached controller wrote what it did."""
-    job = _named(room).get("id")
+    job = _last_job(room)
     return job_log(room, job) if job else _process_log(room)
 
 
@@ -167,7 +167,7 @@ def _submit(room: Room, number: int) -> str:
     settings = load_settings(room)
     assert isinstance(settings.queue, SlurmQueue)
     name = job_name(room, settings.name, f"controller-{number}")
-    write_atomic(_record(room), json.dumps({"name": name, "number": number, "id": ""}))
+    write_atomic(_record(room), json.dumps({"name": name, "number": number, "id": "", "before": _last_job(room)}))
     parameters = executor_parameters(_words(room), name)
     [job] = submit_calls(submitit_dir(room), parameters, [(control, (str(room.root),))], settings.queue.python)
     write_atomic(_record(room), json.dumps({"name": name, "number": number, "id": job}))
@@ -179,7 +179,13 @@ def _adopt(room: Room, job: slurm.QueuedJob) -> None:
     named = _named(room)
     if not named.get("id"):
         complete_call(submitit_dir(room), job.id, _words(room).timeout_min, (control, (str(room.root),)))
-        write_atomic(_record(room), json.dumps({**named, "id": job.id}))
+        write_atomic(_record(room), json.dumps({"name": named["name"], "number": named["number"], "id": job.id}))
+
+
+def _last_job(room: Room) -> str:
+    """The last submission's job; while that has no answer, the job before."""
+    named = _named(room)
+    return str(named.get("id") or named.get("before") or "")
 
 
 def _next_number(room: Room) -> int:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from sweep import detached, slurm
-from sweep.detached import control, start_detached, take_over
+from sweep.detached import control, controller_log, start_detached, take_over
 from sweep.errors import GiveUp, RetryLater
 from sweep.model import Finish, Finished
 from sweep.rooms import load_settings
@@ -125,6 +125,7 @@ def test_a_hand_over_that_fails_ends_in_a_sentence_before_the_job_does(
     assert tries(len(cluster.submitted))
     assert set(cluster.submitted) == {name(room, 2)}
     assert cluster.now <= 1000 + DELAY_SECONDS - detached.LAST_WORD_SECONDS
+    assert controller_log(room).name == "5_0_log.out", "`sweep logs --controller` shows what was said"
 
 
 def test_a_start_whose_answer_was_lost_is_there_already_and_can_run(room: Room, cluster: Cluster) -> None:
