@@ -8,23 +8,26 @@ SLURM starts a requeued one again by itself.
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
 import time
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from sweep import slurm
 from sweep.errors import RetryLater, SweepError
 from sweep.model import Finish, Finished
 from sweep.nursery import Nursery, clean_env
-from sweep.queues import SlurmQueue
+from sweep.queues import SlurmQueue, Submitit
 from sweep.rooms import controller_runs, load_settings
 from sweep.run import Wish, drive
 from sweep.settings import controller_job
-from sweep.submit import executor_parameters, job_log, job_name, submit_calls, submitit_dir
+from sweep.submit import complete_call, executor_parameters, job_log, job_name, submit_calls, submitit_dir
 from trainer.ending import limit_exit
 from trainer.room import Room, read_json, write_atomic
 
@@ -32,6 +35,23 @@ START_SECONDS = 30.0
 LOCK_SECONDS = 120.0
 # Between two questions to a cluster's queue about a controller that is on its way.
 COMING_SECONDS = 5.0
+# So long before its job's end a controller that could not hand over says so, while there is still somebody to say it.
+LAST_WORD_SECONDS = 20.0
+
+
+@dataclass(slots=True)
+class JobWish(Wish):
+    """A `Wish` of a controller that is a job.
+
+    Args:
+        told: when it was told to end, on the monotonic clock.
+    """
+
+    told: float = 0.0
+
+    def hand_over(self, number: int, frame: FrameType | None) -> None:
+        self.told = time.monotonic()
+        Wish.hand_over(self, number, frame)  # `super()` without arguments fails in a class with slots
 
 
 def start_detached(room: Room) -> str:
@@ -44,8 +64,10 @@ def start_detached(room: Room) -> str:
     how = f"`sweep watch {name}`, `sweep stop {name}`"
     if _on_slurm(room):
         if there := find_controller(room):
+            _adopt(room, there)
             raise RetryLater(f"the controller's job {there.id} is there already and {_doing(there)}")
-        return f"{name} runs as SLURM job {_submit(room)}; {how}, `sweep logs {name} --controller`"
+        job = _submit(room, _next_number(room))
+        return f"{name} runs as SLURM job {job}; {how}, `sweep logs {name} --controller`"
     return f"{name} runs in the background; {how}; its log is {_start_process(room)}"
 
 
@@ -64,11 +86,10 @@ def take_over(room: Room) -> str:
     Raises:
         RetryLater: the scheduler does not answer.
     """
-    there = find_controller(room) if _on_slurm(room) else None
-    if there is None:
-        return ""
-    slurm.cancel([there.id])
-    return there.id
+    there = [job.id for job in _controllers(room)] if _on_slurm(room) else []
+    if there:  # two, where a submission was taken after all that had no answer
+        slurm.cancel(there)
+    return " and ".join(there)
 
 
 def find_controller(room: Room) -> slurm.QueuedJob | None:
@@ -77,14 +98,12 @@ def find_controller(room: Room) -> slurm.QueuedJob | None:
     Raises:
         RetryLater: the scheduler does not answer.
     """
-    name = _named(room).get("name")
-    jobs = slurm.queue([name]) if name else []
-    return next((job for job in jobs if job.waits or job.runs), None)
+    return next(iter(_controllers(room)), None)
 
 
 def controller_log(room: Room) -> Path:
     """Where the last detached controller wrote what it did."""
-    job = _named(room).get("id")
+    job = _last_job(room)
     return job_log(room, job) if job else _process_log(room)
 
 
@@ -92,11 +111,43 @@ def control(root: str) -> None:
     """What the controller's job runs."""
     limit_exit()
     room = Room(Path(root))
-    wish = Wish(room, in_job=True)
+    mine, wanted = os.environ.get("SLURM_JOB_ID"), _named(room).get("id")
+    if mine and wanted and mine != wanted:  # its submission had no answer, and another was made in its place
+        print(f"the controller's job is {wanted}, not {mine}: this one ends", flush=True)
+        return
+    wish = JobWish(room, in_job=True)
     finish = _drive(room, wish)
     print(f"{finish.how}: {finish.reason}", flush=True)
     if finish.how is Finished.HANDED_OVER and wish.resigned == signal.SIGUSR2:
-        print(f"the next controller is job {_submit(room)}", flush=True)
+        try:
+            job = _hand_over(room, wish.told)
+        except (SweepError, OSError) as error:
+            how = f"go on with `sweep resume {room.root.name} --detach`"
+            raise SystemExit(f"no controller follows: {error}; the workers train on, {how}") from None
+        print(f"the next controller is job {job}", flush=True)
+
+
+def _hand_over(room: Room, told: float) -> str:
+    """Submit the next controller, again and again until shortly before this job's end; its job.
+
+    Raises:
+        RetryLater: the scheduler has not answered in all that time. GiveUp: it refuses.
+    """
+    until = told + _words(room).slurm_signal_delay_s - LAST_WORD_SECONDS
+    number = _next_number(room)
+    announced = False
+    while True:
+        try:
+            if announced and (there := find_controller(room)):  # it was taken, and only the answer was lost
+                _adopt(room, there)
+                return there.id
+            announced = True
+            return _submit(room, number)
+        except RetryLater as error:
+            if time.monotonic() + COMING_SECONDS > until:
+                raise
+            print(f"trouble, trying again: {error}", flush=True)
+            time.sleep(COMING_SECONDS)
 
 
 def _drive(room: Room, wish: Wish) -> Finish:
@@ -112,16 +163,46 @@ def _drive(room: Room, wish: Wish) -> Finish:
             time.sleep(1.0)
 
 
-def _submit(room: Room) -> str:
-    number = int(_named(room).get("number", 0)) + 1
+def _submit(room: Room, number: int) -> str:
     settings = load_settings(room)
     assert isinstance(settings.queue, SlurmQueue)
     name = job_name(room, settings.name, f"controller-{number}")
-    write_atomic(_record(room), json.dumps({"name": name, "number": number, "id": ""}))
-    parameters = executor_parameters(controller_job(settings.queue), name)
+    write_atomic(_record(room), json.dumps({"name": name, "number": number, "id": "", "before": _last_job(room)}))
+    parameters = executor_parameters(_words(room), name)
     [job] = submit_calls(submitit_dir(room), parameters, [(control, (str(room.root),))], settings.queue.python)
     write_atomic(_record(room), json.dumps({"name": name, "number": number, "id": job}))
     return job
+
+
+def _adopt(room: Room, job: slurm.QueuedJob) -> None:
+    """Write down the job of a submission that had no answer, and give it what it runs."""
+    named = _named(room)
+    if not named.get("id"):
+        complete_call(submitit_dir(room), job.id, _words(room).timeout_min, (control, (str(room.root),)))
+        write_atomic(_record(room), json.dumps({"name": named["name"], "number": named["number"], "id": job.id}))
+
+
+def _last_job(room: Room) -> str:
+    """The last submission's job; while that has no answer, the job before."""
+    named = _named(room)
+    return str(named.get("id") or named.get("before") or "")
+
+
+def _next_number(room: Room) -> int:
+    return int(_named(room).get("number", 0)) + 1
+
+
+def _words(room: Room) -> Submitit:
+    """What the controller's job asks for."""
+    queue = load_settings(room).queue
+    assert isinstance(queue, SlurmQueue)
+    return controller_job(queue)
+
+
+def _controllers(room: Room) -> list[slurm.QueuedJob]:
+    """The jobs of the last controller's name that wait or run."""
+    name = _named(room).get("name")
+    return [job for job in slurm.queue([name]) if job.waits or job.runs] if name else []
 
 
 def _start_process(room: Room) -> Path:

@@ -34,6 +34,18 @@ FINAL = re.compile(
 )
 # A run that was seen counts as deleted once so many looks in a row have not shown it.
 MISSES = 2
+# Changes of a run, each of what it names alone: the client's `Run.update` also sends configuration and summary as it
+# saw them last, over whatever the job has put there since, and a trial's reports and outcome travel in the summary.
+SET_TAGS = """
+mutation UpsertBucket($id: String!, $tags: [String!]) {
+  upsertBucket(input: {id: $id, tags: $tags}) { bucket { id } }
+}
+"""
+SET_CONFIG = """
+mutation UpsertBucket($id: String!, $config: JSONString!) {
+  upsertBucket(input: {id: $id, config: $config}) { bucket { id } }
+}
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,10 +238,10 @@ class WandbLaunchApi:
 
     def stop(self, run: str, cause: StopCause) -> None:
         def ask() -> None:
-            found = self._run(run)
-            found.tags = [*(tag for tag in found.tags if not tag.startswith(STOP_TAG)), f"{STOP_TAG}{cause}"]
-            found.update()
-            found.stop()
+            for found in self._page([run]):  # as it is now: others give tags too
+                tags = [*(tag for tag in found.tags or () if not tag.startswith(STOP_TAG)), f"{STOP_TAG}{cause}"]
+                self._change(SET_TAGS, id=found.storage_id, tags=tags)
+                found.stop()
 
         with contextlib.suppress(GiveUp):
             asked(ask, f"the run {run}")
@@ -239,7 +251,7 @@ class WandbLaunchApi:
             found = self._client().run(f"{self.place.path}/{run}")
             found.load(force=True)
             found.config.update(values)
-            found.update()
+            self._change(SET_CONFIG, id=found.storage_id, config=found.json_config)
 
         asked(change, f"the run {run}")
 
@@ -273,6 +285,9 @@ class WandbLaunchApi:
 
     def _run(self, run: str) -> Any:
         return self._seen.get(run) or self._client().run(f"{self.place.path}/{run}")
+
+    def _change(self, mutation: str, **variables: Any) -> None:
+        self._client()._service_api.execute_graphql(mutation, variables)  # private to wandb, whose version is pinned
 
     def _item(self, item: str) -> Any:
         place, queue = self.place, self.queue

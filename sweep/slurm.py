@@ -1,7 +1,8 @@
 """What SLURM's commands say, as values: the queue, the end of a job, the limits of a cluster.
 
 Invariants: nothing is decided here. Every command runs with a time limit and without the variables that a job of ours
-would hand down; a scheduler that does not answer is `RetryLater`, one that refuses is `GiveUp` with its own words.
+would hand down; a scheduler that does not answer is `RetryLater`, one that refuses is `GiveUp` with its own words. To
+look at jobs and to end them is never refused: while a sweep runs, whatever goes wrong with that is for now.
 """
 
 from __future__ import annotations
@@ -33,6 +34,11 @@ FOR_NOW = (
     "resource temporarily unavailable",
     "slurm backup controller in standby mode",
     "zero bytes were transmitted",
+    "communication connection failure",
+    "communication shutdown failure",
+    "message send failure",
+    "message receive failure",
+    "unexpected message received",
     "submitlimit",  # AssocMaxSubmitJobLimit, QOSMaxSubmitJobPerUserLimit
     "submit job limit",
     "job submit limit",
@@ -72,6 +78,10 @@ REASONS = {
 }
 
 
+class NoCommand(GiveUp):
+    """A command of SLURM's is not here."""
+
+
 @dataclass(frozen=True, slots=True)
 class QueuedJob:
     """A job as squeue shows it.
@@ -107,10 +117,15 @@ def queue(names: Sequence[str]) -> list[QueuedJob]:
     """The jobs of these names that the controller remembers, ended ones for as long as it does (MinJobAge).
 
     Raises:
-        RetryLater: the scheduler does not answer.
+        RetryLater: the scheduler does not answer, or in words of its own. NoCommand: there is no squeue.
     """
     form = ",".join(f"{field}:|" for field in FIELDS)
-    listing = command(["squeue", "-h", "-r", "-t", "all", f"--name={','.join(names)}", "-O", form])
+    try:
+        listing = command(["squeue", "-h", "-r", "-t", "all", f"--name={','.join(names)}", "-O", form])
+    except NoCommand:
+        raise
+    except GiveUp as error:
+        raise RetryLater(str(error)) from error
     found = []
     for line in listing.splitlines():
         values = [value.strip() for value in line.split("|")]
@@ -148,13 +163,15 @@ def cancel(jobs: Sequence[str]) -> None:
     """End these jobs; nothing where they are gone.
 
     Raises:
-        RetryLater: the scheduler does not answer.
+        RetryLater: the scheduler does not answer, or refuses. NoCommand: there is no scancel.
     """
     try:
         command(["scancel", *jobs])
+    except NoCommand:
+        raise
     except GiveUp as error:
         if "invalid job id" not in str(error).lower() and "already completing" not in str(error).lower():
-            raise
+            raise RetryLater(str(error)) from error
 
 
 def max_array() -> int:
@@ -195,10 +212,10 @@ def require(name: str) -> None:
     """Make sure that a command of SLURM's is here.
 
     Raises:
-        GiveUp: it is not.
+        NoCommand: it is not.
     """
     if shutil.which(name) is None:
-        raise GiveUp(f"the command {name} is not here; run this where SLURM is, on a login node of the cluster")
+        raise NoCommand(f"the command {name} is not here; run this where SLURM is, on a login node of the cluster")
 
 
 def command(words: Sequence[str], text: str | None = None) -> str:
@@ -206,7 +223,7 @@ def command(words: Sequence[str], text: str | None = None) -> str:
 
     Raises:
         RetryLater: the scheduler does not answer, or refuses for now.
-        GiveUp: the command does not exist, or the scheduler refuses.
+        GiveUp: the scheduler refuses. NoCommand: the command does not exist.
     """
     require(words[0])
     try:

@@ -69,13 +69,12 @@ class Submission:
 
     def complete(self, job: str, worker: str) -> None:
         """Give a job its pickle, where a controller died before it had."""
-        from submitit.core.utils import DelayedSubmission
-
-        path = self.folder / f"{job}_submitted.pkl"
-        if not path.exists():
-            delayed = DelayedSubmission(self._function, str(self.room.root), worker, dict(self.options))
-            delayed.set_timeout(self.words.timeout_min, 0)
-            delayed.dump(path)
+        complete_call(
+            self.folder,
+            job,
+            self.words.timeout_min,
+            (self._function, (str(self.room.root), worker, dict(self.options))),
+        )
 
     def script(self, name: str, workers: Sequence[str]) -> str:
         """What sbatch would be given; needs no SLURM."""
@@ -156,6 +155,18 @@ def submit_calls(
                 path.unlink(missing_ok=True)
             raise slurm.refusal("sbatch", str(error)) from error
     return [str(job.job_id) for job in jobs]
+
+
+def complete_call(folder: Path, job: str, timeout_min: int, call: tuple[Callable[..., None], tuple[Any, ...]]) -> None:
+    """Give a job its pickle, where whoever submitted it had no answer; without one the job ends in a minute."""
+    from submitit.core.utils import DelayedSubmission
+
+    path = folder / f"{job}_submitted.pkl"
+    if not path.exists():
+        function, arguments = call
+        delayed = DelayedSubmission(function, *arguments)
+        delayed.set_timeout(timeout_min, 0)
+        delayed.dump(path)
 
 
 def batch_script(folder: Path, parameters: Mapping[str, Any], python: str | None, jobs: int = 1) -> str:

@@ -7,6 +7,8 @@ a restarted controller, another attempt and `sweep sync` all mean the same run.
 from __future__ import annotations
 
 import hashlib
+import json
+import math
 import os
 import re
 from collections.abc import Collection, Mapping
@@ -15,14 +17,22 @@ from typing import Any
 
 from sweep.errors import ConfigError
 from sweep.queues import LaunchQueue, Place
+from sweep.recipe import resolve
 from sweep.settings import Settings
 from trainer.components import ComponentError, check_path
-from trainer.contract import Tracking
+from trainer.contract import Tracking, TrialSpec, encode
 
 # torchtune's logger under its old and its new path.
 LOGGER = "WandBLogger"
 # What the logger's own keyword arguments and ours cannot both say.
 OURS = ("_component_", "dir", "log_dir", "id", "resume", "reinit", "config", "mode")
+
+# The longest name of a SageMaker training job; it has letters, digits and dashes.
+SAGEMAKER_NAME = 63
+# What SageMaker gives a job: environment variables, and characters of each. Of the variables W&B's agent sets these
+# itself, beside those that carry the job's configuration; of that, so much is said of the job and not of its trials.
+SAGEMAKER_VARIABLES, SAGEMAKER_CHARACTERS = 100, 512
+AGENT_VARIABLES, JOB_CHARACTERS = 16, 600
 
 
 def logger_arguments(torchtune: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -63,14 +73,13 @@ def run_id(settings: Settings, trial: int, stopped: Collection[str] = ()) -> str
     Args:
         stopped: runs that W&B was asked to stop; a trial that goes on after that does so in a run of its own.
     """
-    run = f"{_token(settings)}-{trial:05d}"
-    again = (run, *(f"{run}-{number}" for number in range(2, len(stopped) + 2)))
-    return next(name for name in again if name not in stopped)
+    again = (f"{trial:05d}", *(f"{trial:05d}-{number}" for number in range(2, len(stopped) + 2)))
+    return next(run for run in (_run(settings, of) for of in again) if run not in stopped)
 
 
 def worker_run_id(settings: Settings, worker: str) -> str:
     """The id of the run of a Launch job that serves several trials."""
-    return f"{_token(settings)}-{worker}"
+    return _run(settings, worker)
 
 
 def adapter_name(settings: Settings) -> str:
@@ -147,6 +156,8 @@ def check(settings: Settings) -> None:
         raise ConfigError(f"wandb.registry={section.registry} needs W&B; set wandb=online (or offline, and sync later)")
     if isinstance(settings.queue, LaunchQueue):
         _check_launch(settings)
+        if settings.queue.resource == "sagemaker":
+            _check_sagemaker(settings, settings.queue)
     if section.hook:
         try:
             check_path("wandb.hook", section.hook, settings.recipe.components)
@@ -173,6 +184,23 @@ def _check_launch(settings: Settings) -> None:
         )
 
 
+def _check_sagemaker(settings: Settings, queue: LaunchQueue) -> None:
+    """Refuse more slots than a job can be given first trials for: they travel in its environment."""
+    first = min(queue.worker_slots or 1, queue.trials_per_worker or math.inf)
+    config = resolve(settings.torchtune, {}, {})
+    spec = TrialSpec(
+        settings.name, 0, 1, "w0001", config, settings.milestone_tokens, tracking=tracking_of(settings, 0, config)
+    )
+    variables = SAGEMAKER_VARIABLES - AGENT_VARIABLES - len(queue.template.get("Environment", {}))
+    most = (variables * SAGEMAKER_CHARACTERS - JOB_CHARACTERS) // len(json.dumps(json.loads(encode(spec))))
+    if 1 < first > most:
+        raise ConfigError(
+            f"queue.slots={queue.slots}: a SageMaker job has {SAGEMAKER_VARIABLES} environment variables of "
+            f"{SAGEMAKER_CHARACTERS} characters, in which {first} trials of this recipe do not fit; set it to "
+            f"{max(1, most)} at most"
+        )
+
+
 def _data_uris(dataset: Any) -> list[str]:
     parts = dataset if isinstance(dataset, list) else [dataset]
     found = []
@@ -187,9 +215,18 @@ def _data_uris(dataset: Any) -> list[str]:
     return found
 
 
-def _token(settings: Settings) -> str:
+def _run(settings: Settings, of: str) -> str:
+    """The id of a trial's or a worker's run.
+
+    SageMaker names a job by its run, and takes fewer characters than W&B. Only for its queues ids are narrowed: where
+    that changes one, no job ever ran under the other; so the runs of every sweep that there is keep their ids.
+    """
     made = hashlib.sha256(f"{settings.name} {settings.created!r}".encode()).hexdigest()[:8]
-    return f"{_plain(settings.name)[:40]}-{made}"
+    name = _plain(settings.name)[:40]
+    if isinstance(settings.queue, LaunchQueue) and settings.queue.resource == "sagemaker":
+        room = SAGEMAKER_NAME - len(f"-{made}-{of}")
+        name = re.sub(r"[^A-Za-z0-9-]", "-", name)[:room].lstrip("-") or "x"
+    return f"{name}-{made}-{of}"
 
 
 def _plain(text: str) -> str:

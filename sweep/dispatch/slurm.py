@@ -72,6 +72,7 @@ class SlurmDispatcher:
     _seen: dict[str, Job] = field(default_factory=dict)
     _asked: float = float("-inf")
     _cancelled: dict[str, float] = field(default_factory=dict)
+    _not_cancelled: float = float("-inf")
     _bad_nodes: set[str] = field(default_factory=set)
     _forgotten: list[Record] = field(default_factory=list)
     _max_array: int = 0
@@ -95,10 +96,16 @@ class SlurmDispatcher:
     def cancel(self, workers: Sequence[str]) -> None:
         self._load()
         now = time.monotonic()
+        if now - self._not_cancelled < self.query_seconds:  # asked for again by then; other effects have their turn
+            return
         due = [n for n in workers if n in self._records and now - self._cancelled.get(n, -1e9) >= self.query_seconds]
         jobs = {name: self._records[name].id for name in due if self._records[name].id and not self._records[name].end}
         if jobs:
-            slurm.cancel(list(jobs.values()))
+            try:
+                slurm.cancel(list(jobs.values()))
+            except RetryLater:
+                self._not_cancelled = time.monotonic()
+                raise
             self._cancelled.update(dict.fromkeys(jobs, now))
 
     def preview(self, workers: Sequence[WorkerSpec]) -> str:
@@ -147,10 +154,15 @@ class SlurmDispatcher:
 
     def _refresh(self) -> None:
         """Ask the scheduler, if it is time to."""
-        now = time.monotonic()
-        if now - self._asked < self.query_seconds or (self.reads and self._believe_the_controller()):
+        due = time.monotonic() - self._asked >= self.query_seconds
+        if not due or (self.reads and self._believe_the_controller()):
             return
-        self._asked = now
+        try:
+            self._ask()
+        finally:  # a scheduler that takes long to fail is not asked again at once: in between the last answer holds
+            self._asked = time.monotonic()
+
+    def _ask(self) -> None:
         if self._forgotten:
             self._take_forgotten()
             return

@@ -14,7 +14,17 @@ from sweep.queues import LaunchQueue, Place
 from tests.standin.faults import Fault
 from tests.standin.plugin import standin, wandb_here
 from tests.standin.server import StandIn
-from trainer.contract import JOB_KEY, Outcome, OutcomeKind, Report, StopCause, Tracking, TrialSpec
+from trainer.contract import (
+    JOB_KEY,
+    OUTCOME_KEY,
+    REPORTS_KEY,
+    Outcome,
+    OutcomeKind,
+    Report,
+    StopCause,
+    Tracking,
+    TrialSpec,
+)
 from trainer.room import Room
 from trainer.scores import tell_scores
 from trainer.tracking import Tracker
@@ -86,3 +96,31 @@ def test_attempts_that_follow_at_once_lose_nothing_of_each_other(
         "eval/loss": 0.5,
     }
     assert [row["milestone"] for row in run.history] == [1, 2]
+
+
+def test_what_a_controller_tells_a_run_is_all_that_changes(standin: StandIn, wandb_here: Any, tmp_path: Path) -> None:
+    """The job reports its end, and a person tags its run, between the controller's last look and its stop."""
+    api = make_api(LaunchQueue(), Place("team", "p", "s"), "")
+    quick = {"silent": True, "console": "off", "x_file_stream_transmit_interval": 1}
+    config = {"sweep": {"worker": "w0001"}, "kept": 1}
+    run = wandb_here.init(project="p", id="one", dir=str(tmp_path), config=config, settings=quick)
+    run.summary.update({REPORTS_KEY: "one"})
+    standin.wait(lambda it: it.runs["team/p/one"].summary.get(REPORTS_KEY) == "one")
+    assert api.runs(["one"])["one"].summary[REPORTS_KEY] == "one"
+    run.summary.update({REPORTS_KEY: "one, two", OUTCOME_KEY: "completed"})
+    run.config.update({"late": 2})
+    run.finish()
+    standin.runs["team/p/one"].tags = ["mine"]
+    api.stop("one", StopCause.PAUSED)
+    api.stop("one", StopCause.PRUNED)
+    api.configure("one", {JOB_KEY: {"inbox": []}})
+    found = standin.runs["team/p/one"]
+    assert {key: found.summary.get(key) for key in (REPORTS_KEY, OUTCOME_KEY)} == {
+        REPORTS_KEY: "one, two",
+        OUTCOME_KEY: "completed",
+    }
+    assert found.tags == ["mine", "stop:pruned"]
+    values = {key: found.wire_config[key]["value"] for key in ("sweep", "kept", "late", JOB_KEY)}
+    assert values == {**config, "late": 2, JOB_KEY: {"inbox": []}}
+    assert (len(found.stop_requests), found.starts) == (2, 1)
+    api.stop("none", StopCause.PRUNED)

@@ -8,8 +8,10 @@ import pickle
 import pickletools
 import subprocess
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import cloudpickle
@@ -36,6 +38,7 @@ from trainer.room import Room, read_json, write_atomic
         ("sbatch: error: Batch job submission failed: Invalid qos\n", GiveUp, "Invalid qos"),
         ("sbatch: error: Socket timed out on send/recv operation", RetryLater, "Socket timed out"),
         ("slurm_load_jobs error: Unable to contact slurm controller (connect failure)", RetryLater, "Unable"),
+        ("sbatch: error: Batch job submission failed: Message receive failure", RetryLater, "Message receive"),
         (
             "sbatch: error: AssocMaxSubmitJobLimit\nsbatch: error: Job violates accounting/QOS policy",
             RetryLater,
@@ -109,10 +112,45 @@ def test_a_job_hands_nothing_of_its_own_down_to_what_it_submits(monkeypatch: pyt
     assert inside["SLURM_CONF"] == "/etc/slurm.conf"
 
 
-def test_a_command_that_is_not_here_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "words",
+    [
+        "slurm_load_jobs error: Protocol authentication error",
+        "error: If munged is up, restart with --num-threads=10\nslurm_load_jobs error: Invalid authentication",
+        "slurm_load_jobs error: Unexpected message received",
+        "fatal: Could not establish a configuration source",
+        "",
+    ],
+)
+def test_no_word_of_squeue_or_scancel_is_final(words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """munge or DNS that are away for a moment must not end a controller."""
+    refuse(tmp_path, words)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
+    for ask, name in ((slurm.queue, "squeue"), (slurm.cancel, "scancel")):
+        with pytest.raises(RetryLater, match=f"^{name}: .*{words[-30:] or 'no output'}$"):
+            ask(["1"])
+
+
+def test_a_job_that_is_gone_needs_no_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    refuse(tmp_path, "scancel: error: Kill job error on job id 1: Invalid job id specified")
+    monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
+    slurm.cancel(["1"])
+
+
+def refuse(directory: Path, words: str) -> None:
+    """Put commands there that say this and fail."""
+    for name in ("squeue", "scancel"):
+        (directory / name).write_text(f"#!/bin/sh\ncat >&2 <<'EOF'\n{words}\nEOF\nexit 1\n")
+        (directory / name).chmod(0o755)
+
+
+@pytest.mark.parametrize(("name", "ask"), [("squeue", slurm.queue), ("scancel", slurm.cancel)])
+def test_a_command_that_is_not_here_is_a_sentence(
+    name: str, ask: Callable[[Sequence[str]], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
-    with pytest.raises(GiveUp, match="the command squeue is not here; run this where SLURM is"):
-        slurm.queue(["a"])
+    with pytest.raises(GiveUp, match=f"the command {name} is not here; run this where SLURM is"):
+        ask(["a"])
 
 
 # --- what is submitted --------------------------------------------------------------------------------------------
@@ -212,6 +250,67 @@ def test_the_scheduler_is_asked_once_in_a_while_however_often_we_look(room: Room
     assert scheduler.asked == 1, "one question for all sixteen"
     assert len(found) == 16
     assert len(scheduler.submitted) == 1, "one array"
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """The dispatcher's, which stands still: add to `now`."""
+    found = SimpleNamespace(now=1000.0, time=time.time)
+    found.monotonic = lambda: found.now
+    monkeypatch.setattr(dispatch, "time", found)
+    return found
+
+
+def test_a_scheduler_that_takes_long_to_fail_leaves_time_for_all_else(
+    room: Room, scheduler: Scheduler, clock: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last answer holds until it is asked again; what workers write is seen all along."""
+    dispatcher = SlurmDispatcher(room, submission(room), query_seconds=10)
+    dispatcher.start([WorkerSpec("w0001", 0), WorkerSpec("w0002", 1)])
+    scheduler.jobs = [job(dispatcher, 0, "RUNNING"), job(dispatcher, 1, "RUNNING")]
+    dispatcher.poll()
+    monkeypatch.setattr(slurm, "queue", out_of_reach(clock))
+    clock.now += 10
+    for _ in range(3):
+        with pytest.raises(RetryLater, match="did not answer"):
+            dispatcher.poll()
+        assert dispatcher.poll()["w0001"].state is JobState.RUNNING
+        clock.now += 9
+        dispatcher.poll()
+        clock.now += 1
+    said = {"reason": "it was drained", "node": "n1", "signalled": False, "failed": False}
+    write_atomic(room.worker("w0002").exit, json.dumps(said))
+    with pytest.raises(RetryLater):
+        dispatcher.poll()
+    assert [dispatcher.poll()[name].state for name in ("w0001", "w0002")] == [JobState.RUNNING, JobState.GONE]
+
+
+def test_a_cancellation_that_fails_is_made_again_later_and_holds_nothing_up(
+    room: Room, scheduler: Scheduler, clock: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dispatcher = SlurmDispatcher(room, submission(room), query_seconds=10)
+    dispatcher.start([WorkerSpec("w0001", 0), WorkerSpec("w0002", 1)])
+    monkeypatch.setattr(slurm, "cancel", out_of_reach(clock))
+    with pytest.raises(RetryLater):
+        dispatcher.cancel(["w0001"])
+    dispatcher.cancel(["w0001"])
+    dispatcher.cancel(["w0002"])
+    cancelled: list[str] = []
+    monkeypatch.setattr(slurm, "cancel", cancelled.extend)
+    clock.now += 10
+    for name in ("w0001", "w0002", "w0001"):
+        dispatcher.cancel([name])
+    assert cancelled == ["1_0", "1_1"]
+
+
+def out_of_reach(clock: SimpleNamespace) -> Callable[[Sequence[str]], None]:
+    """A command that answers nothing until its time is over."""
+
+    def ask(names: Sequence[str]) -> None:
+        clock.now += 60
+        raise RetryLater("it did not answer within 60 s")
+
+    return ask
 
 
 def test_a_submission_in_doubt_is_looked_for_and_given_up_after_a_while(room: Room, scheduler: Scheduler) -> None:

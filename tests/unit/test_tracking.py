@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import re
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,8 +14,11 @@ import pytest
 from sweep import tracking
 from sweep.config import compose_config, freeze
 from sweep.errors import ConfigError
+from sweep.launchjobs import payload
 from sweep.queues import Place
+from sweep.session import trial_spec
 from sweep.settings import Settings
+from trainer.room import Room
 
 OLD = "torchtune.utils.metric_logging.WandBLogger"
 NEW = "torchtune.training.metric_logging.WandBLogger"
@@ -134,6 +140,59 @@ def test_names_are_what_wandb_takes() -> None:
     assert not set(run) & set(" /&")
     assert tracking.adapter_name(replace(found, name="a b")) == "a-b-adapter"
     assert tracking.worker_run_id(found, "w0001").endswith("-w0001")
+
+
+@pytest.mark.parametrize("name", ["llama3_2_1b_alpaca-1", "_a.b", "__", "x" * 80, "größe", "a" * 39 + "_b"])
+def test_a_sagemaker_job_s_run_has_a_name_that_a_training_job_may_have(name: str) -> None:
+    found = settings("queue=launch_sagemaker", "queue.variables={role: r, bucket: b}", name=name)
+    trial = tracking.run_id(found, 7)
+    ids = [trial, tracking.run_id(found, 7, {trial})]
+    ids += [tracking.worker_run_id(found, worker) for worker in ("w0003", "controller-1234")]
+    for one in ids:
+        assert re.fullmatch("[a-zA-Z0-9](-*[a-zA-Z0-9]){0,62}", one), one
+        assert len(one) <= 63
+    assert len(set(ids)) == 4
+    assert tracking.run_id(replace(found, created=2.5), 7) != trial
+
+
+def test_runs_of_sweeps_that_there_are_keep_their_ids() -> None:
+    """As the version before it gave them: a room remembers its sweep's name and creation, and no id."""
+    sagemaker = ("queue=launch_sagemaker", "queue.variables={role: r, bucket: b}")
+    ids = [
+        tracking.run_id(settings("wandb=online", name="llama3_2.1"), 7),
+        tracking.run_id(replace(launch(), name="llama3_2.1"), 7, {"llama3_2.1-cc43fe11-00007"}),
+        tracking.worker_run_id(settings(*sagemaker, name="demo--" + "x" * 33 + "-" * 60 + "x"), "w0003"),
+    ]
+    assert ids == [
+        "llama3_2.1-cc43fe11-00007",
+        "llama3_2.1-cc43fe11-00007-2",
+        "demo--xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx--633fabbf-w0003",
+    ]
+
+
+def test_more_first_trials_than_a_sagemaker_job_s_environment_holds_are_refused(rooms: Path) -> None:
+    """Reckoned before there is a trial, held against what a job of so many trials is given."""
+    words = ("experiment=demo", "queue=launch_sagemaker", "queue.variables={role: r, bucket: b}")
+    with pytest.raises(
+        ConfigError, match=r"queue.slots=16: .* 16 trials of this recipe do not fit; set it to \d+ at"
+    ) as no:
+        composed(*words, "queue.trials_per_worker=null", "queue.slots=16")
+    most = int(str(no.value).split()[-3])
+
+    def variables(slots: int) -> int:
+        found = settings(*words, "queue.trials_per_worker=null", "queue.slots=2", trial_tokens=100_000)
+        params = {"model.lora_rank": 8, "optimizer.lr": 1.2345678901234567e-4, "gradient_accumulation_steps": 4}
+        specs = [trial_spec(found, params, (number, 1, "w0001")) for number in range(slots)]
+        text = json.dumps(payload(found, Room(rooms / "s"), "w0001", specs, True))
+        return 16 + -(-len(text) // 512)
+
+    assert variables(most) <= 100 < variables(16)
+    composed(*words, "queue.trials_per_worker=null", f"queue.slots={most}")
+    composed(*words, "queue.trials_per_worker=4", "queue.slots=16")
+    composed(*words, "queue.trials_per_worker=null", "queue.slots=auto")
+    with pytest.raises(ConfigError, match="do not fit"):
+        variable = "queue.template.Environment={" + ", ".join(f"A{n}: x" for n in range(40)) + "}"
+        composed(*words, "queue.trials_per_worker=null", f"queue.slots={most}", f"+{variable}")
 
 
 # --- the tracking of a trial -----------------------------------------------------------------------------------------
