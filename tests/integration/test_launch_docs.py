@@ -91,12 +91,12 @@ def test_the_walk_through_runs(standin: StandIn, tmp_path: Path) -> None:
         said = {line: run(process, line, directory / "said") for line in lines()}
         found = json.loads(run(process, "sweep status first --json", directory / "said"))
     (swept,) = (text for line, text in said.items() if "name=first" in line)
-    assert "all 12 trials have ended" in swept
+    assert "all 8 trials have ended" in swept
     rows = {row["number"]: row for row in found["rows"]}
-    assert len(rows) == 12
+    assert len(rows) == 8
     states = {number: row["state"] for number, row in rows.items()}
     assert set(states.values()) == {"complete", "pruned"}
-    assert sum(state == "pruned" for state in states.values()) >= 3
+    assert sum(state == "pruned" for state in states.values()) >= 1
     assert all(len(row["reports"]) >= 1 for row in rows.values()), "each was running when it was stopped"
     runs = {int(run.id.rpartition("-")[2]): run for run in standin.runs.values() if run.job_type == "trial"}
     assert {number: run.summary["trial/state"] for number, run in runs.items()} == states

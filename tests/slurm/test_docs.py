@@ -39,7 +39,7 @@ def test_the_walk_through_runs(cluster: Cluster, tmp_path: Path, monkeypatch: py
         assert result.returncode == 0, f"{line}\n{result.stdout}\n{result.stderr}"
         said[line] = result.stdout
     (run,) = (said[line] for line in lines if "name=first" in line)
-    assert "all 12 trials have ended" in run
+    assert "all 8 trials have ended" in run
     assert "pruned" in run
     assert "reproduced by tune run" in said["sweep export first --verify"]
     assert "all 4 trials have ended" in said["sweep logs second --controller"]

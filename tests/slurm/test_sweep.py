@@ -24,11 +24,12 @@ from trainer.room import Room
 pytestmark = pytest.mark.slow
 
 SLURM = ("queue=slurm_cpu", "queue.query_seconds=1", "queue.poll_seconds=0.1")
+SLOW = ("recipe.overrides.loss._component_=tests.slurm.slow.SlowLoss", "recipe.components=[tests.slurm.]")
 # A trial takes several seconds, so that something can happen in its middle.
 DATA = (
     ("experiment=gsm8k_base1m", f"recipe.overrides.root={SHARED}", "recipe.overrides.dataset.split=train[:128]")
     if (SHARED / "base1m").is_dir()
-    else ("experiment=demo", "space.optimizer.lr=tag(log,interval(3e-4,1e-1))", "recipe.overrides.epochs=3")
+    else ("experiment=demo", "space.optimizer.lr=tag(log,interval(3e-4,1e-1))", *SLOW)
 )
 VALIDATION = "recipe.overrides.dataset_val.split=train[:16]"
 LONG = (*DATA, VALIDATION, "sampler=random", "objective.milestones=8", "search.seed=3")
@@ -43,10 +44,11 @@ def on(monkeypatch: pytest.MonkeyPatch, rooms: Path) -> Any:
     return use
 
 
-def pick(room: Room, taken: set[str]) -> tuple[str, int]:
+def pick(room: Room, taken: set[str], controller: subprocess.Popen[bytes]) -> tuple[str, int]:
     """A worker in the middle of a trial, between its second and fifth report, which nothing has happened to yet."""
 
     def found() -> dict[str, int]:
+        assert controller.poll() is None, "the sweep ended"
         late = training(room, 5)
         return {w: trial for w, trial in training(room, 2).items() if w not in late and w not in taken}
 
@@ -63,18 +65,18 @@ def test_twelve_trials_through_all_that_a_cluster_does(on: Any, cluster: Cluster
     partition = "queue.slurm_partition=low"
     room, taken = Room(rooms / "s"), set[str]()
     first = start("run", *words, partition, log=tmp_path / "first")
-    pick(room, set())
+    pick(room, set(), first)
     first.send_signal(signal.SIGKILL)
     first.wait()
     jobs = len(cluster.run("squeue", "-h", "-r").splitlines())
     second = start("resume", "s", log=tmp_path / "second")
-    requeued, _ = pick(room, taken)
+    requeued, _ = pick(room, taken, second)
     cluster.run("scontrol", "requeue", job_of(room, requeued))
-    preempted, _ = pick(room, taken)
+    preempted, _ = pick(room, taken, second)
     node = node_of(cluster, job_of(room, preempted))
     cluster.run("sbatch", "-p", "high", "-w", node, "--exclusive", "-o", "/dev/null", "--wrap=sleep 1")
     until(room.worker(preempted).exit.exists)
-    dead, _ = pick(room, taken)
+    dead, _ = pick(room, taken, second)
     node = node_of(cluster, job_of(room, dead))
     cluster.kill_node(node)
     cluster.run("scontrol", "update", f"nodename={node}", "state=down", "reason=test")
