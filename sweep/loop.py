@@ -8,13 +8,14 @@ out by one call of a port, and each of those is safe to repeat.
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
 
 from sweep.budget import trials_left
 from sweep.decide import decide
 from sweep.errors import RetryLater
+from sweep.looks import Looks
 from sweep.model import (
     Ask,
     AskFinal,
@@ -53,8 +54,6 @@ UNANSWERED = (Assign, Cancel, Drain, Stop)
 
 # Builds the specification of an attempt from trial, attempt and worker.
 SpecFactory = Callable[[int, int, str], TrialSpec]
-Sights = dict[int, list[AttemptSight]]
-T = TypeVar("T")
 
 
 class Ledger(Protocol):
@@ -119,13 +118,16 @@ class Controller:
     _spent: Spent = field(default_factory=Spent)
     _known_stops: set[tuple[int, int]] = field(default_factory=set)
     _ruled: dict[int, Verdict] = field(default_factory=dict)
-    _missed: dict[int, Mapping[int, Sequence[Report]]] = field(default_factory=dict)
+    _looks: Looks = field(init=False)
     _recalled: bool = False
     _asks_on: bool = True
     _trials: dict[int, tuple[list[AttemptSight], TrialFacts]] = field(default_factory=dict)
     _workers: dict[str, tuple[WorkerSight, Job, WorkerFacts]] = field(default_factory=dict)
     _first_name: int | None = None
     _last_name: int = 0
+
+    def __post_init__(self) -> None:
+        self._looks = Looks(self.ports.channel)
 
     def run(self) -> Finish:
         """Go on until there is nothing left to do, or the person wants it to end."""
@@ -173,8 +175,8 @@ class Controller:
         self._last_name = max([self._last_name, *map(worker_number, jobs)])
         self._first_name = self._last_name if self._first_name is None else self._first_name
         watched = [name for name, job in jobs.items() if job.state is not JobState.GONE or self._is_ours(name)]
-        attempts, workers = self._look(known.open, watched)
-        trials = tuple(self._take(attempts, self._known_trial))
+        attempts, workers = self._looks.look(known.open, watched)
+        trials = tuple(self._looks.take(attempts, self._known_trial))
         facts = tuple([self._known_worker(sight, jobs[name]) for name, sight in workers.items()])
         failed = self._failed_starts(facts)
         return View(
@@ -222,34 +224,12 @@ class Controller:
     def _recall(self) -> None:
         """What ended trials reported in an earlier controller's time, for a study that judges others by it."""
         if not self._recalled:
-            attempts, _ = self._look(self.ports.study.unknown(), [])
-            self._take(attempts, self._recall_trial)
+            attempts, _ = self._looks.look(self.ports.study.unknown(), [])
+            self._looks.take(attempts, self._recall_trial)
             self._recalled = True
 
     def _recall_trial(self, number: int, sights: list[AttemptSight]) -> None:
         self.ports.study.recall(number, [report for sight in sights for report in sight.reports])
-
-    def _look(self, trials: Sequence[int], workers: Sequence[str]) -> tuple[Sights, dict[str, WorkerSight]]:
-        """What the channel shows, which is each report once, after what a round that failed was shown in vain."""
-        attempts, seen = self.ports.channel.observe(trials, workers)
-        again = {number: missed for number, missed in self._missed.items() if number in attempts}
-        for number, missed in again.items():
-            sights = [replace(one, reports=(*missed.get(one.number, ()), *one.reports)) for one in attempts[number]]
-            attempts = {**attempts, number: sights}
-            del self._missed[number]
-        return attempts, seen
-
-    def _take(self, attempts: Sights, take: Callable[[int, list[AttemptSight]], T]) -> list[T]:
-        """Hand each trial's sights on; what cannot be taken in for the moment is kept for the next round."""
-        taken: list[T] = []
-        try:
-            for number, sights in attempts.items():
-                taken.append(take(number, sights))
-        except Exception:
-            for number in list(attempts)[len(taken) :]:
-                self._missed[number] = {sight.number: sight.reports for sight in attempts[number]}
-            raise
-        return taken
 
     def _ask(self, new: bool, worker: str) -> bool:
         """Promote a paused trial, or ask for a new one; False where there is none to promote, and none to ask for."""

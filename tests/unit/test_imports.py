@@ -24,7 +24,7 @@ LAYERS = (
     "sweep sweep.errors sweep.resources sweep.yamledit sweep.nursery",
     "sweep.model sweep.space sweep.queues sweep.evaluators sweep.slurm sweep.storage",
     "sweep.ports sweep.grammar sweep.submit sweep.launchtemplate sweep.launchapi sweep.strategy sweep.tables",
-    "sweep.tally sweep.spent sweep.budget sweep.occupancy sweep.ranking sweep.repeats sweep.gridwalk",
+    "sweep.tally sweep.spent sweep.budget sweep.occupancy sweep.ranking sweep.repeats sweep.gridwalk sweep.looks",
     "sweep.launchagent sweep.wandbqueue",
     "sweep.simulation sweep.ledger sweep.finals sweep.strategy.encoding sweep.strategy.surrogate",
     "sweep.strategy.evidence",

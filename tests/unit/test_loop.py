@@ -39,7 +39,7 @@ def sight(number: int, *reports: Report, outcome: Outcome | None = None) -> Atte
 
 
 def controlled(study: Paused, limits: Limits) -> Controller:
-    ports = SimpleNamespace(study=study, clock=SimpleNamespace(now=lambda: 0.0))
+    ports = SimpleNamespace(study=study, channel=None, clock=SimpleNamespace(now=lambda: 0.0))
     return Controller(
         ports=cast(Ports, ports),
         limits=limits,
