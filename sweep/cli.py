@@ -65,7 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
 
-    run = _composing(verbs, "run", "compose a sweep and run it; with the name of one that exists, go on with it")
+    run = _composing(verbs, "run", "compose a sweep and run it; with name= and the settings of one that exists, go on")
     run.add_argument("--detach", action="store_true", help="run the controller in the background, on SLURM as a job")
     plan = _composing(verbs, "plan", "show the space, sampled trials, the budget and the queue; start nothing")
     plan.add_argument("-n", type=int, default=5, help="sampled trials to show (default 5)")

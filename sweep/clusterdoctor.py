@@ -1,4 +1,4 @@
-"""Checks that a SLURM cluster can run a sweep: commands, the request, accounting, and a node by a one-minute job.
+"""Checks that a SLURM cluster can run a sweep: commands, the request, accounting, and a node by a short job.
 
 Invariants: each look is independent and says what it found, or raises what is wrong with it; nothing is left behind,
 neither a job nor a file.

@@ -234,11 +234,12 @@ def _check_base(base: Mapping[str, Any]) -> None:
     if str(base["dtype"]) == "fp16":
         raise ConfigError("dtype=fp16 is not supported by torchtune's LoRA recipe; set recipe.overrides.dtype=bf16")
     source = base["checkpointer"]["checkpoint_dir"]
-    for value in (base["output_dir"], base["checkpointer"].get("output_dir")):
+    own = base["checkpointer"].get("output_dir")
+    for key, value in (("output_dir", base["output_dir"]), ("checkpointer.output_dir", own)):
         if value and Path(str(value)).resolve().is_relative_to(Path(str(source)).resolve()):
             raise ConfigError(
-                f"output_dir={value} is or lies inside checkpointer.checkpoint_dir={source}; torchtune refuses that: "
-                "set recipe.overrides.output_dir"
+                f"{key}={value} is or lies inside checkpointer.checkpoint_dir={source}; torchtune refuses that: "
+                f"set recipe.overrides.{key}"
             )
 
 

@@ -35,6 +35,11 @@ def check_launch(queue: LaunchQueue) -> None:
             f"queue.docker_image={queue.docker_image}, but local-process runs no image; set queue.job or "
             "queue.resource=local-container"
         )
+    if queue.room and queue.channel == "wandb":
+        raise ConfigError(
+            f"queue.room={queue.room}, but with queue.channel=wandb no room is shared; set queue.channel=room, or "
+            "queue.room=null"
+        )
     if queue.variables and queue.resource_args:
         raise ConfigError(
             "queue.variables and queue.resource_args are both set; Launch heeds one of them at a push: leave one empty"

@@ -163,7 +163,10 @@ def _budget(plan: Plan) -> Table:
     else:
         reason = plan.unknown or "--no-measure leaves it out"
         table.add_row("time", Text(f"not measured: {reason}", style="yellow" if plan.unknown else "dim"))
-    limits = {"tokens": search.tokens, "seconds": search.seconds, "target": search.target}
+    if search.finalists:
+        table.add_row("finals", f"{search.finalists * search.seeds} more trainings, which tokens and time leave out")
+    keys = ("tokens", "seconds", "target", "gpu_hours", "min_gain_per_gpu_hour")
+    limits = {key: getattr(search, key) for key in keys}
     stops = ", ".join(f"{key} {value:,}" for key, value in limits.items() if value is not None)
     table.add_row("stops early at", stops or "nothing")
     return table

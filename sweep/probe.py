@@ -48,10 +48,12 @@ def probe_data(settings: Settings, nursery: Nursery | None = None, speed: bool =
     }
     answer = nursery.ask(request) if nursery and not speed else _ask_once(request, settings.queue.worker_env)
     if "error" in answer:
-        raise ConfigError(
-            f"the torchtune configuration cannot train here: {answer['error']}; "
-            "mend recipe.config or recipe.overrides, or set objective.milestone_tokens where the data lie elsewhere"
-        )
+        how = "mend recipe.config or recipe.overrides"
+        if settings.queue.offline:  # the workers will find no more than is here
+            how += ", or fetch what is missing first, as queue.offline=true asks"
+        elif settings.objective.milestone_tokens is None:
+            how += ", or set objective.milestone_tokens where the data lie elsewhere"
+        raise ConfigError(f"the torchtune configuration cannot train here: {answer['error']}; {how}")
     return DataProbe(**answer)
 
 

@@ -81,7 +81,7 @@ def show(args: Namespace, settings: Settings) -> int:
     print(yaml.safe_dump(found, sort_keys=False), end="")
     print(f"# W&B at {connection.url}")
     print("\n".join(_queue_lines(f"{connection.entity}/{configured.name}", configured, server, agents)))
-    print(f"# job: {version or f'{job} is absent; make it with `sweep queue job`'}")
+    print(f"# job: {version or f'{job} is absent; make it with `sweep queue job queue=…`'}")
     return 0
 
 
@@ -89,9 +89,11 @@ def _queue_lines(
     where: str, configured: LaunchQueue, server: ServerQueue | None, agents: list[Agent] | None
 ) -> list[str]:
     if server is None:
-        return [f"# {where}: absent; make it with `sweep queue create`"]
+        return [f"# {where}: absent; make it with `sweep queue create queue=…`"]
     differing = differences(server, configured)
-    same = f"differs in {', '.join(differing)}; `sweep queue create` changes it" if differing else "as configured"
+    same = "as configured"
+    if differing:
+        same = f"differs in {', '.join(differing)}; `sweep queue create queue=…` changes it"
     items = ", ".join(f"{count} {state}" for state, count in server.items.items())
     heard = "none" if agents is not None else "this server does not list them"
     return [
@@ -116,7 +118,7 @@ def agent(args: Namespace, settings: Settings) -> int:
         return 0
     text = agent_text(wished, connection.entity, args.region)
     if wished.resource == "kubernetes":
-        text += "# in the cluster: `sweep queue agent --kubernetes | kubectl apply -f -`\n"
+        text += "# in the cluster: `sweep queue agent queue=… --kubernetes | kubectl apply -f -`\n"
     if os.environ.get("WANDB_BASE_URL"):
         text += f"# with WANDB_BASE_URL={connection.url} in its environment\n"
     print(text, end="")

@@ -28,7 +28,8 @@ KEYED = ("recipe.overrides", "space", "derive")
 GIVEN = "given"
 # Sections in which a word may name new keys without Hydra's `+`.
 OPEN = ("sampler.", "pruner.", "queue.", "evaluate.", "wandb.init")
-TOP_KEYS = ("name", "storage", "experiment", "space", "derive", "sampler", "pruner", "evaluate", *SECTIONS)
+GROUPS = ("experiment", "prior", "space", "derive", "sampler", "pruner", "evaluate", "queue")
+TOP_KEYS = ("name", "controller", "storage", *GROUPS, *SECTIONS)
 
 
 def split_words(words: Sequence[str]) -> tuple[list[str], dict[str, dict[str, Any]]]:
@@ -41,6 +42,8 @@ def split_words(words: Sequence[str]) -> tuple[list[str], dict[str, dict[str, An
     given: dict[str, dict[str, Any]] = {section: {} for section in KEYED}
     for word in (_assigned(word) for word in words if word != "experiment=null"):  # which is the default
         name, equals, text = word.partition("=")
+        if not equals and not word.startswith("~"):
+            raise ConfigError(f"{word} is no KEY=VALUE; to go on with a sweep of that name: `sweep resume {word}`")
         key = name.lstrip("+")
         section = next((section for section in KEYED if f"{key}.".startswith(f"{section}.")), "")
         rest = key.removeprefix(section).removeprefix(".")

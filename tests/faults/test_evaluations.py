@@ -130,7 +130,7 @@ def test_killed_at_every_durable_write(rooms: Path, every: int) -> None:
 def test_a_sweep_that_was_ended_from_outside_goes_on_with_its_evaluations(
     rooms: Path, mode: Mode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(harness, "STEP_SECONDS", "0.05")
+    monkeypatch.setattr(harness, "STEP_SECONDS", "0.2")
     room = make_room(rooms, *WORDS)
     killed = 0
     while not evaluations_room(room).trials() and killed < 60:

@@ -109,8 +109,8 @@ def test_a_queue_of_another_resource_is_left_alone(sweep: Sweep, standin: StandI
 def test_show_says_what_w_and_b_has(sweep: Sweep, standin: StandIn) -> None:  # noqa: F811
     code, said, _ = sweep(LOCAL)
     assert code == 0
-    assert "# team/sweep: absent; make it with `sweep queue create`" in said
-    assert "# job: team/sweep/job-sweep:latest is absent; make it with `sweep queue job`" in said
+    assert "# team/sweep: absent; make it with `sweep queue create queue=…`" in said
+    assert "# job: team/sweep/job-sweep:latest is absent; make it with `sweep queue job queue=…`" in said
     assert yaml.safe_load(said)["resource"] == "local-process"  # what W&B has stands in comments
 
     sweep("create", LOCAL)
@@ -118,7 +118,7 @@ def test_show_says_what_w_and_b_has(sweep: Sweep, standin: StandIn) -> None:  # 
     add_item(standin)
     add_agent(standin)
     code, said, _ = sweep("show", LOCAL, "queue.prioritization=false")
-    assert "# team/sweep: local-process, differs in prioritization; `sweep queue create` changes it" in said
+    assert "# team/sweep: local-process, differs in prioritization; `sweep queue create queue=…` changes it" in said
     assert "# items: 2 pending" in said
     assert "# agents: this server does not list them" in said
     with_agents(standin)
@@ -390,7 +390,7 @@ def test_doctor_says_what_is_missing_one_after_the_other(sweep: Sweep, standin: 
     found = doctor(LOCAL)
     assert found["W&B key"].startswith("taken by http://127.0.0.1")
     assert found["W&B entity"] == "team"
-    assert found["W&B queue"] == "wrong: there is no queue team/sweep; make it with `sweep queue create`"
+    assert found["W&B queue"] == "wrong: there is no queue team/sweep; make it with `sweep queue create queue=…`"
     assert found["W&B agent"] == "wrong: could not be looked at: there is no queue"
     assert found["W&B job"].startswith("wrong: there is no job team/sweep/job-sweep:latest; make it with")
 

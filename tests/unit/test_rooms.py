@@ -108,7 +108,7 @@ def test_a_change_is_refused_for_what_a_new_sweep_is_refused_for(rooms: Path, wo
 def test_resume_refuses_what_would_not_let_the_controller_be_a_job(rooms: Path) -> None:
     room = make_room(rooms, *LAUNCH, "controller=launch", "queue.room=/mnt/sweeps")
     before = read_text(room.sweep)
-    words = ["queue.channel=wandb"]
+    words = ["queue.channel=wandb", "queue.room=null"]
     with pytest.raises(ConfigError, match="would end with the controller's job"):
         verbs.resume(Namespace(name="s", overrides=words, detach=False, in_job=False))
     assert read_text(room.sweep) == before
