@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -16,6 +17,8 @@ from pathlib import Path
 
 import pytest
 
+from sweep.config import compose_config, freeze
+from sweep.controllerjob import check_controller
 from sweep.queues import LaunchQueue
 from tests.standin.plugin import environment, standin
 from tests.standin.server import StandIn
@@ -108,6 +111,15 @@ def test_the_walk_through_runs(standin: StandIn, tmp_path: Path) -> None:
     (crowned,) = [standin.aliases(adapter) for adapter in adapters if "best" in standin.aliases(adapter)]
     assert f"trial-{best['number']}" in crowned
     assert len(standin.agents) == 2
+
+
+def test_what_needs_a_cluster_to_run_is_taken_at_least(tmp_path: Path) -> None:
+    runs = re.findall(r"^sweep run .*$", TEXT, re.MULTILINE)
+    assert any("controller=launch" in line for line in runs)
+    for line in runs:
+        settings = freeze(compose_config(shlex.split(line)[2:], tmp_path), "s", tmp_path).settings
+        if settings.controller == "launch":
+            check_controller(settings)
 
 
 def test_every_key_of_a_launch_queue_is_named() -> None:
