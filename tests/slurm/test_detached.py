@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -38,7 +39,8 @@ def test_a_detached_controller_hands_over_before_its_time_limit(cluster: Cluster
     first = str(controller(room)["id"])
     assert f"runs as SLURM job {first}" in said
     assert "there already" in sweep("resume", "s", "--detach", code=1).stderr
-    until(lambda: ", SLURM job " in sweep("status", "s").stdout)  # not while its successor waits
+    # the one that runs, or that its successor waits
+    until(lambda: re.search(r", SLURM job \d|the controller's job \d+ waits", sweep("status", "s").stdout))
     until(lambda: sum(row["state"] in ("complete", "pruned") for row in status("s")["rows"]) == 5)
     until(lambda: "done: all 5 trials have ended" in sweep("logs", "s", "--controller").stdout)
     assert int(str(controller(room)["number"])) > 1
