@@ -16,6 +16,8 @@ from tests.slurm.cluster import Cluster
 from trainer.room import Room, read_json
 
 FAST = ("queue=slurm_cpu", "queue.query_seconds=0.4", "queue.poll_seconds=0.05", "pruner=none")
+# Trials of at least five seconds, of which they compute a part.
+SLOW = ("recipe.overrides.loss._component_=tests.slurm.slow.SlowLoss", "recipe.components=[tests.slurm.]")
 
 
 def use(cluster: Cluster) -> None:

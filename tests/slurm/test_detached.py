@@ -11,7 +11,7 @@ from sweep.results import open_reader
 from tests.faults.harness import tell_counts
 from tests.integration.cli import SMALL, status, sweep
 from tests.slurm.cluster import Cluster
-from tests.slurm.harness import training, until, use
+from tests.slurm.harness import SLOW, training, until, use
 from trainer.room import Room, read_json
 
 pytestmark = pytest.mark.slow
@@ -35,7 +35,8 @@ def test_a_detached_controller_hands_over_before_its_time_limit(cluster: Cluster
     """A minute at most, told 50 s before its end: it goes on as the next job, and so do the workers."""
     room = Room(rooms / "s")
     short = "queue.controller={timeout_min: 1, slurm_signal_delay_s: 50}"
-    said = sweep("run", *WORDS, *LONG, "queue.workers=2", "search.trials=5", short, "name=s", "--detach").stdout
+    words = (*WORDS, *LONG, *SLOW)  # also where a trial of them takes a second, the sweep outlives its first controller
+    said = sweep("run", *words, "queue.workers=2", "search.trials=5", short, "name=s", "--detach").stdout
     first = str(controller(room)["id"])
     assert f"runs as SLURM job {first}" in said
     assert "there already" in sweep("resume", "s", "--detach", code=1).stderr

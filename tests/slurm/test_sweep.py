@@ -17,14 +17,13 @@ from tests.conftest import SHARED
 from tests.faults.harness import tell_counts
 from tests.integration.cli import SMALL, outline, start, status, sweep
 from tests.slurm.cluster import Cluster
-from tests.slurm.harness import ends, job_of, node_of, training, until, use
+from tests.slurm.harness import SLOW, ends, job_of, node_of, training, until, use
 from trainer.contract import OutcomeKind
 from trainer.room import Room
 
 pytestmark = pytest.mark.slow
 
 SLURM = ("queue=slurm_cpu", "queue.query_seconds=1", "queue.poll_seconds=0.1")
-SLOW = ("recipe.overrides.loss._component_=tests.slurm.slow.SlowLoss", "recipe.components=[tests.slurm.]")
 # A trial takes several seconds, so that something can happen in its middle.
 DATA = (
     ("experiment=gsm8k_base1m", f"recipe.overrides.root={SHARED}", "recipe.overrides.dataset.split=train[:128]")
