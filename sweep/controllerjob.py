@@ -17,13 +17,11 @@ from sweep.errors import ConfigError, SweepError
 from sweep.launchapi import LaunchApi, Push, make_api
 from sweep.launchjobs import job_name, room_for_jobs
 from sweep.queues import LaunchQueue
-from sweep.rooms import load_settings, settled
+from sweep.rooms import CONTROLLER_RECORD, controller_record, load_settings, record_controller, settled
 from sweep.settings import Settings
 from sweep.tracking import init_arguments, place, worker_run_id
 from trainer.contract import JOB_KEY
-from trainer.room import Room, read_json, write_atomic
-
-RECORD = "controller.json"
+from trainer.room import Room
 
 
 def check_controller(settings: Settings) -> None:
@@ -54,11 +52,11 @@ def push_controller(room: Room) -> str:
     assert isinstance(queue, LaunchQueue)
     api = make_api(queue, place(settings), job_name(settings))
     with settled(room):
-        record = _record(room)
+        record = controller_record(room)
         _take_off(api, record)
         number = int(record.get("number", 0)) + 1
         run = worker_run_id(settings, f"controller-{number}")
-        _write(room, {"number": number, "run": run})
+        record_controller(room, {"number": number, "run": run})
     init = init_arguments(settings, f"{settings.name}-controller", "controller")
     job = {
         "controller": room_for_jobs(settings, room),
@@ -66,7 +64,7 @@ def push_controller(room: Room) -> str:
         "init": {key: init[key] for key in ("project", "entity", "group", "name", "job_type", "tags") if key in init},
     }
     item = api.push(Push(run, f"{settings.name}-controller", {JOB_KEY: job}))
-    _write(room, {"number": number, "run": run, "item": item})
+    record_controller(room, {"number": number, "run": run, "item": item})
     with suppress(SweepError):  # it is pushed; where the store does not answer only this machine can take it off
         _share(room, settings)
     how = f"`sweep status {settings.name}`, `sweep stop {settings.name}`, `sweep best {settings.name}`"
@@ -85,16 +83,16 @@ def withdraw_controller(room: Room) -> str:
     queue = settings.queue
     if settings.controller != "launch" or not isinstance(queue, LaunchQueue):
         return ""
-    record = _record(room)
+    record = controller_record(room)
     if settings.store_url is not None:
         from sweep.mirrored import read_file
 
-        shared = json.loads(read_file(settings.store_url, RECORD) or b"{}")
+        shared = json.loads(read_file(settings.store_url, CONTROLLER_RECORD) or b"{}")
         if shared.get("number", 0) > record.get("number", 0):  # another machine has pushed the last
             record = shared
     if not record:
         return ""
-    _write(room, {**record, "withdrawn": True})
+    record_controller(room, {**record, "withdrawn": True})
     _share(room, settings)
     with suppress(SweepError):  # the mark is enough, and a controller at work is to be told though W&B does not answer
         if _take_off(make_api(queue, place(settings), job_name(settings)), record):
@@ -104,7 +102,7 @@ def withdraw_controller(room: Room) -> str:
 
 def is_wanted(room: Room) -> bool:
     """Whether a job that is about to control this sweep may."""
-    return not _record(room).get("withdrawn")
+    return not controller_record(room).get("withdrawn")
 
 
 def _take_off(api: LaunchApi, record: Mapping[str, Any]) -> bool:
@@ -120,14 +118,4 @@ def _share(room: Room, settings: Settings) -> None:
     if settings.store_url is not None:
         from sweep.mirrored import put_file
 
-        put_file(settings.store_url, RECORD, (room.root / RECORD).read_bytes())
-
-
-def _write(room: Room, record: Mapping[str, Any]) -> None:
-    write_atomic(room.root / RECORD, json.dumps(record))
-
-
-def _record(room: Room) -> dict[str, Any]:
-    """What is known of the last job: its number, its run, its item once it is pushed, and whether it was withdrawn."""
-    found = read_json(room.root / RECORD)
-    return found if isinstance(found, dict) else {}
+        put_file(settings.store_url, CONTROLLER_RECORD, (room.root / CONTROLLER_RECORD).read_bytes())

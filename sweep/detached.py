@@ -7,29 +7,25 @@ SLURM starts a requeued one again by itself.
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
 import sys
 import time
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
-from typing import Any
 
 from sweep import slurm
 from sweep.errors import RetryLater, SweepError
 from sweep.model import Finish, Finished
 from sweep.nursery import Nursery, clean_env
 from sweep.queues import SlurmQueue, Submitit
-from sweep.rooms import controller_runs, load_settings
+from sweep.rooms import controller_record, controller_runs, load_settings, record_controller
 from sweep.run import Wish, drive
 from sweep.settings import controller_job
 from sweep.submit import complete_call, executor_parameters, job_log, job_name, submit_calls, submitit_dir
 from trainer.ending import limit_exit
-from trainer.room import Room, read_json, write_atomic
+from trainer.room import Room
 
 START_SECONDS = 30.0
 LOCK_SECONDS = 120.0
@@ -37,21 +33,6 @@ LOCK_SECONDS = 120.0
 COMING_SECONDS = 5.0
 # So long before its job's end a controller that could not hand over says so, while there is still somebody to say it.
 LAST_WORD_SECONDS = 20.0
-
-
-@dataclass(slots=True)
-class JobWish(Wish):
-    """A `Wish` of a controller that is a job.
-
-    Args:
-        told: when it was told to end, on the monotonic clock.
-    """
-
-    told: float = 0.0
-
-    def hand_over(self, number: int, frame: FrameType | None) -> None:
-        self.told = time.monotonic()
-        Wish.hand_over(self, number, frame)  # `super()` without arguments fails in a class with slots
 
 
 def start_detached(room: Room) -> str:
@@ -111,29 +92,29 @@ def control(root: str) -> None:
     """What the controller's job runs."""
     limit_exit()
     room = Room(Path(root))
-    mine, wanted = os.environ.get("SLURM_JOB_ID"), _named(room).get("id")
+    mine, wanted = os.environ.get("SLURM_JOB_ID"), controller_record(room).get("id")
     if mine and wanted and mine != wanted:  # its submission had no answer, and another was made in its place
         print(f"the controller's job is {wanted}, not {mine}: this one ends", flush=True)
         return
-    wish = JobWish(room, in_job=True)
+    wish = Wish(room, in_job=True)
     finish = _drive(room, wish)
     print(f"{finish.how}: {finish.reason}", flush=True)
     if finish.how is Finished.HANDED_OVER and wish.resigned == signal.SIGUSR2:
         try:
-            job = _hand_over(room, wish.told)
+            job = _hand_over(room, wish.resigned_at)
         except (SweepError, OSError) as error:
             how = f"go on with `sweep resume {room.root.name} --detach`"
             raise SystemExit(f"no controller follows: {error}; the workers train on, {how}") from None
         print(f"the next controller is job {job}", flush=True)
 
 
-def _hand_over(room: Room, told: float) -> str:
+def _hand_over(room: Room, resigned_at: float) -> str:
     """Submit the next controller, again and again until shortly before this job's end; its job.
 
     Raises:
         RetryLater: the scheduler has not answered in all that time. GiveUp: it refuses.
     """
-    until = told + _words(room).slurm_signal_delay_s - LAST_WORD_SECONDS
+    until = resigned_at + _words(room).slurm_signal_delay_s - LAST_WORD_SECONDS
     number = _next_number(room)
     announced = False
     while True:
@@ -153,7 +134,7 @@ def _hand_over(room: Room, told: float) -> str:
 def _drive(room: Room, wish: Wish) -> Finish:
     """Run the controller; an earlier one may take a moment to let go of the room."""
     deadline = time.monotonic() + LOCK_SECONDS
-    goes_on = _named(room)["number"] > 1 or slurm.restarts() > 0
+    goes_on = controller_record(room)["number"] > 1 or slurm.restarts() > 0
     while True:
         try:
             return drive(room, wish, Nursery(), goes_on)
@@ -167,29 +148,29 @@ def _submit(room: Room, number: int) -> str:
     settings = load_settings(room)
     assert isinstance(settings.queue, SlurmQueue)
     name = job_name(room, settings.name, f"controller-{number}")
-    write_atomic(_record(room), json.dumps({"name": name, "number": number, "id": "", "before": _last_job(room)}))
+    record_controller(room, {"name": name, "number": number, "id": "", "before": _last_job(room)})
     parameters = executor_parameters(_words(room), name)
     [job] = submit_calls(submitit_dir(room), parameters, [(control, (str(room.root),))], settings.queue.python)
-    write_atomic(_record(room), json.dumps({"name": name, "number": number, "id": job}))
+    record_controller(room, {"name": name, "number": number, "id": job})
     return job
 
 
 def _adopt(room: Room, job: slurm.QueuedJob) -> None:
     """Write down the job of a submission that had no answer, and give it what it runs."""
-    named = _named(room)
+    named = controller_record(room)
     if not named.get("id"):
         complete_call(submitit_dir(room), job.id, _words(room).timeout_min, (control, (str(room.root),)))
-        write_atomic(_record(room), json.dumps({"name": named["name"], "number": named["number"], "id": job.id}))
+        record_controller(room, {"name": named["name"], "number": named["number"], "id": job.id})
 
 
 def _last_job(room: Room) -> str:
     """The last submission's job; while that has no answer, the job before."""
-    named = _named(room)
+    named = controller_record(room)
     return str(named.get("id") or named.get("before") or "")
 
 
 def _next_number(room: Room) -> int:
-    return int(_named(room).get("number", 0)) + 1
+    return int(controller_record(room).get("number", 0)) + 1
 
 
 def _words(room: Room) -> Submitit:
@@ -201,7 +182,7 @@ def _words(room: Room) -> Submitit:
 
 def _controllers(room: Room) -> list[slurm.QueuedJob]:
     """The jobs of the last controller's name that wait or run."""
-    name = _named(room).get("name")
+    name = controller_record(room).get("name")
     return [job for job in slurm.queue([name]) if job.waits or job.runs] if name else []
 
 
@@ -232,12 +213,3 @@ def _doing(job: slurm.QueuedJob) -> str:
 
 def _process_log(room: Room) -> Path:
     return room.root / "controller.log"
-
-
-def _record(room: Room) -> Path:
-    return room.root / "controller.json"
-
-
-def _named(room: Room) -> dict[str, Any]:
-    found = read_json(_record(room))
-    return found if isinstance(found, dict) else {}

@@ -18,9 +18,7 @@ from sweep.wandbagents import find_agents
 from sweep.wandbqueue import Connection, check_entity, connect, differences, find, find_job, job_path
 
 Ask = Callable[[Connection, LaunchQueue], str]
-# What a person adds to a verb: the words that named the queue here.
-SAME = "queue=…"
-START = f"`sweep queue agent {SAME} > launch-config.yaml`, then `wandb launch-agent --config launch-config.yaml`"
+START = "`sweep queue agent queue=… > launch-config.yaml`, then `wandb launch-agent --config launch-config.yaml`"
 
 
 def launch_looks(settings: Settings) -> list[tuple[str, Callable[[], str]]]:
@@ -56,9 +54,9 @@ def _queue(connection: Connection, queue: LaunchQueue) -> str:
     found = find(connection, queue)
     where = f"{connection.entity}/{queue.name}"
     if found is None:
-        raise SweepError(f"there is no queue {where}; make it with `sweep queue create {SAME}`")
+        raise SweepError(f"there is no queue {where}; make it with `sweep queue create queue=…`")
     if differing := differences(found, queue):
-        raise SweepError(f"{where} differs in {', '.join(differing)}; change it with `sweep queue create {SAME}`")
+        raise SweepError(f"{where} differs in {', '.join(differing)}; change it with `sweep queue create queue=…`")
     return f"{where}: {found.resource}, {_items(found.items)}"
 
 
@@ -90,7 +88,7 @@ def _job(job: str, connection: Connection, queue: LaunchQueue) -> str:
     path = job_path(connection, job)
     version = find_job(connection, path)
     if version is None:
-        raise SweepError(f"there is no job {path}; make it with `sweep queue job {SAME}`")
+        raise SweepError(f"there is no job {path}; make it with `sweep queue job queue=…`")
     return f"{path} is {version}"
 
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 import json
 import os
 import socket
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from omegaconf import OmegaConf
 from yaml import YAMLError
@@ -22,6 +23,8 @@ from trainer.room import Room, append_line, held, hold, read_json, read_text, wr
 
 DEFAULT_ROOMS = "sweeps"
 CHANGEABLE = ("search", "queue")
+# The last job that the controller was, or is to be: `detached` writes it on SLURM, `controllerjob` on a Launch queue.
+CONTROLLER_RECORD = "controller.json"
 
 
 def rooms_dir() -> Path:
@@ -231,6 +234,17 @@ def controller_elsewhere(room: Room) -> str:
     from sweep.mirrored import controller_at
 
     return controller_at(url, room.root)
+
+
+def controller_record(room: Room) -> dict[str, Any]:
+    """What is known of the controller's last job: its number; on SLURM its name, its id once it is there and the id of
+    the job before; on a Launch queue its run, its item once it is pushed, and whether it was withdrawn."""
+    found = read_json(room.root / CONTROLLER_RECORD)
+    return found if isinstance(found, dict) else {}
+
+
+def record_controller(room: Room, record: Mapping[str, Any]) -> None:
+    write_atomic(room.root / CONTROLLER_RECORD, json.dumps(record))
 
 
 def controller_whereabouts(room: Room) -> str:

@@ -59,7 +59,7 @@ class Wish:
 
     Args:
         in_job: the controller is a job itself, so that a signal means its own end and not the sweep's.
-        resigned: the signal that told it so.
+        resigned: the signal that told it so, and when, on the monotonic clock.
         wanted: asked once the room is held, before anything is done: whether this controller is to act at all.
     """
 
@@ -68,6 +68,7 @@ class Wish:
     interrupted: bool = False
     in_job: bool = False
     resigned: int | None = None
+    resigned_at: float = 0.0
     wanted: Callable[[], bool] = lambda: True
     begun: bool = False
 
@@ -83,6 +84,7 @@ class Wish:
     def hand_over(self, number: int, frame: FrameType | None) -> None:
         """Leave all as it is: this process must end, and another controller goes on."""
         self.resigned = number
+        self.resigned_at = time.monotonic()
         self.mode = max(self.mode, Mode.HANDOVER, key=list(Mode).index)
 
     def interrupt(self, number: int, frame: FrameType | None) -> None:

@@ -11,7 +11,8 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from sweep.errors import GiveUp, RetryLater
@@ -120,12 +121,8 @@ def queue(names: Sequence[str]) -> list[QueuedJob]:
         RetryLater: the scheduler does not answer, or in words of its own. NoCommand: there is no squeue.
     """
     form = ",".join(f"{field}:|" for field in FIELDS)
-    try:
+    with _for_now():
         listing = command(["squeue", "-h", "-r", "-t", "all", f"--name={','.join(names)}", "-O", form])
-    except NoCommand:
-        raise
-    except GiveUp as error:
-        raise RetryLater(str(error)) from error
     found = []
     for line in listing.splitlines():
         values = [value.strip() for value in line.split("|")]
@@ -165,13 +162,23 @@ def cancel(jobs: Sequence[str]) -> None:
     Raises:
         RetryLater: the scheduler does not answer, or refuses. NoCommand: there is no scancel.
     """
+    with _for_now():
+        try:
+            command(["scancel", *jobs])
+        except GiveUp as error:
+            if "invalid job id" not in str(error).lower() and "already completing" not in str(error).lower():
+                raise
+
+
+@contextmanager
+def _for_now() -> Iterator[None]:
+    """What the scheduler refuses in this block it may take later; a command that is not here stays away."""
     try:
-        command(["scancel", *jobs])
+        yield
     except NoCommand:
         raise
     except GiveUp as error:
-        if "invalid job id" not in str(error).lower() and "already completing" not in str(error).lower():
-            raise RetryLater(str(error)) from error
+        raise RetryLater(str(error)) from error
 
 
 def max_array() -> int:

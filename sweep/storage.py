@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import optuna
+from optuna.exceptions import DuplicatedStudyError, OptunaError
 from optuna.storages import BaseStorage, InMemoryStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
@@ -62,7 +63,6 @@ def opening(url: str, name: str) -> Iterator[None]:
     Raises:
         ConfigError: what the block met.
     """
-    from optuna.exceptions import DuplicatedStudyError, OptunaError
     from sqlalchemy.exc import SQLAlchemyError
 
     try:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from sweep import detached, slurm
+from sweep import detached, run, slurm
 from sweep.detached import control, controller_log, start_detached, take_over
 from sweep.errors import GiveUp, RetryLater
 from sweep.model import Finish, Finished
@@ -44,7 +44,8 @@ class Cluster:
         monkeypatch.setattr(detached, "_drive", self.drive)
         monkeypatch.setattr(slurm, "queue", lambda names: [job for job in self.jobs if job.name in names])
         monkeypatch.setattr(slurm, "cancel", self.cancelled.extend)
-        monkeypatch.setattr(detached, "time", SimpleNamespace(monotonic=lambda: self.now, sleep=self.sleep))
+        for module in (detached, run):
+            monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: self.now, sleep=self.sleep))
         monkeypatch.delenv("SLURM_JOB_ID", raising=False)
 
     def sleep(self, seconds: float) -> None:
