@@ -16,11 +16,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from sweep import rooms, slurm
-from sweep.dispatchers import on_gpu
+from sweep import slurm
 from sweep.errors import GiveUp, RetryLater, SweepError
 from sweep.queues import SlurmQueue
-from sweep.settings import Settings
 from sweep.submit import batch_script, check_function, executor_parameters, job_log, submit_calls, submitit_dir
 from trainer.room import Room, hold, read_json, read_text, write_atomic
 
@@ -30,17 +28,20 @@ RUN_MINUTES = 5  # for one that has: a first import of torch over a network take
 SLOW_SECONDS = 5.0
 
 
-def cluster_looks(settings: Settings) -> list[tuple[str, Callable[[], str]]]:
-    """What to look at, by name, in an order in which the first that fails explains the others."""
-    queue = settings.queue
-    assert isinstance(queue, SlurmQueue)
+def cluster_looks(queue: SlurmQueue, gpu: bool, rooms_dir: Path) -> list[tuple[str, Callable[[], str]]]:
+    """What to look at, by name, in an order in which the first that fails explains the others.
+
+    Args:
+        gpu: the recipe trains on a GPU, so that a node without one cannot serve.
+        rooms_dir: the directory of the rooms, which the nodes must see.
+    """
     return [
         ("slurm commands", _commands),
         ("slurm partition", lambda: _partition(queue)),
         ("slurm account", lambda: _account(queue)),
         ("slurm accounting", _accounting),
-        ("slurm request", lambda: _request(queue)),
-        ("a node", lambda: _node(queue, on_gpu(settings))),
+        ("slurm request", lambda: _request(queue, rooms_dir)),
+        ("a node", lambda: _node(queue, gpu, rooms_dir)),
     ]
 
 
@@ -98,18 +99,18 @@ def _accounting() -> str:
     return "sacct answers"
 
 
-def _request(queue: SlurmQueue) -> str:
+def _request(queue: SlurmQueue, rooms_dir: Path) -> str:
     """The scheduler's own word on the batch script, account, QOS, gres and time limit included."""
-    with _folder() as folder:
+    with _folder(rooms_dir) as folder:
         script = batch_script(folder, executor_parameters(queue.job, "sweep-doctor"), queue.python)
         said = slurm.command(["sbatch", "--test-only"], text=script)
     return said.strip().splitlines()[-1].removeprefix("sbatch: ") if said.strip() else "accepted"
 
 
-def _node(queue: SlurmQueue, gpu: bool) -> str:
+def _node(queue: SlurmQueue, gpu: bool, rooms_dir: Path) -> str:
     """A job that imports what a worker needs, and sees how quickly files and locks of the room reach a node."""
     words = dataclasses.replace(queue.job, timeout_min=RUN_MINUTES, slurm_signal_delay_s=10)
-    with _folder() as folder, hold(folder / "lock", "doctor"):
+    with _folder(rooms_dir) as folder, hold(folder / "lock", "doctor"):
         room = Room(folder)
         parameters = executor_parameters(words, f"sweep-doctor-{folder.name}")
         call = (check_function(), (str(folder), queue.worker_env))
@@ -167,10 +168,10 @@ def _judged(answer: dict[str, Any], gpu: bool) -> str:
 
 
 @contextmanager
-def _folder() -> Iterator[Path]:
+def _folder(rooms_dir: Path) -> Iterator[Path]:
     """A directory beside the rooms, which the nodes must see too."""
-    rooms.rooms_dir().mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=".doctor-", dir=rooms.rooms_dir().resolve()))
+    rooms_dir.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=".doctor-", dir=rooms_dir.resolve()))
     try:
         yield folder
     finally:

@@ -68,8 +68,9 @@ def checks(overrides: Sequence[str], config_dir: Path | None) -> list[Check]:
     found.append(_check("configuration", compose))
     if composed:
         found.append(_check("queue", lambda: _queue(composed[0])))
-        if isinstance(composed[0].queue, SlurmQueue):
-            found += [_check(name, look) for name, look in cluster_looks(composed[0])]
+        if isinstance(queue := composed[0].queue, SlurmQueue):
+            looks = cluster_looks(queue, dispatchers.on_gpu(composed[0]), rooms.rooms_dir())
+            found += [_check(name, look) for name, look in looks]
         if isinstance(composed[0].queue, LaunchQueue):
             found += [_check(name, look) for name, look in launch_looks(composed[0])]
         found.append(_check("data", lambda: _data(composed[0])))

@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from sweep.errors import ConfigError, GiveUp, RetryLater, SweepError
-from sweep.launchapi import asked, client, summary
 from sweep.model import SweepState, TrialRow
 from sweep.nursery import clean_env
 from sweep.settings import Settings
 from sweep.tracking import adapter_name, mode, place
+from sweep.wandbclient import asked, client, summary
 from trainer.contract import Outcome, Tracking, TrialSpec, decode
 from trainer.room import AttemptDir, Room, read_text, write_atomic
 from trainer.tracking import REASON, STATE, declare_inputs, exit_code, score_summary

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from sweep import launchapi
+from sweep import wandbclient
 from sweep.errors import RetryLater
 from sweep.launchapi import Push, Runs, make_api
 from sweep.queues import LaunchQueue, Place
@@ -58,7 +58,7 @@ def test_late_answers_cost_time_and_double_nothing(
     assert late.hits >= 5
     assert [item.spec["run_id"] for item in standin.items] == ["two"]
     assert len(standin.runs["team/p/one"].stop_requests) == 1
-    monkeypatch.setattr(launchapi, "TIMEOUT_SECONDS", 1)
+    monkeypatch.setattr(wandbclient, "TIMEOUT_SECONDS", 1)
     impatient = Runs(make_api(queue, Place("team", "p", "s"), ""), 0.0)
     impatient.want("trials", ["one"])
     with standin.faults.during(Fault(None, "Runs", delay=3.0, count=1)), pytest.raises(RetryLater, match="in time"):

@@ -14,8 +14,8 @@ import pytest
 
 from sweep import wandbsync
 from sweep.errors import RetryLater
-from sweep.launchapi import asked
 from sweep.model import TrialRow
+from sweep.wandbclient import asked
 from sweep.wandbsync import pending_uploads, upload
 from trainer.contract import Evaluation, Outcome, OutcomeKind, Tracking, TrialSpec, encode
 from trainer.room import Room, write_atomic
