@@ -22,7 +22,7 @@ LONGEST = (
     "tests/slurm/test_docs.py",
     "tests/integration/test_readme.py",
     "tests/slurm/test_detached.py",
-    "tests/integration/test_mirrored.py",
+    "tests/integration/test_store_room.py",
     "tests/integration/test_pausing.py",
     "tests/standin/test_agents.py",
 )
@@ -73,7 +73,7 @@ def embedded_config(**changes: Any) -> dict[str, Any]:
     """The same with dotted keys changed; `a__b` stands for `a.b`."""
     from omegaconf import OmegaConf
 
-    from sweep.recipe import resolve
+    from sweep.config.torchtune import resolve
     from sweep.resources import embedded_dir
 
     raw: dict[str, Any] = OmegaConf.to_container(OmegaConf.load(embedded_dir() / "lora_cpu.yaml"))  # type: ignore[assignment]

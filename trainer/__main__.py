@@ -33,14 +33,14 @@ def main() -> int:
     for key, value in PROCESS_ENV.items():
         os.environ.setdefault(key, value)
     if args.verb == "probe":
-        from trainer.probe import main as run_probe
+        from trainer.entry.probe import main as run_probe
 
         return run_probe(sys.stdin.read(), args.speed)
     if args.verb == "nursery":
-        from trainer.nursery import main as run_nursery
+        from trainer.entry.prefork import main as run_nursery
 
         return run_nursery(args.socket, args.forks)
-    from trainer.ending import limit_exit
+    from trainer.exit_guard import limit_exit
     from trainer.room import Room
     from trainer.worker import Worker, run_worker
 

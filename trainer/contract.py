@@ -110,7 +110,7 @@ class Evaluation:
 
     Args:
         kind: heldout, torchtune, command or lm_eval.
-        options: what the kind asks for, see `sweep.evaluators`.
+        options: what the kind asks for, see `sweep.config.evaluate`.
         adapter: the adapter's directory: a path, or the URL of a directory in an object store.
         artifact: where the job can reach neither: the artifact, `entity/project/NAME:ALIAS`.
         tracking: the trial's own run in W&B, on which the scores land; None: it is not tracked.

@@ -5,7 +5,7 @@ what torchtune draws at random is drawn here in the same order, and validation d
 the epoch cannot finish, so no micro-batch leaks into the next epoch. The loop knows no reporter, no file of a
 room and no reason to stop: it yields after every micro-batch, where its state can be saved, and goes on when asked.
 
-A trial is driven in one of two ways. Alone, by `train`. In a pack (see `trainer.packed`) the forward and backward
+A trial is driven in one of two ways. Alone, by `train`. In a pack (see `trainer.packed.pack`) the forward and backward
 passes are the pack's: it draws from `batches`, and tells the trial what came of it by `advance`,
 `took` and `stepped`. All else,
 the data's order, the schedule, the counters, the state, is the same object's, so that a trial moves between the two.

@@ -29,12 +29,12 @@ from trainer.contract import (
     decode,
     encode,
 )
-from trainer.crew import Crew, Task
 from trainer.reporter import Reporters, RoomReporter
 from trainer.room import AttemptDir, Room, WorkerDir, hold, read_text, write_atomic
+from trainer.scheduler import Crew, Task
 
 if TYPE_CHECKING:
-    from trainer.tracking import Tracker
+    from trainer.tracking.tracker import Tracker
 
 POLL_SECONDS = 0.02
 STOP_POLL_SECONDS = 0.1
@@ -141,7 +141,7 @@ class Worker:
             _end(attempt, outcome)
 
         if spec.evaluate is not None:
-            from trainer.evaluate import evaluate
+            from trainer.evaluation.evaluate import evaluate
 
             end(evaluate(self.room, spec, self._cache, should_stop))
             return
@@ -150,7 +150,7 @@ class Worker:
     def _track(self, spec: TrialSpec) -> Tracker | None:
         if spec.tracking is None:
             return None
-        from trainer.tracking import Tracker
+        from trainer.tracking.tracker import Tracker
 
         self._trackers = [tracker for tracker in self._trackers if not tracker.wait(0)]
         tracker = Tracker(self.room, spec, spec.tracking)

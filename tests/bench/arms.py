@@ -19,12 +19,12 @@ from typing import Any
 
 import yaml
 
-from sweep.config import compose_config, freeze
-from sweep.export import RECIPE, read_tune_log
-from sweep.plan import sample_trials
-from sweep.probe import probe_data
-from sweep.recipe import resolve
-from sweep.results import read_steps
+from sweep.config.torchtune import resolve
+from sweep.report.export import RECIPE, read_tune_log
+from sweep.report.plan import sample_trials
+from sweep.report.reader import read_steps
+from sweep.wiring.compose import compose_config, freeze
+from sweep.wiring.probe import probe_data
 from tests.bench.clocks import ArmFailed, FirstWrites, run_to_end
 from tests.bench.results import Measured, Trained
 from trainer.room import Room, read_json

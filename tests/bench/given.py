@@ -12,9 +12,9 @@ from typing import Any
 from trainer.attempt import Attempt
 from trainer.base import Cache
 from trainer.contract import Outcome, OutcomeKind, StopCause, TrialSpec, encode
-from trainer.crew import Crew, Task
 from trainer.reporter import RoomReporter
 from trainer.room import Room, write_atomic
+from trainer.scheduler import Crew, Task
 
 NEVER = 10**9  # label tokens between milestones: only the last one
 Config = dict[str, Any]

@@ -21,14 +21,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sweep import dispatchers, session
-from sweep.config import compose_config, freeze
-from sweep.loop import Controller
+from sweep.config.queues import LaunchQueue
+from sweep.controller.loop import Controller
+from sweep.controller.ports import Ports
 from sweep.model import Mode
-from sweep.ports import Ports
-from sweep.queues import LaunchQueue
-from sweep.rooms import load_settings, stopped_runs
-from tests.faults.harness import Quiet
+from sweep.wiring import backends, session
+from sweep.wiring.compose import compose_config, freeze
+from sweep.wiring.rooms import load_settings, stopped_runs
+from tests.helpers.kill_points import Quiet
 from tests.standin.model import Item, ItemState, Run
 from tests.standin.plugin import here
 from tests.standin.server import StandIn
@@ -183,10 +183,10 @@ def make_room(channel: str, trials: int, prune_at: int) -> Room:
 def control(room: Room) -> Controller:
     settings = load_settings(room)
     study = session.open_study(room, settings)
-    dispatcher = dispatchers.make_dispatcher(room, settings)
+    dispatcher = backends.make_dispatcher(room, settings)
     return Controller(
-        ports=Ports(study, dispatchers.make_channel(room, dispatcher), dispatcher, session.WallClock()),
-        limits=settings.limits(dispatchers.worker_count(settings)),
+        ports=Ports(study, backends.make_channel(room, dispatcher), dispatcher, session.WallClock()),
+        limits=settings.limits(backends.worker_count(settings)),
         spec=lambda t, a, w: session.trial_spec(settings, study.params(t), (t, a, w), stopped=stopped_runs(room)),
         listener=Quiet(),
         mode=lambda: Mode.RUN,

@@ -20,7 +20,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.integration.cli import command
+from tests.helpers.cli import command
 from tests.integration.test_wandb import SMALL, make_job
 from tests.standin.model import Run
 from tests.standin.plugin import environment, here

@@ -20,14 +20,14 @@ from pathlib import Path
 from statistics import median
 from unittest.mock import patch
 
-from sweep.allowance import Allowance, Metered, pages
-from sweep.lease import RENEW_SECONDS
-from sweep.mirror import ControllerMirror
-from sweep.mirrored import REQUESTS_PER_MINUTE, MirroredChannel
+from sweep.store.channel import REQUESTS_PER_MINUTE, MirroredChannel
+from sweep.store.controller_sync import ControllerMirror
+from sweep.store.lease import RENEW_SECONDS
+from sweep.store.request_budget import Allowance, Metered, pages
 from trainer.contract import Report, TrialSpec, encode
-from trainer.mirror import Pace, WorkerMirror
 from trainer.room import Room, append_line, write_atomic
-from trainer.store import Store, open_store
+from trainer.store.objects import Store, open_store
+from trainer.store.worker_sync import Pace, WorkerMirror
 
 DOLLARS = {"list": 0.005, "put": 0.005, "copy": 0.005, "get": 0.0004, "delete": 0.0}
 
@@ -168,7 +168,7 @@ def leave_behind(store: Store, trial: int) -> None:
 
 @contextmanager
 def on_clock(time: Time) -> Iterator[None]:
-    with patch("trainer.mirror.time.monotonic", lambda: time.now):
+    with patch("trainer.store.worker_sync.time.monotonic", lambda: time.now):
         yield
 
 

@@ -28,7 +28,7 @@ from omegaconf import OmegaConf
 from trainer import base
 from trainer.base import Cache
 from trainer.embedded import __file__ as embedded
-from trainer.packed import Pack
+from trainer.packed.pack import Pack
 from trainer.recipe import LoraRecipe
 
 LLAMA = {"rope_base": 500_000, "norm_eps": 1e-5, "max_seq_len": 8192}

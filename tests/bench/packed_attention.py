@@ -16,9 +16,9 @@ from unittest import mock
 
 import torch
 
-from trainer import packed_attention
-from trainer.packed_attention import SHORT, Heads
-from trainer.packed_layout import Layout, lay_out
+from trainer.packed import attention
+from trainer.packed.attention import SHORT, Heads
+from trainer.packed.layout import Layout, lay_out
 
 WARM_UP, CALLS = 5, 10
 SHAPES = {"base8m": Heads(8, 4, 32), "1b": Heads(32, 8, 64), "8b": Heads(32, 8, 128)}
@@ -67,11 +67,11 @@ def timed(qkv: torch.Tensor, d: torch.Tensor, layout: Layout, heads: Heads, ours
     ctx = SimpleNamespace(layout=layout, heads=heads, table=table, square=None)
 
     def there_and_back() -> tuple[torch.Tensor, torch.Tensor]:
-        out, kept = packed_attention.mix(qkv, ctx)
-        return out, packed_attention.mix_back(d, kept, ctx)
+        out, kept = attention.mix(qkv, ctx)
+        return out, attention.mix_back(d, kept, ctx)
 
     with mock.patch.dict(SHORT, dict.fromkeys(SHORT, 1 << 30) if ours else {}, clear=True):
-        there = microseconds(lambda: packed_attention.mix(qkv, ctx))
+        there = microseconds(lambda: attention.mix(qkv, ctx))
         return Timed(there, microseconds(there_and_back) - there, there_and_back())
 
 

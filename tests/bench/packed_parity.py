@@ -41,7 +41,7 @@ from tests.bench.given import Given
 from trainer.base import Cache
 from trainer.contract import Step
 from trainer.embedded import __file__ as embedded
-from trainer.packed import Pack
+from trainer.packed.pack import Pack
 from trainer.recipe import LoraRecipe
 from trainer.room import Room
 
@@ -253,9 +253,9 @@ def compiled() -> set[str]:
 
     found = {f"dynamo graph {number}" for number in range(counters["stats"]["unique_graphs"])}
     if torch.cuda.is_available():
-        from trainer import packed_adapter_kernels, packed_kernels
+        from trainer.packed.kernels import adapters, basic
 
-        for module in (packed_kernels, packed_adapter_kernels):
+        for module in (basic, adapters):
             for name, value in vars(module).items():
                 for cache in getattr(value, "device_caches", {}).values():
                     found |= {f"{name} {key}" for key in cache[0]}

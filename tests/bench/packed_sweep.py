@@ -27,12 +27,12 @@ from typing import Any
 import yaml
 from omegaconf import OmegaConf
 
-from sweep.results import read_steps
+from sweep.report.reader import read_steps
 from tests.bench.arms import NAME, Job, Prepared, prepare, process
 from tests.bench.clocks import ArmFailed, run_to_end
 from tests.bench.gpu_dispatch import SHAPES, make_base
 from trainer.base import Cache
-from trainer.packed import Pack
+from trainer.packed.pack import Pack
 from trainer.recipe import LoraRecipe
 from trainer.room import Room, read_json
 

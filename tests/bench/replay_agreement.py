@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from sweep.cli import main as cli
-from tests.tables import write_table
+from sweep.cli.main import main as cli
+from tests.helpers.tables import write_table
 
 PRUNERS = (
     "median pruner.n_startup_trials=3",

@@ -22,17 +22,17 @@ import numpy as np
 import optuna
 import yaml
 
-from sweep.grammar import parse_space
+from sweep.config.queues import Fates
+from sweep.config.space_grammar import parse_space
 from sweep.model import Finished, Limits
-from sweep.queues import Fates
-from sweep.sampler import ForecastSampler
-from sweep.simulate import Silent, simulate
-from sweep.simulation import World
-from sweep.storage import memory_storage
-from sweep.strategy import AsynchronousHalving, Promotion
-from sweep.strategy.freeze_thaw import FreezeThaw
-from sweep.study import OptunaStudy, StudyConfig
-from sweep.tables import Table, load_table
+from sweep.queues.simulated.tables import Table, load_table
+from sweep.queues.simulated.world import World
+from sweep.search.forecast_sampler import ForecastSampler
+from sweep.search.storage import memory_storage
+from sweep.search.strategy.freeze_thaw import FreezeThaw
+from sweep.search.strategy.halving import AsynchronousHalving, Promotion
+from sweep.search.study import OptunaStudy, StudyConfig
+from sweep.wiring.simulate import Silent, simulate
 from tests.bench.search_bench import tables
 
 Sampler = Callable[[int], optuna.samplers.BaseSampler]

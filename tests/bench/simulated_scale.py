@@ -21,16 +21,16 @@ from pathlib import Path
 
 import optuna
 
-from sweep.grammar import parse_space
+from sweep.config.queues import Fates
+from sweep.config.space_grammar import parse_space
 from sweep.model import Effect, Finished, Limits, Tell
-from sweep.queues import Fates
-from sweep.simulate import Silent, simulate
-from sweep.simulation import SimAttempt, World
-from sweep.storage import memory_storage
-from sweep.strategy import AsynchronousHalving
-from sweep.study import OptunaStudy, StudyConfig
-from sweep.tables import Table, load_table
-from tests.tables import write_table
+from sweep.queues.simulated.tables import Table, load_table
+from sweep.queues.simulated.world import SimAttempt, World
+from sweep.search.storage import memory_storage
+from sweep.search.strategy.halving import AsynchronousHalving
+from sweep.search.study import OptunaStudy, StudyConfig
+from sweep.wiring.simulate import Silent, simulate
+from tests.helpers.tables import write_table
 from trainer.contract import TrialSpec
 
 SPACE = {

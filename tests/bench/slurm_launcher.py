@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sweep.export import read_tune_log
+from sweep.report.export import read_tune_log
 from tests.bench.arms import NAME, Job, Prepared, prepare, warm
 from tests.bench.clocks import ArmFailed, FirstWrites, run_to_end
 from tests.bench.dispatch import BATCH_SIZE, OVERRIDES

@@ -16,10 +16,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from sweep.submit import job_log
+from sweep.queues.slurm.submit import job_log
 from tests.bench.clocks import ArmFailed
 from tests.bench.slurm_lab import Lab
-from tests.integration.cli import SMALL
+from tests.helpers.cli import SMALL
 from trainer.room import Room, read_json
 
 LOOK_SECONDS = 0.004

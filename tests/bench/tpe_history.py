@@ -24,10 +24,10 @@ import numpy as np
 import optuna
 from scipy.stats import ttest_rel
 
-from sweep.grammar import parse_space
+from sweep.config.space_grammar import parse_space
 from sweep.model import Ending, Tell
-from sweep.storage import memory_storage
-from sweep.study import OptunaStudy, StudyConfig
+from sweep.search.storage import memory_storage
+from sweep.search.study import OptunaStudy, StudyConfig
 from tests.bench.search_bench.tables import ACCUMULATION, LR, RANK, Table, synthetic
 from trainer.contract import Report
 

@@ -8,21 +8,21 @@ from pathlib import Path
 
 import pytest
 
-from sweep.channel import RoomChannel
-from sweep.dispatch.simulated import SimulatedChannel, SimulatedClock
-from sweep.launchapi import Runs
-from sweep.mirror import ControllerMirror, pull_room
-from sweep.mirrored import MirroredChannel
-from sweep.ports import Channel
-from sweep.queues import Fates
-from sweep.simulation import SimAttempt, World
-from sweep.tables import load_table
-from sweep.wandbchannel import WandbChannel
-from tests.launchfakes import FakeLaunchApi
-from tests.tables import write_table
+from sweep.config.queues import Fates
+from sweep.controller.ports import Channel
+from sweep.controller.room_channel import RoomChannel
+from sweep.queues.launch.api import Runs
+from sweep.queues.launch.channel import WandbChannel
+from sweep.queues.simulated.dispatcher import SimulatedChannel, SimulatedClock
+from sweep.queues.simulated.tables import load_table
+from sweep.queues.simulated.world import SimAttempt, World
+from sweep.store.channel import MirroredChannel
+from sweep.store.controller_sync import ControllerMirror, pull_room
+from tests.helpers.launch_fakes import FakeLaunchApi
+from tests.helpers.tables import write_table
 from trainer.contract import Outcome, OutcomeKind, Report, StopCause, TrialSpec, decode, encode
 from trainer.room import Room, append_line, read_text, write_atomic
-from trainer.store import open_store
+from trainer.store.objects import open_store
 
 CONFIG = {"model.lora_rank": 8, "optimizer.lr": 1e-3, "gradient_accumulation_steps": 1}
 SPEC = TrialSpec("s", 3, 1, "w0001", CONFIG, milestone_tokens=10)

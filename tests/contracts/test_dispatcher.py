@@ -12,21 +12,21 @@ from typing import Any
 
 import pytest
 
-from sweep.channel import RoomChannel
-from sweep.dispatch import launch as launch_dispatch
-from sweep.dispatch.launch import LaunchDispatcher
-from sweep.dispatch.local import LocalDispatcher
-from sweep.dispatch.simulated import SimulatedDispatcher
-from sweep.launchapi import Runs
+from sweep.config.queues import Fates, LaunchQueue
+from sweep.controller.ports import Dispatcher, WorkerSpec
+from sweep.controller.room_channel import RoomChannel
 from sweep.model import JobState
-from sweep.nursery import Nursery
-from sweep.ports import Dispatcher, WorkerSpec
-from sweep.queues import Fates, LaunchQueue
-from sweep.simulation import World
-from sweep.tables import load_table
-from tests.fakes import FastDispatcher
-from tests.launchfakes import Agent, FakeLaunchApi
-from tests.tables import write_table
+from sweep.processes import Nursery
+from sweep.queues.launch import dispatcher as launch_dispatch
+from sweep.queues.launch.api import Runs
+from sweep.queues.launch.dispatcher import LaunchDispatcher
+from sweep.queues.local.dispatcher import LocalDispatcher
+from sweep.queues.simulated.dispatcher import SimulatedDispatcher
+from sweep.queues.simulated.tables import load_table
+from sweep.queues.simulated.world import World
+from tests.helpers.fakes import FastDispatcher
+from tests.helpers.launch_fakes import Agent, FakeLaunchApi
+from tests.helpers.tables import write_table
 from trainer.contract import JOB_KEY, Tracking, TrialSpec, encode
 from trainer.room import Room, held, read_text, write_atomic
 

@@ -7,10 +7,10 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+from sweep.controller.ports import WorkerSpec
 from sweep.model import JobState
-from sweep.ports import WorkerSpec
 from tests.contracts.test_dispatcher import begin, give, launched, state
-from tests.launchfakes import FakeLaunchApi
+from tests.helpers.launch_fakes import FakeLaunchApi
 from trainer.contract import JOB_KEY
 from trainer.room import Room, write_atomic
 

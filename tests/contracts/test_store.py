@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.stores import new_url, s3_server
-from trainer.store import Store, StoreError, StoreRefusedError, open_store
+from tests.helpers.stores import new_url, s3_server
+from trainer.store.objects import Store, StoreError, StoreRefusedError, open_store
 
 
 @pytest.fixture(scope="module")

@@ -10,15 +10,15 @@ from typing import Any
 import optuna
 import pytest
 
-from sweep.config import compose_config, freeze
-from sweep.grammar import parse_space
+from sweep.config.settings import Settings
+from sweep.config.space_grammar import parse_space
 from sweep.model import Ending, Tell
 from sweep.resources import conf_dir
-from sweep.session import study_config as study_config_of
-from sweep.settings import Settings
-from sweep.storage import journal_storage, memory_storage
-from sweep.strategy.freeze_thaw import FreezeThaw
-from sweep.study import OptunaStudy, StudyConfig
+from sweep.search.storage import journal_storage, memory_storage
+from sweep.search.strategy.freeze_thaw import FreezeThaw
+from sweep.search.study import OptunaStudy, StudyConfig
+from sweep.wiring.compose import compose_config, freeze
+from sweep.wiring.session import study_config as study_config_of
 from trainer.contract import Report
 
 SPACE = {

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from sweep.channel import RoomChannel
+from sweep.controller.room_channel import RoomChannel
 from sweep.errors import RetryLater
-from sweep.launchapi import RunFacts, Runs
-from sweep.wandbchannel import WandbChannel
-from tests.launchfakes import FakeLaunchApi
+from sweep.queues.launch.api import RunFacts, Runs
+from sweep.queues.launch.channel import WandbChannel
+from tests.helpers.launch_fakes import FakeLaunchApi
 from trainer.contract import (
     JOB_KEY,
     OUTCOME_KEY,

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from sweep.model import Finished, Mode
-from sweep.results import open_reader
-from tests.faults.harness import check_sweep, die_at_write, make_room, run_here, run_killed, wait_for_workers
+from sweep.report.reader import open_reader
+from tests.helpers.kill_points import check_sweep, die_at_write, make_room, run_here, run_killed, wait_for_workers
 
 TRIALS = 8
 

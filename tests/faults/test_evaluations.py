@@ -6,19 +6,19 @@ from pathlib import Path
 
 import pytest
 
-from sweep import session
-from sweep.beside import EvaluationStudy, Gate, Together, told
-from sweep.channel import RoomChannel
-from sweep.evaluation import evaluation_settings, evaluation_spec, evaluations_room
-from sweep.loop import Controller
+from sweep.controller.loop import Controller
+from sweep.controller.ports import Ports
+from sweep.controller.room_channel import RoomChannel
+from sweep.evaluation.controller import EvaluationStudy, Gate, Together, told
+from sweep.evaluation.jobs import evaluation_settings, evaluation_spec, evaluations_room
 from sweep.model import Finished, Mode
-from sweep.ports import Ports
-from sweep.results import open_reader, read_evaluation
-from sweep.rooms import controller_lock, load_settings
-from sweep.study import OptunaStudy
-from tests.fakes import FastDispatcher
-from tests.faults import harness
-from tests.faults.harness import Quiet, check_ledger, check_sweep, make_room, run_killed, wait_for_workers
+from sweep.report.reader import open_reader, read_evaluation
+from sweep.search.study import OptunaStudy
+from sweep.wiring import session
+from sweep.wiring.rooms import controller_lock, load_settings
+from tests.helpers import kill_points
+from tests.helpers.fakes import FastDispatcher
+from tests.helpers.kill_points import Quiet, check_ledger, check_sweep, make_room, run_killed, wait_for_workers
 from trainer.contract import TrialSpec, decode
 from trainer.room import Room, hold
 
@@ -37,7 +37,7 @@ def together(room: Room, listener: Quiet, mode: Mode = Mode.RUN) -> Together:
     assert isinstance(main.ports.study, OptunaStudy)
     beside, inner = evaluations_room(room), evaluation_settings(settings)
     beside.root.mkdir(exist_ok=True)
-    env = {"STEP_SECONDS": harness.STEP_SECONDS}
+    env = {"STEP_SECONDS": kill_points.STEP_SECONDS}
     dispatcher = FastDispatcher(beside, (), 1, settings.queue.trials_per_worker or 0, env=env)
     study = EvaluationStudy(beside, main.ports.study.winners)
     gate = Gate(main.mode)
@@ -53,13 +53,13 @@ def together(room: Room, listener: Quiet, mode: Mode = Mode.RUN) -> Together:
     return Together(main, judging, gate, waits=False)
 
 
-alone = harness.controller
+alone = kill_points.controller
 
 
 @pytest.fixture(autouse=True)
 def evaluating(monkeypatch: pytest.MonkeyPatch) -> None:
     """What the harness runs and kills is both controllers."""
-    monkeypatch.setattr(harness, "controller", together)
+    monkeypatch.setattr(kill_points, "controller", together)
 
 
 def run_here(room: Room, mode: Mode = Mode.RUN) -> Finished:
@@ -115,7 +115,7 @@ def test_killed_at_every_durable_write(rooms: Path, every: int) -> None:
     lives = 1
 
     def prepare() -> None:
-        harness.die_at_write(every if lives % 5 else every + 3)()
+        kill_points.die_at_write(every if lives % 5 else every + 3)()
 
     while not run_killed(room, prepare):
         lives += 1
@@ -130,7 +130,7 @@ def test_killed_at_every_durable_write(rooms: Path, every: int) -> None:
 def test_a_sweep_that_was_ended_from_outside_goes_on_with_its_evaluations(
     rooms: Path, mode: Mode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(harness, "STEP_SECONDS", "0.2")
+    monkeypatch.setattr(kill_points, "STEP_SECONDS", "0.2")
     room = make_room(rooms, *WORDS)
     killed = 0
     while not evaluations_room(room).trials() and killed < 60:

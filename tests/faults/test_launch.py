@@ -1,6 +1,6 @@
 """Launch sweeps whose controller, agent, jobs and server fail: nothing is pushed twice, no trial is lost or doubled.
 
-Over both channels, with W&B in a directory (`tests.launchfakes`). Waits of a minute are shortened.
+Over both channels, with W&B in a directory (`tests.helpers.launch_fakes`). Waits of a minute are shortened.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from pathlib import Path
 
 import pytest
 
-from sweep.dispatch import launch as launch_dispatch
 from sweep.errors import GiveUp
 from sweep.model import Finish, Finished, Mode
-from sweep.results import open_reader
-from sweep.rooms import controller_lock, mark_stopped, stopped_runs
-from tests.faults import harness
-from tests.faults.harness import check_sweep, die_at_write, launch_api, make_room, run_here, run_killed
-from tests.launchfakes import Agent, FakeLaunchApi
+from sweep.queues.launch import dispatcher as launch_dispatch
+from sweep.report.reader import open_reader
+from sweep.wiring.rooms import controller_lock, mark_stopped, stopped_runs
+from tests.helpers import kill_points
+from tests.helpers.kill_points import check_sweep, die_at_write, launch_api, make_room, run_here, run_killed
+from tests.helpers.launch_fakes import Agent, FakeLaunchApi
 from trainer.contract import StopCause
 from trainer.room import Room, hold, read_json, read_text
 
@@ -70,7 +70,7 @@ def check(room: Room, trials: int = 8) -> None:
     check_sweep(room, trials)
 
 
-class Heard(harness.Quiet):
+class Heard(kill_points.Quiet):
     """Remembers what did not work."""
 
     def __init__(self) -> None:
@@ -85,7 +85,7 @@ def run_heard(room: Room, mode: Mode = Mode.RUN) -> tuple[Finish, list[str]]:
     heard = Heard()
     with hold(controller_lock(room), "test") as mine:
         assert mine
-        return harness.controller(room, heard, mode).run(), heard.troubles
+        return kill_points.controller(room, heard, mode).run(), heard.troubles
 
 
 @contextmanager
@@ -416,7 +416,7 @@ def test_a_run_that_a_person_deletes_is_cancelled(rooms: Path, restarted: bool) 
             with once(lambda: reports(room) > 0, lambda: api.delete_run(run_of(room))):
                 run_killed(room, lambda: 5)
                 while reports(room) == 0:
-                    harness.controller(room, harness.Quiet()).observe()
+                    kill_points.controller(room, kill_points.Quiet()).observe()
         with once(lambda: reports(room) > 0, lambda: api.delete_run(run_of(room))):
             assert run_here(room).how is Finished.DONE
     found = open_reader(room).state().rows[0]

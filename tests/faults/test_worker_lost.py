@@ -13,16 +13,16 @@ from typing import Any
 import pytest
 from optuna.storages.journal import JournalFileBackend
 
-from sweep import session
-from sweep.channel import RoomChannel
+from sweep.cli.foreground import Wish, drive
+from sweep.controller.room_channel import RoomChannel
 from sweep.errors import GiveUp, RetryLater
 from sweep.model import Finished
-from sweep.nursery import Nursery
-from sweep.results import open_reader
-from sweep.rooms import controller_lock, journal_path, load_settings
-from sweep.run import Wish, drive
-from tests.fakes import FastDispatcher
-from tests.faults.harness import check_sweep, make_room, run_here, run_killed, wait_for_workers
+from sweep.processes import Nursery
+from sweep.report.reader import open_reader
+from sweep.wiring import session
+from sweep.wiring.rooms import controller_lock, journal_path, load_settings
+from tests.helpers.fakes import FastDispatcher
+from tests.helpers.kill_points import check_sweep, make_room, run_here, run_killed, wait_for_workers
 from trainer.room import Room, held, hold, read_text
 
 
@@ -147,7 +147,7 @@ def test_what_a_failing_look_had_read_and_what_could_not_be_recorded_is_not_lost
             raise OSError(errno.EIO, "Input/output error")
         append(self, logs)
 
-    monkeypatch.setattr("sweep.channel.read_text", stumbling)
+    monkeypatch.setattr("sweep.controller.room_channel.read_text", stumbling)
     monkeypatch.setattr(JournalFileBackend, "append_logs", failing)
     assert run_here(room).how is Finished.DONE
     monkeypatch.undo()

@@ -10,9 +10,9 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from sweep.export import compare, read_tune_log, run_tune
+from sweep.report.export import compare, read_tune_log, run_tune
 from tests.conftest import embedded_config
-from tests.integration.cli import SMALL, status, sweep
+from tests.helpers.cli import SMALL, status, sweep
 from tests.integration.test_attempt import run, spec
 from trainer import checkpoint
 from trainer.base import Cache

@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from tests.bench.packed_parity import compiled
-from tests.integration.test_crew import Hands
 from tests.integration.test_packed import TRIALS, Change, alone, drive, make, worst
+from tests.integration.test_scheduler import Hands
 from trainer.base import Cache
 from trainer.contract import FailureKind, OutcomeKind, Step
-from trainer.packed import Pack
-from trainer.packed_slot import Slot
+from trainer.packed.pack import Pack
+from trainer.packed.slot import Slot
 from trainer.room import Room
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]

@@ -8,8 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from trainer.packed_layout import _blocks
-from trainer.packed_update import step_table
+from trainer.packed.layout import _blocks
+from trainer.packed.update import step_table
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 
@@ -31,7 +31,7 @@ def rows_of_a_store(slots: int, rank: int, dtype: torch.dtype) -> tuple[Tensor, 
 def test_swiglu_with_its_adapters_is_what_autograd_makes_of_it(
     dtype: torch.dtype, rank: int, sizes: tuple[int, ...]
 ) -> None:
-    from trainer import packed_swiglu_kernels as kernels
+    from trainer.packed.kernels import swiglu as kernels
 
     torch.manual_seed(rank)
     bounds = [0, *accumulate(sizes)]
@@ -70,7 +70,7 @@ def test_swiglu_with_its_adapters_is_what_autograd_makes_of_it(
 @pytest.mark.parametrize("adapted", [(0, 1, 2), (0, -1, 1)], ids=["all", "no keys"])
 @pytest.mark.parametrize("rank", [8, 16, 24, 64])
 def test_queries_keys_and_values_are_turned_with_their_adapters_part(rank: int, adapted: tuple[int, int, int]) -> None:
-    from trainer import packed_qkv_kernels as kernels
+    from trainer.packed.kernels import qkv as kernels
 
     torch.manual_seed(rank)
     kind, (queries, keys, size), sizes = torch.bfloat16, (8, 2, 32), (70, 0, 90, 128)
@@ -102,7 +102,7 @@ def test_queries_keys_and_values_are_turned_with_their_adapters_part(rank: int, 
 @pytest.mark.parametrize("sizes", [(70, 1, 200, 128, 65), (256, 256)], ids=["uneven", "even"])
 @pytest.mark.parametrize("heads", [(4, 1, 16), (4, 2, 32), (8, 2, 64), (4, 4, 128)])
 def test_short_sequences_are_mixed_as_autograd_mixes_them(heads: tuple[int, int, int], sizes: tuple[int, ...]) -> None:
-    from trainer import packed_attention_kernels as kernels
+    from trainer.packed.kernels import attention as kernels
 
     torch.manual_seed(0)
     kind, (queries, keys, size) = torch.bfloat16, heads
@@ -142,7 +142,7 @@ def close(found: Tensor, wanted: Tensor, near: float) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_step_of_rows_is_torchs_step_of_each(dtype: torch.dtype) -> None:
-    from trainer import packed_kernels
+    from trainer.packed.kernels import basic
 
     torch.manual_seed(0)
     options = [(1e-3, 0.9, 0.95, 0.1, 1e-8), (3e-2, 0.8, 0.999, 0.0, 1e-6)]
@@ -157,9 +157,7 @@ def test_a_step_of_rows_is_torchs_step_of_each(dtype: torch.dtype) -> None:
             lr=rate, beta1=beta1, beta2=beta2, weight_decay=decay, eps=eps, amsgrad=False, maximize=False,
             grad_scale=divisors[row],
         )  # fmt: skip
-    packed_kernels.adamw(
-        values, grads, averages, squares, step_table(torch.tensor(options, device="cuda"), steps, divisors)
-    )
+    basic.adamw(values, grads, averages, squares, step_table(torch.tensor(options, device="cuda"), steps, divisors))
     near = 1e-6 if dtype is torch.float32 else 1e-3  # a number in a hundred is a bit of bf16 off
     for ours, other in ((values, theirs[0]), (averages, theirs[2]), (squares, theirs[3])):
         close(ours, other.double(), near)

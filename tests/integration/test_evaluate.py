@@ -15,10 +15,10 @@ from safetensors.torch import load_file
 
 from tests.conftest import embedded_config
 from tests.integration.test_attempt import run
-from trainer import evaluate as evaluation
 from trainer.base import Cache
 from trainer.contract import Evaluation, FailureKind, Outcome, OutcomeKind, Report, StopCause, TrialSpec, decode
-from trainer.evaluate import evaluate
+from trainer.evaluation import evaluate as evaluation
+from trainer.evaluation.evaluate import evaluate
 from trainer.recipe import LoraRecipe
 from trainer.room import Room, write_atomic
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from sweep.evaluation import evaluations_room
-from sweep.results import read_outcome
-from tests.integration.cli import SMALL, status, sweep
+from sweep.evaluation.jobs import evaluations_room
+from sweep.report.reader import read_outcome
+from tests.helpers.cli import SMALL, status, sweep
 from tests.standin.plugin import standin
 from tests.standin.server import StandIn
 from trainer.contract import TrialSpec, decode

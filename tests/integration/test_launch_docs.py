@@ -17,9 +17,9 @@ from pathlib import Path
 
 import pytest
 
-from sweep.config import compose_config, freeze
-from sweep.controllerjob import check_controller
-from sweep.queues import LaunchQueue
+from sweep.cli.launch_controller import check_controller
+from sweep.config.queues import LaunchQueue
+from sweep.wiring.compose import compose_config, freeze
 from tests.standin.plugin import environment, standin
 from tests.standin.server import StandIn
 

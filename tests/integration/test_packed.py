@@ -16,9 +16,9 @@ from tests.conftest import embedded_config
 from trainer import base, checkpoint
 from trainer.base import Cache
 from trainer.contract import Step
-from trainer.packed import Pack
-from trainer.packed_model import Decoder
-from trainer.packed_slot import Fed, Slot
+from trainer.packed.model import Decoder
+from trainer.packed.pack import Pack
+from trainer.packed.slot import Fed, Slot
 from trainer.recipe import LoraRecipe
 
 pytestmark = pytest.mark.slow

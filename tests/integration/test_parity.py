@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from sweep.export import compare, read_tune_log, run_tune
+from sweep.report.export import compare, read_tune_log, run_tune
 from tests.conftest import embedded_config
 from trainer.base import Cache
 from trainer.contract import Step

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from sweep.ledger import read_ledger
-from tests.integration.cli import SMALL, status, sweep
+from sweep.controller.ledger import read_ledger
+from tests.helpers.cli import SMALL, status, sweep
 from trainer.contract import Outcome, StopCause, decode
 from trainer.room import Room, read_text
 

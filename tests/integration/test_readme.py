@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from sweep.config import compose_config, freeze
-from tests.integration.cli import command
+from sweep.wiring.compose import compose_config, freeze
+from tests.helpers.cli import command
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()

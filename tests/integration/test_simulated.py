@@ -14,29 +14,29 @@ import optuna
 import pytest
 from omegaconf import OmegaConf
 
-from sweep import dispatchers, session
-from sweep.cli import main
-from sweep.config import compose_config, freeze
-from sweep.dispatch.simulated import simulated_ports
+from sweep.cli.foreground import Wish, control_path, drive
+from sweep.cli.main import main
+from sweep.config.queues import Fates
+from sweep.config.space_grammar import parse_space
+from sweep.controller.ledger import read_ledger
+from sweep.controller.loop import Controller
 from sweep.errors import ConfigError
-from sweep.grammar import parse_space
-from sweep.ledger import read_ledger
-from sweep.loop import Controller
 from sweep.model import Ask, Effect, Finish, Finished, Limits, Mode, Stop
-from sweep.queues import Fates
-from sweep.rooms import find_room, load_settings
-from sweep.run import Wish, control_path, drive
-from sweep.sampler import ForecastSampler
-from sweep.simulate import Silent, simulate
-from sweep.simulation import World
-from sweep.storage import journal_storage, memory_storage
-from sweep.strategy import AsynchronousHalving, Promotion
-from sweep.strategy.freeze_thaw import FreezeThaw
-from sweep.study import OptunaStudy, StudyConfig
-from sweep.tables import load_table
+from sweep.queues.simulated.dispatcher import simulated_ports
+from sweep.queues.simulated.tables import load_table
+from sweep.queues.simulated.world import World
+from sweep.search.forecast_sampler import ForecastSampler
+from sweep.search.storage import journal_storage, memory_storage
+from sweep.search.strategy.freeze_thaw import FreezeThaw
+from sweep.search.strategy.halving import AsynchronousHalving, Promotion
+from sweep.search.study import OptunaStudy, StudyConfig
+from sweep.wiring import backends, session
+from sweep.wiring.compose import compose_config, freeze
+from sweep.wiring.rooms import find_room, load_settings
+from sweep.wiring.simulate import Silent, simulate
 from tests.bench.replay_agreement import PRUNERS, compare
 from tests.bench.simulated_scale import SPACE, run
-from tests.tables import write_table
+from tests.helpers.tables import write_table
 from trainer.contract import OutcomeKind, StopCause, TrialSpec
 from trainer.room import write_atomic
 
@@ -257,20 +257,20 @@ def test_a_space_off_the_grid_is_refused(words: list[str], message: str, table: 
 def test_a_resumed_room_takes_up_what_another_process_left(
     table: Path, rooms: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from sweep.dispatch import simulated
+    from sweep.queues.simulated import dispatcher
 
     words = ["queue=simulated", f"queue.table={table}", "pruner=asha", "search.trials=10", "queue.charge=false", *WORDS]
     room = session.create_room(freeze(compose_config(words), "s"), 8000)
     settings = freeze(compose_config(words), "s").settings
     stopping = Wish(room, Mode.RUN)
     monkeypatch.setattr(Wish, "__call__", lambda self: Mode.STOP if len(room.trials()) > 4 else Mode.RUN)
-    drive(room, stopping, dispatchers.make_nursery(settings))
+    drive(room, stopping, backends.make_nursery(settings))
     before = {trial: room.attempts(trial) for trial in room.trials()}
     assert before
     monkeypatch.undo()
     monkeypatch.setenv("SWEEP_ROOMS", str(rooms))
-    monkeypatch.setattr(simulated, "_worlds", {})  # as in another process
-    finish = drive(room, Wish(room), dispatchers.make_nursery(settings))
+    monkeypatch.setattr(dispatcher, "_worlds", {})  # as in another process
+    finish = drive(room, Wish(room), backends.make_nursery(settings))
     assert finish.reason == "all 10 trials have ended"
     assert len(room.trials()) == 10
     assert all(room.attempts(trial)[: len(attempts)] == attempts for trial, attempts in before.items())
@@ -290,9 +290,9 @@ def test_a_stop_while_the_study_is_being_opened_is_obeyed_and_an_earlier_one_is_
 
     with monkeypatch.context() as patched:
         patched.setattr(session, "open_study", slowly)
-        assert drive(room, Wish(room), dispatchers.make_nursery(composed.settings)).how is Finished.STOPPED
+        assert drive(room, Wish(room), backends.make_nursery(composed.settings)).how is Finished.STOPPED
     write_atomic(control_path(room), Mode.STOP.value)
-    assert drive(room, Wish(room), dispatchers.make_nursery(composed.settings)).how is Finished.DONE
+    assert drive(room, Wish(room), backends.make_nursery(composed.settings)).how is Finished.DONE
 
 
 def test_a_database_is_found_from_anywhere_and_holds_each_name_once(

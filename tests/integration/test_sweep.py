@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from sweep.results import read_outcome, read_steps
-from tests.integration.cli import SMALL, outline, start, status, sweep
+from sweep.report.reader import read_outcome, read_steps
+from tests.helpers.cli import SMALL, outline, start, status, sweep
 from trainer.room import Room, held, read_text
 
 pytestmark = pytest.mark.slow
@@ -70,7 +70,7 @@ def test_the_best_trial_leaves_as_a_yaml_an_adapter_and_the_proof(done: Room) ->
 
 
 def test_tune_validate_accepts_the_export(done: Room) -> None:
-    from sweep.export import TUNE
+    from sweep.report.export import TUNE
 
     path = sweep("export", "done").stdout.splitlines()[0]
     result = subprocess.run([*TUNE, "validate", path], capture_output=True, text=True, check=False)
@@ -128,8 +128,8 @@ def test_a_larger_budget_goes_on_where_the_sweep_ended(done: Room) -> None:
 def test_optuna_dashboard_opens_the_study(done: Room) -> None:
     from optuna_dashboard import wsgi
 
-    from sweep.rooms import load_settings
-    from sweep.session import reading_storage
+    from sweep.wiring.rooms import load_settings
+    from sweep.wiring.session import reading_storage
 
     app = wsgi(reading_storage(done, load_settings(done)))
     answers: list[str] = []

@@ -21,11 +21,11 @@ from typing import Any
 
 import pytest
 
-from tests.integration.cli import command
+from tests.helpers.cli import command
+from tests.helpers.stores import s3_server
 from tests.standin.model import Run
 from tests.standin.plugin import environment, here
 from tests.standin.server import StandIn
-from tests.stores import s3_server
 from trainer.room import Room, read_json, read_text
 
 pytestmark = pytest.mark.slow
@@ -153,7 +153,19 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
 def make_job(place: Path, env: dict[str, str]) -> None:
     place.mkdir()
     (place / "requirements.txt").write_text("wandb\n")
-    words = ["-e", "team", "-p", "lab", "-n", "sweep", "-E", "python -m trainer.launched", "--runtime", "3.11", "code"]
+    words = [
+        "-e",
+        "team",
+        "-p",
+        "lab",
+        "-n",
+        "sweep",
+        "-E",
+        "python -m trainer.entry.launch_job",
+        "--runtime",
+        "3.11",
+        "code",
+    ]
     made = [sys.executable, "-m", "wandb", "job", "create", *words, str(place)]
     subprocess.run(made, env=env, check=True, capture_output=True)
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from sweep import wandbclient
+from sweep.config.queues import LaunchQueue, Place
 from sweep.errors import RetryLater
-from sweep.launchapi import Push, Runs, make_api
-from sweep.queues import LaunchQueue, Place
+from sweep.queues.launch.api import Push, Runs, make_api
+from sweep.tracking import client
 from tests.standin.faults import Fault
 from tests.standin.plugin import standin, wandb_here
 from tests.standin.server import StandIn
@@ -26,8 +26,8 @@ from trainer.contract import (
     TrialSpec,
 )
 from trainer.room import Room
-from trainer.scores import tell_scores
-from trainer.tracking import Tracker
+from trainer.tracking.scores import tell_scores
+from trainer.tracking.tracker import Tracker
 
 __all__ = ["standin", "wandb_here"]  # fixtures
 pytestmark = pytest.mark.slow
@@ -58,7 +58,7 @@ def test_late_answers_cost_time_and_double_nothing(
     assert late.hits >= 5
     assert [item.spec["run_id"] for item in standin.items] == ["two"]
     assert len(standin.runs["team/p/one"].stop_requests) == 1
-    monkeypatch.setattr(wandbclient, "TIMEOUT_SECONDS", 1)
+    monkeypatch.setattr(client, "TIMEOUT_SECONDS", 1)
     impatient = Runs(make_api(queue, Place("team", "p", "s"), ""), 0.0)
     impatient.want("trials", ["one"])
     with standin.faults.during(Fault(None, "Runs", delay=3.0, count=1)), pytest.raises(RetryLater, match="in time"):

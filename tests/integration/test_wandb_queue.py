@@ -17,16 +17,16 @@ import pytest
 import yaml
 from wandb.sdk.launch.agent.config import AgentConfig
 
-from sweep import queueverbs
-from sweep.cli import main
-from sweep.config import Composed, compose_config, freeze
+from sweep.cli import launch_queue
+from sweep.cli.main import main
+from sweep.config.queues import LaunchQueue
+from sweep.config.settings import Settings
 from sweep.errors import RetryLater, SweepError
-from sweep.launchagent import cluster_objects
-from sweep.launchdoctor import launch_looks
-from sweep.queues import LaunchQueue
-from sweep.settings import Settings
-from sweep.wandbagents import agents_field, agents_query
-from sweep.wandbqueue import asking, stage_code
+from sweep.queues.launch.agent_config import cluster_objects
+from sweep.queues.launch.agents import agents_field, agents_query
+from sweep.queues.launch.doctor import launch_looks
+from sweep.queues.launch.queue import asking, stage_code
+from sweep.wiring.compose import Composed, compose_config, freeze
 from tests.standin.model import Agent, Item, Queue
 from tests.standin.operations.introspection import LISTS_AGENTS, named
 from tests.standin.plugin import standin, wandb_here  # noqa: F401
@@ -46,8 +46,8 @@ def sweep(
     monkeypatch: pytest.MonkeyPatch,
 ) -> Sweep:
     """`sweep queue` in this process, each configuration composed once; it never says a key."""
-    monkeypatch.setattr(queueverbs, "compose_config", lambda words, _: words)
-    monkeypatch.setattr(queueverbs, "freeze", lambda words, *_: Composed(settings_of(*words), ""))
+    monkeypatch.setattr(launch_queue, "compose_config", lambda words, _: words)
+    monkeypatch.setattr(launch_queue, "freeze", lambda words, *_: Composed(settings_of(*words), ""))
 
     def run(*words: str) -> tuple[int, str, str]:
         capfd.readouterr()

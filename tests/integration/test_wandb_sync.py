@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.cli import SMALL, status, sweep
+from tests.helpers.cli import SMALL, status, sweep
 from tests.standin.plugin import environment, standin
 from tests.standin.server import StandIn
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sweep.queues import SlurmQueue
+from sweep.config.queues import SlurmQueue
 from tests.contracts.test_dispatcher import (  # noqa: F401 - these are the tests
     Make,
     hands,
@@ -20,7 +20,7 @@ from tests.contracts.test_dispatcher import (  # noqa: F401 - these are the test
     test_preview_starts_nothing,
     test_start_is_safe_to_repeat_also_after_a_restart,
 )
-from tests.faults.harness import fast_slurm
+from tests.helpers.kill_points import fast_slurm
 from tests.slurm.cluster import Cluster
 
 

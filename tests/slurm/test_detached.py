@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from sweep.results import open_reader
-from tests.faults.harness import tell_counts
-from tests.integration.cli import SMALL, status, sweep
+from sweep.report.reader import open_reader
+from tests.helpers.cli import SMALL, status, sweep
+from tests.helpers.kill_points import tell_counts
+from tests.helpers.slurm_sweeps import SLOW, training, until, use
 from tests.slurm.cluster import Cluster
-from tests.slurm.harness import SLOW, training, until, use
 from trainer.room import Room, read_json
 
 pytestmark = pytest.mark.slow

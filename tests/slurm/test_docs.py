@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from sweep.queues import SlurmQueue
+from sweep.config.queues import SlurmQueue
 from sweep.resources import launch_queues_dir
-from tests.integration.cli import command
+from tests.helpers.cli import command
+from tests.helpers.slurm_sweeps import until, use
 from tests.slurm.cluster import Cluster
-from tests.slurm.harness import until, use
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = (ROOT / "docs" / "slurm.md").read_text()

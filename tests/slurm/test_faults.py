@@ -10,15 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from sweep import slurm
-from sweep.dispatch import slurm as slurm_dispatch
+from sweep.config.queues import SlurmQueue
+from sweep.controller.ports import WorkerSpec
 from sweep.errors import GiveUp, RetryLater
 from sweep.model import Finished, JobState, Mode
-from sweep.ports import WorkerSpec
-from sweep.queues import SlurmQueue
-from sweep.results import open_reader
-from sweep.rooms import change_settings, load_settings, worker_log
-from tests.faults.harness import (
+from sweep.queues.slurm import commands
+from sweep.queues.slurm import dispatcher as slurm_dispatch
+from sweep.report.reader import open_reader
+from sweep.wiring.rooms import change_settings, load_settings, worker_log
+from tests.helpers.kill_points import (
     check_ledger,
     check_sweep,
     die_at_write,
@@ -27,8 +27,8 @@ from tests.faults.harness import (
     run_killed,
     tell_counts,
 )
+from tests.helpers.slurm_sweeps import ends, fast_room, held, job_of, node_of, running, submitted, training, until, use
 from tests.slurm.cluster import Cluster
-from tests.slurm.harness import ends, fast_room, held, job_of, node_of, running, submitted, training, until, use
 from trainer.room import Room
 
 TRIALS = 8
@@ -195,8 +195,8 @@ def test_a_refused_submission_is_told_in_slurm_s_words_and_leaves_nothing(rooms:
 
 
 def test_arrays_are_cut_at_the_cluster_s_limit(rooms: Path, cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert slurm.max_array() == cluster.max_array
-    monkeypatch.setattr(slurm, "max_array", lambda: 2)
+    assert commands.max_array() == cluster.max_array
+    monkeypatch.setattr(commands, "max_array", lambda: 2)
     room = fast_room(rooms, "queue.workers=5", "search.trials=5", step=0.2)
     assert run_here(room).how is Finished.DONE
     parents = {job_of(room, name).partition("_")[0] for name in room.workers()}
@@ -205,7 +205,7 @@ def test_arrays_are_cut_at_the_cluster_s_limit(rooms: Path, cluster: Cluster, mo
 
 def test_a_scheduler_that_does_not_answer_is_waited_for(rooms: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     room = fast_room(rooms, "queue.workers=2", "search.trials=4", step=0.3)
-    real, calls = slurm.command, [0]
+    real, calls = commands.command, [0]
 
     def busy(words: list[str], *rest: object, **more: object) -> str:
         calls[0] += 1
@@ -213,7 +213,7 @@ def test_a_scheduler_that_does_not_answer_is_waited_for(rooms: Path, monkeypatch
             raise RetryLater("squeue: Unable to contact slurm controller (connect failure)")
         return real(words, *rest, **more)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(slurm, "command", busy)
+    monkeypatch.setattr(commands, "command", busy)
     assert run_here(room).how is Finished.DONE
     check_told_once(room, 4)
 
@@ -238,8 +238,8 @@ def test_a_job_that_the_scheduler_has_forgotten_is_looked_up_in_accounting(
     dispatcher.start([WorkerSpec("w0001", 0)])
     until(room.worker("w0001").beat.exists)
     cluster.run("scancel", "--signal=KILL", job_of(room, "w0001"))
-    until(lambda: slurm.accounted([job_of(room, "w0001")]).get(job_of(room, "w0001"), "RUNNING")[:7] != "RUNNING")
-    monkeypatch.setattr(slurm, "queue", lambda names: [])
+    until(lambda: commands.accounted([job_of(room, "w0001")]).get(job_of(room, "w0001"), "RUNNING")[:7] != "RUNNING")
+    monkeypatch.setattr(commands, "queue", lambda names: [])
     until(lambda: dispatcher.poll()["w0001"].state is JobState.GONE)
     assert dispatcher.poll()["w0001"].reason.split()[0] in ("CANCELLED", "FAILED")
 

@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 
-from sweep.results import open_reader, read_outcome, read_steps
+from sweep.report.reader import open_reader, read_outcome, read_steps
 from tests.conftest import SHARED
-from tests.faults.harness import tell_counts
-from tests.integration.cli import SMALL, outline, start, status, sweep
+from tests.helpers.cli import SMALL, outline, start, status, sweep
+from tests.helpers.kill_points import tell_counts
+from tests.helpers.slurm_sweeps import SLOW, ends, job_of, node_of, training, until, use
 from tests.slurm.cluster import Cluster
-from tests.slurm.harness import SLOW, ends, job_of, node_of, training, until, use
 from trainer.contract import OutcomeKind
 from trainer.room import Room
 

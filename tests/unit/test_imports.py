@@ -1,220 +1,138 @@
-"""Who imports whom: the layers of the program, and what a command line may load."""
+"""Who imports whom: the folders of the program, and what a command line may load."""
 
 from __future__ import annotations
 
-import ast
 import subprocess
 import sys
-from collections.abc import Iterator
-from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
+from tests.helpers.import_graph import ImportGraph, folder
+
 REPOSITORY = Path(__file__).resolve().parents[2]
-PACKAGES = ("sweep", "trainer")
-# From the bottom up; a module imports what stands above it in this list, late imports included.
-LAYERS = (
-    "trainer",
-    "trainer.contract trainer.room trainer.components trainer.ending trainer.embedded",
-    "trainer.progress trainer.reporter trainer.tracking trainer.cluster trainer.store",
-    "trainer.replica",
-    "trainer.mirror",
-    "sweep sweep.errors sweep.resources sweep.yamledit sweep.nursery",
-    "sweep.model sweep.space sweep.queues sweep.evaluators sweep.slurm sweep.storage sweep.wandbclient",
-    "sweep.ports sweep.grammar sweep.submit sweep.launchtemplate sweep.launchapi sweep.strategy sweep.tables",
-    "sweep.tally sweep.spent sweep.budget sweep.occupancy sweep.ranking sweep.repeats sweep.gridwalk sweep.looks",
-    "sweep.launchagent sweep.wandbqueue",
-    "sweep.simulation sweep.ledger sweep.finals sweep.strategy.encoding sweep.strategy.surrogate",
-    "sweep.strategy.evidence",
-    "sweep.decide sweep.channel sweep.dispatch sweep.dispatch.* sweep.recipe sweep.settings sweep.view",
-    "sweep.allowance",
-    "sweep.mirror sweep.lease sweep.strategy.forecast sweep.strategy.places",
-    "sweep.distributions sweep.curves sweep.proposals sweep.tracking sweep.wandbchannel sweep.mirrored",
-    "sweep.strategy.freeze_thaw sweep.sampler sweep.warmstart",
-    "sweep.wandbautomation sweep.wandbagents",
-    "sweep.loop sweep.study sweep.words sweep.targets sweep.probe sweep.launchjobs sweep.wandbsync sweep.evaluation",
-    "sweep.config",
-    "sweep.rooms sweep.beside",
-    "sweep.dispatchers",
-    "sweep.session sweep.simulate",
-    "sweep.results sweep.plan sweep.controllerjob",
-    "sweep.export sweep.report sweep.replay",
-    "sweep.run sweep.clusterdoctor sweep.queueverbs sweep.launchdoctor",
-    "sweep.detached sweep.doctor",
-    "sweep.readverbs",
-    "sweep.verbs",
-    "sweep.cli",
+GRAPH = ImportGraph(REPOSITORY)
+# From the bottom up: a folder imports only from those above it in this list, late imports included.
+FOLDERS = (
+    "errors model resources processes",
+    "config",
+    "search tracking",
+    "controller",
+    "store queues evaluation",
+    "wiring",
+    "report",
+    "cli",
 )
-# Outside packages and the only modules that may load them, late imports included.
+# Outside packages, and the only folders and modules that may load them, late imports included.
 OWNERS = {
-    "hydra": {"sweep.config", "sweep.words", "sweep.grammar", "sweep.targets"},
-    "submitit": {"sweep.submit"},
-    "fsspec": {"trainer.store"},
-    "wandb": {
-        "trainer.tracking",
-        "trainer.scores",
-        "trainer.launched",
-        "sweep.wandbclient",
-        "sweep.launchapi",
-        "sweep.wandbqueue",
-        "sweep.wandbautomation",
-        "sweep.wandbsync",
-    },
-    "optuna": {
-        "sweep.distributions",
-        "sweep.proposals",
-        "sweep.sampler",
-        "sweep.storage",
-        "sweep.tally",
-        "sweep.repeats",
-        "sweep.gridwalk",
-        "sweep.warmstart",
-        "sweep.study",
-        "sweep.report",
-        "sweep.plan",
-    },
+    "hydra": {"sweep.config", "sweep.search.build", "sweep.wiring.compose"},
+    "submitit": {"sweep.queues.slurm.submit"},
+    "fsspec": {"trainer.store.objects"},
+    "wandb": {"sweep.tracking", "sweep.queues.launch", "trainer.tracking", "trainer.entry.launch_job"},
+    "optuna": {"sweep.search", "sweep.report"},
+    "triton": {"trainer.packed.kernels"},
+}
+SWEEP = sorted(name for name in GRAPH.modules if name.split(".")[0] == "sweep")
+TRAINER = sorted(name for name in GRAPH.modules if name.split(".")[0] == "trainer")
+# What of the trainer needs no torch, and which folder may use it.
+SHARED = {"trainer.contract", "trainer.room", "trainer.components", "trainer.exit_guard"}
+FURTHER = {
+    "sweep.queues.slurm.submit": {"trainer.entry.slurm_job"},  # a job is pickled by its name
+    "sweep.store": {"trainer.store.objects", "trainer.store.layout"},
+    "sweep.tracking.sync": {"trainer.tracking.tracker"},  # it says what a run could not say offline
 }
 
 
-@cache
-def modules() -> dict[str, Path]:
-    found = {}
-    for package in PACKAGES:
-        for path in sorted((REPOSITORY / package).rglob("*.py")):
-            parts = path.relative_to(REPOSITORY).with_suffix("").parts
-            found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
-    return found
+def within(module: str, places: set[str]) -> bool:
+    """Whether a module is one of these, or stands in one of these folders."""
+    return any(module == place or module.startswith(f"{place}.") for place in places)
 
 
-@cache
-def imports(module: str) -> tuple[tuple[str, bool], ...]:
-    """What a module imports, and whether as it is loaded; imports for the type checker are left out."""
-    tree = ast.parse(modules()[module].read_text())
-    return tuple(dict.fromkeys((_known(name), early) for name, early in _walk(tree, module, True)))
-
-
-def _walk(node: ast.AST, module: str, early: bool) -> Iterator[tuple[str, bool]]:
-    for child in ast.iter_child_nodes(node):
-        match child:
-            case ast.If(test=ast.Name(id="TYPE_CHECKING")):
-                continue
-            case ast.Import(names=names):
-                yield from ((alias.name, early) for alias in names)
-            case ast.ImportFrom(module=source, names=names, level=level):
-                assert level == 0, f"{module}: a relative import"
-                assert source is not None
-                yield from ((f"{source}.{alias.name}", early) for alias in names)
-            case ast.FunctionDef() | ast.AsyncFunctionDef() | ast.Lambda():
-                yield from _walk(child, module, False)
-            case _:
-                yield from _walk(child, module, early)
-
-
-def _known(name: str) -> str:
-    """`sweep.model.View` is `sweep.model`; names of other packages stay."""
-    while name.startswith(PACKAGES) and name not in modules() and "." in name:
-        name = name.rpartition(".")[0]
-    return name
-
-
-def own(module: str, late: bool) -> set[str]:
-    """Modules of ours that a module imports."""
-    return {name for name, early in imports(module) if name.split(".")[0] in PACKAGES and (early or late)} - {module}
-
-
-def outside(module: str) -> set[str]:
-    """Other packages that a module imports, late imports included."""
-    return {name.split(".")[0] for name, _ in imports(module)} - set(PACKAGES) - {"__future__"}
-
-
-def layer(module: str) -> int | None:
-    names = [row.split() for row in LAYERS]
-    parent = f"{module.rpartition('.')[0]}.*"
-    return next((index for index, row in enumerate(names) if module in row or parent in row), None)
-
-
-MIRRORS = {"sweep.allowance", "sweep.mirror", "sweep.mirrored", "sweep.lease"}
-SWEEP = sorted(name for name in modules() if name.split(".")[0] == "sweep")
-TRAINER = sorted(name for name in modules() if name.split(".")[0] == "trainer")
+def floor(module: str) -> int:
+    """The row of `FOLDERS` in which a module's folder stands; -1 for the package itself."""
+    if module == "sweep":
+        return -1
+    return next(index for index, row in enumerate(FOLDERS) if folder(module).removeprefix("sweep.") in row.split())
 
 
 def test_the_walk_sees_early_late_and_neither() -> None:
-    assert ("sweep.decide", True) in imports("sweep.loop")
-    assert ("sweep.verbs", False) in imports("sweep.cli")
-    assert ("optuna.storages.BaseStorage", True) not in imports("sweep.session")  # for the type checker
-    assert "sweep.targets" in own("sweep.session", late=True) - own("sweep.session", late=False)
+    assert ("sweep.controller.decide", True) in GRAPH.imports("sweep.controller.loop")
+    assert ("sweep.cli.verbs", False) in GRAPH.imports("sweep.cli.main")
+    assert ("optuna.storages.BaseStorage", True) not in GRAPH.imports("sweep.wiring.session")  # for the type checker
+    late = GRAPH.own("sweep.wiring.session") - GRAPH.own("sweep.wiring.session", late=False)
+    assert "sweep.search.build" in late
 
 
-def test_every_module_of_sweep_has_a_layer() -> None:
-    assert [name for name in SWEEP if layer(name) is None] == []
+def test_every_folder_of_sweep_stands_in_the_list_once() -> None:
+    listed = " ".join(FOLDERS).split()
+    assert sorted(listed) == sorted({folder(name).removeprefix("sweep.") for name in SWEEP} - {"sweep"})
 
 
 @pytest.mark.parametrize("module", SWEEP)
 def test_imports_point_downwards(module: str) -> None:
-    """To a lower layer, late imports included; not to a neighbour."""
-    place = layer(module)
-    assert place is not None
-    found = {name: layer(name) for name in own(module, late=True)}
-    assert {name for name, at in found.items() if at is None or at >= place} == set()
+    """Within the folder, or to one of a lower row; modules at the bottom import those at the bottom."""
+    own = {name for name in GRAPH.own(module) if name.split(".")[0] == "sweep"}
+    upwards = {name for name in own if folder(name) != folder(module) and floor(name) >= floor(module) > 0}
+    assert upwards == set()
+    assert floor(module) > 0 or {name for name in own if floor(name) > 0} == set()
 
 
 @pytest.mark.parametrize("late", [False, True], ids=["as modules are loaded", "late imports included"])
 def test_there_is_no_cycle(late: bool) -> None:
-    list(TopologicalSorter({module: own(module, late) for module in modules()}).static_order())
+    list(TopologicalSorter({module: GRAPH.own(module, late) for module in GRAPH.modules}).static_order())
 
 
 @pytest.mark.parametrize("module", TRAINER)
 def test_the_trainer_knows_nothing_of_sweep(module: str) -> None:
-    assert {name for name in own(module, late=True) if name.split(".")[0] == "sweep"} == set()
+    assert {name for name in GRAPH.own(module) if name.split(".")[0] == "sweep"} == set()
 
 
 @pytest.mark.parametrize("module", SWEEP)
 def test_of_the_trainer_only_what_needs_no_torch_is_used(module: str) -> None:
-    """`trainer.cluster` is what a job is pickled from: a name."""
-    used = {name for name in own(module, late=True) if name.split(".")[0] == "trainer"}
-    jobs = {"trainer.cluster"} if module == "sweep.submit" else set()
-    stores = {"trainer.store", "trainer.replica"} if module in MIRRORS else set()
-    runs = {"trainer.tracking"} if module == "sweep.wandbsync" else set()  # it says what a run could not say offline
-    assert used <= {f"trainer.{name}" for name in ("contract", "room", "components", "ending")} | jobs | stores | runs
+    used = {name for name in GRAPH.own(module) if name.split(".")[0] == "trainer"} - {"trainer"}
+    further = [names for place, names in FURTHER.items() if within(module, {place})]
+    assert used <= SHARED.union(*further)
 
 
 @pytest.mark.parametrize("module", SWEEP)
 def test_no_module_of_sweep_imports_torch(module: str) -> None:
-    assert outside(module).isdisjoint({"torch", "torchtune", "torchao", "torchdata", "transformers"})
+    assert GRAPH.outside(module).isdisjoint({"torch", "torchtune", "torchao", "torchdata", "transformers"})
 
 
 @pytest.mark.parametrize("package", OWNERS)
 def test_a_package_is_imported_by_its_owners_only(package: str) -> None:
-    users = {module for module in modules() if package in outside(module)}
-    assert users <= OWNERS[package]
-    assert users  # a package that nobody imports any more needs no owner
+    users = {module for module in GRAPH.modules if package in GRAPH.outside(module)}
+    assert {module for module in users if not within(module, OWNERS[package])} == set()
+    for owner in OWNERS[package]:  # an owner that loads it no more needs no entry
+        assert any(within(module, {owner}) for module in users), owner
 
 
 def test_queues_do_not_know_each_other() -> None:
-    queues = [name for name in SWEEP if name.startswith("sweep.dispatch.")]
-    assert queues
-    for queue in queues:
-        assert own(queue, late=True).isdisjoint({"sweep.dispatch", *queues})
+    queues = {name for name in SWEEP if name.startswith("sweep.queues.")}
+    for module in queues:
+        mine = ".".join(module.split(".")[:3])
+        assert {name for name in GRAPH.own(module) & queues if not within(name, {mine})} == set()
 
 
 def test_decide_imports_nothing_that_acts() -> None:
-    assert own("sweep.decide", late=True) == {"sweep.budget", "sweep.model", "sweep.occupancy", "trainer.contract"}
-    assert own("sweep.budget", late=True) == {"sweep.model"}
-    assert own("sweep.occupancy", late=True) == {"sweep.model", "trainer.contract"}
-    assert outside("sweep.decide") == {"math", "collections", "dataclasses", "functools"}
+    pure = {"sweep.model", "trainer.contract"}
+    own = {"sweep.controller.budget", "sweep.controller.occupancy"}
+    assert GRAPH.own("sweep.controller.decide") == pure | own
+    for module in own:
+        assert GRAPH.own(module) <= pure
+    assert GRAPH.outside("sweep.controller.decide") == {"math", "collections", "dataclasses", "functools"}
 
 
-def test_a_mirror_needs_the_standard_library_and_fsspec_only() -> None:
-    for module in ("trainer.store", "trainer.replica", "trainer.mirror"):
-        assert outside(module) <= sys.stdlib_module_names | {"fsspec"}
+def test_the_stores_need_the_standard_library_and_fsspec_only() -> None:
+    for module in ("trainer.store.objects", "trainer.store.layout", "trainer.store.worker_sync"):
+        assert GRAPH.outside(module) <= sys.stdlib_module_names | {"fsspec"}
 
 
 @pytest.mark.parametrize("module", ["trainer", "trainer.contract", "trainer.room"])
 def test_what_the_controller_shares_needs_the_standard_library_only(module: str) -> None:
-    assert outside(module) <= sys.stdlib_module_names
-    assert own(module, late=True) <= {"trainer", "trainer.contract", "trainer.room"}
+    assert GRAPH.outside(module) <= sys.stdlib_module_names
+    assert GRAPH.own(module) <= {"trainer", "trainer.contract", "trainer.room"}
 
 
 HEAVY = {"torch", "torchtune", "wandb", "optuna", "hydra", "omegaconf", "rich", "plotly", "numpy", "scipy", "yaml"}
@@ -223,12 +141,15 @@ HEAVY = {"torch", "torchtune", "wandb", "optuna", "hydra", "omegaconf", "rich", 
 @pytest.mark.parametrize(
     ("code", "absent"),
     [
-        ("import sweep.cli; sweep.cli._parser().parse_args(['run', 'search.trials=3'])", HEAVY),
-        ("import sweep.loop, sweep.decide, sweep.channel, trainer.contract, trainer.room", HEAVY),
-        ("import sweep.verbs, sweep.dispatch.local", {"torch", "torchtune", "wandb", "optuna", "rich", "plotly"}),
+        ("from sweep.cli.main import _parser; _parser().parse_args(['run', 'search.trials=3'])", HEAVY),
+        ("import sweep.controller.loop, sweep.controller.room_channel, trainer.contract, trainer.room", HEAVY),
         (
-            "from sweep.config import compose_config, freeze\n"
-            "from sweep.targets import build_sampler\n"
+            "import sweep.cli.verbs, sweep.queues.local.dispatcher",
+            {"torch", "torchtune", "wandb", "optuna", "rich", "plotly"},
+        ),
+        (
+            "from sweep.wiring.compose import compose_config, freeze\n"
+            "from sweep.search.build import build_sampler\n"
             "for name in ('tpe', 'gp', 'cma_es'):\n"
             "    build_sampler(freeze(compose_config([f'sampler={name}']), 'x').settings, 0)",
             {"torch", "torchtune", "wandb", "rich", "plotly"},

@@ -9,10 +9,10 @@ from dataclasses import replace
 import optuna
 
 from sweep.model import Ruling, Verdict
-from sweep.proposals import History, WatchedStudy
-from sweep.sampler import ForecastSampler
-from sweep.strategy import AsynchronousHalving, Curve, Standing, Strategy
-from sweep.strategy.freeze_thaw import FreezeThaw
+from sweep.search.forecast_sampler import ForecastSampler
+from sweep.search.history import History, WatchedStudy
+from sweep.search.strategy.freeze_thaw import FreezeThaw
+from sweep.search.strategy.halving import AsynchronousHalving, Curve, Standing, Strategy
 from tests.bench.search_bench.optuna_arms import suggest
 from tests.bench.search_bench.replay import Decision, Job
 from tests.bench.search_bench.tables import Table

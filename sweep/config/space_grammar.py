@@ -1,0 +1,149 @@
+"""Reads a search space written in Hydra's override grammar.
+
+    model.lora_rank: choice(4, 8, 16)
+    optimizer.lr: tag(log, interval(1e-5, 1e-3))
+    epochs: range(1, 4)                                  # Hydra's range leaves its end out
+    +optimizer.momentum:                                 # `+`: a key that the configuration lacks
+      value: interval(0.0, 0.95)
+      when: {optimizer._component_: torch.optim.SGD}     # or a list of values
+
+Invariant: texts in, `Space` out; every error names the key, what was written and what is allowed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from decimal import Decimal
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, QuotedString, RangeSweep
+from hydra.errors import HydraException
+
+from sweep.config.space import Choice, Domain, Interval, Parameter, Space
+from sweep.errors import ConfigError
+
+FORMS = (
+    "choice(a, b, …), interval(low, high), tag(log, interval(low, high)), int(interval(low, high)), "
+    "range(start, stop, step)"
+)
+
+
+def parse_space(raw: Mapping[str, Any]) -> Space:
+    """A space from the `space` section of a configuration, dotted or nested.
+
+    Raises:
+        ConfigError: a value that is no sweep of Hydra's grammar, an empty one, or a condition that cannot hold.
+    """
+    return Space(tuple(_parameter(key, value) for key, value in flatten(raw) if value is not None))
+
+
+def merged(*layers: Mapping[str, Any]) -> dict[str, Any]:
+    """Flat keys and leaves of mappings, later ones over earlier ones, however each is written.
+
+    Dotted and nested keys are the same, and so are `a.b`, `+a.b` and `a.+b`; the result has the `+` in front where
+    any of them has one. A leaf also takes the place of all that stood below its key; a leaf with `value` or `when`
+    alone keeps the other.
+    """
+    found: dict[str, Any] = {}
+    for name, value in (item for layer in layers for item in flatten(layer)):
+        key = name.replace("+", "")
+        beaten = [old for old in found if f"{old.removeprefix('+')}.".startswith(f"{key}.")]
+        adds = "+" in name or f"+{key}" in beaten
+        before = {old.removeprefix("+"): found.pop(old) for old in beaten}.get(key)
+        found["+" * adds + key] = _joined(before, value)
+    return found
+
+
+def flatten(raw: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys and leaves; a mapping with `value` and perhaps `when` is a leaf."""
+    for key, value in raw.items():
+        if isinstance(value, Mapping) and not _is_leaf(value):
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def parse_domain(key: str, text: Any) -> Domain:
+    """One value of the space.
+
+    Raises:
+        ConfigError: it is no sweep, or an impossible one.
+    """
+    integer = isinstance(text, str) and "int(" in text.replace(" ", "")
+    try:
+        override = OverridesParser.create().parse_override(f"key={text}")
+    except HydraException as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"space.{key}={text} cannot be read ({reason}); write one of {FORMS}") from error
+    try:
+        match override.value():
+            case ChoiceSweep(list=values):
+                return Choice(tuple(_plain(value) for value in values))
+            case IntervalSweep(start=low, end=high, tags=tags):
+                return _interval(low, high, tags, integer)
+            case RangeSweep(start=start, stop=stop, step=step, tags=tags):
+                return _range(start, stop, step, tags)
+    except ConfigError as error:
+        raise ConfigError(f"space.{key}: {error}") from error
+    raise ConfigError(
+        f"space.{key}={text} does not vary; write one of {FORMS}, or put a fixed value into recipe.overrides"
+    )
+
+
+def _joined(before: Any, value: Any) -> Any:
+    if before is None or not (isinstance(value, Mapping) and _is_leaf(value)):
+        return value
+    return {**(before if isinstance(before, Mapping) else {"value": before}), **value}
+
+
+def _parameter(key: str, value: Any) -> Parameter:
+    adds, key = "+" in key, key.replace("+", "")
+    if not isinstance(value, Mapping):
+        return Parameter(key, parse_domain(key, value), adds=adds)
+    unknown = set(value) - {"value", "when"}
+    if unknown:
+        raise ConfigError(f"space.{key}: there is no key {unknown.pop()}; a conditional parameter has value and when")
+    if "value" not in value:
+        raise ConfigError(f"space.{key} has when, but no value; write {{value: …, when: …}} with one of {FORMS}")
+    when = value.get("when") or {}
+    if not isinstance(when, Mapping):
+        raise ConfigError(f"space.{key}.when={when} must map keys of the space to values")
+    conditions = tuple(
+        (other, tuple(values) if isinstance(values, list | tuple) else (values,)) for other, values in flatten(when)
+    )
+    return Parameter(key, parse_domain(key, value["value"]), conditions, adds)
+
+
+def _interval(low: float | None, high: float | None, tags: set[str], integer: bool) -> Interval:
+    unknown = tags - {"log", "int"}
+    if unknown:
+        raise ConfigError(f"tag {unknown.pop()} is unknown; the tags are log and int")
+    if low is None or high is None:
+        raise ConfigError("an interval needs two ends")
+    integer = integer or "int" in tags
+    return Interval(low, high, log="log" in tags, integer=integer)
+
+
+def _range(start: float | None, stop: float | None, step: float, tags: set[str]) -> Interval:
+    if start is None or stop is None or step <= 0 or not all(map(math.isfinite, (start, stop, step))):
+        raise ConfigError(f"range({start}, {stop}, {step}) needs two finite ends and a step above 0")
+    low, end, width = (Decimal(str(number)) for number in (start, stop, step))  # 0.9 is three times 0.3 in decimals
+    high = low + (math.ceil((end - low) / width) - 1) * width  # Hydra's range leaves its end out
+    integer = all(float(number).is_integer() for number in (start, stop, step))
+    return Interval(start, int(high) if integer else float(high), log="log" in tags, step=step, integer=integer)
+
+
+def _is_leaf(value: Mapping[str, Any]) -> bool:
+    return "value" in value or set(value) == {"when"}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, QuotedString):
+        return value.text
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {str(_plain(k)): _plain(v) for k, v in value.items()}
+    return value

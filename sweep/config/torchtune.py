@@ -1,0 +1,293 @@
+"""The torchtune configuration of a sweep: found, changed, checked, resolved for a trial, and exported.
+
+Invariants: torchtune is not imported. The user's file is read once, when the sweep is created; what is exported
+differs from it in the changed keys alone, comments and order included.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from sweep.config.space import Space
+from sweep.config.space_grammar import flatten, merged
+from sweep.config.yaml_edit import edit_yaml
+from sweep.errors import ConfigError, unknown_key
+from sweep.resources import embedded_dir, torchtune_recipes
+from trainer.components import ComponentError, check_components, components, current_path
+
+# Keys that the trainer reads and that a configuration may lack.
+OPTIONAL_KEYS = (
+    "batch_size_val",
+    "clip_grad_norm",
+    "collate_fn",
+    "dataset_val",
+    "low_cpu_ram",
+    "max_steps_per_epoch",
+    "seed",
+)
+REQUIRED_KEYS = (
+    "model._component_",
+    "model.lora_rank",
+    "model.lora_alpha",
+    "model.lora_attn_modules",
+    "tokenizer._component_",
+    "checkpointer._component_",
+    "checkpointer.checkpoint_dir",
+    "dataset",
+    "batch_size",
+    "optimizer._component_",
+    "lr_scheduler._component_",
+    "loss._component_",
+    "epochs",
+    "gradient_accumulation_steps",
+    "device",
+    "dtype",
+    "output_dir",
+)
+# torchtune's other recipes with adapters, by a key that theirs have: run as ours they would leave it out.
+OTHER_RECIPES = {
+    "teacher_model": "knowledge_distillation_single_device",
+    "quantizer": "qat_lora_finetune_distributed",
+}
+_RESOLVERS: dict[str, Callable[..., Any]] = {
+    "add": lambda a, b: a + b,
+    "sub": lambda a, b: a - b,
+    "mul": lambda a, b: a * b,
+    "div": lambda a, b: a / b,
+    "floordiv": lambda a, b: a // b,
+    "pow": lambda a, b: a**b,
+    "min": min,
+    "max": max,
+    "round": round,
+    "int": int,
+    "embedded": lambda *path: str(embedded_dir().joinpath(*path)),
+}
+for _name, _function in _RESOLVERS.items():
+    OmegaConf.register_new_resolver(_name, _function, replace=True)
+
+
+def find_torchtune_config(name: str) -> Path:
+    """The file of a torchtune configuration: a path, or a name that `tune ls` prints.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    own = torchtune_recipes() / f"{name.removesuffix('.yaml')}.yaml"
+    path = Path(name).expanduser()
+    if path.is_file():
+        return path.resolve()
+    if own.is_file():
+        return own
+    known = [
+        str(p.relative_to(torchtune_recipes()))[:-5] for p in torchtune_recipes().rglob("*lora_single_device.yaml")
+    ]
+    near = get_close_matches(name, known, n=3, cutoff=0.3) or ["llama3_2/1B_lora_single_device"]
+    raise ConfigError(
+        f"recipe.config={name} is no file, no name of conf/recipe and no name that `tune ls` prints; "
+        f"near: {', '.join(near)}; `tune ls` shows all {len(known)} of its LoRA single-device configurations"
+    )
+
+
+def load_torchtune_config(path: Path, overrides: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A torchtune configuration with overrides, interpolations unresolved, and the changes as dotted keys.
+
+    Raises:
+        ConfigError: the file is no YAML mapping, is no LoRA configuration, or an override names no key of it.
+    """
+    try:
+        cfg = OmegaConf.load(path)
+    except Exception as error:
+        raise ConfigError(f"{path} cannot be read as YAML: {str(error).splitlines()[0]}") from error
+    if not isinstance(cfg, DictConfig):
+        raise ConfigError(f"{path} holds no YAML mapping; recipe.config must name a torchtune configuration")
+    changes: dict[str, Any] = {}
+    for name, given in merged(overrides).items():
+        adds, key = name.startswith("+"), name.removeprefix("+")
+        if not adds and key.split(".")[0] not in OPTIONAL_KEYS:
+            check_key(OmegaConf.to_container(cfg), key, "recipe.overrides", path.name)
+        value = given.replace("${embedded:}", str(embedded_dir())) if isinstance(given, str) else given
+        _set(cfg, key, value, "recipe.overrides")
+        changes[key] = value
+    plain: dict[str, Any] = OmegaConf.to_container(cfg)  # type: ignore[assignment]
+    _check_kind(path, plain)
+    return plain, changes
+
+
+def _check_kind(path: Path, config: Mapping[str, Any]) -> None:
+    start = f"{path} is no configuration of torchtune's lora_finetune_single_device: it"
+    missing = [key for key in REQUIRED_KEYS if not has_key(config, key) or value_at(config, key) is None]
+    if missing:
+        raise ConfigError(f"{start} lacks {', '.join(missing)}")
+    others = [f"{key}, which is {name}'s" for key, name in OTHER_RECIPES.items() if config.get(key) is not None]
+    loss = str(config["loss"]["_component_"])
+    if loss.startswith("torchtune.rlhf."):
+        others.append(f"loss._component_={loss}, which is lora_dpo_single_device's")
+    if others:
+        raise ConfigError(f"{start} has {others[0]}; name a configuration for LoRA fine-tuning, `tune ls` shows them")
+    if config.get("resume_from_checkpoint") is True:
+        raise ConfigError(
+            f"{path}: resume_from_checkpoint=True must be False, as a trial starts from the base and the sweep "
+            "resumes it from checkpoints of its own; set recipe.overrides.resume_from_checkpoint=False"
+        )
+
+
+def _set(config: DictConfig, key: str, value: Any, where: str) -> None:
+    try:
+        OmegaConf.update(config, key, value, merge=False, force_add=True)
+    except (OmegaConfBaseException, TypeError, ValueError, IndexError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"{where}: {key}={value} cannot be set ({reason}); mend the key or its value") from error
+
+
+def has_key(config: Any, key: str) -> bool:
+    """Whether a dotted key exists in nested mappings and lists."""
+    try:
+        value_at(config, key)
+    except KeyError:
+        return False
+    return True
+
+
+def value_at(config: Any, key: str) -> Any:
+    """The value at a dotted key of nested mappings and lists.
+
+    Raises:
+        KeyError: there is none.
+    """
+    for part in key.split("."):
+        if isinstance(config, list) and part.isdigit() and int(part) < len(config):
+            config = config[int(part)]
+        elif isinstance(config, Mapping) and part in config:
+            config = config[part]
+        else:
+            raise KeyError(key)
+    return config
+
+
+def check_key(config: Any, key: str, section: str, file: str = "") -> None:
+    """Refuse a key of a section that a torchtune configuration lacks.
+
+    Raises:
+        ConfigError: naming the keys beside it and how to add one.
+    """
+    if has_key(config, key):
+        return
+    known = [name for name, _ in flatten(config)] + [str(name) for name in config]
+    parent = key.rpartition(".")[0]
+    near = [name for name in known if name.rpartition(".")[0] == parent] or known
+    where = f"{section} ({file})" if file else section
+    raise ConfigError(
+        f"{unknown_key(where, key, near)}; to add it, write +{section}.{key}=… on the command line or +{key}: in YAML"
+    )
+
+
+def check_space(config: Mapping[str, Any], space: Space, derive: Mapping[str, Any]) -> None:
+    """Refuse a space or derivation that the torchtune configuration cannot take.
+
+    Raises:
+        ConfigError: an unknown key, a key both varied and derived, or a derivation that cannot be computed.
+    """
+    derived = {key.removeprefix("+") for key in derive}
+    for parameter in space:
+        if not parameter.adds and parameter.key not in OPTIONAL_KEYS:
+            check_key(config, parameter.key, "space")
+        if parameter.key in derived:
+            raise ConfigError(f"derive.{parameter.key}: the key is in the space too; it can be one of the two")
+    for key in derive:
+        if not key.startswith("+") and key not in OPTIONAL_KEYS:
+            check_key(config, key, "derive")
+
+
+def equal_data(config: Mapping[str, Any], space: Iterable[str]) -> dict[str, str]:
+    """The derivation that gives every trial the same rows, where a limit in optimizer steps would not.
+
+    A limit of steps with varying rows per step means varying data; torchtune has no other limit.
+
+    Args:
+        space: the keys that vary.
+
+    Raises:
+        ConfigError: the limit or what makes a step is no whole number.
+    """
+    keys = ("max_steps_per_epoch", "batch_size", "gradient_accumulation_steps")
+    if config.get(keys[0]) is None or keys[0] in space or not set(keys) & set(space):
+        return {}
+    resolved = resolve(config, {}, {})
+    rows = 1
+    for key in keys:
+        if not isinstance(resolved[key], int):
+            raise ConfigError(f"{key}={resolved[key]} must be a whole number; or set trial.equal_data=false")
+        rows *= resolved[key]
+    per_step = "${mul:${batch_size},${gradient_accumulation_steps}}"
+    return {keys[0]: "${max:1,${floordiv:" + str(rows) + f",{per_step}}}}}"}
+
+
+def resolve(config: Mapping[str, Any], params: Mapping[str, Any], derive: Mapping[str, Any]) -> dict[str, Any]:
+    """The torchtune configuration of one trial, all interpolations resolved.
+
+    Raises:
+        ConfigError: an interpolation names nothing, or a derivation fails.
+    """
+    cfg = OmegaConf.create(dict(config))
+    for key, value in {**params, **{k.removeprefix("+"): v for k, v in derive.items()}}.items():
+        _set(cfg, key, value, "derive" if key not in params else "space")
+    try:
+        plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"torchtune configuration, {error.full_key or 'derive'}: {reason}") from error
+    return plain  # type: ignore[return-value]
+
+
+def trial_changes(config: Mapping[str, Any], params: Mapping[str, Any], derive: Mapping[str, Any]) -> dict[str, Any]:
+    """What a trial changes in the torchtune configuration: its hyperparameters and what is derived from them."""
+    resolved = resolve(config, params, derive)
+    return {**params, **{key.removeprefix("+"): value_at(resolved, key.removeprefix("+")) for key in derive}}
+
+
+def seed_of_final(seed: int, index: int) -> int:
+    """The seed that a trial is trained again with: of no index is it the search's own.
+
+    Args:
+        seed: the trial's. index: which of the finals' seeds, from 0.
+    """
+    return seed + 1 + index
+
+
+def check_trusted(config: Mapping[str, Any], extra: list[str]) -> None:
+    """Refuse a configuration that names code outside the allow-list.
+
+    Raises:
+        ConfigError: with the key and the allowed prefixes.
+    """
+    try:
+        check_components(config, extra)
+    except ComponentError as error:
+        raise ConfigError(str(error)) from error
+
+
+def export_yaml(original: str, changes: Mapping[str, Any], header: str) -> str:
+    """The user's own YAML with these dotted keys changed and nothing else, comments and order kept.
+
+    Args:
+        header: lines of a comment to put above.
+
+    Raises:
+        ConfigError: a change has no place in this YAML.
+    """
+    named = [(re.sub(r"\[(\d+)\]", r".\1", key), path) for key, path in components(yaml.safe_load(original))]
+    named += [(key, path) for key, path in changes.items() if key.endswith("_component_") and isinstance(path, str)]
+    moved = {key: current_path(path) for key, path in named if current_path(path) != path or key in changes}
+    comment = "".join(f"# {line}\n" for line in header.splitlines())
+    try:
+        return comment + edit_yaml(original, {**changes, **moved})
+    except KeyError as error:
+        raise ConfigError(f"the torchtune configuration cannot be exported: {error.args[0]}") from error

@@ -1,1 +1,0 @@
-"""Queues: each module makes one kind of place reachable, and none imports another."""

@@ -1,0 +1,180 @@
+"""What an evaluation is: how its section is frozen and checked, on what it runs, and what its job is told.
+
+An evaluation is a small sweep of its own beside the trials, in a room inside the sweep's: of one worker, without a
+budget, whose trials have the numbers of those that they judge.
+
+Invariant: pure, but for the files that are read when a sweep is frozen and the specification of the judged trial.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import re
+import shlex
+from collections.abc import Collection, Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from sweep.config.evaluate import PLACEHOLDERS, Command, Evaluator, Heldout, LmEval, NoEvaluation, Torchtune
+from sweep.config.queues import LaunchQueue, SimulatedQueue, SlurmQueue
+from sweep.config.settings import Settings
+from sweep.config.torchtune import check_trusted, find_torchtune_config
+from sweep.errors import ConfigError
+from sweep.tracking.runs import adapter_name, carries, place, tracking_of
+from trainer.contract import Evaluation, TrialSpec, decode
+from trainer.room import Room, read_text
+
+DIRECTORY = "evaluations"
+
+
+def evaluations_room(room: Room) -> Room:
+    """Where a sweep's evaluations lie: a room in its room."""
+    return Room(room.root / DIRECTORY)
+
+
+def freeze_evaluator(evaluator: Evaluator) -> Evaluator:
+    """An evaluator that needs no file of this machine: a text is cut into words, a YAML becomes what it holds.
+
+    Raises:
+        ConfigError: a text that is no command line, a file that is no YAML mapping, or no file.
+    """
+    match evaluator:
+        case Command(command=str() as text):
+            try:
+                return replace(evaluator, command=shlex.split(text))
+            except ValueError as error:
+                raise ConfigError(f"evaluate.command={text} cannot be cut into words: {error}") from error
+        case Torchtune(config=str() as name, recipe=recipe):
+            path = Path(recipe).expanduser()
+            return replace(evaluator, config=_yaml(name), recipe=str(path.resolve()) if path.is_file() else recipe)
+    return evaluator
+
+
+def check(settings: Settings) -> None:
+    """Refuse an evaluation that could not run.
+
+    Raises:
+        ConfigError: with the key, its value and what is allowed.
+    """
+    if wanted(settings.evaluate) and isinstance(settings.queue, SimulatedQueue):
+        raise ConfigError("evaluate: a simulated queue trains no adapter that could be judged; set evaluate=none")
+    match settings.evaluate:
+        case Heldout(dataset=None) if not settings.torchtune.get("dataset_val"):
+            raise ConfigError(
+                "evaluate=heldout needs held-out data: set evaluate.dataset, or add +dataset_val to recipe.overrides"
+            )
+        case Heldout(dataset=dataset) if dataset is not None:
+            if not isinstance(dataset, dict) or "_component_" not in dataset:
+                raise ConfigError(f"evaluate.dataset={dataset} is no data set; it must have a _component_")
+            check_trusted({"evaluate.dataset": dataset}, settings.recipe.components)
+        case Torchtune(config=config, overrides=overrides):
+            if not isinstance(config, dict):
+                raise ConfigError("evaluate.config is not set; name the YAML of the evaluation: evaluate.config=PATH")
+            check_trusted(config, settings.recipe.components)
+            _check_placeholders("evaluate.overrides", map(str, overrides.values()))
+        case Command(command=words):
+            if not isinstance(words, list) or not words or not all(isinstance(word, str) for word in words):
+                raise ConfigError(
+                    f"evaluate.command={words} is no command; write its words, e.g. "
+                    "[python, score.py, --adapter, '{adapter}', --to, '{output}']"
+                )
+            _check_placeholders("evaluate.command", words)
+        case LmEval() as asked:
+            _check_lm_eval(settings, asked)
+
+
+def evaluation_settings(settings: Settings) -> Settings:
+    """The settings of the sweep that evaluates: the same queue with one worker, and no budget."""
+    queue, search = settings.queue, settings.search
+    queue = replace(queue, workers=1, slots=1)
+    if isinstance(queue, LaunchQueue):
+        queue = replace(queue, room=f"{queue.room.rstrip('/')}/{settings.name}") if queue.room else queue
+    elif not isinstance(queue, SlurmQueue):
+        queue = replace(queue, threads=1)  # beside the trials, whose cores these are
+    search = replace(search, trials=None, tokens=None, seconds=None, target=None, max_failure_share=1.0)
+    wandb = replace(settings.wandb, group=place(settings).group, job_type="evaluation", artifacts="none", hook=None)
+    return replace(settings, name=f"{settings.name}-{DIRECTORY}", queue=queue, search=search, wandb=wandb)
+
+
+def evaluation_spec(
+    settings: Settings, room: Room, identity: tuple[int, int, str], stopped: Collection[str] = ()
+) -> TrialSpec:
+    """The specification of an evaluation's attempt (trial, attempt, worker).
+
+    Args:
+        settings: the sweep's own.
+        room: the sweep's own.
+        stopped: W&B runs of evaluations that no attempt goes on in.
+    """
+    trial, attempt, worker = identity
+    judged = room.attempts(trial)[-1]
+    done = decode(TrialSpec, read_text(room.attempt(trial, judged).spec) or "")
+    launched = isinstance(settings.queue, LaunchQueue)  # its job is a run in any case
+    options = {key: value for key, value in dataclasses.asdict(settings.evaluate).items() if key != "kind"}
+    carried = carries(settings)
+    return TrialSpec(
+        sweep=settings.name,
+        trial=trial,
+        attempt=attempt,
+        worker=worker,
+        config=done.config,
+        milestone_tokens=done.milestone_tokens,
+        components=done.components,
+        tracking=tracking_of(evaluation_settings(settings), trial, done.config, stopped) if launched else None,
+        evaluate=Evaluation(
+            kind=settings.evaluate.kind,
+            options=options,
+            adapter="" if carried else _adapter(settings, room, trial, judged),
+            artifact=f"{place(settings).path}/{adapter_name(settings)}:trial-{trial}" if carried else "",
+            tracking=done.tracking,
+        ),
+    )
+
+
+def wanted(evaluator: Evaluator) -> bool:
+    """Whether anything is evaluated."""
+    return not isinstance(evaluator, NoEvaluation)
+
+
+def _adapter(settings: Settings, room: Room, trial: int, attempt: int) -> str:
+    """Where a job sees the adapter of an attempt: in the room as the queue's jobs know it."""
+    path = room.attempt(trial, attempt).adapter
+    seen = settings.queue.room if isinstance(settings.queue, LaunchQueue) else None
+    return f"{seen.rstrip('/')}/{settings.name}/{path.relative_to(room.root)}" if seen else str(path)
+
+
+def _yaml(name: str) -> dict[str, Any]:
+    try:
+        path = find_torchtune_config(name)
+    except ConfigError as error:
+        raise ConfigError(f"evaluate.config={name} is no file and no name that `tune ls` prints") from error
+    try:
+        raw = OmegaConf.to_container(OmegaConf.load(path))
+    except Exception as error:
+        raise ConfigError(f"{path} cannot be read as YAML: {str(error).splitlines()[0]}") from error
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path} holds no YAML mapping; evaluate.config must name a torchtune configuration")
+    return {str(key): value for key, value in raw.items()}
+
+
+def _check_placeholders(where: str, words: Iterable[str]) -> None:
+    known = ", ".join(f"{{{name}}}" for name in PLACEHOLDERS)
+    for word in words:
+        if unknown := [name for name in re.findall(r"\{(\w+)\}", word) if name not in PLACEHOLDERS]:
+            raise ConfigError(f"{where}: {{{unknown[0]}}} stands for nothing; allowed: {known}")
+
+
+def _check_lm_eval(settings: Settings, asked: LmEval) -> None:
+    if not asked.tasks:
+        raise ConfigError("evaluate.tasks is empty; name tasks of lm-eval, e.g. evaluate.tasks=[hellaswag]")
+    queue = settings.queue
+    elsewhere = isinstance(queue, LaunchQueue) or (isinstance(queue, SlurmQueue) and queue.python is not None)
+    if not elsewhere and importlib.util.find_spec("lm_eval") is None:
+        raise ConfigError(
+            "evaluate=lm_eval needs lm-eval, which is not installed here; "
+            "pip install 'sweeps-on-launch[lm-eval]', or choose evaluate=heldout"
+        )

@@ -1,0 +1,77 @@
+"""What a Launch job of a sweep is told, and which run it is.
+
+Invariant: pure; the specification of a trial that a job begins with travels in its run's configuration.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sweep.config.queues import LaunchQueue
+from sweep.config.settings import Settings
+from sweep.tracking.runs import init_arguments, place, worker_run_id
+from trainer.contract import JOB_KEY, TrialSpec, encode
+from trainer.room import Room
+
+# A Launch job has no time limit that we know of.
+ENDLESS_SECONDS = 1e9
+
+
+def job_name(settings: Settings) -> str:
+    """The job artifact that is pushed: the queue's, or the one that `sweep queue job` makes."""
+    queue = settings.queue
+    assert isinstance(queue, LaunchQueue)
+    return queue.job or f"{place(settings).path}/job-{queue.name}:latest"
+
+
+def one_trial(queue: LaunchQueue) -> bool:
+    """Whether a job is one trial, so that its run is the trial's."""
+    return queue.trials_per_worker == 1
+
+
+def run_of(settings: Settings, worker: str, specs: Sequence[TrialSpec]) -> str:
+    """The id of a job's run: its only trial's, or one of its own."""
+    queue = settings.queue
+    assert isinstance(queue, LaunchQueue)
+    if one_trial(queue) and specs and specs[0].tracking is not None:
+        return specs[0].tracking.run
+    return worker_run_id(settings, worker)
+
+
+def room_for_jobs(settings: Settings, room: Room) -> str:
+    """Where jobs see the room: below `queue.room` under its own name, or at the controller's path."""
+    queue = settings.queue
+    assert isinstance(queue, LaunchQueue)
+    return f"{queue.room.rstrip('/')}/{room.root.name}" if queue.room else str(room.root)
+
+
+def payload(settings: Settings, room: Room, worker: str, specs: Sequence[TrialSpec], gpu: bool) -> dict[str, Any]:
+    """The job's run configuration: see `trainer.entry.launch_job.JobSpec`."""
+    queue = settings.queue
+    assert isinstance(queue, LaunchQueue)
+    own = not one_trial(queue)
+    job: dict[str, Any] = {
+        "worker": worker,
+        "channel": queue.channel,
+        "room": "" if queue.channel == "wandb" else room_for_jobs(settings, room),
+        "options": {
+            "trials": queue.trials_per_worker or 0,
+            "idle_seconds": queue.idle_seconds,
+            "slots": queue.worker_slots,
+            "seconds": ENDLESS_SECONDS,
+            "gpu": gpu,
+            "env": {"OMP_NUM_THREADS": str(queue.threads or 1), "PYTHONUNBUFFERED": "1", **queue.worker_env},
+        },
+        "specs": [json.loads(encode(spec)) for spec in specs],
+        "run": worker_run_id(settings, worker) if own else "",
+        "init": _init(settings, worker),
+        "more": own and queue.trials_per_worker != len(specs),
+    }
+    return {JOB_KEY: job}
+
+
+def _init(settings: Settings, worker: str) -> Mapping[str, Any]:
+    init = init_arguments(settings, f"{settings.name}-{worker}", "worker")
+    return {key: init[key] for key in ("project", "entity", "group", "name", "job_type", "tags") if key in init}

@@ -1,0 +1,149 @@
+"""Workers as detached processes of this machine, one per GPU or per core.
+
+Invariants: a worker outlives its controller. Its lock is taken before it is started and handed down to it, so
+that from its first moment to its last, however it ends, the lock says whether it lives: there is no window in
+which a restarted controller could start it twice, and no process id that could be another's by now.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from sweep.controller.ports import WorkerSpec
+from sweep.errors import RetryLater
+from sweep.model import Job, JobState
+from sweep.processes import Nursery, clean_env
+from trainer.room import Room, held, read_json, read_text, write_atomic
+
+
+@dataclass(slots=True)
+class LocalDispatcher:
+    """A `Dispatcher` (see `ports`) for this machine.
+
+    Args:
+        gpus: ids for CUDA_VISIBLE_DEVICES, one a place; empty: workers train on the CPU.
+        threads: OMP_NUM_THREADS of each worker.
+        trials: attempts after which a worker ends; 0: no limit.
+        slots: attempts side by side in a worker; 0: as many as pay.
+        nursery: forks workers in milliseconds; where it is absent or dead, each imports torch by itself.
+    """
+
+    room: Room
+    gpus: tuple[str, ...]
+    threads: int
+    trials: int = 0
+    idle_seconds: float = 900.0
+    slots: int = 1
+    env: Mapping[str, str] = field(default_factory=dict)
+    nursery: Nursery | None = None
+    _gone: dict[str, int] = field(default_factory=dict)
+    _children: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+
+    def start(self, workers: Sequence[WorkerSpec]) -> None:
+        for worker in workers:
+            self._start(worker)
+
+    def poll(self) -> Mapping[str, Job]:
+        for child in self._children.values():
+            child.poll()  # reap: a zombie holds no lock, but it is untidy
+        states: dict[str, Job] = {}
+        for name in self.room.workers():
+            if name not in self._gone and not held(self.room.worker(name).lock):
+                self._gone[name] = self._place(name)
+            gone = name in self._gone
+            place = self._gone[name] if gone else self._place(name)
+            states[name] = Job(place, JobState.GONE if gone else JobState.RUNNING)
+        return states
+
+    def cancel(self, workers: Sequence[str]) -> None:
+        for name in workers:
+            files = self.room.worker(name)
+            pid = (read_text(files.lock) or "").strip()
+            if held(files.lock) and pid.isdigit():
+                _kill(int(pid))
+
+    def preview(self, workers: Sequence[WorkerSpec]) -> str:
+        first = workers[0]
+        env = " ".join(f"{key}={value}" for key, value in self.own_env(first.place).items())
+        return f"env {env} {' '.join(self._command(first.name))}"
+
+    def _start(self, worker: WorkerSpec) -> None:
+        files = self.room.worker(worker.name)
+        write_atomic(files.job, json.dumps({"queue": "local", "place": worker.place}))
+        with files.lock.open("a+") as lock, files.log.open("ab") as log:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                return  # it runs already
+            if self.nursery and self.nursery.start(worker.place, self._request(worker), (log.fileno(), lock.fileno())):
+                return
+            try:
+                self._children[worker.name] = subprocess.Popen(
+                    self._command(worker.name),
+                    env=clean_env() | self.own_env(worker.place),
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                    pass_fds=(lock.fileno(),),
+                )
+            except OSError as error:
+                raise RetryLater(f"worker {worker.name} could not be started: {error}") from error
+
+    def _request(self, worker: WorkerSpec) -> dict[str, Any]:
+        return {
+            "verb": "start",
+            "room": str(self.room.root),
+            "worker": worker.name,
+            "trials": self.trials,
+            "idle_seconds": self.idle_seconds,
+            "slots": self.slots,
+            "env": self.own_env(worker.place),
+        }
+
+    def _command(self, name: str) -> list[str]:
+        command = [sys.executable, "-m", "trainer", "serve", "--room", str(self.room.root), "--worker", name]
+        command += ["--trials", str(self.trials), "--idle-seconds", f"{self.idle_seconds:g}"]
+        return [*command, "--slots", str(self.slots), "--lock-held"]
+
+    def own_env(self, place: int) -> dict[str, str]:
+        """What the worker at a place gets beside this process's own environment."""
+        env = {"OMP_NUM_THREADS": str(self.threads), "PYTHONUNBUFFERED": "1"}
+        if self.gpus:
+            env["CUDA_VISIBLE_DEVICES"] = self.gpus[place % len(self.gpus)]
+        return env | dict(self.env)
+
+    def _place(self, name: str) -> int:
+        job = read_json(self.room.worker(name).job) or {}
+        return int(job.get("place", 0))
+
+
+def visible_gpus() -> tuple[str, ...]:
+    """Ids of this machine's GPUs, CUDA_VISIBLE_DEVICES respected; without importing torch."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return tuple(part.strip() for part in visible.split(",") if part.strip() not in ("", "-1"))
+    try:
+        listing = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=20, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return ()
+    return tuple(str(index) for index, line in enumerate(listing.splitlines()) if line.startswith("GPU "))
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def _kill(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError):  # it ended meanwhile
+        os.killpg(pid, signal.SIGKILL)

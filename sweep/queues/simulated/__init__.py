@@ -1,0 +1,1 @@
+"""Workers that exist in a simulation only."""

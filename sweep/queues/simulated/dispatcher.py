@@ -1,0 +1,282 @@
+"""A queue whose workers are simulated: recorded curves, replayed in discrete-event time.
+
+Invariants: the controller, its decisions and its study are those of any other queue; only time is not waited for.
+A world lives as long as its process: another controller in it finds its workers, one in another process finds the
+room's files, and every worker gone. What a controller or a person reads of an attempt is written when it has ended.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from sweep.controller.ports import AttemptSight, Clock, Ports, Study, WorkerSight, WorkerSpec
+from sweep.model import Job, StudyFacts, Tell, Verdict
+from sweep.queues.simulated.world import SimAttempt, Watch, World
+from sweep.search.strategy.halving import Promotion
+from trainer.contract import ContractError, Outcome, Report, StopCause, TrialSpec, decode, encode
+from trainer.room import Room, read_text
+
+# How long a beat lasts in simulated time: shorter than any silence that is worth a cancellation.
+BEAT_SECONDS = 30.0
+CLOCK = "clock"
+T = TypeVar("T")
+
+_worlds: dict[Path, World] = {}
+
+
+def world_of(room: Room, make: Callable[[], World]) -> World:
+    """The world of a room in this process; where there is none yet, a new one that goes on from the room's files."""
+    if room.root not in _worlds:
+        world = make()
+        _recover(room, world)
+        recorder = Recorder(room, world)
+        world.ended = recorder.write
+        _worlds[room.root] = world
+    return _worlds[room.root]
+
+
+@dataclass(slots=True)
+class SimulatedDispatcher:
+    """A `Dispatcher` (see `ports`) for simulated workers."""
+
+    world: World
+
+    def start(self, workers: Sequence[WorkerSpec]) -> None:
+        for worker in workers:
+            self.world.start(worker.name, worker.place)
+
+    def poll(self) -> Mapping[str, Job]:
+        return dict(self.world.jobs)
+
+    def cancel(self, workers: Sequence[str]) -> None:
+        for name in workers:
+            self.world.kill(name, "it was cancelled")
+
+    def preview(self, workers: Sequence[WorkerSpec]) -> str:
+        fates, table = self.world.fates, self.world.table
+        return (
+            f"{workers[0].name} …: simulated, over {table.path} ({len(table.rows)} trials of {table.milestones} "
+            f"milestones); a whole trial takes {fates.trial_seconds:g} s"
+        )
+
+
+@dataclass(slots=True)
+class SimulatedClock:
+    """A `Clock` (see `ports`) on which waiting costs nothing."""
+
+    world: World
+
+    def now(self) -> float:
+        return self.world.now
+
+    def sleep(self, seconds: float) -> None:
+        self.world.advance(self.world.now + seconds)
+
+
+@dataclass(slots=True)
+class SimulatedChannel:
+    """A `Channel` (see `ports`) to simulated workers; what has not changed is shown as the same object.
+
+    Args:
+        look_seconds: how long it takes until a controller that waits sees what has happened.
+    """
+
+    world: World
+    look_seconds: float = 0.2
+    _shown: dict[tuple[int, int], int] = field(default_factory=dict)
+    _sights: dict[int, list[AttemptSight]] = field(default_factory=dict)
+    _fresh: set[int] = field(default_factory=set)
+    _workers: dict[str, WorkerSight] = field(default_factory=dict)
+    _watch: Watch = field(init=False)
+    _beat: int = 0
+    _happened: int = -1
+
+    def __post_init__(self) -> None:
+        self._watch = self.world.watch()
+
+    def assign(self, spec: TrialSpec) -> None:
+        self.world.assign(spec)
+
+    def stop(self, trial: int, attempt: int, cause: StopCause, reason: str) -> None:
+        self.world.stop(trial, attempt, cause, reason)
+
+    def drain(self, worker: str) -> None:
+        self.world.drain(worker)
+
+    def observe(
+        self, trials: Sequence[int], workers: Sequence[str]
+    ) -> tuple[dict[int, list[AttemptSight]], dict[str, WorkerSight]]:
+        self._happened = self.world.happened
+        self._forget()
+        sights, known = self._sights, self._workers
+        return (
+            {trial: sights[trial] if trial in sights else self._trial(trial) for trial in trials},
+            {name: known[name] if name in known else self._worker(name) for name in workers},
+        )
+
+    def _forget(self) -> None:
+        """What has changed is looked at anew: a round costs what happened, and a look at a dictionary for the rest."""
+        for trial in (*self._watch.trials, *self._fresh):
+            self._sights.pop(trial, None)
+        for name in self._watch.workers:
+            self._workers.pop(name, None)
+        beat = int(self.world.now // BEAT_SECONDS)
+        if beat != self._beat:
+            self._beat = beat
+            self._workers.clear()
+        for seen in (self._watch.trials, self._watch.workers, self._fresh):
+            seen.clear()
+
+    def wait(self, clock: Clock, seconds: float) -> None:
+        world = self.world
+        end = clock.now() + seconds
+        while world.happened == self._happened and world.next_event() <= end:
+            world.advance(world.next_event())
+        seen = clock.now() + self.look_seconds if world.happened != self._happened else end
+        clock.sleep(max(0.0, min(seen, end) - clock.now()))
+
+    def _trial(self, trial: int) -> list[AttemptSight]:
+        attempts = self.world.attempts.get(trial, {})
+        sights = [self._sight(attempts[number]) for number in sorted(attempts)]
+        if any(sight.reports for sight in sights):
+            self._fresh.add(trial)  # reports are shown once
+        self._sights[trial] = sights
+        return sights
+
+    def _sight(self, attempt: SimAttempt) -> AttemptSight:
+        spec = attempt.spec
+        key = (spec.trial, spec.attempt)
+        shown = self._shown.get(key, 0)
+        self._shown[key] = len(attempt.reports)
+        return AttemptSight(
+            number=spec.attempt,
+            worker=spec.worker,
+            delivered=True,
+            begun=True,
+            stop=attempt.stop,
+            stop_reason=attempt.stop_reason,
+            outcome=attempt.outcome,
+            reports=tuple(attempt.reports[shown:]),
+        )
+
+    def _worker(self, name: str) -> WorkerSight:
+        worker = self.world.workers.get(name)
+        if worker is None:
+            sight = WorkerSight(name, None, 0, False)
+        else:
+            sight = WorkerSight(name, str(self._beat) if worker.ready else None, worker.assigned, worker.draining)
+        self._workers[name] = sight
+        return sight
+
+
+@dataclass(slots=True)
+class ChargedStudy:
+    """A `Study` (see `ports`) whose time to think passes on the simulated clock too."""
+
+    study: Study
+    clock: Clock
+
+    def ask(self) -> int:
+        return self._charged(self.study.ask)
+
+    def params(self, number: int) -> Mapping[str, Any]:
+        return self.study.params(number)
+
+    def record(self, number: int, reports: Sequence[Report], worker: str = "", new: bool = True) -> Verdict | None:
+        if not reports:
+            return self.study.record(number, reports, worker, new)
+        return self._charged(lambda: self.study.record(number, reports, worker, new))
+
+    def reinstate(self, number: int, reason: str) -> None:
+        self.study.reinstate(number, reason)
+
+    def lay_aside(self, number: int) -> None:
+        self.study.lay_aside(number)
+
+    def promote(self, new: bool, worker: str = "") -> Promotion | None:
+        return self._charged(lambda: self.study.promote(new, worker))
+
+    def unknown(self) -> Sequence[int]:
+        return self.study.unknown()
+
+    def recall(self, number: int, reports: Sequence[Report]) -> None:
+        self.study.recall(number, reports)
+
+    def ask_final(self) -> int:
+        return self.study.ask_final()
+
+    def tell(self, told: Tell, tokens: int, seconds: float = 0.0) -> None:
+        self._charged(lambda: self.study.tell(told, tokens, seconds))
+
+    def facts(self) -> StudyFacts:
+        return self.study.facts()
+
+    def _charged(self, act: Callable[[], T]) -> T:
+        began = time.perf_counter()
+        try:
+            return act()
+        finally:
+            self.clock.sleep(time.perf_counter() - began)
+
+
+def simulated_ports(world: World, study: Study, look_seconds: float = 0.2, charge: bool = True) -> Ports:
+    """A controller's ports into a simulated world.
+
+    Args:
+        charge: the study's own time passes on the clock too; without it a sweep depends on nothing but its seeds.
+    """
+    clock = SimulatedClock(world)
+    channel = SimulatedChannel(world, look_seconds)
+    return Ports(ChargedStudy(study, clock) if charge else study, channel, SimulatedDispatcher(world), clock)
+
+
+@dataclass(slots=True)
+class Recorder:
+    """Writes into a room what an attempt of a real worker would have left there, once it has ended or was lost."""
+
+    room: Room
+    world: World
+
+    def write(self, attempt: SimAttempt) -> None:
+        files = self.room.attempt(attempt.spec.trial, attempt.spec.attempt)
+        files.path.mkdir(parents=True, exist_ok=True)
+        files.reports.write_text("".join(f"{encode(report)}\n" for report in attempt.reports))
+        if attempt.stop is not None:
+            files.stop.write_text(f"{attempt.stop}\n{attempt.stop_reason}")
+        if attempt.outcome is not None:
+            files.outcome.write_text(encode(attempt.outcome))
+        (self.room.root / CLOCK).write_text(repr(self.world.now))
+        files.spec.write_text(encode(attempt.spec))  # last: an attempt is one whose specification is there
+
+
+def simulated_seconds(room: Room) -> float:
+    """The time on a room's simulated clock, when it was last written."""
+    return float(read_text(room.root / CLOCK) or 0.0)
+
+
+def _recover(room: Room, world: World) -> None:
+    """Take up the trials that another process left."""
+    world.now = simulated_seconds(room)
+    for trial in room.trials():
+        for number in room.attempts(trial):
+            if (attempt := _read_attempt(room, world, trial, number)) is not None:
+                world.adopt(attempt)
+
+
+def _read_attempt(room: Room, world: World, trial: int, number: int) -> SimAttempt | None:
+    files = room.attempt(trial, number)
+    try:
+        spec = decode(TrialSpec, read_text(files.spec) or "")
+        outcome = decode(Outcome, text) if (text := read_text(files.outcome)) is not None else None
+        reports = [decode(Report, line) for line in (read_text(files.reports) or "").splitlines()]
+    except ContractError:
+        return None
+    cause, _, reason = (read_text(files.stop) or "").partition("\n")
+    attempt = world.attempt(spec)
+    attempt.reports, attempt.outcome = reports, outcome
+    attempt.stop, attempt.stop_reason = (StopCause(cause) if cause else None), reason
+    return attempt

@@ -1,0 +1,181 @@
+"""Recorded learning curves as a table: a full grid of hyperparameters, with what each trial reported.
+
+The format is a `.npz` file (docs/simulated.md) with one row a trial. One-dimensional arrays of numbers are
+hyperparameters; `seed` tells rows of equal hyperparameters apart. Arrays of shape (trials, milestones): `tokens` (label
+tokens seen, summed), `train_loss` and `grad_norm` (means since the last milestone), and, where there is validation,
+`val_loss`.
+
+Invariants: every combination of the grid's values has a row for every seed. A choice that the grid lacks is refused,
+with its key; a number within an interval is read at the nearest point.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sweep.config.space import Choice, Domain, Space
+from sweep.errors import ConfigError
+
+CURVES = ("tokens", "train_loss", "grad_norm", "val_loss", "optimizer_steps")
+NEEDED = ("tokens", "train_loss", "grad_norm")
+# The torchtune keys of the columns that ../shared/data/curves names.
+COLUMNS = {"rank": "model.lora_rank", "lr": "optimizer.lr", "accumulation": "gradient_accumulation_steps"}
+SEED = "seed"
+
+
+@dataclass(frozen=True)
+class Table:
+    """A recorded grid.
+
+    Args:
+        grid: torchtune key to its values, ascending.
+        seeds: ascending; `(0,)` where the file has none.
+        rows: indices of the grid's values, in the order of the keys, then of the seed, to the row.
+        curves: by name, float64, (rows, milestones).
+        ends: how many milestones of a row were recorded, where not all.
+    """
+
+    path: str
+    grid: Mapping[str, tuple[float, ...]]
+    seeds: tuple[int, ...]
+    rows: Mapping[tuple[int, ...], int]
+    curves: Mapping[str, NDArray[np.float64]]
+    ends: Mapping[int, int] = field(default_factory=dict)
+
+    @property
+    def milestones(self) -> int:
+        return int(self.curves["tokens"].shape[1])
+
+    @property
+    def trial_tokens(self) -> int:
+        """Label tokens of a trial that runs to its end; the median, where accumulation drops a few rows."""
+        return int(np.median(self.curves["tokens"][:, -1]))
+
+    @property
+    def has_validation(self) -> bool:
+        return "val_loss" in self.curves
+
+    @cached_property
+    def _scales(self) -> dict[str, tuple[bool, NDArray[np.float64]]]:
+        found = {}
+        for key, values in self.grid.items():
+            log = _is_geometric(values)
+            found[key] = log, np.log(values) if log else np.asarray(values, dtype=float)
+        return found
+
+    def check(self, space: Space, base: Mapping[str, Any]) -> None:
+        """Refuse a space, or a configuration around it, that leaves the grid.
+
+        Args:
+            base: the torchtune configuration's own values by dotted key, for columns that do not vary.
+
+        Raises:
+            ConfigError: with the key, the value and what the table has.
+        """
+        for parameter in space:
+            if parameter.key not in self.grid:
+                raise ConfigError(
+                    f"space.{parameter.key}: the table {self.path} holds no such column; its keys are "
+                    f"{', '.join(self.grid)}"
+                )
+            self._check_domain(parameter.key, parameter.domain)
+        for key, values in self.grid.items():
+            if key not in space and base.get(key) not in values:
+                raise ConfigError(
+                    f"{key}={base.get(key)} is not in the table {self.path}, which holds {_listed(values)}; "
+                    "set it by recipe.overrides, or let it vary"
+                )
+
+    def row(self, params: Mapping[str, Any], seed: int) -> int:
+        """The row of a trial, at the grid's nearest point where a parameter lies between two.
+
+        Args:
+            params: a value for every key of the grid.
+            seed: any number; the table's seeds are taken in turn.
+        """
+        at = []
+        for key in self.grid:
+            log, scale = self._scales[key]
+            value = float(params[key])
+            at.append(int(np.abs(scale - (math.log(value) if log else value)).argmin()))
+        return self.rows[(*at, seed % len(self.seeds))]
+
+    def _check_domain(self, key: str, domain: Domain) -> None:
+        values = self.grid[key]
+        if isinstance(domain, Choice):
+            for value in domain.values:
+                if not any(_same(value, known) for known in values):
+                    raise ConfigError(f"space.{key}: {value} is not in the table {self.path}: {_listed(values)}")
+            return
+        for end in (domain.low, domain.high):
+            if not (values[0] * (1 - 1e-6) <= end <= values[-1] * (1 + 1e-6)):
+                raise ConfigError(
+                    f"space.{key}: {end:g} lies outside the table {self.path}: {values[0]:g} to {values[-1]:g}"
+                )
+
+
+def load_table(path: str, columns: Mapping[str, str] = {}) -> Table:
+    """A table from its file.
+
+    Args:
+        columns: array to torchtune key, beside `COLUMNS`; an array that is named in neither keeps its name as its key.
+
+    Raises:
+        ConfigError: there is no such file, or it is no full grid of curves.
+    """
+    try:
+        with np.load(Path(path).expanduser(), allow_pickle=False) as file:
+            found = {name: file[name] for name in file.files}
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"queue.table={path} cannot be read as a .npz file of curves: {error}") from error
+    arrays = {name: array.astype(float) for name, array in found.items() if array.ndim and array.dtype.kind in "biuf"}
+    missing = [name for name in NEEDED if name not in arrays]
+    if missing:
+        raise ConfigError(f"queue.table={path} lacks {', '.join(missing)}; it has {', '.join(arrays)}")
+    curves = {name: arrays.pop(name) for name in CURVES if name in arrays}
+    shape = curves["tokens"].shape
+    if len(shape) != 2 or any(curve.shape != shape for curve in curves.values()):
+        raise ConfigError(f"queue.table={path}: the curves must all have the shape (trials, milestones) of tokens")
+    if any(array.shape != shape[:1] for array in arrays.values()):
+        raise ConfigError(f"queue.table={path}: every hyperparameter must be an array of {shape[0]} trials")
+    seeds = arrays.pop(SEED, np.zeros(shape[0]))
+    keys = {**COLUMNS, **columns}
+    names = {keys.get(name, name): array for name, array in arrays.items()}
+    return _gridded(str(path), names, seeds, curves)
+
+
+def _gridded(
+    path: str, names: Mapping[str, NDArray[Any]], seeds: NDArray[Any], curves: Mapping[str, NDArray[Any]]
+) -> Table:
+    grid = {key: tuple(float(v) for v in np.unique(array)) for key, array in names.items()}
+    kinds = tuple(int(seed) for seed in np.unique(seeds))
+    places = [np.searchsorted(grid[key], array) for key, array in names.items()]
+    places.append(np.searchsorted(kinds, seeds))
+    rows = {tuple(int(i) for i in at): row for row, at in enumerate(zip(*places, strict=True))}
+    for at in product(*(range(len(values)) for values in grid.values()), range(len(kinds))):
+        if at not in rows:
+            point = ", ".join(f"{key}={grid[key][i]:g}" for key, i in zip(grid, at, strict=False))
+            raise ConfigError(f"queue.table={path} is no full grid: it lacks {point}, seed {kinds[at[-1]]}")
+    return Table(path, grid, kinds, rows, curves)
+
+
+def _is_geometric(values: tuple[float, ...]) -> bool:
+    """Whether a grid is spaced in the logarithm rather than evenly."""
+    return values[0] > 0 and values[-1] / values[0] >= 4
+
+
+def _same(value: Any, known: float) -> bool:
+    return not isinstance(value, bool) and isinstance(value, int | float) and math.isclose(value, known, rel_tol=1e-6)
+
+
+def _listed(values: tuple[float, ...]) -> str:
+    return ", ".join(f"{value:g}" for value in values)

@@ -1,0 +1,166 @@
+"""Leaves the sweep with a trial: its YAML for `tune run`, and the proof that it reproduces.
+
+Invariants: the YAML differs from the user's own in the changed keys alone. The proof is torchtune's own recipe,
+run as a person would run it, compared step by step with what the trial recorded.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from sweep.config.settings import Settings
+from sweep.config.torchtune import export_yaml, seed_of_final, trial_changes
+from sweep.errors import ConfigError, GiveUp
+from sweep.model import TrialRow
+from sweep.report.reader import read_outcome, read_steps
+from trainer.contract import Step
+from trainer.room import Room, write_atomic
+
+RECIPE = "lora_finetune_single_device"
+# The command `tune`, by its module: Ray installs another command of that name.
+TUNE = (sys.executable, "-m", "torchtune._cli.tune")
+# The relative difference up to which two runs count as the same.
+TOLERANCE = {"fp32": 1e-6, "bf16": 2e-2}
+# Of a trial that may have been packed: the same sums in another order, whose rounding AdamW lets grow over the steps.
+# In bf16 twice the largest difference that steady trials showed (docs/performance.md, parity on the GPU).
+PACKED_TOLERANCE = {"fp32": 1e-4, "bf16": 5e-2}
+_FIELD = re.compile(r"(\w+):\s*([-+.\w]+)")
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """A trial against `tune run`.
+
+    Args:
+        steps: optimizer steps compared; expected is how many the trial recorded.
+        loss, grad_norm: the largest relative differences; grad_norm is NaN where torchtune logged none.
+    """
+
+    steps: int
+    expected: int
+    loss: float
+    grad_norm: float
+    tolerance: float
+
+    @property
+    def ok(self) -> bool:
+        worst = max(self.loss, 0.0 if math.isnan(self.grad_norm) else self.grad_norm)
+        return self.steps == self.expected > 0 and worst <= self.tolerance
+
+
+def export_text(room: Room, settings: Settings, row: TrialRow) -> str:
+    """The YAML of a trial."""
+    changes = {**settings.changes, **trial_changes(settings.torchtune, row.params, settings.derive)}
+    seed = changes.get("seed", settings.torchtune.get("seed"))
+    if seed is None:
+        seed = changes["seed"] = settings.search.seed
+    if row.final is not None:
+        changes["seed"] = seed_of_final(int(seed), row.final[1])
+    notes = [
+        f"Trial {row.number} of the sweep {settings.name}: {settings.metric} {row.value}",
+        *(f"  {key} = {value}" for key, value in row.params.items()),
+    ]
+    outcome = read_outcome(room, row.number)
+    if outcome and outcome.leftover_batches:
+        # torchtune carries micro-batches that fill no step into the next epoch; the trial skipped them
+        changes["max_steps_per_epoch"] = outcome.steps_per_epoch
+    return export_yaml((room.root / "recipe.yaml").read_text(), changes, "\n".join(notes))
+
+
+def write_export(room: Room, settings: Settings, row: TrialRow, output: Path | None, best: bool = True) -> Path:
+    """Write a trial's YAML to a path, or into the room under a name that says whether it is the best trial's."""
+    path = (output or room.root / ("best.yaml" if best else f"trial-{row.number}.yaml")).absolute()
+    write_atomic(path, export_text(room, settings, row))
+    return path
+
+
+def tune_run_line(path: Path) -> str:
+    """The command that trains an exported YAML."""
+    return f"tune run {RECIPE} --config {path}"
+
+
+def verify(room: Room, settings: Settings, row: TrialRow) -> Comparison:
+    """Train the exported YAML with `tune run` and compare every optimizer step with the trial's.
+
+    Raises:
+        ConfigError: the trial has recorded no step. GiveUp: `tune run` failed; its last lines are in the text.
+    """
+    recorded = read_steps(room, row.number)
+    if not recorded:
+        raise ConfigError(f"trial {row.number} has recorded no optimizer step to compare with")
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch) / "trial.yaml"
+        path.write_text(export_text(room, settings, row))
+        run_tune(path, Path(scratch), clip_is_set=settings.torchtune.get("clip_grad_norm") is not None)
+        logged = read_tune_log(Path(scratch) / "logs")
+    tolerance = TOLERANCE if settings.queue.slots == 1 else PACKED_TOLERANCE
+    return compare(recorded, logged, tolerance[str(settings.torchtune["dtype"])])
+
+
+def run_tune(config: Path, output: Path, clip_is_set: bool) -> None:
+    """Run torchtune's own recipe with its log below `output`.
+
+    Raises:
+        GiveUp: it failed.
+    """
+    overrides = [
+        f"output_dir={output / 'out'}",
+        f"checkpointer.output_dir={output / 'out'}",  # where the YAML names it by itself
+        "metric_logger._component_=torchtune.training.metric_logging.DiskLogger",
+        f"metric_logger.log_dir={output / 'logs'}",
+        "log_every_n_steps=1",
+        "resume_from_checkpoint=False",
+        *([] if clip_is_set else ["clip_grad_norm=inf"]),  # logs grad_norm and clips nothing
+    ]
+    env = {"TIKTOKEN_CACHE_DIR": "", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", **os.environ}
+    result = subprocess.run(
+        [*TUNE, "run", RECIPE, "--config", str(config), *overrides],
+        capture_output=True,
+        text=True,
+        env=env,
+        check=False,
+    )
+    if result.returncode != 0:
+        tail = "\n".join(result.stderr.strip().splitlines()[-4:])
+        raise GiveUp(f"`tune run` on {config} failed:\n{tail}")
+
+
+def read_tune_log(directory: Path) -> dict[int, dict[str, float]]:
+    """Metrics by step from the newest file that torchtune's DiskLogger wrote below a directory."""
+    files = sorted(directory.glob("*.txt"))
+    found: dict[int, dict[str, float]] = {}
+    for line in files[-1].read_text().splitlines() if files else []:
+        match = re.match(r"Step (\d+) \| (.*)", line)
+        if match:
+            found[int(match[1])] = {key: float(value) for key, value in _FIELD.findall(match[2])}
+    return found
+
+
+def compare(recorded: list[Step], logged: dict[int, dict[str, float]], tolerance: float) -> Comparison:
+    """The largest relative differences between recorded steps and torchtune's log."""
+    both = [(step, logged[step.step]) for step in recorded if step.step in logged]
+    loss = max((_relative(step.loss, other["loss"]) for step, other in both), default=math.nan)
+    norms = [_relative(step.grad_norm, other["grad_norm"]) for step, other in both if "grad_norm" in other]
+    return Comparison(len(both), len(recorded), loss, max(norms, default=math.nan), tolerance)
+
+
+def verify_text(compared: Comparison) -> str:
+    """The comparison in words."""
+    verdict = "reproduced" if compared.ok else "NOT reproduced"
+    return (
+        f"{verdict} by tune run: {compared.steps} of {compared.expected} steps compared, largest relative difference "
+        f"loss {compared.loss:.2e}, grad_norm {compared.grad_norm:.2e} (tolerance {compared.tolerance:.0e})"
+    )
+
+
+def _relative(ours: float, theirs: float) -> float:
+    if ours == theirs or (math.isnan(ours) and math.isnan(theirs)):
+        return 0.0
+    return abs(ours - theirs) / max(abs(ours), abs(theirs), 1e-30)

@@ -1,0 +1,96 @@
+"""A search space in Optuna's words: distributions, suggestions, stored values, grids.
+
+Invariant: no study is touched; what is stored for a value and read back gives the value again.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.trial import FrozenTrial
+
+from sweep.config.space import Choice, Domain, Interval, Space, label
+from sweep.errors import ConfigError
+
+# What Optuna stores as a choice as it is; anything else is stored as its text.
+PRIMITIVE = (str, int, float, bool, type(None))
+
+
+def suggest(trial: optuna.Trial, key: str, domain: Domain) -> Any:
+    """A trial's value for a parameter; the one that it already has, where it has one."""
+    match domain:
+        case Choice(values):
+            chosen = trial.suggest_categorical(key, [encode(domain, value) for value in values])
+            return next(value for value in values if encode(domain, value) == chosen)
+        case Interval(low, high, log, step, integer) if integer:
+            return trial.suggest_int(key, int(low), int(high), step=int(step or 1), log=log)
+        case Interval(low, high, log, step, _):
+            return trial.suggest_float(key, low, high, step=step, log=log)
+
+
+def distribution(domain: Domain) -> BaseDistribution:
+    """Optuna's name for a domain."""
+    match domain:
+        case Choice(values):
+            return CategoricalDistribution([encode(domain, value) for value in values])
+        case Interval(low, high, log, step, integer) if integer:
+            return IntDistribution(int(low), int(high), log=log, step=int(step or 1))
+        case Interval(low, high, log, step, _):
+            return FloatDistribution(low, high, log=log, step=step)
+
+
+def encode(domain: Domain, value: Any) -> Any:
+    """What Optuna stores for a value: itself, or its text where the choices are more than plain values."""
+    if isinstance(domain, Choice) and not all(isinstance(v, PRIMITIVE) for v in domain.values):
+        return label(value)
+    return value
+
+
+def decode_params(space: Space, trial: FrozenTrial) -> dict[str, Any]:
+    """A stored trial's hyperparameters as the torchtune configuration takes them."""
+    params: dict[str, Any] = {}
+    for key, stored in trial.params.items():
+        domain = space[key].domain if key in space else None
+        params[key] = stored
+        if isinstance(domain, Choice):
+            params[key] = next((v for v in domain.values if encode(domain, v) == stored), stored)
+    return params
+
+
+def grid_of(space: Space) -> dict[str, list[Any]]:
+    """The grid that Optuna's GridSampler walks.
+
+    Raises:
+        ConfigError: a parameter has no finite set of values, or exists only sometimes.
+    """
+    grid: dict[str, list[Any]] = {}
+    for parameter in space:
+        domain = parameter.domain
+        if parameter.when:
+            raise ConfigError(f"sampler=grid cannot walk {parameter.key}, which exists only sometimes; use another")
+        if isinstance(domain, Choice):
+            grid[parameter.key] = [encode(domain, value) for value in domain.values]
+        elif domain.step is not None or domain.integer:
+            step = domain.step or 1
+            numbers = [domain.low + i * step for i in range(int((domain.high - domain.low) / step + 1e-9) + 1)]
+            grid[parameter.key] = [int(n) if domain.integer else n for n in numbers]
+        else:
+            raise ConfigError(
+                f"sampler=grid cannot walk {parameter.key}={domain}; "
+                "write choice(…) or range(…), or use another sampler"
+            )
+    return grid
+
+
+def same_space(study: optuna.Study, space: Space) -> bool:
+    """Whether every stored trial of a study could come from this space."""
+    return all(
+        key in space
+        and json.dumps(distribution(space[key].domain)._asdict(), default=str)
+        == json.dumps(dist._asdict(), default=str)
+        for trial in study.get_trials(deepcopy=False)
+        for key, dist in trial.distributions.items()
+    )

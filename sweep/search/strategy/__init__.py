@@ -1,0 +1,1 @@
+"""Search strategies that pause and promote trials, and the models behind them."""

@@ -1,0 +1,1 @@
+"""A sweep in W&B: its runs, and what is uploaded later."""

@@ -1,0 +1,293 @@
+"""Composes a sweep's configuration with Hydra, checks it as a whole, and freezes it.
+
+Invariants: Hydra is used here, in `words`, `grammar` and `targets` only. What `freeze` returns needs neither Hydra nor
+the files that it was composed from. Nothing is written here.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from sweep.config import torchtune as torchtune_recipe
+from sweep.config.overrides import GIVEN, hydra_error, keyed_section, section_of, split_words
+from sweep.config.queues import SimulatedQueue, SlurmQueue
+from sweep.config.settings import (
+    Objective,
+    Recipe,
+    Search,
+    Settings,
+    Trial,
+    Wandb,
+    WarmStart,
+    controller_job,
+    read_evaluator,
+    read_queue,
+    read_section,
+)
+from sweep.config.space_grammar import merged, parse_space
+from sweep.errors import ConfigError
+from sweep.evaluation import jobs
+from sweep.resources import conf_dir, launch_queues_dir
+from sweep.search.build import build_pruner, build_sampler
+from sweep.tracking import runs
+
+
+@dataclass(frozen=True)
+class Composed:
+    """A composed configuration and the texts of the files behind it.
+
+    Args:
+        recipe_text: the torchtune YAML as the user wrote it, which an export changes.
+    """
+
+    settings: Settings
+    recipe_text: str
+
+
+def compose_config(overrides: Sequence[str], config_dir: Path | None = None) -> DictConfig:
+    """Hydra's composition of `conf/` (and the user's own directory) with overrides.
+
+    Raises:
+        ConfigError: an unknown group, option or key, or an override that cannot be read.
+    """
+    _register_queues()
+    words, given = split_words(overrides)
+    keys = {word.partition("=")[0].lstrip("+") for word in words}
+    if "recipe.config" in keys and "recipe" not in keys:  # another configuration: the default's overrides are not its
+        words.insert(0, "recipe=torchtune")
+    if config_dir is not None:
+        if not config_dir.is_dir():
+            raise ConfigError(f"--config-dir={config_dir} is no directory")
+        words.append(f"hydra.searchpath=[file://{config_dir.resolve()}]")
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(str(conf_dir()), version_base="1.3", job_name="sweep"):
+            cfg = compose("config", overrides=words)
+        for key, value in given["recipe.overrides"].items():  # where interpolations of the composition look
+            OmegaConf.update(cfg, f"recipe.overrides.{key.removeprefix('+')}", value, merge=False, force_add=True)
+        OmegaConf.update(cfg, GIVEN, given, merge=False, force_add=True)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise hydra_error(error) from error
+    except ValueError as error:  # `sampler=null`
+        raise ConfigError(f"{' '.join(overrides)}: {error}; a group takes the name of one of its files") from error
+    return cfg
+
+
+def freeze(cfg: DictConfig, name: str, config_dir: Path | None = None) -> Composed:
+    """Check a composition as a whole and make it independent of its files.
+
+    Raises:
+        ConfigError: anything that would keep a trial from starting and can be seen without training.
+    """
+    check_name(name)
+    queue = read_queue(section_of(cfg, "queue"))
+    if isinstance(queue, SimulatedQueue):
+        cfg = _with_milestones_of(cfg, queue)
+    recipe = _recipe(cfg, config_dir)
+    path = torchtune_recipe.find_torchtune_config(recipe.config)
+    torchtune, changes = torchtune_recipe.load_torchtune_config(path, recipe.overrides)
+    torchtune_recipe.check_trusted(torchtune, recipe.components)
+    space, derive = (keyed_section(cfg, key) for key in ("space", "derive"))
+    trial = read_section(Trial, section_of(cfg, "trial"), "trial")
+    if trial.equal_data:
+        derive = torchtune_recipe.equal_data(torchtune, [key.removeprefix("+") for key in space]) | derive
+    settings = Settings(
+        name=name,
+        recipe=Recipe(str(path), recipe.overrides, recipe.components),
+        torchtune=torchtune,
+        changes=changes,
+        space_raw=space,
+        derive=derive,
+        sampler=section_of(cfg, "sampler"),
+        pruner=section_of(cfg, "pruner"),
+        queue=queue,
+        objective=read_section(Objective, section_of(cfg, "objective"), "objective"),
+        search=read_section(Search, section_of(cfg, "search"), "search"),
+        trial=trial,
+        warm_start=read_section(WarmStart, section_of(cfg, "warm_start"), "warm_start"),
+        wandb=read_section(Wandb, section_of(cfg, "wandb"), "wandb"),
+        evaluate=jobs.freeze_evaluator(read_evaluator(section_of(cfg, "evaluate"))),
+        storage=cfg.get("storage"),
+        controller=str(cfg.get("controller")),
+    )
+    if isinstance(settings.queue, SimulatedQueue):
+        settings = _as_recorded(settings, settings.queue)
+    check(settings)
+    return Composed(settings, path.read_text())
+
+
+def check_name(name: str) -> None:
+    """Refuse a name that is not that of one directory.
+
+    Raises:
+        ConfigError: saying which characters it may have.
+    """
+    if not re.fullmatch(r"[\w-][\w.-]*", name):
+        raise ConfigError(
+            f"name={name} is not allowed; it may have letters, digits, `.`, `_` and `-`, without a dot at its beginning"
+        )
+
+
+def check(settings: Settings) -> None:
+    """Refuse settings whose sections do not fit each other.
+
+    Raises:
+        ConfigError: with the key, its value and what is allowed.
+    """
+    space = parse_space(settings.space_raw)
+    torchtune_recipe.check_space(settings.torchtune, space, settings.derive)
+    if settings.storage is not None:
+        from sweep.search.storage import check_url
+
+        check_url(settings.storage)
+    if settings.metric == "val_loss" and not settings.torchtune.get("dataset_val"):
+        raise ConfigError(
+            "objective.metric=val_loss needs validation data: add +dataset_val to recipe.overrides, "
+            "or set objective.metric=loss"
+        )
+    for index, params in enumerate(settings.warm_start.enqueue):
+        space.check(params, f"warm_start.enqueue[{index}]")
+    search = settings.search
+    limits = (search.trials, search.tokens, search.seconds, search.target, search.gpu_hours)
+    if all(limit is None for limit in (*limits, search.min_gain_per_gpu_hour)):
+        raise ConfigError(
+            "search has no limit: set search.trials, search.tokens, search.seconds, search.target, search.gpu_hours "
+            "or search.min_gain_per_gpu_hour"
+        )
+    _check_base(torchtune_recipe.resolve(settings.torchtune, {}, {}))
+    if isinstance(settings.queue, SimulatedQueue):
+        _check_simulated(settings, settings.queue)
+    if isinstance(settings.queue, SlurmQueue):
+        _check_slurm(settings.queue, str(settings.torchtune.get("device")))
+    if settings.derive:
+        first = {p.key: _any_value(p.domain) for p in space if not p.when}
+        torchtune_recipe.resolve(settings.torchtune, first, settings.derive)
+    runs.check(settings)
+    if settings.controller not in ("here", "launch"):
+        raise ConfigError(f"controller={settings.controller} is not allowed; it must be here or launch")
+    jobs.check(settings)
+    build_sampler(settings, 0)
+    build_pruner(settings)
+
+
+def _with_milestones_of(cfg: DictConfig, queue: SimulatedQueue) -> DictConfig:
+    """The same composition with the table's milestones, to which samplers and pruners refer."""
+    from sweep.queues.simulated.tables import load_table
+
+    found = copy.deepcopy(cfg)
+    OmegaConf.update(found, "objective.milestones", load_table(queue.table, queue.columns).milestones)
+    return found
+
+
+def _as_recorded(settings: Settings, queue: SimulatedQueue) -> Settings:
+    """The same with the milestones and the label tokens of the table."""
+    from sweep.queues.simulated.tables import load_table
+
+    table = load_table(queue.table, queue.columns)
+    objective = replace(settings.objective, milestones=table.milestones, milestone_tokens=None)
+    return replace(settings, objective=objective, trial_tokens=table.trial_tokens)
+
+
+def _check_simulated(settings: Settings, queue: SimulatedQueue) -> None:
+    from sweep.queues.simulated.tables import load_table
+
+    if queue.workers is None or queue.slots == "auto":
+        raise ConfigError("queue=simulated needs numbers for queue.workers and queue.slots")
+    table = load_table(queue.table, queue.columns)
+    base = settings.torchtune
+    table.check(
+        settings.space,
+        {k: torchtune_recipe.value_at(base, k) for k in table.grid if torchtune_recipe.has_key(base, k)},
+    )
+    if settings.metric == "val_loss" and not table.has_validation:
+        raise ConfigError(f"objective.metric=val_loss: queue.table={queue.table} has no val_loss; set it to loss")
+
+
+def _check_slurm(queue: SlurmQueue, device: str) -> None:
+    if queue.workers is None:
+        raise ConfigError("queue.workers=null: say how many SLURM jobs may run at once, e.g. queue.workers=4")
+    if device.startswith("cuda") and not queue.asks_for_gpus:
+        raise ConfigError(
+            f"device={device}, but the queue asks SLURM for no GPU; set queue.gpus_per_node=1 (or slurm_gpus_per_task, "
+            "slurm_gres), or recipe.overrides.device=cpu"
+        )
+    for words, where in ((queue.job, "queue"), (controller_job(queue), "queue.controller")):
+        if words.slurm_signal_delay_s >= words.timeout_min * 60:
+            raise ConfigError(
+                f"{where}.slurm_signal_delay_s={words.slurm_signal_delay_s} is as long as the job; it must be below "
+                f"{where}.timeout_min={words.timeout_min} minutes, and long enough to write a checkpoint"
+            )
+
+
+def _check_base(base: Mapping[str, Any]) -> None:
+    if str(base["dtype"]) == "fp16":
+        raise ConfigError("dtype=fp16 is not supported by torchtune's LoRA recipe; set recipe.overrides.dtype=bf16")
+    source = base["checkpointer"]["checkpoint_dir"]
+    own = base["checkpointer"].get("output_dir")
+    for key, value in (("output_dir", base["output_dir"]), ("checkpointer.output_dir", own)):
+        if value and Path(str(value)).resolve().is_relative_to(Path(str(source)).resolve()):
+            raise ConfigError(
+                f"{key}={value} is or lies inside checkpointer.checkpoint_dir={source}; torchtune refuses that: "
+                f"set recipe.overrides.{key}"
+            )
+
+
+def _any_value(domain: Any) -> Any:
+    return domain.values[0] if hasattr(domain, "values") else (int(domain.low) if domain.integer else domain.low)
+
+
+def _recipe(cfg: DictConfig, config_dir: Path | None) -> Recipe:
+    """The recipe section; where its `config` names a file of the group, that file's config with both overrides."""
+    name, overrides = recipe_name(cfg), keyed_section(cfg, "recipe.overrides", keep_null=True)
+    raw = section_of(cfg, "recipe", resolve=False)
+    section = read_section(Recipe, {**raw, "config": name, "overrides": overrides}, "recipe")
+    for directory in filter(None, (config_dir, conf_dir())):
+        named = directory / "recipe" / f"{name}.yaml"
+        if named.is_file():
+            file = OmegaConf.create({"recipe": OmegaConf.load(named)})
+            raw = section_of(file, "recipe", resolve=False)
+            inner = read_section(Recipe, {**raw, "config": _own_config(file, name)}, "recipe")
+            components = [*inner.components, *section.components]
+            return Recipe(inner.config, merged(inner.overrides, overrides), components)
+    return section
+
+
+def _own_config(file: DictConfig, name: str) -> str:
+    if OmegaConf.is_missing(file.recipe, "config") or "config" not in file.recipe:
+        raise ConfigError(
+            f"recipe.config={name} names a file of the group recipe that has no config of its own; "
+            "set recipe.config to a path or to a name that `tune ls` prints"
+        )
+    return recipe_name(file)
+
+
+def recipe_name(cfg: DictConfig) -> str:
+    """What `recipe.config` comes to.
+
+    Raises:
+        ConfigError: it, or a key that it is made of, has not been set.
+    """
+    try:
+        return str(cfg.recipe.config)
+    except OmegaConfBaseException as error:
+        missing = re.search(r"Missing mandatory value: ([\w.]+)|Interpolation key '([\w.]+)'", str(error))
+        key = next(filter(None, missing.groups()), "") if missing else "recipe.config"
+        raise ConfigError(f"{key} is not set; name it on the command line: {key}=…") from error
+
+
+def _register_queues() -> None:
+    store = ConfigStore.instance()
+    for path in sorted(launch_queues_dir().glob("*.yaml")):
+        store.store(group="queue", name=path.stem, node=OmegaConf.load(path))

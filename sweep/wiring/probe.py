@@ -1,0 +1,90 @@
+"""Asks the trainer, in a process of its own, what a torchtune configuration would train on.
+
+Invariant: the controller's process never imports torch.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sweep.config.settings import Settings
+from sweep.config.torchtune import resolve
+from sweep.errors import ConfigError
+from sweep.processes import OWN_ENV, Nursery, clean_env
+
+
+@dataclass(frozen=True, slots=True)
+class DataProbe:
+    """What `trainer.entry.probe` printed; see there."""
+
+    rows: int
+    validation_rows: int
+    trial_rows: int
+    trial_tokens: int
+    tokens_per_second: float = 0.0
+
+
+def probe_data(settings: Settings, nursery: Nursery | None = None, speed: bool = False) -> DataProbe:
+    """Rows and label tokens of a sweep's base configuration.
+
+    Args:
+        nursery: who counts; None: a process that ends afterwards.
+        speed: also train a few micro-batches, on the device of the configuration; not in a nursery.
+
+    Raises:
+        ConfigError: the data, the tokenizer or (for the speed) the base cannot be loaded, or it trains zero steps.
+    """
+    request: dict[str, Any] = {
+        "verb": "probe",
+        "config": resolve(settings.torchtune, {}, {}),
+        "components": settings.recipe.components,
+        "speed": speed,
+    }
+    answer = nursery.ask(request) if nursery and not speed else _ask_once(request, settings.queue.worker_env)
+    if "error" in answer:
+        how = "mend recipe.config or recipe.overrides"
+        if settings.queue.offline:  # the workers will find no more than is here
+            how += ", or fetch what is missing first, as queue.offline=true asks"
+        elif settings.objective.milestone_tokens is None:
+            how += ", or set objective.milestone_tokens where the data lie elsewhere"
+        raise ConfigError(f"the torchtune configuration cannot train here: {answer['error']}; {how}")
+    return DataProbe(**answer)
+
+
+def check_base(settings: Settings) -> str:
+    """Where the base lies.
+
+    Raises:
+        ConfigError: the directory or one of its files does not exist here.
+    """
+    checkpointer = resolve(settings.torchtune, {}, {})["checkpointer"]
+    directory = Path(str(checkpointer["checkpoint_dir"]))
+    files = checkpointer.get("checkpoint_files")
+    missing = [name for name in (files if isinstance(files, list) else []) if not (directory / str(name)).exists()]
+    if not directory.is_dir() or missing:
+        lacks = f" lacks {', '.join(missing)}" if directory.is_dir() else " does not exist"
+        raise ConfigError(f"checkpointer.checkpoint_dir={directory}{lacks}; fetch the base with `tune download`")
+    return str(directory)
+
+
+def _ask_once(request: dict[str, Any], env: Mapping[str, str]) -> dict[str, Any]:
+    command = [sys.executable, "-m", "trainer", "probe", *(["--speed"] if request["speed"] else [])]
+    result = subprocess.run(
+        command,
+        input=json.dumps(request),
+        capture_output=True,
+        text=True,
+        env=OWN_ENV | clean_env() | dict(env),
+        check=False,
+    )
+    lines = result.stdout.strip().splitlines()
+    if lines and lines[-1].startswith("{"):
+        answer: dict[str, Any] = json.loads(lines[-1])
+        return answer
+    return {"error": (result.stderr.strip().splitlines() or ["no output"])[-1]}

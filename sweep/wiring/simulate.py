@@ -1,0 +1,91 @@
+"""A whole sweep in a simulated world, in memory: for benchmarks and for asking what another pruner would have done.
+
+Invariant: the controller, its decisions and its study are those of a real sweep; nothing is written.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from sweep.controller.loop import Controller, Ledger, NoLedger
+from sweep.model import Effect, Finish, Limits, Mode, View
+from sweep.queues.simulated.dispatcher import simulated_ports
+from sweep.queues.simulated.world import World
+from trainer.contract import Report, TrialSpec
+
+if TYPE_CHECKING:
+    from sweep.search.strategy.halving import Promotion
+    from sweep.search.study import OptunaStudy
+
+COLLECT_EVERY = 200_000  # new objects
+
+
+class Silent:
+    """A listener that says nothing."""
+
+    def reported(self, trial: int, report: Report) -> None:
+        pass
+
+    def done(self, effect: Effect) -> None:
+        pass
+
+    def waited(self, view: View) -> None:
+        pass
+
+    def promoted(self, promotion: Promotion) -> None:
+        pass
+
+    def trouble(self, message: str) -> None:
+        pass
+
+
+def simulate(  # noqa: PLR0913
+    study: OptunaStudy,
+    world: World,
+    limits: Limits,
+    *,
+    base: Mapping[str, Any] | None = None,
+    look_seconds: float = 0.2,
+    charge: bool = False,
+    ledger: Ledger | None = None,
+    listener: Any = None,
+    configure: Callable[[int], Mapping[str, Any]] | None = None,
+) -> Finish:
+    """Run a sweep to its end on simulated workers.
+
+    Args:
+        base: values for those keys of the table's grid that the study does not propose.
+        look_seconds, charge: see `sweep.queues.simulated.dispatcher`.
+        configure: a trial's configuration by its number; None: what the study proposed, over `base`.
+    """
+
+    def spec(trial: int, attempt: int, worker: str) -> TrialSpec:
+        config = configure(trial) if configure else {**(base or {}), **study.params(trial)}
+        return TrialSpec("simulated", trial, attempt, worker, config, milestone_tokens=1)
+
+    controller = Controller(
+        ports=simulated_ports(world, study, look_seconds, charge),
+        limits=limits,
+        spec=spec,
+        listener=listener or Silent(),
+        mode=lambda: Mode.RUN,
+        created=0.0,
+        poll_seconds=60.0,
+        ledger=ledger or NoLedger(),
+    )
+    with _rare_collections():
+        return controller.run()
+
+
+@contextmanager
+def _rare_collections() -> Iterator[None]:
+    """Python looks for cycles more rarely: millions of values have hardly any, and each search goes through all."""
+    before = gc.get_threshold()
+    gc.set_threshold(COLLECT_EVERY, *before[1:])
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)

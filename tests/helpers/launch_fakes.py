@@ -1,0 +1,339 @@
+"""W&B Launch in a directory: a `LaunchApi`, an agent and its jobs, shared by processes that may be killed any time.
+
+    api = FakeLaunchApi(path)
+    with Agent(api, {"w0002": "fail"}):
+        …
+
+A job is a process that trains nothing (`tests.helpers.fakes.FastWorker`). It says what `trainer.tracking.tracker`
+says in its trials' runs, and takes its name as `trainer.entry.launch_job` does. A run whose process has died
+is `crashed`.
+
+Invariants: every file has one writer: what the queue, a job and a controller say of a run lies in different ones.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+from sweep.errors import GiveUp, RetryLater
+from sweep.queues.launch.api import Push, RunFacts
+from tests.helpers.fakes import serve_fast
+from trainer.contract import JOB_KEY, OUTCOME_KEY, REPORTS_KEY, STOP_TAG, Outcome, StopCause, TrialSpec, decode, encode
+from trainer.entry.launch_job import JobSpec, _put, claim
+from trainer.room import Room, append_line, read_json, read_text, write_atomic
+from trainer.tracking.tracker import exit_code, summary_of
+
+ALWAYS = 10**6
+PUMP_SECONDS = 0.004
+
+
+@dataclass(slots=True)
+class FakeLaunchApi:
+    """A `LaunchApi` (see `sweep.queues.launch.api`)."""
+
+    root: Path
+
+    # --- what the controller asks --------------------------------------------------------------------------------
+
+    def push(self, push: Push) -> str:
+        with self._asked("push", push.name):
+            item = f"{time.monotonic_ns():020d}-{push.name}"
+            made = self.root / "pushing" / item  # an item is there with what it says, or not at all
+            write_atomic(made / "spec", json.dumps({"run": push.run, "config": push.config}))
+            (self.root / "items").mkdir(exist_ok=True)
+            made.rename(self.root / "items" / item)
+        return item
+
+    def item_state(self, item: str) -> str | None:
+        with self._asked("item_state", item):
+            path = self.root / "items" / item
+            return (read_text(path / "state") or "pending") if (path / "spec").exists() else None
+
+    def delete_item(self, item: str) -> None:
+        with self._asked("delete_item", item):
+            path = self.root / "items" / item
+            if not (path / "state").exists():
+                (path / "spec").unlink(missing_ok=True)
+
+    def runs(self, ids: Sequence[str]) -> Mapping[str, RunFacts]:
+        with self._asked("runs", str(len(ids))):
+            return {run: facts for run in ids if (facts := self.run(run)) is not None}
+
+    def stop(self, run: str, cause: StopCause) -> None:
+        with self._asked("stop", run):
+            if self.run(run) is not None:
+                write_atomic(self.of(run) / "tag", f"{STOP_TAG}{cause}")
+                write_atomic(self.of(run) / "stop", "")
+
+    def configure(self, run: str, values: Mapping[str, Any]) -> None:
+        with self._asked("configure", run):
+            if self.run(run) is None:
+                raise GiveUp(f"there is no run {run}")
+            write_atomic(self.of(run) / "told", json.dumps(values))
+
+    def steps(self, run: str) -> Iterator[Mapping[str, Any]]:
+        with self._asked("steps", run):
+            yield from ()
+
+    def fetch_adapter(self, name: str, directory: str) -> None:
+        with self._asked("fetch_adapter", name):
+            write_atomic(Path(directory) / "adapter_config.json", "{}")
+
+    # --- what a test asks ----------------------------------------------------------------------------------------
+
+    def of(self, run: str) -> Path:
+        return self.root / "runs" / run
+
+    def run(self, run: str) -> RunFacts | None:
+        said = read_json(self.of(run) / "said")
+        if said is None or (self.of(run) / "deleted").exists():
+            return None
+        tag = read_text(self.of(run) / "tag")
+        state = said["state"]
+        if state == "running" and not _alive(said["pid"]):
+            state = "crashed"
+        return RunFacts(run, state, str(said["beat"]), said["sweep"], said["summary"], (tag,) if tag else ())
+
+    def names(self) -> list[str]:
+        return sorted(path.name for path in (self.root / "runs").glob("*"))
+
+    def items(self) -> list[str]:
+        """All that were ever pushed, in order."""
+        return sorted(path.name for path in (self.root / "items").glob("*"))
+
+    def lose(self, item: str) -> None:
+        (self.root / "items" / item / "spec").unlink()
+
+    def delete_run(self, run: str) -> None:
+        write_atomic(self.of(run) / "deleted", "")
+
+    def press_stop(self, run: str) -> None:
+        """As a person does."""
+        write_atomic(self.of(run) / "stop", "")
+
+    def asked(self, what: str) -> list[str]:
+        lines = (read_text(self.root / "requests") or "").splitlines()
+        return [line.partition(" ")[2] for line in lines if line.partition(" ")[0] == what]
+
+    def fail(self, what: str, times: int = ALWAYS, *, acted: bool = False, error: str = "retry") -> None:
+        """The next requests of this kind fail; where `acted`, only their answer is lost."""
+        write_atomic(self.root / f"fault-{what}", json.dumps({"left": times, "acted": acted, "error": error}))
+
+    def mend(self, what: str) -> None:
+        (self.root / f"fault-{what}").unlink(missing_ok=True)
+
+    @contextmanager
+    def _asked(self, what: str, of: str) -> Iterator[None]:
+        self.root.mkdir(parents=True, exist_ok=True)
+        with (self.root / "requests").open("a") as file:
+            append_line(file, f"{what} {of}")
+        fault = self._fault(what)
+        if fault and not fault["acted"]:
+            raise _error(fault)
+        yield
+        if fault:
+            raise _error(fault)
+
+    def _fault(self, what: str) -> Any:
+        for name in (what, "all"):
+            fault = read_json(self.root / f"fault-{name}")
+            if not fault or fault["left"] <= 0:
+                continue
+            if fault["left"] < ALWAYS:  # one that lasts is not counted: that would bring back what was just mended
+                write_atomic(self.root / f"fault-{name}", json.dumps({**fault, "left": fault["left"] - 1}))
+            return fault
+        return None
+
+
+def _error(fault: Mapping[str, Any]) -> Exception:
+    return GiveUp("W&B refuses it") if fault["error"] == "giveup" else RetryLater("W&B cannot answer now (503)")
+
+
+@dataclass
+class Agent:
+    """An agent in a process of its own, whose jobs are its children.
+
+    Args:
+        fates: what becomes of a worker's job: `fail`, `ignore`, `twice`, `dies at N` (reports), `dies when stopped`,
+            `dies at once`, `late` (it is taken, and starts after half a second). Any other runs.
+    """
+
+    api: FakeLaunchApi
+    fates: Mapping[str, str] = field(default_factory=dict)
+    pid: int = 0
+
+    def __enter__(self) -> Self:
+        self.begin()
+        return self
+
+    def begin(self) -> None:
+        test = os.getpid()
+        self.pid = os.fork()
+        if self.pid == 0:
+            os.setpgid(0, 0)
+            with suppress(BaseException):
+                self._serve(test)
+            os._exit(0)
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
+
+    def kill(self) -> None:
+        """It and its jobs."""
+        if self.pid:
+            with suppress(ProcessLookupError):
+                os.killpg(self.pid, signal.SIGKILL)
+            os.waitpid(self.pid, 0)
+        self.pid = 0
+
+    def _serve(self, test: int) -> None:
+        """As long as the test's own process lives."""
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for a job
+        while os.getppid() == test:
+            for item in self.api.items():
+                path = self.api.root / "items" / item
+                name = item.partition("-")[2]
+                fate = self.fates.get(name, "")
+                spec = read_json(path / "spec")
+                if spec is None or (path / "state").exists() or fate == "ignore":
+                    continue
+                write_atomic(path / "state", "failed" if fate == "fail" else "claimed")
+                for _ in range({"fail": 0, "twice": 2}.get(fate, 1)):
+                    self._start(spec["config"][JOB_KEY], fate)
+            time.sleep(PUMP_SECONDS)
+
+    def _start(self, raw: Mapping[str, Any], fate: str) -> None:
+        if os.fork() == 0:
+            try:
+                with (self.api.root / "jobs.log").open("a") as log:
+                    os.dup2(log.fileno(), 1)
+                    os.dup2(log.fileno(), 2)
+                if fate == "late":
+                    time.sleep(0.5)
+                if fate != "dies at once":
+                    FakeJob(self.api, JobSpec(**{**raw, "specs": tuple(raw["specs"])}), fate).run()
+            except BaseException as error:
+                print(repr(error), file=sys.stderr, flush=True)
+            os._exit(0)
+
+
+@dataclass
+class FakeJob:
+    """What a job does, with a worker that trains nothing."""
+
+    api: FakeLaunchApi
+    job: JobSpec
+    fate: str
+    _done: threading.Event = field(default_factory=threading.Event)
+    _beats: int = 0
+
+    def run(self) -> None:
+        with tempfile.TemporaryDirectory() as directory:
+            alone = self.job.channel == "wandb"
+            room = Room(Path(directory) if alone else Path(self.job.room))
+            if alone:
+                (room.root / "ledger").symlink_to(self.api.root.parent / "ledger")
+                _put(room, self.job.worker, tuple(self._without_checkpoint(raw) for raw in self.job.specs))
+            if not claim(room.worker(self.job.worker)) or (alone and self._served()):
+                return
+            pump = threading.Thread(target=self._pump, args=(room,), daemon=True)
+            self._own("running")
+            pump.start()
+            serve_fast(str(room.root), self.job.worker, self.job.options)
+            self._done.set()
+            pump.join()
+            self._tell(room)
+            self._own("finished")
+
+    def _without_checkpoint(self, raw: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Nothing of it is in the directory: a later attempt begins anew."""
+        return {**raw, "tracking": None} if raw["attempt"] > 1 else raw
+
+    def _served(self) -> bool:
+        run = self.job.run or self.job.specs[0]["tracking"]["run"]
+        facts = self.api.run(run)
+        said = facts.sweep if facts is not None else {}
+        later = not self.job.run and said.get("attempt", 0) > self.job.specs[0]["attempt"]
+        return said.get("worker") == self.job.worker or later
+
+    def _own(self, state: str) -> None:
+        if self.job.run:
+            self._say(self.job.run, state, {"worker": self.job.worker}, {})
+        elif self._beats == 0 and state == "running":
+            first = self.job.specs[0]
+            said = {"attempt": first["attempt"], "worker": self.job.worker}
+            self._say(first["tracking"]["run"], state, said, {})
+
+    def _pump(self, room: Room) -> None:
+        while not self._done.wait(PUMP_SECONDS):
+            self._beats += 1
+            self._own("running")
+            self._take(room)
+            self._tell(room)
+
+    def _take(self, room: Room) -> None:
+        """What the controller has told since."""
+        if self.job.run and self.job.channel == "wandb":
+            told = (read_json(self.api.of(self.job.run) / "told") or {}).get(JOB_KEY, {})
+            _put(room, self.job.worker, tuple(self._without_checkpoint(raw) for raw in told.get("inbox", ())))
+            if told.get("drain"):
+                write_atomic(room.worker(self.job.worker).drain, "")
+        if self.job.run and (self.api.of(self.job.run) / "stop").exists():
+            os.kill(os.getpid(), signal.SIGINT)
+
+    def _tell(self, room: Room) -> None:
+        for trial, number in room.worker(self.job.worker).assignments():
+            files = room.attempt(trial, number)
+            spec = decode(TrialSpec, read_text(files.spec) or "")
+            run = self._run_of(spec)
+            if not run or not (files.reports.exists() or files.outcome.exists()):
+                continue
+            lines = (read_text(files.reports) or "").splitlines()
+            if self.fate == f"dies at {len(lines)}":
+                os.kill(os.getpid(), signal.SIGKILL)
+            if (self.api.of(run) / "stop").exists() and not files.stop.exists():
+                if self.fate == "dies when stopped":
+                    os.kill(os.getpid(), signal.SIGKILL)
+                cause = (read_text(self.api.of(run) / "tag") or f"{STOP_TAG}cancelled").removeprefix(STOP_TAG)
+                write_atomic(files.stop, f"{cause}\nit was stopped in W&B")
+            said = {"attempt": number, "worker": self.job.worker}
+            summary = {REPORTS_KEY: json.dumps({**said, "reports": lines})}
+            state = "running"
+            if (text := read_text(files.outcome)) is not None:
+                outcome = decode(Outcome, text)
+                summary |= {OUTCOME_KEY: json.dumps({**said, "outcome": encode(outcome)}), **summary_of(outcome)}
+                state = "finished" if exit_code(outcome) == 0 else "failed"
+            known = read_json(self.api.of(run) / "said") or {}
+            over = known.get("state") not in (None, "running") and known["sweep"] == said
+            if not over and not known.get("sweep", {}).get("attempt", 0) > number:
+                self._say(run, state, said, summary)
+
+    def _run_of(self, spec: TrialSpec) -> str:
+        if spec.tracking is not None:
+            return spec.tracking.run
+        told = (read_json(self.api.of(self.job.run) / "told") or {}).get(JOB_KEY, {}) if self.job.run else {}
+        given = [*self.job.specs, *told.get("inbox", ())]
+        found = [raw for raw in given if (raw["trial"], raw["attempt"]) == (spec.trial, spec.attempt)]
+        return str(found[0]["tracking"]["run"]) if found else ""
+
+    def _say(self, run: str, state: str, sweep: Mapping[str, Any], summary: Mapping[str, Any]) -> None:
+        said = {"state": state, "pid": os.getpid(), "beat": self._beats, "sweep": sweep, "summary": summary}
+        write_atomic(self.api.of(run) / "said", json.dumps(said), durable=False)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False

@@ -1,0 +1,109 @@
+"""Real training by workers that share nothing with the controller but a bucket."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from sweep.controller.ports import AttemptSight
+from sweep.store.channel import MirroredChannel, mirrored, pull
+from tests.conftest import embedded_config
+from tests.helpers.stores import s3_server
+from tests.integration.test_attempt import steps
+from trainer.contract import OutcomeKind, StopCause, TrialSpec, encode
+from trainer.room import Room, write_atomic
+
+pytestmark = pytest.mark.slow
+
+WORKER = """
+import sys
+from pathlib import Path
+from trainer.store.worker_sync import Pace, mirrored_room
+from trainer.worker import Worker
+url, local, name = sys.argv[1:]
+with mirrored_room(url, Path(local), name, Pace(poll=0.1, beat=0.5, report=0.0, bulk=0.5)) as room:
+    print(Worker(room, name).run(), flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[str]:
+    with s3_server() as url:
+        yield url
+
+
+def until(
+    channel: MirroredChannel, attempt: int, seen: Callable[[AttemptSight], object], seconds: float = 900
+) -> AttemptSight:
+    """Observe until an attempt of trial 0 looks like this."""
+    deadline = time.monotonic() + seconds
+    while True:
+        sights = channel.observe([0], ["w0001", "w0002"])[0][0]
+        if len(sights) >= attempt and seen(sights[attempt - 1]):
+            return sights[attempt - 1]
+        assert time.monotonic() < deadline, "it did not happen"
+        threading.Event().wait(0.1)
+
+
+@contextmanager
+def two_workers(url: str, tmp_path: Path) -> Iterator[list[subprocess.Popen[str]]]:
+    commands = [[sys.executable, "-c", WORKER, url, str(tmp_path / name), name] for name in ("w0001", "w0002")]
+    workers = [subprocess.Popen(c, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for c in commands]
+    try:
+        yield workers
+    finally:
+        for worker in workers:
+            worker.kill()
+
+
+def test_a_trial_goes_on_from_the_checkpoint_that_another_worker_left_in_the_bucket(s3: str, tmp_path: Path) -> None:
+    url, room = f"{s3}/rooms/real", Room(tmp_path / "controller")
+    config = embedded_config(dataset__split="train[:160]", dataset_val__split="train[:4]", epochs=3)
+    spec = TrialSpec("s", 0, 1, "w0001", config, milestone_tokens=720)
+    write_atomic(room.sweep, '{"name": "real", "created": 1.0}')
+    with mirrored(room, url, "a test", lambda: 0) as channel, two_workers(url, tmp_path) as workers:
+        channel.assign(spec)
+        until(channel, 1, lambda sight: sight.reports)
+        channel.stop(0, 1, StopCause.INTERRUPTED, "for now")
+        first = until(channel, 1, lambda sight: sight.outcome).outcome
+        assert first is not None
+        assert (first.kind, first.cause) == (OutcomeKind.STOPPED, StopCause.INTERRUPTED), first
+        channel.assign(TrialSpec("s", 0, 2, "w0002", config, milestone_tokens=720))
+        second = until(channel, 2, lambda sight: sight.outcome).outcome
+        assert second is not None
+        assert (second.kind, second.resumed_from) == (OutcomeKind.COMPLETED, 1), second
+        for name in ("w0001", "w0002"):
+            channel.drain(name)
+        for worker in workers:
+            output, _ = worker.communicate(timeout=900)
+            assert worker.returncode == 0, output
+            assert "it was drained" in output
+    everything = pull(url, tmp_path / "laptop")
+    assert (everything.attempt(0, 2).adapter / "adapter_model.safetensors").exists()
+    alone = Room(tmp_path / "alone")
+    write_atomic(alone.attempt(0, 1).spec, encode(spec))
+    done = train_alone(alone)
+    assert done is OutcomeKind.COMPLETED
+    assert steps(everything) + steps(everything, 2) == steps(alone), "bit for bit"
+
+
+def train_alone(room: Room) -> OutcomeKind:
+    from trainer.attempt import Attempt
+    from trainer.base import Cache
+    from trainer.contract import decode
+    from trainer.reporter import RoomReporter
+
+    files = room.attempt(0, 1)
+    spec = decode(TrialSpec, files.spec.read_text())
+    reporter = RoomReporter(files)
+    try:
+        return Attempt(room, spec, Cache(), reporter, lambda: None).run().kind
+    finally:
+        reporter.close(None)

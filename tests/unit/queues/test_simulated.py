@@ -1,0 +1,22 @@
+"""The simulated queue's settings and the world that they describe."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import yaml
+
+from sweep.config.queues import Fates, SimulatedQueue
+
+SHIPPED = Path(__file__).resolve().parents[3] / "launch_queues" / "simulated.yaml"
+
+
+def test_what_the_file_ships_are_the_fates_that_the_code_has() -> None:
+    shipped = yaml.safe_load(SHIPPED.read_text())
+    assert {name: shipped[name] for name in dataclasses.asdict(Fates())} == dataclasses.asdict(Fates())
+
+
+def test_a_queue_says_what_happens_to_its_world() -> None:
+    queue = SimulatedQueue(crashes=0.25, trial_seconds=7.0)
+    assert queue.fates == dataclasses.replace(Fates(), crashes=0.25, trial_seconds=7.0)

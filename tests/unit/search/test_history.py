@@ -1,0 +1,60 @@
+"""What a sampler is shown of a study."""
+
+from __future__ import annotations
+
+import optuna
+from hypothesis import given
+from hypothesis import strategies as st
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
+from optuna.search_space import intersection_search_space
+from optuna.trial import FrozenTrial, TrialState, create_trial
+
+from sweep.search.history import BEST, History, KnownSpace
+
+KINDS: tuple[dict[str, BaseDistribution], ...] = (
+    {"b": CategoricalDistribution(("x", "y")), "a": FloatDistribution(1e-5, 1e-1, log=True)},
+    {"a": FloatDistribution(1e-5, 1e-1, log=True)},
+    {"a": FloatDistribution(1e-4, 1e-1, log=True), "b": CategoricalDistribution(("x", "y"))},
+)
+VALUES = {"a": 1e-3, "b": "y"}
+
+
+def trial(number: int, kind: int, state: TrialState = TrialState.RUNNING, value: float = 1.0) -> FrozenTrial:
+    made = create_trial(
+        state=state,
+        value=value if state is TrialState.COMPLETE else None,
+        params={name: VALUES[name] for name in KINDS[kind]},
+        distributions=KINDS[kind],
+        intermediate_values={1: value},
+    )
+    made.number = number
+    return made
+
+
+@given(st.lists(st.tuples(st.integers(0, 9), st.sampled_from(["running", "paused", "pruned", "complete", "fail"]))))
+def test_the_space_is_the_one_that_optuna_finds_by_comparing(events: list[tuple[int, str]]) -> None:
+    """Trials come, pause, go on and end; each number has one kind of parameters, as under a conditional space."""
+    history = History(None)
+    for number, event in events:
+        kind = (0, 0, 1, 0, 2, 0, 0, 0, 1, 0)[number]
+        match event:
+            case "running":
+                history.running(trial(number, kind))
+            case "paused":
+                history.paused(trial(number, kind))
+            case _:
+                history.ended(trial(number, kind, TrialState[event.upper()]))
+        expected = intersection_search_space(history.show(), include_pruned=True)
+        assert KnownSpace(history).calculate(optuna.create_study()) == expected
+        assert list(history.space()) == list(expected)
+
+
+@given(st.lists(st.floats(-5, 5), min_size=80, max_size=120))
+def test_a_bound_keeps_the_best_and_the_newest(values: list[float]) -> None:
+    history = History(BEST + 10)
+    for number, value in enumerate(values):
+        history.ended(trial(number, 0, TrialState.COMPLETE, value))
+    history.running(trial(len(values), 0))
+    shown = [one.number for one in history.show()]
+    best = sorted(range(len(values)), key=lambda number: (values[number], number))[:BEST]
+    assert shown == sorted({*best, *range(len(values) - 10, len(values) + 1)})

@@ -1,0 +1,1 @@
+"""What a process of the trainer can be started as."""

@@ -1,0 +1,95 @@
+"""A process that has imported what workers need, and makes workers: by forking, or by becoming one.
+
+    python -m trainer nursery SOCKET [--forks]
+
+It reads requests from an inherited Unix socket: `probe` counts a configuration's data (see `trainer.entry.probe`),
+`start` makes a worker that holds the lock whose open file came with the request.
+
+Invariants: a process that forks never touches CUDA, which does not survive a fork. It holds no lock once a worker
+has it, and ends when the other end of its socket does.
+"""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import gc
+import json
+import os
+import signal
+import socket
+import sys
+from pathlib import Path
+from typing import Any
+
+REQUEST_BYTES = 1 << 20
+
+
+def receive(channel: socket.socket) -> tuple[dict[str, Any] | None, list[int]]:
+    """One request with the open files that came with it; None when the other end is closed."""
+    data, ancillary, _, _ = channel.recvmsg(REQUEST_BYTES, socket.CMSG_SPACE(4 * array.array("i").itemsize))
+    files = array.array("i")
+    for level, kind, payload in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            files.frombytes(payload[: len(payload) - len(payload) % files.itemsize])
+    return (json.loads(data) if data else None), list(files)
+
+
+def main(fileno: int, forks: bool) -> int:
+    """Serve requests until the controller is gone.
+
+    Args:
+        forks: make each worker by a fork; else become the first one.
+    """
+    import torch  # noqa: F401 - imported here once, for all workers
+
+    from trainer import worker  # noqa: F401
+    from trainer.entry.probe import answer
+
+    gc.collect()
+    gc.freeze()  # what is imported by now is shared with every worker
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # workers are nobody's children to wait for
+    channel = socket.socket(fileno=fileno)
+    while True:
+        request, files = receive(channel)
+        if request is None:
+            return 0
+        if request["verb"] == "probe":
+            channel.send(answer(request["config"], request["components"], request["speed"]).encode())
+        elif not forks or os.fork() == 0:
+            channel.close()
+            _become_worker(request, files)
+        for file in files:
+            os.close(file)
+
+
+def _become_worker(request: dict[str, Any], files: list[int]) -> None:
+    """Turn this process into a worker; does not return. `files` are its log, then its lock, kept open."""
+    code = 1
+    try:
+        with contextlib.suppress(PermissionError):  # a process that was not forked leads its session already
+            os.setsid()
+        log = files[0]
+        with Path(os.devnull).open() as nothing:
+            os.dup2(nothing.fileno(), 0)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        os.close(log)
+        os.environ.update(request["env"])
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        import torch
+
+        from trainer.room import Room
+        from trainer.worker import Worker, run_worker
+
+        torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+        room = Room(Path(request["room"]))
+        serving = Worker(room, request["worker"], request["trials"], request["idle_seconds"], slots=request["slots"])
+        code = run_worker(room, serving, lock_held=True)
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        os._exit(code)

@@ -1,0 +1,1 @@
+"""What judges a finished adapter in the place of training."""

@@ -1,0 +1,54 @@
+"""The output projection of a packed decoder with its cross entropy, the gradient made on the way.
+
+Invariant: logits exist for a chunk of tokens at a time.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from trainer.packed.layout import Layout
+
+Tensor = torch.Tensor
+
+
+def _cross_entropy(logits: Tensor, targets: Tensor, weights: Tensor, backward: bool) -> Tensor:
+    """Weighted nats of each row, fp32; with `backward`, the logits are overwritten by their gradient."""
+    if logits.is_cuda:
+        from trainer.packed.kernels import basic
+
+        return basic.cross_entropy(logits, targets, weights, backward)
+    wide = logits.float()
+    losses = F.cross_entropy(wide, targets, reduction="none")
+    if backward:
+        back = torch.softmax(wide, dim=-1)
+        back[torch.arange(len(targets)), targets] -= 1
+        logits.copy_(back.mul_(weights[:, None]))
+    return losses * weights
+
+
+def summed_loss(hidden: Tensor, weight: Tensor, layout: Layout, chunk: int, gradient: bool) -> tuple[Tensor, Tensor]:
+    """Output projection and cross entropy over the tokens with a label, the gradient made on the way.
+
+    Args:
+        hidden: [T, D]; weight: of the output projection, [V, D].
+        chunk: tokens whose logits exist at one time.
+
+    Returns:
+        nats summed over each slot's labels, shape [k], fp32; the gradient of their sum, shape [T, D] (without
+        `gradient`: empty).
+    """
+    chosen = hidden[layout.picked]
+    losses = torch.empty(chosen.shape[0], device=hidden.device)
+    back = torch.empty_like(chosen) if gradient else chosen.new_empty(0)
+    for start in range(0, chosen.shape[0], chunk):
+        part = slice(start, start + chunk)
+        logits = chosen[part] @ weight.t()
+        losses[part] = _cross_entropy(logits, layout.targets[part], layout.weights[part], gradient)
+        if gradient:
+            torch.mm(logits, weight, out=back[part])
+    sums: Tensor = torch.segment_reduce(losses, "sum", lengths=layout.counts, initial=0.0, unsafe=True)
+    if gradient and chosen.shape[0] != hidden.shape[0]:
+        back = torch.zeros_like(hidden).index_copy_(0, layout.picked, back)
+    return sums, back

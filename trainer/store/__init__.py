@@ -1,0 +1,1 @@
+"""Rooms in an object store: the worker's side."""

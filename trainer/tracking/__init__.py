@@ -1,0 +1,1 @@
+"""A trial's run in W&B."""
