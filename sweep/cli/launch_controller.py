@@ -18,7 +18,7 @@ from sweep.config.settings import Settings
 from sweep.errors import ConfigError, SweepError
 from sweep.queues.launch.api import LaunchApi, Push, make_api
 from sweep.queues.launch.jobs import job_name, room_for_jobs
-from sweep.tracking.runs import init_arguments, place, worker_run_id
+from sweep.tracking.runs import init_arguments, wandb_location, worker_run_id
 from sweep.wiring.rooms import CONTROLLER_RECORD, controller_record, load_settings, record_controller, settled
 from trainer.contract import JOB_KEY
 from trainer.room import Room
@@ -50,7 +50,7 @@ def push_controller(room: Room) -> str:
     check_controller(settings)
     queue = settings.queue
     assert isinstance(queue, LaunchQueue)
-    api = make_api(queue, place(settings), job_name(settings))
+    api = make_api(queue, wandb_location(settings), job_name(settings))
     with settled(room):
         record = controller_record(room)
         _take_off(api, record)
@@ -68,7 +68,7 @@ def push_controller(room: Room) -> str:
     with suppress(SweepError):  # it is pushed; where the store does not answer only this machine can take it off
         _share(room, settings)
     how = f"`sweep status {settings.name}`, `sweep stop {settings.name}`, `sweep best {settings.name}`"
-    return f"{settings.name} is controlled by a job of the queue {queue.name}, run {place(settings).path}/{run}; {how}"
+    return f"{settings.name} is controlled by a job of the queue {queue.name}, run {wandb_location(settings).path}/{run}; {how}"
 
 
 def withdraw_controller(room: Room) -> str:
@@ -95,7 +95,7 @@ def withdraw_controller(room: Room) -> str:
     record_controller(room, {**record, "withdrawn": True})
     _share(room, settings)
     with suppress(SweepError):  # the mark is enough, and a controller at work is to be told though W&B does not answer
-        if _take_off(make_api(queue, place(settings), job_name(settings)), record):
+        if _take_off(make_api(queue, wandb_location(settings), job_name(settings)), record):
             return f"took the controller's job {record['run']} off the queue {queue.name}"
     return ""
 

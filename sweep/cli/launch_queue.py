@@ -24,7 +24,7 @@ from sweep.queues.launch.automation import automate as make_automation
 from sweep.queues.launch.jobs import job_name
 from sweep.queues.launch.queue import Connection, ServerQueue, connect, differences, find, find_job, job_path, make_job
 from sweep.queues.launch.queue import create as make_queue
-from sweep.tracking.runs import place
+from sweep.tracking.runs import wandb_location
 from sweep.wiring.compose import compose_config, freeze
 
 
@@ -49,7 +49,7 @@ def launched(settings: Settings) -> tuple[LaunchQueue, Connection]:
         raise ConfigError(
             f"queue.kind={found.kind} has nothing in W&B; choose one of Launch: queue=launch_local_process"
         )
-    return found, connect(found, place(settings))
+    return found, connect(found, wandb_location(settings))
 
 
 def create(args: Namespace, settings: Settings) -> int:

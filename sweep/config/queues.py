@@ -182,7 +182,7 @@ class LaunchQueue(Queue):
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class WandbLocation:
     """Where a sweep's runs are: entity (None: the key's own), project and group."""
 
     entity: str | None

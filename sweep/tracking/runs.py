@@ -15,7 +15,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from sweep.config.queues import LaunchQueue, Place
+from sweep.config.queues import LaunchQueue, WandbLocation
 from sweep.config.settings import Settings
 from sweep.config.torchtune import resolve
 from sweep.errors import ConfigError
@@ -56,11 +56,11 @@ def mode(settings: Settings, env: Mapping[str, str] = os.environ) -> str:
     return "offline" if said == "online" and settings.queue.offline else said
 
 
-def place(settings: Settings) -> Place:
+def wandb_location(settings: Settings) -> WandbLocation:
     logger = logger_arguments(settings.torchtune) or {}
     section = settings.wandb
     queue_project = settings.queue.project if isinstance(settings.queue, LaunchQueue) else None
-    return Place(
+    return WandbLocation(
         section.entity or logger.get("entity"),
         str(queue_project or section.project or logger.get("project") or "sweep"),
         str(section.group or logger.get("group") or settings.name),
@@ -118,7 +118,7 @@ def carries(settings: Settings) -> bool:
 def init_arguments(settings: Settings, name: str, job_type: str) -> dict[str, Any]:
     """Arguments of `wandb.init` for a run of this sweep, without id, mode and directory."""
     logger = logger_arguments(settings.torchtune) or {}
-    where, section = place(settings), settings.wandb
+    where, section = wandb_location(settings), settings.wandb
     own = {key: value for key, value in logger.items() if key not in OURS}
     tags = [*dict.fromkeys([*own.pop("tags", []), *section.tags])]
     init = {**own, **section.init, "project": where.project, "group": where.group, "tags": tags}
@@ -166,7 +166,7 @@ def check(settings: Settings) -> None:
 
 
 def _check_launch(settings: Settings) -> None:
-    project = place(settings).project
+    project = wandb_location(settings).project
     if project != project.lower():
         raise ConfigError(
             f"wandb.project={project}: Launch's agent writes a project in small letters, so the runs of its jobs would "

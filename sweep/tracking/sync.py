@@ -23,7 +23,7 @@ from sweep.errors import ConfigError, GiveUp, RetryLater, SweepError
 from sweep.model import SweepState, TrialRow
 from sweep.processes import clean_env
 from sweep.tracking.client import asked, client, summary
-from sweep.tracking.runs import adapter_name, mode, place
+from sweep.tracking.runs import adapter_name, mode, wandb_location
 from trainer.contract import Outcome, Tracking, TrialSpec, decode
 from trainer.room import AttemptDir, Room, read_text, write_atomic
 from trainer.tracking.tracker import REASON, STATE, declare_inputs, exit_code, score_summary
@@ -96,7 +96,7 @@ def publish(settings: Settings, state: SweepState, found: Callable[[int], Tracki
     Raises:
         RetryLater: W&B does not answer. GiveUp: it refuses.
     """
-    where = place(settings)
+    where = wandb_location(settings)
     runs = asked(lambda: list(_runs(where.path, where.group)), f"the project {where.path}")
     by_id = {run.id: run for run in runs}
     for row in state.rows:

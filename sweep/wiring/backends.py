@@ -15,7 +15,7 @@ from sweep.config.queues import LaunchQueue, SimulatedQueue, SlurmQueue
 from sweep.config.settings import Settings
 from sweep.errors import ConfigError
 from sweep.model import Job
-from sweep.tracking.runs import place
+from sweep.tracking.runs import wandb_location
 from sweep.wiring.rooms import mark_stopped, whereabouts
 from trainer.room import Room
 
@@ -109,7 +109,7 @@ def launch_dispatcher(room: Room, settings: Settings, queue: LaunchQueue, reads:
     from sweep.queues.launch.api import Runs, make_api
     from sweep.queues.launch.dispatcher import LaunchDispatcher
 
-    api = make_api(queue, place(settings), jobs.job_name(settings))
+    api = make_api(queue, wandb_location(settings), jobs.job_name(settings))
     return LaunchDispatcher(
         room=room,
         queue=queue,

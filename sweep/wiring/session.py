@@ -17,7 +17,7 @@ from sweep.config.settings import Settings
 from sweep.errors import ConfigError
 from sweep.evaluation.jobs import DIRECTORY, evaluation_settings, evaluation_spec, evaluations_room, wanted
 from sweep.model import Mode
-from sweep.tracking.runs import place, tracking_of
+from sweep.tracking.runs import tracking_of, wandb_location
 from sweep.wiring.backends import (
     ends_of,
     make_channel,
@@ -76,7 +76,7 @@ def create_room(composed: Composed, trial_tokens: int) -> Room:
 
 def _with_entity(settings: Settings) -> Settings:
     """Where Launch is used, say whose the runs are: the key's owner's default may change, a sweep's may not."""
-    if not isinstance(settings.queue, LaunchQueue) or place(settings).entity:
+    if not isinstance(settings.queue, LaunchQueue) or wandb_location(settings).entity:
         return settings
     from sweep.queues.launch.api import default_entity
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from sweep.config.queues import LaunchQueue, Place
+from sweep.config.queues import LaunchQueue, WandbLocation
 from sweep.errors import RetryLater
 from sweep.queues.launch.api import Push, Runs, make_api
 from sweep.tracking import client
@@ -45,7 +45,7 @@ def test_late_answers_cost_time_and_double_nothing(
         project="p", id="one", config={"sweep": {"worker": "w0001", "trial": 0}}, settings={"silent": True}
     )
     queue = LaunchQueue(name="lab", resource="local-container", docker_image="image:1", prioritization=False)
-    api = make_api(queue, Place("team", "p", "s"), "")
+    api = make_api(queue, WandbLocation("team", "p", "s"), "")
     looks = Runs(api, 0.0)
     looks.want("trials", ["one", "two"])
     with standin.faults.during(Fault(None, delay=LATE_SECONDS)) as late:
@@ -59,7 +59,7 @@ def test_late_answers_cost_time_and_double_nothing(
     assert [item.spec["run_id"] for item in standin.items] == ["two"]
     assert len(standin.runs["team/p/one"].stop_requests) == 1
     monkeypatch.setattr(client, "TIMEOUT_SECONDS", 1)
-    impatient = Runs(make_api(queue, Place("team", "p", "s"), ""), 0.0)
+    impatient = Runs(make_api(queue, WandbLocation("team", "p", "s"), ""), 0.0)
     impatient.want("trials", ["one"])
     with standin.faults.during(Fault(None, "Runs", delay=3.0, count=1)), pytest.raises(RetryLater, match="in time"):
         impatient.look()
@@ -100,7 +100,7 @@ def test_attempts_that_follow_at_once_lose_nothing_of_each_other(
 
 def test_what_a_controller_tells_a_run_is_all_that_changes(standin: StandIn, wandb_here: Any, tmp_path: Path) -> None:
     """The job reports its end, and a person tags its run, between the controller's last look and its stop."""
-    api = make_api(LaunchQueue(), Place("team", "p", "s"), "")
+    api = make_api(LaunchQueue(), WandbLocation("team", "p", "s"), "")
     quick = {"silent": True, "console": "off", "x_file_stream_transmit_interval": 1}
     config = {"sweep": {"worker": "w0001"}, "kept": 1}
     run = wandb_here.init(project="p", id="one", dir=str(tmp_path), config=config, settings=quick)

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol
 
-from sweep.config.queues import LaunchQueue, Place
+from sweep.config.queues import LaunchQueue, WandbLocation
 from sweep.errors import GiveUp, RetryLater
 from sweep.tracking.client import asked, client, summary
 from trainer.contract import STOP_TAG, StopCause
@@ -163,7 +163,7 @@ class WandbLaunchApi:
     """A `LaunchApi` through the W&B client."""
 
     queue: LaunchQueue
-    place: Place
+    location: WandbLocation
     job: str
     _api: Any = None
     _checked: bool = False
@@ -185,15 +185,15 @@ class WandbLaunchApi:
     def _add(self, push: Push) -> Any:
         from wandb.sdk.launch import launch_add
 
-        queue, place = self.queue, self.place
+        queue, location = self.queue, self.location
         owner = {"queue_entity": queue.entity} if queue.entity else {}
         return launch_add(
             job=None if queue.docker_image else self.job,
             docker_image=queue.docker_image,
             config={**owner, "overrides": {"run_config": json.loads(json.dumps(push.config))}},
             template_variables=queue.variables or None,
-            project=place.project,
-            entity=place.entity,
+            project=location.project,
+            entity=location.entity,
             queue_name=queue.name,
             resource=queue.resource,
             resource_args=json.loads(json.dumps(queue.resource_args)) or None,
@@ -205,7 +205,7 @@ class WandbLaunchApi:
 
     def _queue_id(self) -> str:
         """Of the queue as W&B has it; the client raises where there is none."""
-        return str(self._client().run_queue(self.queue.entity or self.place.entity, self.queue.name).id)
+        return str(self._client().run_queue(self.queue.entity or self.location.entity, self.queue.name).id)
 
     def item_state(self, item: str) -> str | None:
         try:
@@ -221,7 +221,7 @@ class WandbLaunchApi:
         found: dict[str, RunFacts] = {}
         for first in range(0, len(ids), PAGE):
             names = list(ids[first : first + PAGE])
-            for run in asked(partial(self._page, names), f"the project {self.place.path}"):
+            for run in asked(partial(self._page, names), f"the project {self.location.path}"):
                 self._seen[run.id] = run
                 found[run.id] = _facts(run)
         return found
@@ -238,7 +238,7 @@ class WandbLaunchApi:
 
     def configure(self, run: str, values: Mapping[str, Any]) -> None:
         def change() -> None:
-            found = self._client().run(f"{self.place.path}/{run}")
+            found = self._client().run(f"{self.location.path}/{run}")
             found.load(force=True)
             found.config.update(values)
             self._change(SET_CONFIG, id=found.storage_id, config=found.json_config)
@@ -252,7 +252,7 @@ class WandbLaunchApi:
 
     def fetch_adapter(self, name: str, directory: str) -> None:
         def fetch() -> None:
-            self._client().artifact(f"{self.place.path}/{name}", type="model").download(root=directory)
+            self._client().artifact(f"{self.location.path}/{name}", type="model").download(root=directory)
 
         asked(fetch, f"the artifact {name}")
 
@@ -267,26 +267,26 @@ class WandbLaunchApi:
         client = self._client()
         client.flush()  # it would answer from memory
         try:
-            return list(client.runs(self.place.path, {"name": {"$in": names}}, per_page=PAGE, lazy=False))
+            return list(client.runs(self.location.path, {"name": {"$in": names}}, per_page=PAGE, lazy=False))
         except ValueError as error:  # the project appears with its first run
             if "Could not find project" in str(error):
                 return []
             raise
 
     def _run(self, run: str) -> Any:
-        return self._seen.get(run) or self._client().run(f"{self.place.path}/{run}")
+        return self._seen.get(run) or self._client().run(f"{self.location.path}/{run}")
 
     def _change(self, mutation: str, **variables: Any) -> None:
         self._client()._service_api.execute_graphql(mutation, variables)  # private to wandb, whose version is pinned
 
     def _item(self, item: str) -> Any:
-        place, queue = self.place, self.queue
+        location, queue = self.location, self.queue
         extra = {"project_queue": queue.project_queue} if queue.project_queue else {}
-        return self._client().queued_run(queue.entity or place.entity, place.project, queue.name, item, **extra)
+        return self._client().queued_run(queue.entity or location.entity, location.project, queue.name, item, **extra)
 
 
-def make_api(queue: LaunchQueue, place: Place, job: str) -> WandbLaunchApi:
-    return WandbLaunchApi(queue, place, job)
+def make_api(queue: LaunchQueue, location: WandbLocation, job: str) -> WandbLaunchApi:
+    return WandbLaunchApi(queue, location, job)
 
 
 def default_entity() -> str:

@@ -15,7 +15,7 @@ from sweep.errors import SweepError
 from sweep.queues.launch.agents import find_agents
 from sweep.queues.launch.jobs import job_name
 from sweep.queues.launch.queue import Connection, check_entity, connect, differences, find, find_job, job_path
-from sweep.tracking.runs import place
+from sweep.tracking.runs import wandb_location
 
 Ask = Callable[[Connection, LaunchQueue], str]
 START = "`sweep queue agent queue=… > launch-config.yaml`, then `wandb launch-agent --config launch-config.yaml`"
@@ -28,7 +28,7 @@ def launch_looks(settings: Settings) -> list[tuple[str, Callable[[], str]]]:
     made: list[Connection] = []
 
     def key() -> str:
-        made.append(connect(queue, place(settings)))
+        made.append(connect(queue, wandb_location(settings)))
         return f"taken by {made[0].url}, runs go to {made[0].home}"
 
     def look(ask: Ask) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 
 from sweep.config.queues import LaunchQueue
 from sweep.config.settings import Settings
-from sweep.tracking.runs import init_arguments, place, worker_run_id
+from sweep.tracking.runs import init_arguments, wandb_location, worker_run_id
 from trainer.contract import JOB_KEY, TrialSpec, encode
 from trainer.room import Room
 
@@ -23,7 +23,7 @@ def job_name(settings: Settings) -> str:
     """The job artifact that is pushed: the queue's, or the one that `sweep queue job` makes."""
     queue = settings.queue
     assert isinstance(queue, LaunchQueue)
-    return queue.job or f"{place(settings).path}/job-{queue.name}:latest"
+    return queue.job or f"{wandb_location(settings).path}/job-{queue.name}:latest"
 
 
 def one_trial(queue: LaunchQueue) -> bool:

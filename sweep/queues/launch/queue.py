@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from sweep.config.queues import LaunchQueue, Place
+from sweep.config.queues import LaunchQueue, WandbLocation
 from sweep.errors import ConfigError, RetryLater, SweepError
 from sweep.resources import trainer_dir
 
@@ -80,7 +80,7 @@ class Connection:
             return sorted({viewer.entity, viewer.username, *viewer.teams} - {None})
 
 
-def connect(queue: LaunchQueue, place: Place) -> Connection:
+def connect(queue: LaunchQueue, place: WandbLocation) -> Connection:
     """A connection to the W&B of this machine's settings, as the user of its key.
 
     Raises:

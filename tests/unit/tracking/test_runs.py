@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from sweep.config.queues import Place
+from sweep.config.queues import WandbLocation
 from sweep.config.settings import Settings
 from sweep.errors import ConfigError
 from sweep.queues.launch.jobs import payload
@@ -46,7 +46,7 @@ def test_the_recipe_s_own_wandb_logger_keeps_meaning_what_it_says(path: str) -> 
     logger = {"_component_": path, "project": "theirs", "entity": "team", "group": "g", "name": "run", "notes": "why"}
     found = settings(logger={**logger, "tags": ["a"], "log_dir": "/logs", "dir": "/logs"})
     assert runs.mode(found, {}) == "online"
-    assert runs.place(found) == Place("team", "theirs", "g")
+    assert runs.wandb_location(found) == WandbLocation("team", "theirs", "g")
     init = runs.init_arguments(found, "s-7", "trial")
     assert init == {
         "project": "theirs",
@@ -61,7 +61,7 @@ def test_the_recipe_s_own_wandb_logger_keeps_meaning_what_it_says(path: str) -> 
 
 @pytest.mark.parametrize("path", [OLD, NEW])
 def test_the_logger_s_project_is_torchtune_s_default(path: str) -> None:
-    assert runs.place(settings(logger={"_component_": path})) == Place(None, "torchtune", "s")
+    assert runs.wandb_location(settings(logger={"_component_": path})) == WandbLocation(None, "torchtune", "s")
 
 
 def test_the_sweep_s_own_words_come_before_the_logger_s() -> None:
@@ -75,7 +75,7 @@ def test_the_sweep_s_own_words_come_before_the_logger_s() -> None:
         "tags": ["a", "b"],
     }
     found = settings(*words, logger=logger)
-    assert runs.place(found) == Place("we", "ours", "h")
+    assert runs.wandb_location(found) == WandbLocation("we", "ours", "h")
     init = runs.init_arguments(found, "s-7", "trial")
     assert (init["notes"], init["tags"], init["name"]) == ("so", ["a", "b"], "s-7")
 
