@@ -31,7 +31,7 @@ def clean_env() -> dict[str, str]:
     return {key: value for key, value in os.environ.items() if key not in DROPPED_ENV}
 
 
-class Nursery:
+class PreforkServer:
     """Processes that have imported what workers need. May be used by one controller.
 
     Args:
@@ -81,7 +81,7 @@ class _Process:
         # a sequenced packet is one request: none is ever cut or joined with the next
         self.channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed in close()
-        command = [sys.executable, "-m", "trainer", "nursery", str(theirs.fileno())]
+        command = [sys.executable, "-m", "trainer", "prefork", str(theirs.fileno())]
         with theirs:
             self.popen = subprocess.Popen(
                 [*command, *(["--forks"] if forks else [])],

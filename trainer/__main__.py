@@ -25,9 +25,9 @@ def main() -> int:
     serve.add_argument("--lock-held", action="store_true", help="the starter handed the worker's lock down")
     probe = verbs.add_parser("probe", help="read a torchtune configuration as JSON, print what it would train on")
     probe.add_argument("--speed", action="store_true", help="also train a few micro-batches to measure the speed")
-    nursery = verbs.add_parser("nursery", help="fork workers on request (see trainer/nursery.py)")
-    nursery.add_argument("socket", type=int)
-    nursery.add_argument("--forks", action="store_true", help="fork each worker; else become the first one")
+    prefork = verbs.add_parser("prefork", help="fork workers on request (see trainer/entry/prefork.py)")
+    prefork.add_argument("socket", type=int)
+    prefork.add_argument("--forks", action="store_true", help="fork each worker; else become the first one")
     args = parser.parse_args()
 
     for key, value in PROCESS_ENV.items():
@@ -36,10 +36,10 @@ def main() -> int:
         from trainer.entry.probe import main as run_probe
 
         return run_probe(sys.stdin.read(), args.speed)
-    if args.verb == "nursery":
-        from trainer.entry.prefork import main as run_nursery
+    if args.verb == "prefork":
+        from trainer.entry.prefork import main as serve
 
-        return run_nursery(args.socket, args.forks)
+        return serve(args.socket, args.forks)
     from trainer.exit_guard import limit_exit
     from trainer.room import Room
     from trainer.worker import Worker, run_worker

@@ -20,7 +20,7 @@ from sweep.config.queues import SlurmQueue, Submitit
 from sweep.config.settings import controller_job
 from sweep.errors import RetryLater, SweepError
 from sweep.model import Finish, Finished
-from sweep.processes import Nursery, clean_env
+from sweep.processes import PreforkServer, clean_env
 from sweep.queues.slurm import commands
 from sweep.queues.slurm.submit import complete_call, executor_parameters, job_log, job_name, submit_calls, submitit_dir
 from sweep.wiring.rooms import controller_record, controller_runs, load_settings, record_controller
@@ -137,7 +137,7 @@ def _drive(room: Room, wish: Wish) -> Finish:
     goes_on = controller_record(room)["number"] > 1 or commands.restarts() > 0
     while True:
         try:
-            return drive(room, wish, Nursery(), goes_on)
+            return drive(room, wish, PreforkServer(), goes_on)
         except RetryLater:
             if time.monotonic() > deadline:
                 raise

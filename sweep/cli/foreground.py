@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
     from sweep.config.settings import Settings
     from sweep.controller.ports import Channel, Ports
-    from sweep.processes import Nursery
+    from sweep.processes import PreforkServer
     from sweep.report.reader import SweepReader
     from sweep.search.strategy.halving import Promotion
     from sweep.search.study import OptunaStudy
@@ -218,11 +218,11 @@ def control_path(room: Room) -> Path:
     return room.root / "control"
 
 
-def drive(room: Room, wish: Wish, nursery: Nursery, goes_on: bool = False) -> Finish:
+def drive(room: Room, wish: Wish, prefork: PreforkServer, goes_on: bool = False) -> Finish:
     """Run the controller of a room until it ends.
 
     Args:
-        nursery: forks the workers; closed at the end.
+        prefork: forks the workers; closed at the end.
         goes_on: an earlier controller handed over, so that what a person wanted of it holds.
 
     Raises:
@@ -241,8 +241,8 @@ def drive(room: Room, wish: Wish, nursery: Nursery, goes_on: bool = False) -> Fi
                 # what was wanted of an earlier controller; at once, since from here on a person may want something of
                 # this one. A mirror does the same with what the store says.
                 control_path(room).unlink(missing_ok=True)
-            with closing(nursery), open_world(room, settings, nursery) as world:
-                finish = _control(room, settings, world, nursery, wish)
+            with closing(prefork), open_world(room, settings, prefork) as world:
+                finish = _control(room, settings, world, prefork, wish)
                 if finish.how is not Finished.HANDED_OVER:
                     _forget_wish(room, world[1].channel)
         except OSError as error:
@@ -261,11 +261,13 @@ def _forget_wish(room: Room, channel: Channel) -> None:
         channel.mirror.clear_control()
 
 
-def _control(room: Room, settings: Settings, world: tuple[OptunaStudy, Ports], nursery: Nursery, wish: Wish) -> Finish:
+def _control(
+    room: Room, settings: Settings, world: tuple[OptunaStudy, Ports], prefork: PreforkServer, wish: Wish
+) -> Finish:
     out = console()
     log = Log(world[0], settings.metric, echo=None if out.is_terminal else out)
     main = make_controller(room, settings, world, log, wish)
-    judging = with_evaluations(main, room, settings, (world[0], nursery), EvaluationLog(log, room))
+    judging = with_evaluations(main, room, settings, (world[0], prefork), EvaluationLog(log, room))
     with _publishing(room, settings, log), _signals(wish), _live(out, log, room, world[0]), judging as controller:
         finish = controller.run()
         if finish.how is Finished.DETACHED and second_thoughts(wish, log):

@@ -68,7 +68,8 @@ def push_controller(room: Room) -> str:
     with suppress(SweepError):  # it is pushed; where the store does not answer only this machine can take it off
         _share(room, settings)
     how = f"`sweep status {settings.name}`, `sweep stop {settings.name}`, `sweep best {settings.name}`"
-    return f"{settings.name} is controlled by a job of the queue {queue.name}, run {wandb_location(settings).path}/{run}; {how}"
+    path = f"{wandb_location(settings).path}/{run}"
+    return f"{settings.name} is controlled by a job of the queue {queue.name}, run {path}; {how}"
 
 
 def withdraw_controller(room: Room) -> str:

@@ -40,15 +40,15 @@ __all__ = [
 
 if TYPE_CHECKING:
     from sweep.config.settings import Settings
-    from sweep.processes import Nursery
+    from sweep.processes import PreforkServer
     from sweep.wiring.compose import Composed
 
 
 def run(args: Namespace) -> int:
     composed = _compose(args.overrides, args.config_dir)
     _check_controller(composed.settings)
-    nursery = backends.make_nursery(composed.settings)
-    return _go(_room_of(composed, nursery), args.detach, nursery)
+    prefork = backends.make_prefork(composed.settings)
+    return _go(_room_of(composed, prefork), args.detach, prefork)
 
 
 def resume(args: Namespace) -> int:
@@ -57,8 +57,8 @@ def resume(args: Namespace) -> int:
     room = rooms.current_room(args.name, light=False)
     if args.overrides:
         rooms.change_settings(room, args.overrides, _check_controller)
-    nursery = backends.make_nursery(rooms.load_settings(room))
-    return _serve_as_job(room, nursery) if args.in_job else _go(room, args.detach, nursery)
+    prefork = backends.make_prefork(rooms.load_settings(room))
+    return _serve_as_job(room, prefork) if args.in_job else _go(room, args.detach, prefork)
 
 
 def plan(args: Namespace) -> int:
@@ -89,7 +89,7 @@ def doctor(args: Namespace) -> int:
 def stop(args: Namespace) -> int:
     from sweep.cli.background import take_over
     from sweep.cli.foreground import Wish, control_path, drive
-    from sweep.processes import Nursery
+    from sweep.processes import PreforkServer
 
     room = rooms.find_room(args.name)
     mode = Mode.CANCEL if args.cancel else Mode.DETACH if args.detach else Mode.STOP
@@ -109,7 +109,7 @@ def stop(args: Namespace) -> int:
             return 0
     if job := take_over(room):
         print(f"cancelled the controller's job {job}")
-    finish = drive(room, Wish(room, mode), Nursery())  # nobody is there to obey: do it ourselves
+    finish = drive(room, Wish(room, mode), PreforkServer())  # nobody is there to obey: do it ourselves
     print(f"{finish.how}: {finish.reason}{_ended_jobs(living, look())}")
     return 0
 
@@ -155,7 +155,7 @@ def _stem(overrides: Sequence[str], recipe: str) -> str:
     return re.sub(r"[^\w.-]+", "-", "embedded" if "embedded" in recipe else Path(recipe).stem).lstrip(".") or "sweep"
 
 
-def _room_of(composed: Composed, nursery: Nursery) -> Room:
+def _room_of(composed: Composed, prefork: PreforkServer) -> Room:
     """The room of a composition: the one that exists where it is the very same sweep, else a new one."""
     from sweep.wiring.probe import check_base, probe_data
 
@@ -171,27 +171,27 @@ def _room_of(composed: Composed, nursery: Nursery) -> Room:
         check_base(settings)
     if settings.objective.milestone_tokens is None or settings.queue.offline:
         print("counting the data …", file=sys.stderr, flush=True)
-        tokens = probe_data(settings, nursery).trial_tokens
+        tokens = probe_data(settings, prefork).trial_tokens
     return session.create_room(composed, tokens)
 
 
-def _go(room: Room, detach: bool, nursery: Nursery) -> int:
+def _go(room: Room, detach: bool, prefork: PreforkServer) -> int:
     from sweep.cli.background import start_detached, take_over
     from sweep.cli.foreground import EXIT_CODES, Wish, drive
 
     if rooms.load_settings(room).controller == "launch":
         from sweep.cli.launch_controller import push_controller
 
-        nursery.close()
+        prefork.close()
         print(push_controller(room))
         return 0
     if detach:
-        nursery.close()
+        prefork.close()
         print(start_detached(room))
         return 0
     if not rooms.controller_runs(room) and (job := take_over(room)):
         print(f"cancelled the controller's job {job}, which had not come to run", file=sys.stderr)
-    finish = drive(room, Wish(room), nursery)
+    finish = drive(room, Wish(room), prefork)
     _conclude(room, finish)
     return EXIT_CODES[finish.how]
 
@@ -211,13 +211,13 @@ def _withdraw_controller(room: Room) -> str:
     return withdraw_controller(room)
 
 
-def _serve_as_job(room: Room, nursery: Nursery) -> int:
+def _serve_as_job(room: Room, prefork: PreforkServer) -> int:
     """Control as a job: a signal means the job's end and not the sweep's."""
     from sweep.cli.foreground import Wish, drive
     from sweep.cli.launch_controller import is_wanted
 
     wish = Wish(room, in_job=True, wanted=lambda: is_wanted(room))
-    finish = drive(room, wish, nursery)
+    finish = drive(room, wish, prefork)
     if finish.how is Finished.HANDED_OVER and wish.resigned is None:
         print("the sweep was stopped while this job waited; `sweep resume` pushes another", flush=True)
     else:

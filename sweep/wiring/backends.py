@@ -21,7 +21,7 @@ from trainer.room import Room
 
 if TYPE_CHECKING:
     from sweep.controller.ports import Channel, Dispatcher
-    from sweep.processes import Nursery
+    from sweep.processes import PreforkServer
     from sweep.queues.launch.dispatcher import LaunchDispatcher
     from sweep.queues.local.dispatcher import LocalDispatcher
     from sweep.queues.simulated.world import World
@@ -58,8 +58,8 @@ def on_gpu(settings: Settings) -> bool:
     return device.startswith("cuda")
 
 
-def make_dispatcher(room: Room, settings: Settings, nursery: Nursery | None = None) -> Dispatcher:
-    """The dispatcher of the configured queue; without a nursery the local one starts each worker by itself."""
+def make_dispatcher(room: Room, settings: Settings, prefork: PreforkServer | None = None) -> Dispatcher:
+    """The dispatcher of the configured queue; without a prefork server the local one starts each worker by itself."""
     match settings.queue:
         case SimulatedQueue():
             return simulated_world_of(room, settings)[1]
@@ -67,10 +67,10 @@ def make_dispatcher(room: Room, settings: Settings, nursery: Nursery | None = No
             return _slurm_dispatcher(room, settings, queue)
         case LaunchQueue() as queue:
             return launch_dispatcher(room, settings, queue)
-    return _local_dispatcher(room, settings, nursery)
+    return _local_dispatcher(room, settings, prefork)
 
 
-def _local_dispatcher(room: Room, settings: Settings, nursery: Nursery | None) -> LocalDispatcher:
+def _local_dispatcher(room: Room, settings: Settings, prefork: PreforkServer | None) -> LocalDispatcher:
     from sweep.queues.local.dispatcher import LocalDispatcher, cores, visible_gpus
 
     queue = settings.queue
@@ -83,7 +83,7 @@ def _local_dispatcher(room: Room, settings: Settings, nursery: Nursery | None) -
         idle_seconds=queue.idle_seconds,
         slots=queue.worker_slots,
         env=queue.worker_env,
-        nursery=nursery,
+        prefork=prefork,
     )
 
 
@@ -174,14 +174,14 @@ def job_viewer(room: Room, settings: Settings) -> Callable[[], Mapping[str, Job]
     return dispatcher.poll
 
 
-def make_nursery(settings: Settings) -> Nursery:
+def make_prefork(settings: Settings) -> PreforkServer:
     """Processes that import torch while the data are counted; none is started yet."""
-    from sweep.processes import Nursery
+    from sweep.processes import PreforkServer
 
     if isinstance(settings.queue, SlurmQueue | LaunchQueue) or not on_gpu(settings):
-        return Nursery(env=settings.queue.worker_env)
+        return PreforkServer(env=settings.queue.worker_env)
     dispatcher = _local_dispatcher(Room(Path()), settings, None)
-    return Nursery([dispatcher.own_env(place) for place in range(worker_count(settings))])
+    return PreforkServer([dispatcher.own_env(place) for place in range(worker_count(settings))])
 
 
 def simulated_world_of(room: Room, settings: Settings) -> tuple[World, Dispatcher]:

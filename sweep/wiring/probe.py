@@ -16,7 +16,7 @@ from typing import Any
 from sweep.config.settings import Settings
 from sweep.config.torchtune import resolve
 from sweep.errors import ConfigError
-from sweep.processes import OWN_ENV, Nursery, clean_env
+from sweep.processes import OWN_ENV, PreforkServer, clean_env
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,12 +30,12 @@ class DataProbe:
     tokens_per_second: float = 0.0
 
 
-def probe_data(settings: Settings, nursery: Nursery | None = None, speed: bool = False) -> DataProbe:
+def probe_data(settings: Settings, prefork: PreforkServer | None = None, speed: bool = False) -> DataProbe:
     """Rows and label tokens of a sweep's base configuration.
 
     Args:
-        nursery: who counts; None: a process that ends afterwards.
-        speed: also train a few micro-batches, on the device of the configuration; not in a nursery.
+        prefork: who counts; None: a process that ends afterwards.
+        speed: also train a few micro-batches, on the device of the configuration; not in the prefork server.
 
     Raises:
         ConfigError: the data, the tokenizer or (for the speed) the base cannot be loaded, or it trains zero steps.
@@ -46,7 +46,7 @@ def probe_data(settings: Settings, nursery: Nursery | None = None, speed: bool =
         "components": settings.recipe.components,
         "speed": speed,
     }
-    answer = nursery.ask(request) if nursery and not speed else _ask_once(request, settings.queue.worker_env)
+    answer = prefork.ask(request) if prefork and not speed else _ask_once(request, settings.queue.worker_env)
     if "error" in answer:
         how = "mend recipe.config or recipe.overrides"
         if settings.queue.offline:  # the workers will find no more than is here

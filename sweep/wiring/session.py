@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from sweep.controller.loop import Controller, Listener, SpecFactory
     from sweep.controller.ports import Channel, Dispatcher, Ports
     from sweep.evaluation.controller import Together
-    from sweep.processes import Nursery
+    from sweep.processes import PreforkServer
     from sweep.search.study import OptunaStudy, StudyConfig
     from sweep.wiring.compose import Composed
 
@@ -133,7 +133,7 @@ def reading_storage(room: Room, settings: Settings) -> BaseStorage | str:
 
 
 @contextmanager
-def open_world(room: Room, settings: Settings, nursery: Nursery) -> Iterator[tuple[OptunaStudy, Ports]]:
+def open_world(room: Room, settings: Settings, prefork: PreforkServer) -> Iterator[tuple[OptunaStudy, Ports]]:
     """The study and the ports of a sweep over the real world; the caller holds the room's lock.
 
     Raises:
@@ -145,7 +145,7 @@ def open_world(room: Room, settings: Settings, nursery: Nursery) -> Iterator[tup
         return
     from sweep.controller.ports import Ports
 
-    dispatcher = make_dispatcher(room, settings, nursery)
+    dispatcher = make_dispatcher(room, settings, prefork)
     with open_channel(room, settings, dispatcher) as channel:
         study = open_study(room, settings)  # not before: a store may have brought a newer one
         yield study, Ports(study, channel, dispatcher, WallClock())
@@ -216,7 +216,7 @@ def spec_maker(
 
 @contextmanager
 def with_evaluations(
-    main: Controller, room: Room, settings: Settings, parts: tuple[OptunaStudy, Nursery], listener: Listener
+    main: Controller, room: Room, settings: Settings, parts: tuple[OptunaStudy, PreforkServer], listener: Listener
 ) -> Iterator[Controller | Together]:
     """A sweep's controller together with that of its evaluations, where any are wanted.
 
@@ -233,10 +233,10 @@ def with_evaluations(
     from sweep.controller.ports import Ports
     from sweep.evaluation.controller import EvaluationStudy, Gate, Together
 
-    study, nursery = parts
+    study, prefork = parts
     inner, beside = evaluation_settings(settings), evaluations_room(room)
     waits = on_gpu(settings) and not isinstance(settings.queue, SlurmQueue | LaunchQueue)
-    dispatcher = make_dispatcher(beside, inner, None if waits else nursery)
+    dispatcher = make_dispatcher(beside, inner, None if waits else prefork)
     gate = Gate(main.mode)
     if not beside.sweep.exists():
         save_settings(beside, inner)

@@ -16,7 +16,7 @@ from sweep.config.queues import Fates, LaunchQueue
 from sweep.controller.ports import Dispatcher, WorkerSpec
 from sweep.controller.room_channel import RoomChannel
 from sweep.model import JobState
-from sweep.processes import Nursery
+from sweep.processes import PreforkServer
 from sweep.queues.launch import dispatcher as launch_dispatch
 from sweep.queues.launch.api import Runs
 from sweep.queues.launch.dispatcher import LaunchDispatcher
@@ -35,9 +35,9 @@ Make = Callable[[Room], Dispatcher]
 
 
 @pytest.fixture(scope="module")
-def nursery() -> Iterator[Nursery]:
+def prefork() -> Iterator[PreforkServer]:
     """One that all tests share; a worker of it is the real one."""
-    found = Nursery()
+    found = PreforkServer()
     yield found
     found.close()
 
@@ -77,8 +77,8 @@ def make(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mon
         world = make_world(request.getfixturevalue("tmp_path"))
         yield lambda room: SimulatedDispatcher(world)
         return
-    source: Nursery = request.getfixturevalue("nursery") if request.param == "forked" else Nursery([{}])
-    yield lambda room: LocalDispatcher(room, (), 1, nursery=source)
+    source: PreforkServer = request.getfixturevalue("prefork") if request.param == "forked" else PreforkServer([{}])
+    yield lambda room: LocalDispatcher(room, (), 1, prefork=source)
     if request.param == "spare":
         source.close()
 
@@ -243,12 +243,12 @@ def test_preview_starts_nothing(make: Make, room: Room) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("spares", [(), ({},)])
-def test_a_nursery_that_died_is_done_without(spares: tuple[dict[str, str], ...], room: Room) -> None:
-    dead = Nursery(spares)
+def test_a_prefork_that_died_is_done_without(spares: tuple[dict[str, str], ...], room: Room) -> None:
+    dead = PreforkServer(spares)
     process = dead._at(0).popen
     process.kill()
     process.wait()
-    dispatcher = FastDispatcher(room, (), 1, nursery=dead)
+    dispatcher = FastDispatcher(room, (), 1, prefork=dead)
     dispatcher.start([WorkerSpec("w0001", 0)])
     until(room.worker("w0001").beat.exists)
     dead.close()
@@ -256,8 +256,8 @@ def test_a_nursery_that_died_is_done_without(spares: tuple[dict[str, str], ...],
 
 @pytest.mark.slow
 def test_a_spare_becomes_one_worker_and_the_next_is_started_by_itself(room: Room) -> None:
-    spare = Nursery([{}])
-    dispatcher = FastDispatcher(room, (), 1, nursery=spare)
+    spare = PreforkServer([{}])
+    dispatcher = FastDispatcher(room, (), 1, prefork=spare)
     dispatcher.start([WorkerSpec("w0001", 0)])
     until(room.worker("w0001").beat.exists, seconds=60)
     assert (read_text(room.worker("w0001").lock) or "").strip() == str(spare._at(0).popen.pid)
@@ -267,9 +267,9 @@ def test_a_spare_becomes_one_worker_and_the_next_is_started_by_itself(room: Room
 
 
 @pytest.mark.slow
-def test_forked_workers_outlive_their_nursery(room: Room) -> None:
-    forks = Nursery()
-    LocalDispatcher(room, (), 1, nursery=forks).start([WorkerSpec("w0001", 0)])
+def test_forked_workers_outlive_their_prefork(room: Room) -> None:
+    forks = PreforkServer()
+    LocalDispatcher(room, (), 1, prefork=forks).start([WorkerSpec("w0001", 0)])
     until(room.worker("w0001").beat.exists, seconds=60)
     process = forks._at(0).popen
     forks.close()

@@ -1,6 +1,6 @@
 """A process that has imported what workers need, and makes workers: by forking, or by becoming one.
 
-    python -m trainer nursery SOCKET [--forks]
+    python -m trainer prefork SOCKET [--forks]
 
 It reads requests from an inherited Unix socket: `probe` counts a configuration's data (see `trainer.entry.probe`),
 `start` makes a worker that holds the lock whose open file came with the request.

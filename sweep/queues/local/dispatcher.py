@@ -21,7 +21,7 @@ from typing import Any
 from sweep.controller.ports import WorkerSpec
 from sweep.errors import RetryLater
 from sweep.model import Job, JobState
-from sweep.processes import Nursery, clean_env
+from sweep.processes import PreforkServer, clean_env
 from trainer.room import Room, held, read_json, read_text, write_atomic
 
 
@@ -34,7 +34,7 @@ class LocalDispatcher:
         threads: OMP_NUM_THREADS of each worker.
         trials: attempts after which a worker ends; 0: no limit.
         slots: attempts side by side in a worker; 0: as many as pay.
-        nursery: forks workers in milliseconds; where it is absent or dead, each imports torch by itself.
+        prefork: the server that forks workers in milliseconds; where it is absent or dead, each imports torch by itself.
     """
 
     room: Room
@@ -44,7 +44,7 @@ class LocalDispatcher:
     idle_seconds: float = 900.0
     slots: int = 1
     env: Mapping[str, str] = field(default_factory=dict)
-    nursery: Nursery | None = None
+    prefork: PreforkServer | None = None
     _gone: dict[str, int] = field(default_factory=dict)
     _children: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
@@ -84,7 +84,7 @@ class LocalDispatcher:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
                 return  # it runs already
-            if self.nursery and self.nursery.start(worker.place, self._request(worker), (log.fileno(), lock.fileno())):
+            if self.prefork and self.prefork.start(worker.place, self._request(worker), (log.fileno(), lock.fileno())):
                 return
             try:
                 self._children[worker.name] = subprocess.Popen(

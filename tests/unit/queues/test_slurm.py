@@ -25,7 +25,7 @@ from sweep.queues.slurm import commands
 from sweep.queues.slurm import dispatcher as dispatch
 from sweep.queues.slurm.dispatcher import SlurmDispatcher
 from sweep.queues.slurm.submit import Submission, executor_parameters
-from sweep.wiring.backends import job_viewer, make_dispatcher, make_nursery
+from sweep.wiring.backends import job_viewer, make_dispatcher, make_prefork
 from sweep.wiring.compose import compose_config, freeze
 from trainer.entry.slurm_job import serve
 from trainer.room import Room, read_json, write_atomic
@@ -477,7 +477,7 @@ def test_offline_nodes_are_told_so_and_what_they_need_is_looked_for_here(tmp_pat
     assert isinstance(dispatcher, SlurmDispatcher)
     env = dispatcher.submission.options["env"]
     assert env.items() >= {**OFFLINE_ENV, "HF_HOME": "/shared/hf", "OMP_NUM_THREADS": "3"}.items()
-    assert make_nursery(frozen)._envs[0].items() >= OFFLINE_ENV.items()
+    assert make_prefork(frozen)._envs[0].items() >= OFFLINE_ENV.items()
     assert json.loads(json.dumps(dispatcher.submission.options)) == dispatcher.submission.options
 
 
