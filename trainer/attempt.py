@@ -2,7 +2,7 @@
 
 An attempt is fed: `begin` builds its trial, `after` takes each micro-batch in, whoever trained it, `fail` ends it with
 an error. Each answers with the outcome where it ended the attempt. `advance` trains an attempt by itself; a
-crew (see `trainer.scheduler`) feeds several from one pack.
+scheduler (see `trainer.scheduler`) feeds several from one pack.
 
 Invariants: every way an attempt can end becomes exactly one `Outcome`; whatever it raises stays here. What it
 writes lies in its own directory. It goes on from the newest checkpoint of an earlier attempt that can be read.

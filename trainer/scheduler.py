@@ -32,7 +32,7 @@ FREE_KEYS = ("lora_rank", "lora_alpha", "lora_dropout")
 
 @dataclass(slots=True, eq=False)
 class Task:
-    """An attempt that was given to the crew.
+    """An attempt that was given to the scheduler.
 
     Args:
         make: a fresh `Attempt`; more than once, where building it ran out of memory.
@@ -70,7 +70,7 @@ class Task:
 
 
 @dataclass
-class Crew:
+class Scheduler:
     """Up to `slots` attempts side by side.
 
     Args:

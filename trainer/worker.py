@@ -31,7 +31,7 @@ from trainer.contract import (
 )
 from trainer.reporter import Reporters, RoomReporter
 from trainer.room import AttemptDir, Room, WorkerDir, hold, read_text, write_atomic
-from trainer.scheduler import Crew, Task
+from trainer.scheduler import Scheduler, Task
 
 if TYPE_CHECKING:
     from trainer.tracking.tracker import Tracker
@@ -85,11 +85,11 @@ class Worker:
 
     def _serve(self) -> str:
         idle_since = time.monotonic()
-        crew = Crew(self.slots, self._cache, self._announce)
-        while crew.busy or not self.told_to_end:
-            self._take(crew)
-            if crew.busy:
-                crew.step()
+        scheduler = Scheduler(self.slots, self._cache, self._announce)
+        while scheduler.busy or not self.told_to_end:
+            self._take(scheduler)
+            if scheduler.busy:
+                scheduler.step()
                 idle_since = time.monotonic()
             elif self.trials and len(self._taken) >= self.trials:
                 return f"it took its {self.trials} trials"
@@ -101,16 +101,16 @@ class Worker:
                 time.sleep(POLL_SECONDS)
         return self.told_to_end
 
-    def _take(self, crew: Crew) -> None:
-        """Give the crew what it has room for; once told to end, hand back what it has not begun."""
+    def _take(self, scheduler: Scheduler) -> None:
+        """Give the scheduler what it has room for; once told to end, hand back what it has not begun."""
         if reason := self.told_to_end:
-            crew.give_back(Outcome(OutcomeKind.STOPPED, f"its worker ends: {reason}", cause=StopCause.PREEMPTED))
+            scheduler.give_back(Outcome(OutcomeKind.STOPPED, f"its worker ends: {reason}", cause=StopCause.PREEMPTED))
             return
-        while crew.free > 0 and not (self.trials and len(self._taken) >= self.trials):
+        while scheduler.free > 0 and not (self.trials and len(self._taken) >= self.trials):
             task = self._next()
             if task is None:
                 return
-            self._give(crew, *task)
+            self._give(scheduler, *task)
 
     def _announce(self, slots: int) -> None:
         write_atomic(self.dir.slots, str(slots), durable=False)
@@ -123,7 +123,7 @@ class Worker:
                     return task
         return None
 
-    def _give(self, crew: Crew, trial: int, number: int) -> None:
+    def _give(self, scheduler: Scheduler, trial: int, number: int) -> None:
         attempt = self.room.attempt(trial, number)
         try:
             spec = decode(TrialSpec, read_text(attempt.spec) or "")
@@ -145,7 +145,7 @@ class Worker:
 
             end(evaluate(self.room, spec, self._cache, should_stop))
             return
-        crew.add(Task(spec, lambda: Attempt(self.room, spec, self._cache, reporter, should_stop), end))
+        scheduler.add(Task(spec, lambda: Attempt(self.room, spec, self._cache, reporter, should_stop), end))
 
     def _track(self, spec: TrialSpec) -> Tracker | None:
         if spec.tracking is None:

@@ -1,4 +1,4 @@
-"""A crew, driven as the worker drives it: `packed_parity.py` and `packed_auto.py` use it; nothing runs by itself.
+"""A scheduler, driven as the worker drives it: `packed_parity.py` and `packed_auto.py` use it; nothing runs by itself.
 
 Invariant: the worker's own classes; only where a stop comes from and that outcomes stay in memory differ.
 """
@@ -14,13 +14,13 @@ from trainer.base import Cache
 from trainer.contract import Outcome, OutcomeKind, StopCause, TrialSpec, encode
 from trainer.reporter import RoomReporter
 from trainer.room import Room, write_atomic
-from trainer.scheduler import Crew, Task
+from trainer.scheduler import Scheduler, Task
 
 NEVER = 10**9  # label tokens between milestones: only the last one
 Config = dict[str, Any]
 
 
-class TimedCrew(Crew):
+class TimedCrew(Scheduler):
     """Notes what beginning attempts took in the last step."""
 
     beginning: float = 0.0
@@ -32,30 +32,30 @@ class TimedCrew(Crew):
 
 
 class Given:
-    """A crew with its queue of trials; a stop is asked for in `stops` instead of in a file."""
+    """A scheduler with its queue of trials; a stop is asked for in `stops` instead of in a file."""
 
     def __init__(
         self, slots: int, configs: Sequence[Config], cache: Cache, room: Room, components: tuple[str, ...] = ()
     ) -> None:
         self.said: list[int] = []
-        self.crew = TimedCrew(slots, cache, self.said.append)
+        self.scheduler = TimedCrew(slots, cache, self.said.append)
         self.queue = list(enumerate(configs))
         self.stops: set[int] = set()
         self.ended: dict[int, Outcome] = {}
         self._cache, self._room, self._components = cache, room, components
 
     def step(self) -> float:
-        """Give the crew what it has room for, and let it train a pass; returns the seconds of both."""
+        """Give the scheduler what it has room for, and let it train a pass; returns the seconds of both."""
         began = time.perf_counter()
-        while self.crew.free > 0 and self.queue:
+        while self.scheduler.free > 0 and self.queue:
             self._give(*self.queue.pop(0))
-        self.crew.step()
+        self.scheduler.step()
         return time.perf_counter() - began
 
     def finish(self, clock: Callable[[], float] = time.perf_counter) -> float:
         """Train all to their ends; returns label tokens a second of a clock."""
         began = clock()
-        while self.queue or self.crew.busy:
+        while self.queue or self.scheduler.busy:
             self.step()
         kinds = {outcome.kind for outcome in self.ended.values()}
         assert kinds <= {OutcomeKind.COMPLETED, OutcomeKind.DIVERGED}, self.ended
@@ -74,4 +74,4 @@ class Given:
             reporter.close(outcome)
             self.ended[trial] = outcome
 
-        self.crew.add(Task(spec, lambda: Attempt(self._room, spec, self._cache, reporter, stop), end))
+        self.scheduler.add(Task(spec, lambda: Attempt(self._room, spec, self._cache, reporter, stop), end))

@@ -1,6 +1,6 @@
 """`slots: auto` against one trial at a time: `python -m tests.bench.packed_auto --case 1x4096 [--json OUT]`.
 
-Whole trials through the worker's crew, building included: `--single-trials` of them with one slot, by torchtune's own
+Whole trials through the worker's scheduler, building included: `--single-trials` of them with one slot, by torchtune's own
 modules, then `--trials` with `slots: auto`; with `--forced N` also with N slots. Of either, label tokens a second.
 
 `--case` is a micro-batch, rows x tokens of a slot, on a shape of Llama's with random weights and rows (`--shape`);
@@ -57,12 +57,12 @@ def compare(args: argparse.Namespace, cache: Cache, scratch: Path) -> dict[str, 
     one = given(1, few, "one").finish(clock)
     print(f"one slot: {one:,.0f} label tokens/s over {len(few)} trials", flush=True)
     forced = given(args.forced, all_of_them, "forced").finish(clock) if args.forced else None
-    crew = given(0, all_of_them, "auto")
-    many = crew.finish(clock)
-    growth = crew.crew._growth
+    scheduler = given(0, all_of_them, "auto")
+    many = scheduler.finish(clock)
+    growth = scheduler.scheduler._growth
     return {
-        "said": crew.said,
-        "slots": crew.crew.slots,
+        "said": scheduler.said,
+        "slots": scheduler.scheduler.slots,
         "rates_measured": growth.rates if growth else {},
         "settled": growth.settled if growth else True,
         "tokens_per_second": many,

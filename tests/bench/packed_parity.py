@@ -5,7 +5,7 @@ DIR holds `base8m/` and `gsm8k/`, as `../shared/data` does; without it the embed
 - parity: the same trials (rates, ranks, accumulations, seeds differ) each alone, by torchtune's modules, and all in
   one pack: Kendall's tau and drift of the last validation losses, the spread of one of them over seeds, and what the
   shipped pruners decide on either set of recorded curves, fed in the same order.
-- refill: a full crew in mid-training; one trial after another is stopped and the next one given. Passes until its
+- refill: a full scheduler in mid-training; one trial after another is stopped and the next one given. Passes until its
   first micro-batch, what that pass costs, and what was compiled meanwhile.
 - steps: of the first `--step-trials` trials each optimizer step's loss and grad_norm, packed against alone.
 - rounding: the trials alone once more, the rows of each micro-batch in reverse order. The mathematics are the same:
@@ -49,7 +49,7 @@ PRUNERS = Path(__file__).parents[2] / "conf" / "pruner"
 RANKS = (4, 8, 16, 32, 64)
 ACCUMULATIONS = (1, 2, 4)
 ROWS = 4  # of a micro-batch
-WARM_UP = 8  # passes of the full crew before the first stop
+WARM_UP = 8  # passes of the full scheduler before the first stop
 BETWEEN = 6  # passes from one stop to the next
 Config = dict[str, Any]
 Curves = list[list[float]]
@@ -281,7 +281,7 @@ def refill(args: argparse.Namespace, cache: Cache, scratch: Path) -> Found:
         if number >= WARM_UP:
             since += [(number, one) for one in sorted(compiled() - known)]
             known |= {one for _, one in since}
-        began = {task.spec.trial for slot, task in given.crew._packed.items() if slot.recipe.position == 1}
+        began = {task.spec.trial for slot, task in given.scheduler._packed.items() if slot.recipe.position == 1}
         if awaited and awaited[2] in began:
             assert awaited[0] in given.ended, "it was stopped"
             refills.append(
@@ -289,8 +289,8 @@ def refill(args: argparse.Namespace, cache: Cache, scratch: Path) -> Found:
                     "pass": number,
                     "passes": number - awaited[1],
                     "ms": 1e3 * seconds,
-                    "ms_beginning": 1e3 * given.crew.beginning,
-                    "rank": given.crew._packed[given.crew._pack.slots[-1]].spec.config["model"]["lora_rank"],
+                    "ms_beginning": 1e3 * given.scheduler.beginning,
+                    "rank": given.scheduler._packed[given.scheduler._pack.slots[-1]].spec.config["model"]["lora_rank"],
                 }
             )
             awaited = None

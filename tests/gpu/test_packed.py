@@ -112,13 +112,13 @@ def test_what_can_never_fit_is_refused_and_the_others_train(tmp_path: Path) -> N
     hands = Hands(Room(tmp_path), Cache(), 4)
     small: Change = {"device": "cuda", "dtype": "fp32"}
     hands.give(0, **small)
-    hands.crew.step()
+    hands.scheduler.step()
     torch.cuda.empty_cache()
     torch.cuda.set_per_process_memory_fraction(2**29 / torch.cuda.mem_get_info()[1])
     try:
         hands.give(1, **small, batch_size=512, dataset__split="train[:512]")
         hands.give(2, **small)
-        hands.crew.step()
+        hands.scheduler.step()
         assert list(hands.ended) == [1]
         hands.finish()
     finally:

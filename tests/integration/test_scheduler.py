@@ -25,7 +25,7 @@ from trainer.packed.slot import Slot
 from trainer.recipe import LoraRecipe
 from trainer.reporter import RoomReporter
 from trainer.room import Room, Tail, write_atomic
-from trainer.scheduler import Crew, Task
+from trainer.scheduler import Scheduler, Task
 
 pytestmark = pytest.mark.slow
 
@@ -45,11 +45,11 @@ def counted() -> Iterator[None]:
 
 
 class Hands:
-    """Gives attempts to a crew, and keeps what became of them."""
+    """Gives attempts to a scheduler, and keeps what became of them."""
 
     def __init__(self, room: Room, cache: Cache, slots: int, memories: Memories = device_memory) -> None:
         self.room, self.cache = room, cache
-        self.crew = Crew(slots, cache, lambda _: None, memories)
+        self.scheduler = Scheduler(slots, cache, lambda _: None, memories)
         self.ended: dict[int, Outcome] = {}
 
     def give(self, trial: int, stop: Stops = lambda: None, attempt: int = 1, **changes: Any) -> None:
@@ -63,11 +63,11 @@ class Hands:
             reporter.close(outcome)
             self.ended[trial] = outcome
 
-        self.crew.add(Task(spec, lambda: Attempt(self.room, spec, self.cache, reporter, stop), end))
+        self.scheduler.add(Task(spec, lambda: Attempt(self.room, spec, self.cache, reporter, stop), end))
 
     def finish(self) -> None:
-        while self.crew.busy:
-            self.crew.step()
+        while self.scheduler.busy:
+            self.scheduler.step()
 
 
 def numbers(room: Room, trial: int) -> list[Report]:
@@ -157,8 +157,8 @@ def test_whatever_ended_a_trial_its_memory_is_free_at_once(
     hands.give(2, seed=2, optimizer__lr=1e30, clip_grad_norm=None)
     hands.give(3, seed=3)
     hands.give(4, seed=4, optimizer={"_component_": "torch.optim.SGD", "lr": 0.05}, dataset__split="train[:16]")
-    while hands.crew.busy:
-        hands.crew.step()
+    while hands.scheduler.busy:
+        hands.scheduler.step()
         kept = [trial for trial in hands.ended if any(one() is not None for one in alive[trial])]
         assert kept == [], {trial: hands.ended[trial] for trial in kept}
     assert [hands.ended[trial].kind for trial in range(5)] == [
@@ -217,10 +217,10 @@ def test_a_built_trial_that_waits_for_the_pack_to_end_obeys_a_stop_and_loses_not
     asked: list[tuple[StopCause, str]] = []
     second.give(1, **CHANGES[0])
     second.give(0, lambda: asked[0] if asked else None, attempt=2, **odd)
-    second.crew.step()
-    assert second.crew._alone is not None, "it is built"
+    second.scheduler.step()
+    assert second.scheduler._alone is not None, "it is built"
     asked.append((StopCause.INTERRUPTED, "enough"))
-    second.crew.step()
+    second.scheduler.step()
     assert list(second.ended) == [0], "at once, not once the other has ended"
     assert second.ended[0].cause is StopCause.INTERRUPTED
     assert (second.ended[0].step, second.ended[0].resumed_from) == (first.ended[0].step, 1)
@@ -241,8 +241,8 @@ def test_no_memory_for_one_more_trial_makes_it_wait(
     beside: list[int] = []
 
     def tight(seed: int) -> None:
-        if seed == 7 and len(hands.crew._packed) > 1:
-            beside.append(len(hands.crew._packed))
+        if seed == 7 and len(hands.scheduler._packed) > 1:
+            beside.append(len(hands.scheduler._packed))
             raise torch.OutOfMemoryError("CUDA out of memory")
 
     def tight_begin(self: Attempt) -> Outcome | None:
@@ -331,14 +331,14 @@ def test_what_can_never_fit_is_refused_and_what_does_not_fit_now_waits(
     figures = [Memory(10**12, 10**12)]
     hands = Hands(Room(tmp_path), cache, 4, lambda _: figures[0])
     hands.give(0, **CHANGES[0])
-    hands.crew.step()
-    pack = hands.crew._pack
+    hands.scheduler.step()
+    pack = hands.scheduler._pack
     alone = pack.decoder.base_bytes + pack.store.row_bytes(8) + pack._work(4 * pack._longest, 8)
     figures[0] = Memory(free=0, total=round(1.5 * alone))
     hands.give(1, batch_size=40)
     hands.give(2, model__lora_rank=100_000)
     hands.give(3, **CHANGES[3])
-    hands.crew.step()
+    hands.scheduler.step()
     assert list(hands.ended) == [1, 2], "at once: nobody waits behind them"
     for trial, figure in ((1, "for a pass over 40 rows of up to"), (2, "for its adapter")):
         assert (hands.ended[trial].kind, hands.ended[trial].failure) == (OutcomeKind.FAILED, FailureKind.OUT_OF_MEMORY)
@@ -354,7 +354,7 @@ def test_a_frugal_trial_is_not_judged_by_what_a_pack_would_take(cache: Cache, tm
     figures = [Memory(10**12, 10**12)]
     hands = Hands(Room(tmp_path), cache, 2, lambda _: figures[0])
     hands.give(0, **CHANGES[2])
-    hands.crew.step()
+    hands.scheduler.step()
     figures[0] = Memory(0, 1)
     hands.give(1, enable_activation_checkpointing=True, **CHANGES[2])
     hands.finish()
@@ -401,5 +401,5 @@ def test_what_a_pack_cannot_take_fails_by_itself(
 def test_auto_on_the_cpu_trains_one_at_a_time(cache: Cache, tmp_path: Path) -> None:
     said: list[int] = []
     assert not torch.cuda.is_available()
-    crew = Crew(0, cache, said.append)
-    assert (crew.free, said) == (1, [1])
+    scheduler = Scheduler(0, cache, said.append)
+    assert (scheduler.free, said) == (1, [1])
