@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from sweep.controller.budget import trials_left
 from sweep.controller.decide import decide
-from sweep.controller.ports import AttemptSight, Ports, WorkerSight, WorkerSpec
+from sweep.controller.ports import ObservedAttempt, ObservedWorker, Ports, WorkerSpec
 from sweep.controller.report_buffer import Looks
 from sweep.controller.usage import Spent
 from sweep.errors import RetryLater
@@ -121,8 +121,8 @@ class Controller:
     _looks: Looks = field(init=False)
     _recalled: bool = False
     _asks_on: bool = True
-    _trials: dict[int, tuple[list[AttemptSight], TrialFacts]] = field(default_factory=dict)
-    _workers: dict[str, tuple[WorkerSight, Job, WorkerFacts]] = field(default_factory=dict)
+    _trials: dict[int, tuple[list[ObservedAttempt], TrialFacts]] = field(default_factory=dict)
+    _workers: dict[str, tuple[ObservedWorker, Job, WorkerFacts]] = field(default_factory=dict)
     _first_name: int | None = None
     _last_name: int = 0
 
@@ -228,7 +228,7 @@ class Controller:
             self._looks.take(attempts, self._recall_trial)
             self._recalled = True
 
-    def _recall_trial(self, number: int, sights: list[AttemptSight]) -> None:
+    def _recall_trial(self, number: int, sights: list[ObservedAttempt]) -> None:
         self.ports.study.recall(number, [report for sight in sights for report in sight.reports])
 
     def _ask(self, new: bool, worker: str) -> bool:
@@ -244,7 +244,7 @@ class Controller:
             study.ask()
         return new
 
-    def _known_trial(self, number: int, sights: list[AttemptSight]) -> TrialFacts:
+    def _known_trial(self, number: int, sights: list[ObservedAttempt]) -> TrialFacts:
         """A trial's facts; those of the last time where the channel shows the very same object again."""
         known = self._trials.get(number)
         if known is not None and known[0] is sights:
@@ -254,14 +254,14 @@ class Controller:
             self._trials[number] = (sights, facts)
         return facts
 
-    def _known_worker(self, sight: WorkerSight, job: Job) -> WorkerFacts:
+    def _known_worker(self, sight: ObservedWorker, job: Job) -> WorkerFacts:
         """The same for a worker."""
         known = self._workers.get(sight.name)
         if known is None or known[0] is not sight or known[1] is not job:
             known = self._workers[sight.name] = (sight, job, self._worker(sight, job))
         return known[2]
 
-    def _trial(self, number: int, sights: list[AttemptSight]) -> TrialFacts:
+    def _trial(self, number: int, sights: list[ObservedAttempt]) -> TrialFacts:
         told: Verdict | None = None
         ruled: Verdict | None = None
         for sight in sights:
@@ -285,7 +285,7 @@ class Controller:
             self._lay_aside(facts)
         return facts
 
-    def _record(self, number: int, sight: AttemptSight, last: bool) -> Verdict | None:
+    def _record(self, number: int, sight: ObservedAttempt, last: bool) -> Verdict | None:
         study, paused = self.ports.study, sight.stop is StopCause.PAUSED
         if paused and last and (number, sight.number) not in self._known_stops:  # an earlier controller's
             self._known_stops.add((number, sight.number))
@@ -301,13 +301,13 @@ class Controller:
         if outcome is not None and (outcome.resumable or outcome.kind is OutcomeKind.COMPLETED):
             self.ports.study.lay_aside(trial.number)
 
-    def _attempt(self, trial: int, sight: AttemptSight) -> AttemptFacts:
+    def _attempt(self, trial: int, sight: ObservedAttempt) -> AttemptFacts:
         stop_since = self._seen(("stop", (trial, sight.number)), sight.stop) if sight.stop else None
         return AttemptFacts(
             sight.number, sight.worker, sight.delivered, sight.begun, sight.stop, stop_since, sight.outcome
         )
 
-    def _worker(self, sight: WorkerSight, job: Job) -> WorkerFacts:
+    def _worker(self, sight: ObservedWorker, job: Job) -> WorkerFacts:
         return WorkerFacts(
             name=sight.name,
             place=job.place,

@@ -26,7 +26,7 @@ class WorkerSpec:
 
 
 @dataclass(frozen=True, slots=True)
-class AttemptSight:
+class ObservedAttempt:
     """An attempt as the channel shows it; `reports` are those not shown before."""
 
     number: int
@@ -40,7 +40,7 @@ class AttemptSight:
 
 
 @dataclass(frozen=True, slots=True)
-class WorkerSight:
+class ObservedWorker:
     """A worker as the channel shows it; a beat is only ever compared with an earlier one, `slots` is its own choice."""
 
     name: str
@@ -97,7 +97,7 @@ class Channel(Protocol):
 
     def observe(
         self, trials: Sequence[int], workers: Sequence[str]
-    ) -> tuple[dict[int, list[AttemptSight]], dict[str, WorkerSight]]:
+    ) -> tuple[dict[int, list[ObservedAttempt]], dict[str, ObservedWorker]]:
         """All attempts of these trials, and these workers."""
 
     def wait(self, clock: Clock, seconds: float) -> None:

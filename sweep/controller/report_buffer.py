@@ -9,10 +9,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
-from sweep.controller.ports import AttemptSight, Channel, WorkerSight
+from sweep.controller.ports import Channel, ObservedAttempt, ObservedWorker
 from trainer.contract import Report
 
-Sights = dict[int, list[AttemptSight]]
+Sights = dict[int, list[ObservedAttempt]]
 T = TypeVar("T")
 
 
@@ -23,7 +23,7 @@ class Looks:
     channel: Channel
     _missed: dict[int, Mapping[int, Sequence[Report]]] = field(default_factory=dict)
 
-    def look(self, trials: Sequence[int], workers: Sequence[str]) -> tuple[Sights, dict[str, WorkerSight]]:
+    def look(self, trials: Sequence[int], workers: Sequence[str]) -> tuple[Sights, dict[str, ObservedWorker]]:
         """What the channel shows, after what was shown in vain before; raises what `Channel.observe` does."""
         attempts, seen = self.channel.observe(trials, workers)
         for number in [number for number in self._missed if number in attempts]:
@@ -32,7 +32,7 @@ class Looks:
             attempts = {**attempts, number: sights}  # the channel's own may be the ones that it will show again
         return attempts, seen
 
-    def take(self, attempts: Sights, take: Callable[[int, list[AttemptSight]], T]) -> list[T]:
+    def take(self, attempts: Sights, take: Callable[[int, list[ObservedAttempt]], T]) -> list[T]:
         """Hand each trial's sights on; where that raises, this trial's and the later ones' wait for the next look."""
         taken: list[T] = []
         try:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from sweep.controller.ports import AttemptSight, Clock, WorkerSight
+from sweep.controller.ports import Clock, ObservedAttempt, ObservedWorker
 from trainer.contract import (
     ContractError,
     FailureKind,
@@ -60,7 +60,7 @@ class RoomChannel:
 
     def observe(
         self, trials: Sequence[int], workers: Sequence[str]
-    ) -> tuple[dict[int, list[AttemptSight]], dict[str, WorkerSight]]:
+    ) -> tuple[dict[int, list[ObservedAttempt]], dict[str, ObservedWorker]]:
         # a worker's outcome is read before its reports, so that an outcome never outruns the reports behind it
         inboxes = {name: set(self._room.worker(name).assignments()) for name in workers}
         attempts = {trial: [self._attempt(trial, n, inboxes) for n in self._room.attempts(trial)] for trial in trials}
@@ -90,7 +90,7 @@ class RoomChannel:
                 if earlier.reports.exists():
                     self.drain(self._worker_of(spec.trial, number))
 
-    def _attempt(self, trial: int, number: int, inboxes: dict[str, set[tuple[int, int]]]) -> AttemptSight:
+    def _attempt(self, trial: int, number: int, inboxes: dict[str, set[tuple[int, int]]]) -> ObservedAttempt:
         files = self._room.attempt(trial, number)
         worker = self._worker_of(trial, number)
         outcome = _outcome(read_text(files.outcome))
@@ -101,7 +101,7 @@ class RoomChannel:
         lines = tail.lines(files.counted())
         reports = self._unshown.setdefault((trial, number), [])
         reports += [report for line in lines if (report := _report(line)) is not None]
-        return AttemptSight(
+        return ObservedAttempt(
             number=number,
             worker=worker,
             delivered=inbox is None or (trial, number) in inbox,
@@ -119,10 +119,10 @@ class RoomChannel:
             self._workers[key] = str(spec.get("worker", ""))
         return self._workers[key]
 
-    def _worker(self, name: str, assigned: int) -> WorkerSight:
+    def _worker(self, name: str, assigned: int) -> ObservedWorker:
         files = self._room.worker(name)
         slots = (read_text(files.slots) or "").strip()
-        return WorkerSight(
+        return ObservedWorker(
             name, read_text(files.beat), assigned, files.drain.exists(), int(slots) if slots.isdigit() else None
         )
 

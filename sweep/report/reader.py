@@ -30,7 +30,7 @@ ENDED = {"COMPLETE": "complete", "PRUNED": "pruned"}
 
 
 @dataclass(frozen=True, slots=True)
-class EvaluationSight:
+class EvaluationState:
     """A trial's evaluation; see `TrialRow`."""
 
     state: str = ""
@@ -52,7 +52,7 @@ class SweepReader:
     trials: Callable[[], list[FrozenTrial]]
     jobs: Callable[[], Mapping[str, Job]]
     _ended: dict[int, TrialRow] = field(default_factory=dict)
-    _evaluations: dict[int, EvaluationSight] = field(default_factory=dict)
+    _evaluations: dict[int, EvaluationState] = field(default_factory=dict)
     _tails: dict[tuple[int, int], Tail] = field(default_factory=dict)
     _reports: dict[int, dict[int, Report]] = field(default_factory=dict)
 
@@ -175,18 +175,18 @@ def read_outcome(room: Room, trial: int) -> Outcome | None:
         return None
 
 
-def read_evaluation(room: Room, trial: int) -> EvaluationSight:
+def read_evaluation(room: Room, trial: int) -> EvaluationState:
     """The evaluation of a trial of a sweep's room."""
     beside = evaluations_room(room)
     how, outcome = told(beside, trial), read_outcome(beside, trial)
     if how is not None:
         state = "complete" if how["ending"] == Ending.COMPLETE else "failed"
-        return EvaluationSight(state, how["reason"] if state == "failed" else "", outcome.scores if outcome else {})
+        return EvaluationState(state, how["reason"] if state == "failed" else "", outcome.scores if outcome else {})
     attempts = beside.attempts(trial)
     if outcome is not None and outcome.scores:
-        return EvaluationSight("complete", "", outcome.scores)  # and not told yet: no controller runs
+        return EvaluationState("complete", "", outcome.scores)  # and not told yet: no controller runs
     begun = attempts and outcome is None and (beside.attempt(trial, attempts[-1]).reports).exists()
-    return EvaluationSight("running" if begun else "waiting")
+    return EvaluationState("running" if begun else "waiting")
 
 
 def read_steps(room: Room, trial: int) -> list[Step]:

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from sweep.controller.ports import AttemptSight, Clock, WorkerSight
+from sweep.controller.ports import Clock, ObservedAttempt, ObservedWorker
 from sweep.controller.room_channel import WAIT_SECONDS, RoomChannel
 from sweep.errors import ConfigError, RetryLater
 from sweep.model import Mode
@@ -91,7 +91,7 @@ class MirroredChannel:
 
     def observe(
         self, trials: Sequence[int], workers: Sequence[str]
-    ) -> tuple[dict[int, list[AttemptSight]], dict[str, WorkerSight]]:
+    ) -> tuple[dict[int, list[ObservedAttempt]], dict[str, ObservedWorker]]:
         told = set(self._trials) - set(trials)  # what was written down of them last
         self._trials, self._workers = tuple(trials), tuple(workers)
         quiet = self.beside and not trials and not workers

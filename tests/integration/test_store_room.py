@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from sweep.controller.ports import AttemptSight
+from sweep.controller.ports import ObservedAttempt
 from sweep.store.channel import MirroredChannel, mirrored, pull
 from tests.conftest import embedded_config
 from tests.helpers.stores import s3_server
@@ -40,8 +40,8 @@ def s3() -> Iterator[str]:
 
 
 def until(
-    channel: MirroredChannel, attempt: int, seen: Callable[[AttemptSight], object], seconds: float = 900
-) -> AttemptSight:
+    channel: MirroredChannel, attempt: int, seen: Callable[[ObservedAttempt], object], seconds: float = 900
+) -> ObservedAttempt:
     """Observe until an attempt of trial 0 looks like this."""
     deadline = time.monotonic() + seconds
     while True:

@@ -18,7 +18,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from sweep.controller.ports import AttemptSight, Clock, WorkerSight
+from sweep.controller.ports import Clock, ObservedAttempt, ObservedWorker
 from sweep.controller.room_channel import RoomChannel
 from sweep.errors import GiveUp
 from sweep.queues.launch.api import LaunchApi, RunFacts, Runs
@@ -72,7 +72,7 @@ class WandbChannel:
 
     def observe(
         self, trials: Sequence[int], workers: Sequence[str]
-    ) -> tuple[dict[int, list[AttemptSight]], dict[str, WorkerSight]]:
+    ) -> tuple[dict[int, list[ObservedAttempt]], dict[str, ObservedWorker]]:
         self._pull(trials, workers)
         attempts, seen = self.inner.observe(trials, workers)
         blind = f" {self.runs.failures}"

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sweep.controller.ports import AttemptSight, Clock, Ports, Study, WorkerSight, WorkerSpec
+from sweep.controller.ports import Clock, ObservedAttempt, ObservedWorker, Ports, Study, WorkerSpec
 from sweep.model import Job, StudyFacts, Tell, Verdict
 from sweep.queues.simulated.world import SimAttempt, Watch, World
 from sweep.search.strategy.halving import Promotion
@@ -88,9 +88,9 @@ class SimulatedChannel:
     world: World
     look_seconds: float = 0.2
     _shown: dict[tuple[int, int], int] = field(default_factory=dict)
-    _sights: dict[int, list[AttemptSight]] = field(default_factory=dict)
+    _sights: dict[int, list[ObservedAttempt]] = field(default_factory=dict)
     _fresh: set[int] = field(default_factory=set)
-    _workers: dict[str, WorkerSight] = field(default_factory=dict)
+    _workers: dict[str, ObservedWorker] = field(default_factory=dict)
     _watch: Watch = field(init=False)
     _beat: int = 0
     _happened: int = -1
@@ -109,7 +109,7 @@ class SimulatedChannel:
 
     def observe(
         self, trials: Sequence[int], workers: Sequence[str]
-    ) -> tuple[dict[int, list[AttemptSight]], dict[str, WorkerSight]]:
+    ) -> tuple[dict[int, list[ObservedAttempt]], dict[str, ObservedWorker]]:
         self._happened = self.world.happened
         self._forget()
         sights, known = self._sights, self._workers
@@ -139,7 +139,7 @@ class SimulatedChannel:
         seen = clock.now() + self.look_seconds if world.happened != self._happened else end
         clock.sleep(max(0.0, min(seen, end) - clock.now()))
 
-    def _trial(self, trial: int) -> list[AttemptSight]:
+    def _trial(self, trial: int) -> list[ObservedAttempt]:
         attempts = self.world.attempts.get(trial, {})
         sights = [self._sight(attempts[number]) for number in sorted(attempts)]
         if any(sight.reports for sight in sights):
@@ -147,12 +147,12 @@ class SimulatedChannel:
         self._sights[trial] = sights
         return sights
 
-    def _sight(self, attempt: SimAttempt) -> AttemptSight:
+    def _sight(self, attempt: SimAttempt) -> ObservedAttempt:
         spec = attempt.spec
         key = (spec.trial, spec.attempt)
         shown = self._shown.get(key, 0)
         self._shown[key] = len(attempt.reports)
-        return AttemptSight(
+        return ObservedAttempt(
             number=spec.attempt,
             worker=spec.worker,
             delivered=True,
@@ -163,12 +163,12 @@ class SimulatedChannel:
             reports=tuple(attempt.reports[shown:]),
         )
 
-    def _worker(self, name: str) -> WorkerSight:
+    def _worker(self, name: str) -> ObservedWorker:
         worker = self.world.workers.get(name)
         if worker is None:
-            sight = WorkerSight(name, None, 0, False)
+            sight = ObservedWorker(name, None, 0, False)
         else:
-            sight = WorkerSight(name, str(self._beat) if worker.ready else None, worker.assigned, worker.draining)
+            sight = ObservedWorker(name, str(self._beat) if worker.ready else None, worker.assigned, worker.draining)
         self._workers[name] = sight
         return sight
 

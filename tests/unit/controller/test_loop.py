@@ -9,7 +9,7 @@ from typing import Any, cast
 import pytest
 
 from sweep.controller.loop import Controller
-from sweep.controller.ports import AttemptSight, Ports
+from sweep.controller.ports import ObservedAttempt, Ports
 from sweep.model import Limits, Mode, Ruling, Verdict
 from sweep.wiring.simulate import Silent
 from tests.contracts.test_study import report
@@ -34,8 +34,8 @@ class Paused:
         pass
 
 
-def sight(number: int, *reports: Report, outcome: Outcome | None = None) -> AttemptSight:
-    return AttemptSight(number, "w0001", True, True, StopCause.PAUSED, PAUSE.reason, outcome, reports)
+def sight(number: int, *reports: Report, outcome: Outcome | None = None) -> ObservedAttempt:
+    return ObservedAttempt(number, "w0001", True, True, StopCause.PAUSED, PAUSE.reason, outcome, reports)
 
 
 def controlled(study: Paused, limits: Limits) -> Controller:

@@ -7,25 +7,25 @@ from typing import cast
 
 import pytest
 
-from sweep.controller.ports import AttemptSight, Channel, WorkerSight
+from sweep.controller.ports import Channel, ObservedAttempt, ObservedWorker
 from sweep.controller.report_buffer import Looks
 from tests.contracts.test_study import report
 from trainer.contract import Report
 
 
-def sight(number: int, *reports: Report) -> AttemptSight:
-    return AttemptSight(number, "w0001", True, True, None, "", None, reports)
+def sight(number: int, *reports: Report) -> ObservedAttempt:
+    return ObservedAttempt(number, "w0001", True, True, None, "", None, reports)
 
 
 class Shows:
     """A channel that shows these trials in turn, the same lists each time that it is asked."""
 
-    def __init__(self, *looks: dict[int, list[AttemptSight]]) -> None:
+    def __init__(self, *looks: dict[int, list[ObservedAttempt]]) -> None:
         self.looks = iter(looks)
 
     def observe(
         self, trials: Sequence[int], workers: Sequence[str]
-    ) -> tuple[dict[int, list[AttemptSight]], dict[str, WorkerSight]]:
+    ) -> tuple[dict[int, list[ObservedAttempt]], dict[str, ObservedWorker]]:
         return next(self.looks), {}
 
 
@@ -33,7 +33,7 @@ def milestones(looks: Looks, failing: int | None = None) -> dict[int, list[int]]
     """What a round takes in of each trial; nothing of the one that fails."""
     found: dict[int, list[int]] = {}
 
-    def take(number: int, sights: list[AttemptSight]) -> None:
+    def take(number: int, sights: list[ObservedAttempt]) -> None:
         if number == failing:
             raise OSError("Stale file handle")
         found[number] = [one.milestone for shown in sights for one in shown.reports]

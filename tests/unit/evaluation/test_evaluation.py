@@ -13,7 +13,7 @@ import pytest
 from sweep.config.evaluate import Command, Heldout, NoEvaluation, Torchtune
 from sweep.config.settings import Settings, settings_from_json
 from sweep.controller.loop import Controller
-from sweep.controller.ports import AttemptSight, Ports, WorkerSight, WorkerSpec
+from sweep.controller.ports import ObservedAttempt, ObservedWorker, Ports, WorkerSpec
 from sweep.controller.room_channel import RoomChannel
 from sweep.errors import ConfigError, GiveUp
 from sweep.evaluation.controller import EvaluationStudy, Gate, Together, told
@@ -333,7 +333,7 @@ class World:
     def __init__(self, bad: bool = False) -> None:
         self.time, self.bad = 0.0, bad
         self.jobs: dict[str, Job] = {}
-        self.attempts: dict[int, dict[int, AttemptSight]] = {}
+        self.attempts: dict[int, dict[int, ObservedAttempt]] = {}
         self.drained: set[str] = set()
         self.finished: set[int] = set()
 
@@ -356,7 +356,7 @@ class World:
         return ""
 
     def assign(self, spec: TrialSpec) -> None:
-        sight = AttemptSight(spec.attempt, spec.worker, True, True, None, "", None, ())
+        sight = ObservedAttempt(spec.attempt, spec.worker, True, True, None, "", None, ())
         self.attempts.setdefault(spec.trial, {})[spec.attempt] = sight
 
     def stop(self, trial: int, attempt: int, cause: StopCause, reason: str) -> None:
@@ -368,13 +368,13 @@ class World:
 
     def observe(
         self, trials: Sequence[int], workers: Sequence[str]
-    ) -> tuple[dict[int, list[AttemptSight]], dict[str, WorkerSight]]:
+    ) -> tuple[dict[int, list[ObservedAttempt]], dict[str, ObservedWorker]]:
         for trial in self.finished & set(self.attempts):
             number, sight = max(self.attempts[trial].items())
             if sight.outcome is None:
                 self.attempts[trial][number] = replace(sight, outcome=Outcome(OutcomeKind.COMPLETED))
         found = {trial: list(self.attempts.get(trial, {}).values()) for trial in trials}
-        return found, {name: WorkerSight(name, "1", 0, name in self.drained) for name in workers}
+        return found, {name: ObservedWorker(name, "1", 0, name in self.drained) for name in workers}
 
     def wait(self, clock: Any, seconds: float) -> None:
         self.time += seconds
