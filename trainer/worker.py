@@ -181,7 +181,7 @@ class Worker:
 
 @dataclass(slots=True)
 class StopPoll:
-    """Looks for a stop at most ten times a second, so that a shared file system is not asked at every micro-batch."""
+    """ReportBuffer for a stop at most ten times a second, so that a shared file system is not asked at every micro-batch."""
 
     worker: Worker
     attempt: AttemptDir

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 from sweep.controller.budget import trials_left
 from sweep.controller.decide import decide
 from sweep.controller.ports import ObservedAttempt, ObservedWorker, Ports, WorkerSpec
-from sweep.controller.report_buffer import Looks
+from sweep.controller.report_buffer import ReportBuffer
 from sweep.controller.usage import Spent
 from sweep.errors import RetryLater
 from sweep.model import (
@@ -118,7 +118,7 @@ class Controller:
     _spent: Spent = field(default_factory=Spent)
     _known_stops: set[tuple[int, int]] = field(default_factory=set)
     _ruled: dict[int, Verdict] = field(default_factory=dict)
-    _looks: Looks = field(init=False)
+    _reports: ReportBuffer = field(init=False)
     _recalled: bool = False
     _asks_on: bool = True
     _trials: dict[int, tuple[list[ObservedAttempt], TrialFacts]] = field(default_factory=dict)
@@ -127,7 +127,7 @@ class Controller:
     _last_name: int = 0
 
     def __post_init__(self) -> None:
-        self._looks = Looks(self.ports.channel)
+        self._reports = ReportBuffer(self.ports.channel)
 
     def run(self) -> Finish:
         """Go on until there is nothing left to do, or the person wants it to end."""
@@ -175,8 +175,8 @@ class Controller:
         self._last_name = max([self._last_name, *map(worker_number, jobs)])
         self._first_name = self._last_name if self._first_name is None else self._first_name
         watched = [name for name, job in jobs.items() if job.state is not JobState.GONE or self._is_ours(name)]
-        attempts, workers = self._looks.look(known.open, watched)
-        trials = tuple(self._looks.take(attempts, self._known_trial))
+        attempts, workers = self._reports.look(known.open, watched)
+        trials = tuple(self._reports.take(attempts, self._known_trial))
         facts = tuple([self._known_worker(sight, jobs[name]) for name, sight in workers.items()])
         failed = self._failed_starts(facts)
         return View(
@@ -224,8 +224,8 @@ class Controller:
     def _recall(self) -> None:
         """What ended trials reported in an earlier controller's time, for a study that judges others by it."""
         if not self._recalled:
-            attempts, _ = self._looks.look(self.ports.study.unknown(), [])
-            self._looks.take(attempts, self._recall_trial)
+            attempts, _ = self._reports.look(self.ports.study.unknown(), [])
+            self._reports.take(attempts, self._recall_trial)
             self._recalled = True
 
     def _recall_trial(self, number: int, sights: list[ObservedAttempt]) -> None:

@@ -1,4 +1,4 @@
-"""Looks at a channel, which shows each report once: whatever could not be taken in is shown again.
+"""ReportBuffer at a channel, which shows each report once: whatever could not be taken in is shown again.
 
 Invariant: a report is handed on, in its order, until that has gone without an error.
 """
@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 
 @dataclass
-class Looks:
+class ReportBuffer:
     """A channel's sights for somebody whose rounds may fail in the middle."""
 
     channel: Channel

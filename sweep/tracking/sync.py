@@ -125,7 +125,7 @@ def sync(room: Room, settings: Settings, state: SweepState) -> Iterator[str]:
 
 
 def tracking_finder(room: Room) -> Callable[[int], Tracking | None]:
-    """Looks the tracking of a trial's last attempt up in the room."""
+    """ReportBuffer the tracking of a trial's last attempt up in the room."""
 
     def find(trial: int) -> Tracking | None:
         attempts = room.attempts(trial)

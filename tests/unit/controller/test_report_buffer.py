@@ -8,7 +8,7 @@ from typing import cast
 import pytest
 
 from sweep.controller.ports import Channel, ObservedAttempt, ObservedWorker
-from sweep.controller.report_buffer import Looks
+from sweep.controller.report_buffer import ReportBuffer
 from tests.contracts.test_study import report
 from trainer.contract import Report
 
@@ -29,7 +29,7 @@ class Shows:
         return next(self.looks), {}
 
 
-def milestones(looks: Looks, failing: int | None = None) -> dict[int, list[int]]:
+def milestones(looks: ReportBuffer, failing: int | None = None) -> dict[int, list[int]]:
     """What a round takes in of each trial; nothing of the one that fails."""
     found: dict[int, list[int]] = {}
 
@@ -55,7 +55,7 @@ def test_what_was_not_taken_in_comes_again_before_what_is_new() -> None:
         {0: [sight(1)], 1: [sight(1), sight(2)], 2: idle},
         {1: [sight(1), sight(2)]},
     )
-    looks = Looks(cast(Channel, shown))
+    looks = ReportBuffer(cast(Channel, shown))
     assert milestones(looks, failing=1) == {0: [1]}
     assert milestones(looks, failing=1) == {0: []}
     assert milestones(looks) == {0: [], 1: [1, 2, 3], 2: []}
@@ -65,7 +65,7 @@ def test_what_was_not_taken_in_comes_again_before_what_is_new() -> None:
 def test_what_a_channel_shows_is_not_changed_and_a_trial_that_is_not_asked_for_waits() -> None:
     first = [sight(1, report(1, 1.0))]
     again = {0: [sight(1)]}
-    looks = Looks(cast(Channel, Shows({0: first}, {}, again)))
+    looks = ReportBuffer(cast(Channel, Shows({0: first}, {}, again)))
     assert milestones(looks, failing=0) == {}
     assert milestones(looks) == {}
     assert milestones(looks) == {0: [1]}
@@ -73,7 +73,7 @@ def test_what_a_channel_shows_is_not_changed_and_a_trial_that_is_not_asked_for_w
 
 
 def test_an_error_is_told() -> None:
-    looks = Looks(cast(Channel, Shows({0: [sight(1)]})))
+    looks = ReportBuffer(cast(Channel, Shows({0: [sight(1)]})))
     attempts, _ = looks.look([], [])
     with pytest.raises(ZeroDivisionError):
         looks.take(attempts, lambda number, sights: 1 // number)
