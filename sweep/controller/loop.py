@@ -16,7 +16,7 @@ from sweep.controller.budget import trials_left
 from sweep.controller.decide import decide
 from sweep.controller.ports import ObservedAttempt, ObservedWorker, Ports, WorkerSpec
 from sweep.controller.report_buffer import ReportBuffer
-from sweep.controller.usage import Spent
+from sweep.controller.usage import Usage
 from sweep.errors import RetryLater
 from sweep.model import (
     Ask,
@@ -115,7 +115,7 @@ class Controller:
     ledger: Ledger = field(default_factory=NoLedger)
     _since: dict[tuple[str, object], tuple[object, float]] = field(default_factory=dict)
     _jobs: Mapping[str, Job] = field(default_factory=dict)
-    _spent: Spent = field(default_factory=Spent)
+    _usage: Usage = field(default_factory=Usage)
     _known_stops: set[tuple[int, int]] = field(default_factory=set)
     _ruled: dict[int, Verdict] = field(default_factory=dict)
     _reports: ReportBuffer = field(init=False)
@@ -184,9 +184,9 @@ class Controller:
             trials=trials,
             workers=facts,
             mode=self.mode(),
-            tokens=study.facts().tokens + self._spent.tokens,
+            tokens=study.facts().tokens + self._usage.tokens,
             seconds=self.ports.clock.now() - self.created,
-            trained=study.facts().seconds + self._spent.seconds,
+            trained=study.facts().seconds + self._usage.seconds,
             start_failures=len(failed),
             start_failure=failed[0].reason if failed else "",
         )
@@ -214,7 +214,7 @@ class Controller:
             case Tell(trial):
                 self._ruled.pop(trial, None)
                 self._trials.pop(trial, None)
-                ports.study.tell(effect, *self._spent.take(trial))
+                ports.study.tell(effect, *self._usage.take(trial))
             case Drain(worker):
                 ports.channel.drain(worker)
             case Finish():
@@ -266,10 +266,10 @@ class Controller:
         ruled: Verdict | None = None
         for sight in sights:
             if sight.outcome is not None:
-                self._spent.hear_seconds(number, sight.number, sight.outcome.seconds)
+                self._usage.add_seconds(number, sight.number, sight.outcome.seconds)
             for report in sight.reports:
-                self._spent.hear_tokens(number, report.tokens)
-                self._spent.hear_seconds(number, sight.number, report.seconds)
+                self._usage.add_tokens(number, report.tokens)
+                self._usage.add_seconds(number, sight.number, report.seconds)
                 self.listener.reported(number, report)
             if sight.stop is StopCause.PRUNED:  # an earlier controller's verdict, which stands
                 told = told or Verdict(0, float("nan"), sight.stop_reason)
@@ -278,7 +278,7 @@ class Controller:
         verdict = told or ruled
         if verdict is not None and self._ruled.get(number) is not verdict:
             if verdict.milestone:
-                self.ledger.ruled(number, verdict, self._spent.tokens_of(number))
+                self.ledger.ruled(number, verdict, self._usage.tokens_of(number))
             self._ruled[number] = verdict
         facts = TrialFacts(number, tuple(self._attempt(number, sight) for sight in sights), verdict)
         if facts.paused and sights and sights[-1].outcome is not None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 
 @dataclass
-class Spent:
+class Usage:
     """Label tokens and seconds of training.
 
     Args:
@@ -21,14 +21,14 @@ class Spent:
     _tokens: dict[int, int] = field(default_factory=dict)
     _seconds: dict[int, dict[int, float]] = field(default_factory=dict)
 
-    def hear_tokens(self, trial: int, tokens: int) -> None:
+    def add_tokens(self, trial: int, tokens: int) -> None:
         """A trial has come to so many label tokens, over all its attempts."""
         more = tokens - self._tokens.get(trial, 0)
         if more > 0:
             self._tokens[trial] = tokens
             self.tokens += more
 
-    def hear_seconds(self, trial: int, attempt: int, seconds: float) -> None:
+    def add_seconds(self, trial: int, attempt: int, seconds: float) -> None:
         """One attempt has trained for so long."""
         known = self._seconds.setdefault(trial, {})
         more = seconds - known.get(attempt, 0.0)

@@ -20,7 +20,7 @@ GAIN_VALUES = 5
 
 
 @dataclass(slots=True)
-class Tally:
+class Statistics:
     """What `StudyFacts` counts."""
 
     counts: dict[TrialState, int] = field(default_factory=lambda: dict.fromkeys(TrialState, 0))

@@ -28,7 +28,7 @@ from sweep.search.finals import Repeats
 from sweep.search.grid import GridWalk
 from sweep.search.history import History, KnownSpace, WatchedStudy
 from sweep.search.ranking import Ranking
-from sweep.search.statistics import Tally
+from sweep.search.statistics import Statistics
 from sweep.search.storage import (
     CANCELLED,
     FINAL,
@@ -140,7 +140,7 @@ class OptunaStudy:
         self._open: dict[int, _Open] = {}
         self._active: set[int] = set()
         self._aside: set[int] = set()
-        self._tally = Tally()
+        self._statistics = Statistics()
         self._ranking = Ranking()
         self._stuck = False
         self._facts: StudyFacts | None = None
@@ -153,11 +153,11 @@ class OptunaStudy:
         for trial in trials:
             self._ranking.add_all(trial.intermediate_values)
             if trial.state.is_finished() and FINAL in trial.user_attrs:
-                self._tally.add(trial)
+                self._statistics.add(trial)
             elif trial.state.is_finished():
                 self._history.ended(trial)
                 if IMPORTED not in trial.user_attrs:
-                    self._tally.add(trial)
+                    self._statistics.add(trial)
                     self._begin(trial.number, decode_params(self._config.space, trial), STANDINGS[trial.state])
         for trial in trials:
             if trial.state is TrialState.RUNNING:  # asked by an earlier controller, perhaps only half
@@ -178,7 +178,7 @@ class OptunaStudy:
         return self._sample(trial_id)
 
     def ask_final(self) -> int:
-        final = self._repeats.left(self._tally.ranks)[0]
+        final = self._repeats.left(self._statistics.ranks)[0]
         found = self._repeats.begin(final)
         if found is None:
             params = dict(self._study._storage.get_trial(self._id_of(final[0])).params.items())
@@ -276,7 +276,7 @@ class OptunaStudy:
         del self._open[told.trial]
         self._active.discard(told.trial)
         self._aside.discard(told.trial)
-        self._tally.add(frozen)
+        self._statistics.add(frozen)
         if not known.final:
             self._history.ended(frozen)
         if self._curves is not None and not known.final:
@@ -416,7 +416,7 @@ class OptunaStudy:
             self._study.sampler._search_space = KnownSpace(self._history)
 
     def _count(self) -> StudyFacts:
-        tally, counts = self._tally, self._tally.counts
+        tally, counts = self._statistics, self._statistics.counts
         return StudyFacts(
             open=tuple(sorted(self._active)),
             aside=tuple(sorted(self._aside)),

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sweep.controller.usage import Spent
+from sweep.controller.usage import Usage
 
 HEARD = st.lists(st.tuples(st.integers(0, 3), st.integers(1, 3), st.integers(0, 100)), max_size=30)
 
@@ -15,11 +15,11 @@ HEARD = st.lists(st.tuples(st.integers(0, 3), st.integers(1, 3), st.integers(0, 
 def test_totals_are_those_of_what_each_trial_came_to_however_often_it_is_heard(
     heard: list[tuple[int, int, int]],
 ) -> None:
-    spent = Spent()
+    spent = Usage()
     for _ in range(2):  # as from a channel that shows every report again
         for trial, attempt, amount in heard:
-            spent.hear_tokens(trial, amount)
-            spent.hear_seconds(trial, attempt, float(amount))
+            spent.add_tokens(trial, amount)
+            spent.add_seconds(trial, attempt, float(amount))
     trials = sorted({trial for trial, _, _ in heard})
     tokens = {trial: max(amount for one, _, amount in heard if one == trial) for trial in trials}
     attempts = {(trial, attempt) for trial, attempt, _ in heard}
