@@ -254,10 +254,10 @@ def drive(room: Room, wish: Wish, prefork: PreforkServer, goes_on: bool = False)
 
 def _forget_wish(room: Room, channel: Channel) -> None:
     """What a person wanted of a controller that has ended holds no more."""
-    from sweep.store.channel import MirroredChannel
+    from sweep.store.channel import StoreChannel
 
     control_path(room).unlink(missing_ok=True)
-    if isinstance(channel, MirroredChannel):
+    if isinstance(channel, StoreChannel):
         channel.mirror.clear_control()
 
 

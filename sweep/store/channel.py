@@ -21,9 +21,9 @@ from sweep.controller.ports import Clock, ObservedAttempt, ObservedWorker
 from sweep.controller.room_channel import WAIT_SECONDS, RoomChannel
 from sweep.errors import ConfigError, RetryLater
 from sweep.model import Mode
-from sweep.store.controller_sync import ControllerMirror, check_same, pull_room
+from sweep.store.controller_sync import ControllerSync, check_same, pull_room
 from sweep.store.lease import Lease, await_release, holder_of
-from sweep.store.request_budget import Allowance, Metered
+from sweep.store.request_budget import MeteredStore, RequestBudget
 from trainer.contract import StopCause, TrialSpec
 from trainer.room import Room, read_text
 from trainer.store.layout import CONTROL, Below
@@ -41,7 +41,7 @@ LEASE_RECORD = ".lease"
 
 
 @dataclass
-class MirroredChannel:
+class StoreChannel:
     """A `Channel` (see `ports`) over a store.
 
     Args:
@@ -52,12 +52,12 @@ class MirroredChannel:
         beside: it lies in the room of another channel, so that nothing is heard where nobody is listened to.
     """
 
-    mirror: ControllerMirror
+    mirror: ControllerSync
     check: Callable[[], None] = lambda: None
     look: float = LOOK_SECONDS
     latest: float = LATEST_SECONDS
     ended: Callable[[], object] = object
-    allowance: Allowance = field(default_factory=lambda: Allowance(1e9))
+    allowance: RequestBudget = field(default_factory=lambda: RequestBudget(1e9))
     now: Callable[[], float] = time.monotonic
     continued: bool = False
     beside: bool = False
@@ -118,13 +118,13 @@ class MirroredChannel:
                     return
 
     @contextmanager
-    def within(self, room: Room, directory: str) -> Iterator[MirroredChannel]:
+    def within(self, room: Room, directory: str) -> Iterator[StoreChannel]:
         """The channel of a room that lies in this one's; whoever holds this room's lease holds that one too.
 
         Raises:
             ConfigError: the store refuses. RetryLater: it does not answer.
         """
-        mirror = ControllerMirror(Below(self.mirror.store, directory), room)
+        mirror = ControllerSync(Below(self.mirror.store, directory), room)
         with _brought(mirror, self.continued, self.check):
             yield replace(self, mirror=mirror, beside=True, _failing=None, _ended=None, _trials=(), _workers=())
 
@@ -165,42 +165,42 @@ class MirroredChannel:
 
 
 @contextmanager
-def mirrored(room: Room, url: str, holder: str, ended: Callable[[], object] = object) -> Iterator[MirroredChannel]:
+def mirrored(room: Room, url: str, holder: str, ended: Callable[[], object] = object) -> Iterator[StoreChannel]:
     """The channel of a room whose workers reach the store at this URL; holds the store's lease while the block runs.
 
     The caller holds this machine's lock of the room, and runs the controller inside the block.
 
     Args:
         holder: where this controller runs, for a person.
-        ended: see `MirroredChannel`.
+        ended: see `StoreChannel`.
 
     Raises:
         ConfigError: the store refuses, its client is not installed, or it holds another sweep.
         RetryLater: another controller holds the room, or the store does not answer.
     """
     with _told():
-        store = Metered(open_store(url), Allowance(REQUESTS_PER_MINUTE))
+        store = MeteredStore(open_store(url), RequestBudget(REQUESTS_PER_MINUTE))
     with hold_store(room, store, Lease(store, holder, room.root / LEASE_RECORD)) as channel:
         channel.allowance, channel.ended = store.allowance, ended
         yield channel
 
 
 @contextmanager
-def hold_store(room: Room, store: Store, lease: Lease) -> Iterator[MirroredChannel]:
+def hold_store(room: Room, store: Store, lease: Lease) -> Iterator[StoreChannel]:
     """The same with this store and lease; both a beginning and an end wait a while for a store that does not answer."""
-    mirror = ControllerMirror(store, room)
+    mirror = ControllerSync(store, room)
     continued: list[bool] = []
     with _told():
         _insist(lambda: continued.append(lease.acquire()))
     try:
         with _brought(mirror, continued[0], lease.check):
-            yield MirroredChannel(mirror, lease.check, continued=continued[0])
+            yield StoreChannel(mirror, lease.check, continued=continued[0])
     finally:
         lease.release()
 
 
 @contextmanager
-def _brought(mirror: ControllerMirror, continued: bool, check: Callable[[], None]) -> Iterator[None]:
+def _brought(mirror: ControllerSync, continued: bool, check: Callable[[], None]) -> Iterator[None]:
     """Both sides of a room are brought to one state, before the block and after it."""
     with _told():
         _insist(lambda: mirror.start(continued))
@@ -312,8 +312,8 @@ def _told() -> Iterator[None]:
 
 
 __all__ = [
-    "MirroredChannel",
     "Store",
+    "StoreChannel",
     "await_end",
     "check_place",
     "controller_at",

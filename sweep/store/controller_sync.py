@@ -48,7 +48,7 @@ LARGE = {"checkpoint.pt", "fenced.pt", "steps.jsonl", "log"}
 
 
 @dataclass
-class ControllerMirror:
+class ControllerSync:
     """Copies between the controller's room and the store.
 
     Args:

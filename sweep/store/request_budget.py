@@ -1,6 +1,6 @@
 """How often a controller asks a store: it acts at once, and looks as seldom as that calls for.
 
-Invariants: every request of a `Metered` store is counted, as S3 counts it. Nobody is kept from acting; whoever looks
+Invariants: every request of a `MeteredStore` store is counted, as S3 counts it. Nobody is kept from acting; whoever looks
 asks before how much is left.
 """
 
@@ -22,7 +22,7 @@ SAVED_SECONDS = 15.0
 
 
 @dataclass(slots=True)
-class Allowance:
+class RequestBudget:
     """So many requests a minute, over any time that is longer than a quarter of one.
 
     Args:
@@ -63,11 +63,11 @@ class Allowance:
 
 
 @dataclass(frozen=True, slots=True)
-class Metered:
+class MeteredStore:
     """A `Store` whose requests are taken from an allowance."""
 
     store: Store
-    allowance: Allowance
+    allowance: RequestBudget
 
     def list(self, prefix: str = "", begins: str = "") -> dict[str, str]:
         self.allowance.spend(1)

@@ -259,9 +259,9 @@ def with_evaluations(
 @contextmanager
 def _open_beside(main: Channel, beside: Room, dispatcher: Dispatcher) -> Iterator[Channel]:
     """The channel of the evaluations' room, which lies where the sweep's own does."""
-    from sweep.store.channel import MirroredChannel
+    from sweep.store.channel import StoreChannel
 
-    if not isinstance(main, MirroredChannel):
+    if not isinstance(main, StoreChannel):
         yield make_channel(beside, dispatcher)
         return
     with main.within(beside, DIRECTORY) as channel:

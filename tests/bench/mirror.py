@@ -20,14 +20,14 @@ from pathlib import Path
 from statistics import median
 from unittest.mock import patch
 
-from sweep.store.channel import REQUESTS_PER_MINUTE, MirroredChannel
-from sweep.store.controller_sync import ControllerMirror
+from sweep.store.channel import REQUESTS_PER_MINUTE, StoreChannel
+from sweep.store.controller_sync import ControllerSync
 from sweep.store.lease import RENEW_SECONDS
-from sweep.store.request_budget import Allowance, Metered, pages
+from sweep.store.request_budget import MeteredStore, RequestBudget, pages
 from trainer.contract import Report, TrialSpec, encode
 from trainer.room import Room, append_line, write_atomic
 from trainer.store.objects import Store, open_store
-from trainer.store.worker_sync import Pace, WorkerMirror
+from trainer.store.worker_sync import Pace, WorkerSync
 
 DOLLARS = {"list": 0.005, "put": 0.005, "copy": 0.005, "get": 0.0004, "delete": 0.0}
 
@@ -94,10 +94,10 @@ def run(trials: int, earlier: int, minutes: float, report: float) -> tuple[Count
         room = Room(Path(folder, "controller"))
         write_atomic(room.sweep, json.dumps({"name": "bench", "created": 1.0}))
         write_atomic(room.root / "study.journal", "{}\n")
-        allowance = Allowance(REQUESTS_PER_MINUTE, lambda: time.now)
-        metered = Metered(Counting(store, ours), allowance)
-        channel = MirroredChannel(
-            ControllerMirror(metered, room, now=lambda: time.now),
+        allowance = RequestBudget(REQUESTS_PER_MINUTE, lambda: time.now)
+        metered = MeteredStore(Counting(store, ours), allowance)
+        channel = StoreChannel(
+            ControllerSync(metered, room, now=lambda: time.now),
             allowance=allowance,
             ended=lambda: 0,
             now=lambda: time.now,
@@ -107,7 +107,7 @@ def run(trials: int, earlier: int, minutes: float, report: float) -> tuple[Count
             leave_behind(store, trial)
         running = list(range(earlier, earlier + trials))
         workers = [
-            WorkerMirror(Counting(store, theirs), Room(Path(folder, str(trial))), f"w{trial:04d}", pace)
+            WorkerSync(Counting(store, theirs), Room(Path(folder, str(trial))), f"w{trial:04d}", pace)
             for trial in running
         ]
         for trial, worker in zip(running, workers, strict=True):
@@ -143,7 +143,7 @@ def run(trials: int, earlier: int, minutes: float, report: float) -> tuple[Count
     return ours, theirs, ages
 
 
-def train(worker: WorkerMirror, room: Room, trial: int, now: float) -> None:
+def train(worker: WorkerSync, room: Room, trial: int, now: float) -> None:
     """A milestone: a report, a checkpoint, steps; and what the controller writes down of it."""
     files = worker.room.attempt(trial, 1)
     with files.reports.open("a") as file:

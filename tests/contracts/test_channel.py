@@ -16,8 +16,8 @@ from sweep.queues.launch.channel import WandbChannel
 from sweep.queues.simulated.dispatcher import SimulatedChannel, SimulatedClock
 from sweep.queues.simulated.tables import load_table
 from sweep.queues.simulated.world import SimAttempt, World
-from sweep.store.channel import MirroredChannel
-from sweep.store.controller_sync import ControllerMirror, pull_room
+from sweep.store.channel import StoreChannel
+from sweep.store.controller_sync import ControllerSync, pull_room
 from tests.helpers.launch_fakes import FakeLaunchApi
 from tests.helpers.tables import write_table
 from trainer.contract import Outcome, OutcomeKind, Report, StopCause, TrialSpec, decode, encode
@@ -123,11 +123,11 @@ def make(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     what one with a copy of its own would put and find.
     """
 
-    def mirrored(room: Room) -> MirroredChannel:
-        mirror = ControllerMirror(open_store(str(room.root)), Room(tmp_path_factory.mktemp("copy")))
+    def mirrored(room: Room) -> StoreChannel:
+        mirror = ControllerSync(open_store(str(room.root)), Room(tmp_path_factory.mktemp("copy")))
         pull_room(mirror.store, mirror.room)
         mirror.start(continued=False)
-        return MirroredChannel(mirror, look=0.01)
+        return StoreChannel(mirror, look=0.01)
 
     def through_wandb(room: Room) -> WandbChannel:
         """One that has looked, as the dispatcher makes it look."""

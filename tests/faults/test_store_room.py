@@ -23,7 +23,7 @@ from sweep.evaluation.jobs import evaluation_settings, evaluation_spec, evaluati
 from sweep.model import Finished, Mode
 from sweep.report.reader import open_reader
 from sweep.search.study import OptunaStudy
-from sweep.store.channel import LEASE_RECORD, MirroredChannel, hold_store, pull
+from sweep.store.channel import LEASE_RECORD, StoreChannel, hold_store, pull
 from sweep.store.lease import Lease
 from sweep.wiring import backends, session
 from sweep.wiring.rooms import controller_lock, load_settings, save_settings
@@ -46,14 +46,14 @@ class Far:
         self.url, self.grace = url, grace
 
     @contextmanager
-    def channel(self, store: Faulty) -> Iterator[MirroredChannel]:
+    def channel(self, store: Faulty) -> Iterator[StoreChannel]:
         """As `sweep.store.channel.mirrored` makes it, quicker, and over a store that can be told to fail."""
         lease = Lease(store, "test", self.room.root / LEASE_RECORD, renew=self.grace / 5, grace=self.grace)
         with hold_store(self.room, store, lease) as channel:
             channel.look = 0.01
             yield channel
 
-    def controller(self, channel: MirroredChannel, listener: Quiet, mode: Mode = Mode.RUN) -> Controller:
+    def controller(self, channel: StoreChannel, listener: Quiet, mode: Mode = Mode.RUN) -> Controller:
         settings = load_settings(self.room)
         study = session.open_study(self.room, settings)
         env = {"STEP_SECONDS": STEP_SECONDS, **settings.queue.env}
@@ -69,7 +69,7 @@ class Far:
         )
 
     @contextmanager
-    def controllers(self, channel: MirroredChannel, listener: Quiet) -> Iterator[Controller | Together]:
+    def controllers(self, channel: StoreChannel, listener: Quiet) -> Iterator[Controller | Together]:
         yield self.controller(channel, listener)
 
     def run(self, die_after: int | None = None, store: Faulty | None = None) -> Finished:
@@ -117,7 +117,7 @@ class Judged(Far):
         self.judges.root.mkdir()
 
     @contextmanager
-    def controllers(self, channel: MirroredChannel, listener: Quiet) -> Iterator[Controller | Together]:
+    def controllers(self, channel: StoreChannel, listener: Quiet) -> Iterator[Controller | Together]:
         main, settings = self.controller(channel, listener), load_settings(self.room)
         assert isinstance(main.ports.study, OptunaStudy)
         beside, inner = evaluations_room(self.room), evaluation_settings(settings)

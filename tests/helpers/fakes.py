@@ -24,7 +24,7 @@ from sweep.queues.local.dispatcher import LocalDispatcher
 from trainer.contract import FailureKind, Outcome, OutcomeKind, Report, StopCause, TrialSpec, decode, encode
 from trainer.entry.slurm_job import END_SIGNALS, run_job
 from trainer.room import AttemptDir, Room, append_line, read_text, write_atomic
-from trainer.store.worker_sync import Pace, mirrored_room
+from trainer.store.worker_sync import Pace, synced_room
 
 MILESTONES = 4
 HOLD = "hold"  # in a room: while it lies there, trials stand still after their first milestone
@@ -187,7 +187,7 @@ def main() -> None:
     Room(args.room).worker(args.worker).lock.write_text(f"{os.getpid()}\n")
     with tempfile.TemporaryDirectory() as copy:
         Room(Path(copy)).worker(args.worker).path.mkdir(parents=True)
-        with mirrored_room(args.store, Path(copy), args.worker, FAST) as room:
+        with synced_room(args.store, Path(copy), args.worker, FAST) as room:
             FastWorker(room, args.worker, args.trials, args.step_seconds, shared=args.room).run()
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from sweep.controller.ports import ObservedAttempt
-from sweep.store.channel import MirroredChannel, mirrored, pull
+from sweep.store.channel import StoreChannel, mirrored, pull
 from tests.conftest import embedded_config
 from tests.helpers.stores import s3_server
 from tests.integration.test_attempt import steps
@@ -25,10 +25,10 @@ pytestmark = pytest.mark.slow
 WORKER = """
 import sys
 from pathlib import Path
-from trainer.store.worker_sync import Pace, mirrored_room
+from trainer.store.worker_sync import Pace, synced_room
 from trainer.worker import Worker
 url, local, name = sys.argv[1:]
-with mirrored_room(url, Path(local), name, Pace(poll=0.1, beat=0.5, report=0.0, bulk=0.5)) as room:
+with synced_room(url, Path(local), name, Pace(poll=0.1, beat=0.5, report=0.0, bulk=0.5)) as room:
     print(Worker(room, name).run(), flush=True)
 """
 
@@ -40,7 +40,7 @@ def s3() -> Iterator[str]:
 
 
 def until(
-    channel: MirroredChannel, attempt: int, seen: Callable[[ObservedAttempt], object], seconds: float = 900
+    channel: StoreChannel, attempt: int, seen: Callable[[ObservedAttempt], object], seconds: float = 900
 ) -> ObservedAttempt:
     """Observe until an attempt of trial 0 looks like this."""
     deadline = time.monotonic() + seconds

@@ -162,11 +162,11 @@ def _room(job: JobSpec) -> Iterator[Room]:
             _put(room, job.worker, job.specs)
             yield room
     elif "://" in job.room:
-        from trainer.store.worker_sync import mirrored_room
+        from trainer.store.worker_sync import synced_room
 
         with (
             tempfile.TemporaryDirectory(prefix="sweep-") as directory,
-            mirrored_room(job.room, Path(directory), job.worker) as room,
+            synced_room(job.room, Path(directory), job.worker) as room,
         ):
             yield room
     else:

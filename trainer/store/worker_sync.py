@@ -1,6 +1,6 @@
 """A worker's copy of a room whose controller shares no file system with it: an object store lies between them.
 
-    with mirrored_room(url, directory, name) as room:
+    with synced_room(url, directory, name) as room:
         Worker(room, name).run()
 
 Three threads copy: one the beat, one what is small and urgent (assignments and stops in, reports out), one what is
@@ -64,7 +64,7 @@ class LeftBehindError(Exception):
 
 
 @contextmanager
-def mirrored_room(url: str, local: Path, worker: str, pace: Pace | None = None) -> Iterator[Room]:
+def synced_room(url: str, local: Path, worker: str, pace: Pace | None = None) -> Iterator[Room]:
     """A copy of the room at this URL for one worker, kept up to date while the block runs.
 
     Where another process has served this name, `workers/<worker>/claim` exists in the copy, and nothing is copied.
@@ -75,7 +75,7 @@ def mirrored_room(url: str, local: Path, worker: str, pace: Pace | None = None) 
     Raises:
         StoreRefusedError: the store's client is missing, or it refuses. LeftBehindError: it did not answer at the end.
     """
-    mirror = WorkerMirror(open_store(url), Room(local), worker, pace or Pace())
+    mirror = WorkerSync(open_store(url), Room(local), worker, pace or Pace())
     if not mirror.claim():
         yield mirror.room
         return
@@ -109,7 +109,7 @@ class AttemptCopy:
 
 
 @dataclass
-class WorkerMirror:
+class WorkerSync:
     """Copies between a worker's room and the store."""
 
     store: Store

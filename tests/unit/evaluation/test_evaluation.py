@@ -181,7 +181,7 @@ def test_in_an_object_store_the_job_is_told_where_the_adapter_lies_there(tmp_pat
     assert spec.evaluate is not None
     assert spec.evaluate.adapter == "s3://b/sweeps/s/trials/00003/2/adapter"
     job = payload(evaluation_settings(settings), evaluations_room(room), "w0001", [spec], False)[JOB_KEY]
-    assert job["room"] == f"{settings.store_url}/evaluations", "where `MirroredChannel.within` looks"
+    assert job["room"] == f"{settings.store_url}/evaluations", "where `StoreChannel.within` looks"
 
 
 def test_an_adapter_is_fetched_from_a_store_whole_or_said_to_be_absent(tmp_path: Path) -> None:

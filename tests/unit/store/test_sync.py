@@ -11,14 +11,14 @@ import pytest
 
 from sweep.errors import ConfigError, RetryLater
 from sweep.store import request_budget
-from sweep.store.channel import MirroredChannel
-from sweep.store.controller_sync import ControllerMirror, pull_room
-from sweep.store.request_budget import Allowance, Metered, cover
+from sweep.store.channel import StoreChannel
+from sweep.store.controller_sync import ControllerSync, pull_room
+from sweep.store.request_budget import MeteredStore, RequestBudget, cover
 from tests.helpers.stores import Faulty, faulty
 from trainer.contract import Outcome, OutcomeKind, Report, StopCause, TrialSpec, decode, encode
 from trainer.room import Room, append_line, read_text, write_atomic
 from trainer.store.objects import StoreError
-from trainer.store.worker_sync import LeftBehindError, Pace, WorkerMirror, mirrored_room
+from trainer.store.worker_sync import LeftBehindError, Pace, WorkerSync, synced_room
 
 SPEC = TrialSpec("s", 3, 1, "w0001", {}, milestone_tokens=10)
 REPORT = Report(1, 2, 10, 0, 2.5, 1.0, 1e-3, 100.0, 0.5)
@@ -40,13 +40,13 @@ class World:
     def connect(self) -> Faulty:
         return faulty(self.url)
 
-    def controller(self, room: Room, continued: bool = False) -> MirroredChannel:
-        mirror = ControllerMirror(self.store, room)
+    def controller(self, room: Room, continued: bool = False) -> StoreChannel:
+        mirror = ControllerSync(self.store, room)
         mirror.start(continued)
-        return MirroredChannel(mirror)
+        return StoreChannel(mirror)
 
-    def worker(self, name: str = "w0001") -> WorkerMirror:
-        return WorkerMirror(self.connect(), Room(self.tmp_path / name), name, NOW)
+    def worker(self, name: str = "w0001") -> WorkerSync:
+        return WorkerSync(self.connect(), Room(self.tmp_path / name), name, NOW)
 
     def sight(self, number: int = 1):  # type: ignore[no-untyped-def]
         return next(s for s in self.channel.observe([3], ["w0001", "w0002"])[0][3] if s.number == number)
@@ -57,16 +57,16 @@ def world(tmp_path: Path, request: pytest.FixtureRequest) -> World:
     return World(tmp_path, f"{tmp_path.parent.name}-{tmp_path.name}")
 
 
-def report(worker: WorkerMirror, milestone: int, attempt: int = 1) -> None:
+def report(worker: WorkerSync, milestone: int, attempt: int = 1) -> None:
     with worker.room.attempt(3, attempt).reports.open("a") as file:
         append_line(file, encode(replace(REPORT, milestone=milestone)))
 
 
-def end(worker: WorkerMirror, attempt: int = 1, kind: OutcomeKind = OutcomeKind.COMPLETED) -> None:
+def end(worker: WorkerSync, attempt: int = 1, kind: OutcomeKind = OutcomeKind.COMPLETED) -> None:
     write_atomic(worker.room.attempt(3, attempt).outcome, encode(Outcome(kind)))
 
 
-def passes(worker: WorkerMirror) -> None:
+def passes(worker: WorkerSync) -> None:
     worker.post()
     worker.freight()
 
@@ -275,7 +275,7 @@ def test_a_room_in_the_room_is_carried_below_it_and_asks_nothing_while_nothing_i
         assert world.store.asked == {}
         write_atomic(beside.trial(3) / "asked", "")
         channel.assign(SPEC)
-        worker = WorkerMirror(faulty(f"{world.url}/evaluations"), Room(tmp_path / "judge"), "w0001", NOW)
+        worker = WorkerSync(faulty(f"{world.url}/evaluations"), Room(tmp_path / "judge"), "w0001", NOW)
         worker.post()
         write_atomic(worker.room.attempt(3, 1).outcome, encode(Outcome(OutcomeKind.COMPLETED, scores={"loss": 1.5})))
         worker.freight()
@@ -429,8 +429,8 @@ def test_after_an_outage_of_the_store_the_silence_of_workers_begins_anew(world: 
 
 def test_nothing_is_left_behind_when_a_worker_ends(world: World) -> None:
     world.channel.assign(SPEC)
-    with mirrored_room(world.url, world.tmp_path / "w", "w0001", replace(NOW, look=60.0, poll=60.0, bulk=60.0)) as room:
-        worker = WorkerMirror(world.connect(), room, "w0001", NOW)
+    with synced_room(world.url, world.tmp_path / "w", "w0001", replace(NOW, look=60.0, poll=60.0, bulk=60.0)) as room:
+        worker = WorkerSync(world.connect(), room, "w0001", NOW)
         worker.pull()
         report(worker, 1)
         write_atomic(room.attempt(3, 1).adapter / "adapter_config.json", "{}")
@@ -456,13 +456,13 @@ def test_what_comes_after_the_outcome_is_put_too(world: World) -> None:
 def test_a_second_process_under_a_name_disturbs_nothing(world: World) -> None:
     """An agent starts a job again while its first process goes on, or after it has ended."""
     world.channel.assign(SPEC)
-    with mirrored_room(world.url, world.tmp_path / "1", "w0001", NOW) as first:
+    with synced_room(world.url, world.tmp_path / "1", "w0001", NOW) as first:
         assert not (first.worker("w0001").path / "claim").exists()
-        with mirrored_room(world.url, world.tmp_path / "2", "w0001", NOW) as second:
+        with synced_room(world.url, world.tmp_path / "2", "w0001", NOW) as second:
             assert (second.worker("w0001").path / "claim").exists()
             assert second.trials() == []
         assert world.sight().outcome is None, "what the first trains was not given back"
-    with mirrored_room(world.url, world.tmp_path / "3", "w0001", NOW) as third:
+    with synced_room(world.url, world.tmp_path / "3", "w0001", NOW) as third:
         assert (third.worker("w0001").path / "claim").exists()
 
 
@@ -603,10 +603,10 @@ class Paced:
     def __init__(self, world: World, per_minute: float = 60) -> None:
         self.time, self.jobs_ended = 0.0, 0
         self.world = world
-        self.allowance = Allowance(per_minute, lambda: self.time)
-        mirror = ControllerMirror(Metered(world.store, self.allowance), world.channel.mirror.room)
+        self.allowance = RequestBudget(per_minute, lambda: self.time)
+        mirror = ControllerSync(MeteredStore(world.store, self.allowance), world.channel.mirror.room)
         mirror.start(True)
-        self.channel = MirroredChannel(
+        self.channel = StoreChannel(
             mirror, allowance=self.allowance, ended=lambda: self.jobs_ended, now=lambda: self.time
         )
 
@@ -686,8 +686,8 @@ def test_a_room_of_many_trials_is_listed_by_those_that_are_open(world: World, mo
         world.channel.assign(replace(SPEC, trial=trial))
     worker = world.worker()
     worker.post()
-    spent = Allowance(60)
-    mirror = ControllerMirror(Metered(world.store, spent), world.channel.mirror.room)
+    spent = RequestBudget(60)
+    mirror = ControllerSync(MeteredStore(world.store, spent), world.channel.mirror.room)
 
     def cost(trials: list[int]) -> int:
         before = spent.spent
