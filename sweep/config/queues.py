@@ -195,7 +195,7 @@ class WandbLocation:
 
 
 @dataclass
-class Fates:
+class SimulationModel:
     """What a simulated world does to workers and trials. Shares are of attempts, spreads are of the logarithm.
 
     Args:
@@ -223,7 +223,7 @@ class Fates:
 
 
 @dataclass
-class SimulatedQueue(Queue, Fates):
+class SimulatedQueue(Queue, SimulationModel):
     """Simulated workers over recorded curves, in simulated time (docs/simulated.md).
 
     Args:
@@ -244,9 +244,9 @@ class SimulatedQueue(Queue, Fates):
     poll_seconds: float = 60.0
 
     @property
-    def fates(self) -> Fates:
+    def simulation_model(self) -> SimulationModel:
         """What happens to workers and trials."""
-        return Fates(**{f.name: getattr(self, f.name) for f in dataclasses.fields(Fates)})
+        return SimulationModel(**{f.name: getattr(self, f.name) for f in dataclasses.fields(SimulationModel)})
 
 
 RESOURCES = ("kubernetes", "sagemaker", "gcp-vertex", "local-container", "local-process")

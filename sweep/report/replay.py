@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from sweep.config.overrides import section_of
-from sweep.config.queues import Fates
+from sweep.config.queues import SimulationModel
 from sweep.config.settings import Settings
 from sweep.errors import ConfigError
 from sweep.model import Limits, SweepState, TrialRow
@@ -101,7 +101,7 @@ def replay(state: SweepState, settings: Settings, pruner: Mapping[str, Any]) -> 
     for row in rows:
         study.enqueue(row.params, again=True)
     workers = settings.queue.workers or 1
-    world = World(recorded(rows), Fates(speed_spread=0.0, startup_spread=0.0, slot_cost=0.0))
+    world = World(recorded(rows), SimulationModel(speed_spread=0.0, startup_spread=0.0, slot_cost=0.0))
     simulate(study, world, Limits(trials=len(rows), workers=workers), configure=lambda number: {KEY: number, "seed": 0})
     trials = study.frozen()
     fate = trials[rows.index(winner)]

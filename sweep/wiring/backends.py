@@ -199,4 +199,4 @@ def make_world(settings: Settings) -> World:
 
     queue = settings.queue
     assert isinstance(queue, SimulatedQueue)
-    return World(load_table(queue.table, queue.columns), queue.fates, int(queue.slots), queue.seed)
+    return World(load_table(queue.table, queue.columns), queue.simulation_model, int(queue.slots), queue.seed)

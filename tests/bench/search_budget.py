@@ -22,7 +22,7 @@ import numpy as np
 import optuna
 import yaml
 
-from sweep.config.queues import Fates
+from sweep.config.queues import SimulationModel
 from sweep.config.space_grammar import parse_space
 from sweep.model import Finished, Limits
 from sweep.queues.simulated.tables import Table, load_table
@@ -37,7 +37,7 @@ from tests.bench.search_bench import tables
 
 Sampler = Callable[[int], optuna.samplers.BaseSampler]
 ROOT = Path(__file__).resolve().parents[2]
-FATES = Fates(speed_spread=0.2)
+FATES = SimulationModel(speed_spread=0.2)
 
 
 def arms(milestones: int) -> dict[str, tuple[Sampler, Any]]:

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import optuna
 
-from sweep.config.queues import Fates
+from sweep.config.queues import SimulationModel
 from sweep.config.space_grammar import parse_space
 from sweep.model import Effect, Finished, Limits, Tell
 from sweep.queues.simulated.tables import Table, load_table
@@ -38,7 +38,7 @@ SPACE = {
     "optimizer.lr": "tag(log, interval(1e-5, 1e-1))",
     "gradient_accumulation_steps": "choice(1, 2, 4, 8)",
 }
-FATES = Fates(crashes=0.01, stragglers=0.01, speed_spread=0.1)
+FATES = SimulationModel(crashes=0.01, stragglers=0.01, speed_spread=0.1)
 
 
 @dataclass(frozen=True)

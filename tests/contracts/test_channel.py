@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from sweep.config.queues import Fates
+from sweep.config.queues import SimulationModel
 from sweep.controller.ports import Channel
 from sweep.controller.room_channel import RoomChannel
 from sweep.queues.launch.api import Runs
@@ -81,7 +81,7 @@ class SimulatedRig(Rig):
     def __init__(self, room: Room) -> None:
         super().__init__(room)
         table = load_table(str(write_table(room.root / "curves.npz")))
-        self.world = World(table, Fates(startup_seconds=10.0))
+        self.world = World(table, SimulationModel(startup_seconds=10.0))
         self.world.start("w0001", 0)
         self.world.start("w0002", 1)
 

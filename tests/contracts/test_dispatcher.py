@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from sweep.config.queues import Fates, LaunchQueue
+from sweep.config.queues import LaunchQueue, SimulationModel
 from sweep.controller.ports import Dispatcher, WorkerSpec
 from sweep.controller.room_channel import RoomChannel
 from sweep.model import JobState
@@ -147,7 +147,7 @@ def hands(make: Make, room: Room) -> Hands:
 
 
 def make_world(folder: Path) -> World:
-    return World(load_table(str(write_table(folder / "curves.npz"))), Fates(wait_seconds=5.0))
+    return World(load_table(str(write_table(folder / "curves.npz"))), SimulationModel(wait_seconds=5.0))
 
 
 def until(condition: Callable[[], bool], seconds: float = 300.0) -> None:

@@ -170,7 +170,7 @@ class Agent:
     """
 
     api: FakeLaunchApi
-    fates: Mapping[str, str] = field(default_factory=dict)
+    simulation_model: Mapping[str, str] = field(default_factory=dict)
     pid: int = 0
 
     def __enter__(self) -> Self:
@@ -204,7 +204,7 @@ class Agent:
             for item in self.api.items():
                 path = self.api.root / "items" / item
                 name = item.partition("-")[2]
-                fate = self.fates.get(name, "")
+                fate = self.simulation_model.get(name, "")
                 spec = read_json(path / "spec")
                 if spec is None or (path / "state").exists() or fate == "ignore":
                     continue

@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 
 from sweep.cli.foreground import Wish, control_path, drive
 from sweep.cli.main import main
-from sweep.config.queues import Fates
+from sweep.config.queues import SimulationModel
 from sweep.config.space_grammar import parse_space
 from sweep.controller.ledger import read_ledger
 from sweep.controller.loop import Controller
@@ -69,8 +69,8 @@ def test_a_hundred_workers_lose_nothing(table: Path) -> None:
 
 def test_pausing_over_crashes_and_preemptions_loses_nothing(table: Path) -> None:
     study = OptunaStudy(config(AsynchronousHalving("val_loss", 1, 2)), memory_storage())
-    fates = Fates(crashes=0.1, preemptions=0.1, stragglers=0.1)
-    world = World(load_table(str(table)), fates, slots=3)
+    simulation_model = SimulationModel(crashes=0.1, preemptions=0.1, stragglers=0.1)
+    world = World(load_table(str(table)), simulation_model, slots=3)
     simulate(study, world, Limits(trials=60, workers=4, slots=3, max_attempts=20))
     facts = study.facts()
     assert (facts.asked, facts.open, facts.aside, facts.failed) == (60, (), (), 0)
@@ -113,7 +113,7 @@ def test_a_trial_is_not_paused_for_one_that_cannot_be_had(trials: int, tmp_path:
     )
     moves = Moves()
     study = OptunaStudy(forecasting, memory_storage())
-    simulate(study, World(table, Fates()), Limits(trials=trials, workers=1), listener=moves)
+    simulate(study, World(table, SimulationModel()), Limits(trials=trials, workers=1), listener=moves)
     last_asked = max(at for at, (verb, _) in enumerate(moves.seen) if verb == "asked")
     rest = moves.seen[last_asked + 1 :]
     assert any(verb == "promoted" for verb, _ in rest)
@@ -124,7 +124,7 @@ def test_a_trial_is_not_paused_for_one_that_cannot_be_had(trials: int, tmp_path:
 def test_without_the_sampler_s_time_a_sweep_depends_on_its_seeds_alone(table: Path) -> None:
     def outline() -> list[tuple[Any, ...]]:
         study = OptunaStudy(config(AsynchronousHalving("val_loss")), memory_storage())
-        world = World(load_table(str(table)), Fates(crashes=0.05), seed=3)
+        world = World(load_table(str(table)), SimulationModel(crashes=0.05), seed=3)
         simulate(study, world, Limits(trials=30, workers=4))
         return [(t.state.name, t.params, t.value) for t in study.frozen()] + [(world.now,)]
 
@@ -145,7 +145,7 @@ class Dies(Silent):
 
 def test_the_world_goes_on_under_the_next_controller(table: Path, tmp_path: Path) -> None:
     """Each controller dies after a few effects; workers, paused trials and the study outlive it."""
-    world = World(load_table(str(table)), Fates(crashes=0.05))
+    world = World(load_table(str(table)), SimulationModel(crashes=0.05))
     pruner = AsynchronousHalving("val_loss", 1, 2)
     lives, finished = 0, False
     while not finished and lives < 400:

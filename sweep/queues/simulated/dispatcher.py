@@ -57,10 +57,10 @@ class SimulatedDispatcher:
             self.world.kill(name, "it was cancelled")
 
     def preview(self, workers: Sequence[WorkerSpec]) -> str:
-        fates, table = self.world.fates, self.world.table
+        simulation_model, table = self.world.simulation_model, self.world.table
         return (
             f"{workers[0].name} …: simulated, over {table.path} ({len(table.rows)} trials of {table.milestones} "
-            f"milestones); a whole trial takes {fates.trial_seconds:g} s"
+            f"milestones); a whole trial takes {simulation_model.trial_seconds:g} s"
         )
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from sweep.config.queues import Fates
+from sweep.config.queues import SimulationModel
 from sweep.model import Job, JobState
 from sweep.queues.simulated.tables import Table
 from trainer.contract import Outcome, OutcomeKind, Report, StopCause, TrialSpec
@@ -86,11 +86,11 @@ class World:
     def __init__(
         self,
         table: Table,
-        fates: Fates,
+        simulation_model: SimulationModel,
         slots: int = 1,
         seed: int = 0,
     ) -> None:
-        self.table, self.fates, self.slots, self.seed = table, fates, slots, seed
+        self.table, self.simulation_model, self.slots, self.seed = table, simulation_model, slots, seed
         self.now = 0.0
         self.workers: dict[str, SimWorker] = {}
         self.attempts: dict[int, dict[int, SimAttempt]] = {}
@@ -135,12 +135,12 @@ class World:
         if name in self.workers:
             return
         draw = self._draw(1, name)
-        fates = self.fates
-        speed = math.exp(fates.speed_spread * draw.standard_normal())
+        simulation_model = self.simulation_model
+        speed = math.exp(simulation_model.speed_spread * draw.standard_normal())
         worker = SimWorker(name, place, speed, Job(place, JobState.PENDING))
         self.workers[name] = worker
-        wait = draw.exponential(fates.wait_seconds) if fates.wait_seconds else 0.0
-        start = fates.startup_seconds * math.exp(fates.startup_spread * draw.standard_normal())
+        wait = draw.exponential(simulation_model.wait_seconds) if simulation_model.wait_seconds else 0.0
+        start = simulation_model.startup_seconds * math.exp(simulation_model.startup_spread * draw.standard_normal())
         self._set_job(worker, JobState.PENDING if wait else JobState.RUNNING)
         if wait:
             self.at(wait, lambda: self._set_job(worker, JobState.RUNNING))
@@ -201,11 +201,11 @@ class World:
             self._fence_off(earlier)
         attempt = self.attempt(spec)
         uniform = self._draw(2, spec.trial, spec.attempt).random(3)
-        if uniform[0] < self.fates.stragglers:
-            attempt.slowness = self.fates.straggler_factor
-        if uniform[1] < self.fates.crashes + self.fates.preemptions:
+        if uniform[0] < self.simulation_model.stragglers:
+            attempt.slowness = self.simulation_model.straggler_factor
+        if uniform[1] < self.simulation_model.crashes + self.simulation_model.preemptions:
             attempt.dies = attempt.progress + (self.table.milestones - attempt.progress) * float(uniform[2])
-            attempt.preempted = uniform[1] >= self.fates.crashes
+            attempt.preempted = uniform[1] >= self.simulation_model.crashes
         of_trial[spec.attempt] = attempt
         worker = self.workers[spec.worker]
         worker.assigned += 1
@@ -228,7 +228,7 @@ class World:
         if attempt.stop is None:
             attempt.stop, attempt.stop_reason = cause, reason
             self._touch(attempt)
-            self.at(self.fates.stop_seconds, lambda: self._obey(attempt, cause, reason))
+            self.at(self.simulation_model.stop_seconds, lambda: self._obey(attempt, cause, reason))
 
     def attempt(self, spec: TrialSpec) -> SimAttempt:
         """An attempt that goes on from its trial's checkpoint; nothing happens to it yet."""
@@ -264,9 +264,11 @@ class World:
     def _next_milestone(self, worker: SimWorker, attempt: SimAttempt) -> None:
         """Go on to the next milestone, at the pace that the worker has now, or to the worker's end before it."""
         done = math.floor(attempt.progress + 1e-9)
-        fates = self.fates
-        beside = 1 + fates.slot_cost * (len(worker.held) - 1)
-        whole = fates.trial_seconds * self._share[attempt.row][done] * attempt.slowness * beside / worker.speed
+        simulation_model = self.simulation_model
+        beside = 1 + simulation_model.slot_cost * (len(worker.held) - 1)
+        whole = (
+            simulation_model.trial_seconds * self._share[attempt.row][done] * attempt.slowness * beside / worker.speed
+        )
         attempt.lap, attempt.pace = self.now, whole
         attempt.turn += 1
         turn, dies = attempt.turn, attempt.dies
