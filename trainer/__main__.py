@@ -37,9 +37,9 @@ def main() -> int:
 
         return run_probe(sys.stdin.read(), args.speed)
     if args.verb == "prefork":
-        from trainer.entry.prefork import main as serve
+        from trainer.entry.prefork import main as serve_prefork
 
-        return serve(args.socket, args.forks)
+        return serve_prefork(args.socket, args.forks)
     from trainer.exit_guard import limit_exit
     from trainer.room import Room
     from trainer.worker import Worker, run_worker

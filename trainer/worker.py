@@ -181,7 +181,7 @@ class Worker:
 
 @dataclass(slots=True)
 class StopPoll:
-    """ReportBuffer for a stop at most ten times a second, so that a shared file system is not asked at every micro-batch."""
+    """Looks for a stop at most ten times a second, so that a shared file system is not asked at every micro-batch."""
 
     worker: Worker
     attempt: AttemptDir

@@ -24,7 +24,7 @@ from sweep.config.queues import LaunchQueue, SimulatedQueue, SlurmQueue
 from sweep.config.settings import Settings
 from sweep.config.torchtune import check_trusted, find_torchtune_config
 from sweep.errors import ConfigError
-from sweep.tracking.runs import adapter_name, carries, place, tracking_of
+from sweep.tracking.runs import adapter_name, carries, tracking_of, wandb_location
 from trainer.contract import Evaluation, TrialSpec, decode
 from trainer.room import Room, read_text
 
@@ -96,7 +96,9 @@ def evaluation_settings(settings: Settings) -> Settings:
     elif not isinstance(queue, SlurmQueue):
         queue = replace(queue, threads=1)  # beside the trials, whose cores these are
     search = replace(search, trials=None, tokens=None, seconds=None, target=None, max_failure_share=1.0)
-    wandb = replace(settings.wandb, group=place(settings).group, job_type="evaluation", artifacts="none", hook=None)
+    wandb = replace(
+        settings.wandb, group=wandb_location(settings).group, job_type="evaluation", artifacts="none", hook=None
+    )
     return replace(settings, name=f"{settings.name}-{DIRECTORY}", queue=queue, search=search, wandb=wandb)
 
 
@@ -129,7 +131,7 @@ def evaluation_spec(
             kind=settings.evaluate.kind,
             options=options,
             adapter="" if carried else _adapter(settings, room, trial, judged),
-            artifact=f"{place(settings).path}/{adapter_name(settings)}:trial-{trial}" if carried else "",
+            artifact=f"{wandb_location(settings).path}/{adapter_name(settings)}:trial-{trial}" if carried else "",
             tracking=done.tracking,
         ),
     )

@@ -1,7 +1,7 @@
 """How often a controller asks a store: it acts at once, and looks as seldom as that calls for.
 
-Invariants: every request of a `MeteredStore` store is counted, as S3 counts it. Nobody is kept from acting; whoever looks
-asks before how much is left.
+Invariants: a `MeteredStore` counts every request as S3 does. The budget never delays an action; a caller that only
+looks asks first how much is left.
 """
 
 from __future__ import annotations

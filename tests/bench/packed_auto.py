@@ -1,7 +1,7 @@
 """`slots: auto` against one trial at a time: `python -m tests.bench.packed_auto --case 1x4096 [--json OUT]`.
 
-Whole trials through the worker's scheduler, building included: `--single-trials` of them with one slot, by torchtune's own
-modules, then `--trials` with `slots: auto`; with `--forced N` also with N slots. Of either, label tokens a second.
+Whole trials through the worker's scheduler, building included: `--single-trials` of them with one slot, by torchtune's
+own modules, then `--trials` with `slots: auto`; with `--forced N` also with N slots. Of either, label tokens a second.
 
 `--case` is a micro-batch, rows x tokens of a slot, on a shape of Llama's with random weights and rows (`--shape`);
 nothing is saved at their ends then. Without it, `--data DIR` takes base8m on GSM8K, and neither the embedded base.

@@ -107,11 +107,11 @@ def main() -> None:
             for pruner in found[0]:
                 pairs = [one[pruner] for one in found]
                 off = [replayed.tokens / real.tokens - 1.0 for replayed, real in pairs]
-                simulation_model = sum(replayed.fate == real.fate for replayed, real in pairs)
+                agreed = sum(replayed.fate == real.fate for replayed, real in pairs)
                 best = sum(replayed.best == real.best for replayed, real in pairs)
                 worst = max(off, key=abs)
                 print(
-                    f"| {workers} | {pruner} | {statistics.fmean(off):+.1%}, {worst:+.1%} | {simulation_model} of {args.seeds} "
+                    f"| {workers} | {pruner} | {statistics.fmean(off):+.1%}, {worst:+.1%} | {agreed} of {args.seeds} "
                     f"| {best} of {args.seeds} |",
                     flush=True,
                 )

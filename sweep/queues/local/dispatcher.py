@@ -34,7 +34,7 @@ class LocalDispatcher:
         threads: OMP_NUM_THREADS of each worker.
         trials: attempts after which a worker ends; 0: no limit.
         slots: attempts side by side in a worker; 0: as many as pay.
-        prefork: the server that forks workers in milliseconds; where it is absent or dead, each imports torch by itself.
+        prefork: the server that forks workers in milliseconds; without it each worker imports torch by itself.
     """
 
     room: Room

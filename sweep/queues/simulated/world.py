@@ -264,11 +264,9 @@ class World:
     def _next_milestone(self, worker: SimWorker, attempt: SimAttempt) -> None:
         """Go on to the next milestone, at the pace that the worker has now, or to the worker's end before it."""
         done = math.floor(attempt.progress + 1e-9)
-        simulation_model = self.simulation_model
-        beside = 1 + simulation_model.slot_cost * (len(worker.held) - 1)
-        whole = (
-            simulation_model.trial_seconds * self._share[attempt.row][done] * attempt.slowness * beside / worker.speed
-        )
+        model = self.simulation_model
+        beside = 1 + model.slot_cost * (len(worker.held) - 1)
+        whole = model.trial_seconds * self._share[attempt.row][done] * attempt.slowness * beside / worker.speed
         attempt.lap, attempt.pace = self.now, whole
         attempt.turn += 1
         turn, dies = attempt.turn, attempt.dies

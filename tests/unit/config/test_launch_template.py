@@ -10,7 +10,7 @@ from sweep.config.launch_template import fill_in, values_of, variables_in
 from sweep.config.queues import LaunchQueue
 from sweep.config.settings import read_queue
 from sweep.errors import ConfigError
-from sweep.tracking.runs import place
+from sweep.tracking.runs import wandb_location
 from sweep.wiring.compose import compose_config, freeze
 
 TEMPLATE = {
@@ -90,4 +90,4 @@ def test_a_project_with_capitals_is_refused_since_the_agent_writes_it_small(word
     with pytest.raises(ConfigError, match=r"wandb\.project=LoRA: .* use lora"):
         freeze(compose_config(["queue=launch_local_process", word]), "test")
     small = freeze(compose_config(["queue=launch_local_process", word.lower()]), "test").settings
-    assert place(small).project == "lora"
+    assert wandb_location(small).project == "lora"

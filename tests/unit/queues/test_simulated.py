@@ -14,9 +14,8 @@ SHIPPED = Path(__file__).resolve().parents[3] / "launch_queues" / "simulated.yam
 
 def test_what_the_file_ships_are_the_fates_that_the_code_has() -> None:
     shipped = yaml.safe_load(SHIPPED.read_text())
-    assert {name: shipped[name] for name in dataclasses.asdict(SimulationModel())} == dataclasses.asdict(
-        SimulationModel()
-    )
+    defaults = dataclasses.asdict(SimulationModel())
+    assert {name: shipped[name] for name in defaults} == defaults
 
 
 def test_a_queue_says_what_happens_to_its_world() -> None:
