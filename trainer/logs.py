@@ -2,8 +2,8 @@
 
     2026-11-30 10:56:28 INFO trial 3 began (attempt 1)
 
-Invariants: the standard library only. Log lines go through the loggers of `sweep` and `trainer`, so that other libraries
-keep their own levels; nothing is logged before `configure` is called but warnings.
+Invariants: the standard library only. Log lines go through the loggers of `sweep` and `trainer`, so that other
+libraries keep their own levels. Before `configure` is called only warnings are shown.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ PACKAGES = ("sweep", "trainer")
 def configure(level: int = logging.INFO, stream: TextIO | None = None) -> None:
     """Send the log lines of this program to a stream, standard output by default, each at once.
 
-    A second call takes the place of the first. `level` is one of the standard library's: `logging.DEBUG`, `logging.INFO`,
+    A second call replaces the first. `level` is one of the standard library's: `logging.DEBUG`, `logging.INFO` or
     `logging.WARNING`.
     """
     handler = logging.StreamHandler(stream or sys.stdout)

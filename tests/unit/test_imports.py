@@ -23,6 +23,7 @@ FOLDERS = (
     "wiring",
     "report",
     "cli",
+    "detached",  # a name that version 0.1 pickled
 )
 # Outside packages, and the only folders and modules that may load them, late imports included.
 OWNERS = {
