@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sweep.model import SweepState, Verdict
+from sweep.model import Ruling, SweepState, TrialStatus, Verdict
 from trainer.room import Room, append_line, cut_torn_line, read_text
 
 if TYPE_CHECKING:
@@ -113,8 +113,8 @@ class Account:
 
 def account(state: SweepState, entries: Sequence[Entry]) -> Account:
     """What pruning saved and risked, computed from the sweep's own reports and its ledger."""
-    pruned = {row.number: row for row in state.rows if row.state == "pruned"}
-    ended = [row for row in state.rows if row.state in ("pruned", "complete")]
+    pruned = {row.number: row for row in state.rows if row.state is TrialStatus.PRUNED}
+    ended = [row for row in state.rows if row.state in (TrialStatus.PRUNED, TrialStatus.COMPLETE)]
     best = state.best
     curve = {r.milestone: getattr(r, state.metric) for r in best.reports} if best else {}
     last = {entry.trial: entry for entry in entries if entry.trial in pruned and entry.ruling != PROMOTED}
@@ -122,7 +122,7 @@ def account(state: SweepState, entries: Sequence[Entry]) -> Account:
         saved=sum(max(0, state.trial_tokens - row.tokens) for row in pruned.values()),
         whole=state.trial_tokens * len(ended),
         ahead=sum(1 for entry in last.values() if entry.value < curve.get(entry.milestone, -math.inf)),
-        pauses=sum(1 for entry in entries if best and entry.trial == best.number and entry.ruling == "pause"),
+        pauses=sum(1 for entry in entries if best and entry.trial == best.number and entry.ruling == Ruling.PAUSE),
     )
 
 
