@@ -15,6 +15,7 @@ else of its attempt. When the block ends, all outcomes have been put, or it rais
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 import time
@@ -28,6 +29,8 @@ from trainer.contract import Outcome, OutcomeKind, StopCause, encode
 from trainer.room import AttemptDir, Room, WorkerDir, write_atomic
 from trainer.store.layout import Growth, Owner, is_appended, owner
 from trainer.store.objects import Store, StoreError, open_store, patiently
+
+_log = logging.getLogger(__name__)
 
 MOST_PAUSE_SECONDS = 15.0
 # Of how many earlier attempts the checkpoint is brought here; a second one should the first be unreadable.
@@ -320,11 +323,11 @@ class WorkerSync:
             try:
                 act()
                 if delay > pause:
-                    print("the store answers again", flush=True)
+                    _log.info("the store is reachable again")
                 delay = pause
             except (StoreError, OSError) as error:
                 if delay == pause:
-                    print(f"the store does not answer, training goes on: {error}", flush=True)
+                    _log.warning("the store is unreachable, training continues: %s", error)
                 delay = min(max(2 * delay, 0.5), MOST_PAUSE_SECONDS)
 
     def _last_pass(self) -> None:
