@@ -265,7 +265,7 @@ def _open_beside(main: Channel, beside: Room, dispatcher: Dispatcher) -> Iterato
         yield make_channel(beside, dispatcher)
         return
     with main.within(beside, DIRECTORY) as channel:
-        channel.ended = ends_of(dispatcher)
+        channel.job_ends = ends_of(dispatcher)
         yield channel
 
 

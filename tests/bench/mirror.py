@@ -94,15 +94,15 @@ def run(trials: int, earlier: int, minutes: float, report: float) -> tuple[Count
         room = Room(Path(folder, "controller"))
         write_atomic(room.sweep, json.dumps({"name": "bench", "created": 1.0}))
         write_atomic(room.root / "study.journal", "{}\n")
-        allowance = RequestBudget(REQUESTS_PER_MINUTE, lambda: time.now)
-        metered = MeteredStore(Counting(store, ours), allowance)
+        budget = RequestBudget(REQUESTS_PER_MINUTE, lambda: time.now)
+        metered = MeteredStore(Counting(store, ours), budget)
         channel = StoreChannel(
             ControllerSync(metered, room, now=lambda: time.now),
-            allowance=allowance,
-            ended=lambda: 0,
+            budget=budget,
+            job_ends=lambda: 0,
             now=lambda: time.now,
         )
-        channel.mirror.start(False)
+        channel.sync.start(False)
         for trial in range(earlier):
             leave_behind(store, trial)
         running = list(range(earlier, earlier + trials))

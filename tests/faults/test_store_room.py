@@ -23,8 +23,9 @@ from sweep.evaluation.jobs import evaluation_settings, evaluation_spec, evaluati
 from sweep.model import Finished, Mode
 from sweep.report.reader import open_reader
 from sweep.search.study import OptunaStudy
-from sweep.store.channel import LEASE_RECORD, StoreChannel, hold_store, pull
+from sweep.store.channel import StoreChannel, hold_store
 from sweep.store.lease import Lease
+from sweep.store.remote import LEASE_RECORD, download
 from sweep.wiring import backends, session
 from sweep.wiring.rooms import controller_lock, load_settings, save_settings
 from tests.helpers.fakes import FarDispatcher
@@ -47,10 +48,10 @@ class Far:
 
     @contextmanager
     def channel(self, store: Faulty) -> Iterator[StoreChannel]:
-        """As `sweep.store.channel.mirrored` makes it, quicker, and over a store that can be told to fail."""
+        """As `sweep.store.channel.open_store_channel` makes it, quicker, and over a store that can be told to fail."""
         lease = Lease(store, "test", self.room.root / LEASE_RECORD, renew=self.grace / 5, grace=self.grace)
         with hold_store(self.room, store, lease) as channel:
-            channel.look = 0.01
+            channel.min_interval = 0.01
             yield channel
 
     def controller(self, channel: StoreChannel, listener: Quiet, mode: Mode = Mode.RUN) -> Controller:
@@ -97,7 +98,7 @@ class Far:
     def move(self) -> None:
         """Give up this machine's disk, and go on from what the store has."""
         shutil.rmtree(self.room.root)
-        pull(self.url, self.room.root)
+        download(self.url, self.room.root)
 
     def check(self, trials: int = TRIALS) -> None:
         """What must hold in the end, as anybody sees it who has only the store."""

@@ -12,8 +12,9 @@ import pytest
 from sweep.errors import ConfigError, RetryLater
 from sweep.store import request_budget
 from sweep.store.channel import StoreChannel
-from sweep.store.controller_sync import ControllerSync, pull_room
-from sweep.store.request_budget import MeteredStore, RequestBudget, cover
+from sweep.store.controller_sync import ControllerSync
+from sweep.store.download import download_room
+from sweep.store.request_budget import MeteredStore, RequestBudget, common_prefixes
 from tests.helpers.stores import Faulty, faulty
 from trainer.contract import Outcome, OutcomeKind, Report, StopCause, TrialSpec, decode, encode
 from trainer.room import Room, append_line, read_text, write_atomic
@@ -41,9 +42,9 @@ class World:
         return faulty(self.url)
 
     def controller(self, room: Room, continued: bool = False) -> StoreChannel:
-        mirror = ControllerSync(self.store, room)
-        mirror.start(continued)
-        return StoreChannel(mirror)
+        sync = ControllerSync(self.store, room)
+        sync.start(continued)
+        return StoreChannel(sync)
 
     def worker(self, name: str = "w0001") -> WorkerSync:
         return WorkerSync(self.connect(), Room(self.tmp_path / name), name, NOW)
@@ -154,11 +155,11 @@ def test_an_outcome_is_put_last_and_a_checkpoint_after_its_reports(world: World)
 
 def test_the_controller_puts_what_is_referred_to_first(world: World) -> None:
     world.store.log.clear()
-    write_atomic(world.channel.mirror.room.worker("w0002").job, "{}")
-    with (world.channel.mirror.room.root / "study.journal").open("a") as journal:
+    write_atomic(world.channel.sync.room.worker("w0002").job, "{}")
+    with (world.channel.sync.room.root / "study.journal").open("a") as journal:
         journal.write("asked again\n")
     world.channel.assign(SPEC)
-    write_atomic(world.channel.mirror.room.attempt(3, 1).reports, "")  # its worker has begun it, and is to end
+    write_atomic(world.channel.sync.room.attempt(3, 1).reports, "")  # its worker has begun it, and is to end
     world.channel.assign(replace(SPEC, attempt=2, worker="w0002"))
     puts = [key for what, key in world.store.log if what in ("put", "copy")]
     assert puts == [
@@ -212,7 +213,7 @@ def test_the_next_attempt_goes_on_from_the_fenced_checkpoint_and_late_puts_do_no
     assert [r.milestone for r in sights[0].reports] == [1]
     assert (sights[1].number, sights[1].outcome) == (2, None)
     elsewhere = Room(world.tmp_path / "elsewhere")
-    pull_room(world.store, elsewhere)
+    download_room(world.store, elsewhere)
     again = world.controller(elsewhere).observe([3], [])[0][3]
     assert [r.milestone for r in again[0].reports] == [1], "so does a controller on another machine see it"
 
@@ -286,7 +287,7 @@ def test_a_room_in_the_room_is_carried_below_it_and_asks_nothing_while_nothing_i
         channel.observe([], ["w0001"])
         assert "evaluations/trials/00003/told.json" in world.store.list(), "what was told last is put too"
     elsewhere = Room(tmp_path / "elsewhere")
-    pull_room(world.store, elsewhere)
+    download_room(world.store, elsewhere)
     beside = Room(elsewhere.root / "evaluations")
     assert read_text(beside.trial(3) / "told.json") == "{}"
     with world.controller(elsewhere).within(beside, "evaluations") as channel:
@@ -506,11 +507,11 @@ def test_a_worker_that_cannot_put_its_last_words_says_so(world: World) -> None:
 def test_another_machine_goes_on_where_the_store_is(world: World, tmp_path: Path) -> None:
     """What the first had written only to its own disk counts on its own machine, and not once another has acted."""
     world.channel.assign(SPEC)
-    first = world.channel.mirror.room
+    first = world.channel.sync.room
     write_atomic(first.attempt(3, 2).spec, "never put")
     first.worker("w0009").assign(3, 2)
     second = Room(tmp_path / "second")
-    pull_room(world.store, second)
+    download_room(world.store, second)
     assert second.attempts(3) == [1]
     channel = world.controller(second)
     write_atomic(second.root / "study.journal", "asked\nasked by the second\n")
@@ -522,7 +523,7 @@ def test_another_machine_goes_on_where_the_store_is(world: World, tmp_path: Path
 
 
 def test_the_same_machine_goes_on_with_what_it_had_not_put(world: World) -> None:
-    room = world.channel.mirror.room
+    room = world.channel.sync.room
     write_atomic(room.attempt(3, 1).spec, encode(SPEC))
     room.worker("w0001").assign(3, 1)
     world.controller(room, continued=True)
@@ -532,14 +533,14 @@ def test_the_same_machine_goes_on_with_what_it_had_not_put(world: World) -> None
 
 
 def test_a_study_that_only_takes_reports_in_is_put_now_and_then_and_before_every_specification(world: World) -> None:
-    mirror, clock = world.channel.mirror, [100.0]
-    mirror.now = lambda: clock[0]
-    journal = mirror.room.root / "study.journal"
+    sync, clock = world.channel.sync, [100.0]
+    sync.now = lambda: clock[0]
+    journal = sync.room.root / "study.journal"
 
     def stored() -> bytes:
         return world.store.get(["study.journal"])["study.journal"]
 
-    mirror.push([])
+    sync.push([])
     journal.write_text("asked\nreported\n")
     world.channel.observe([], [])
     assert stored() == b"asked\n"
@@ -555,7 +556,7 @@ def test_a_restart_puts_nothing_again_that_is_there(world: World) -> None:
     for trial in range(10):
         world.channel.assign(replace(SPEC, trial=trial))
     world.store.asked.clear()
-    world.controller(world.channel.mirror.room, continued=True)
+    world.controller(world.channel.sync.room, continued=True)
     assert world.store.asked["put"] == 1, "the journal, whose growth is not known"
 
 
@@ -573,28 +574,28 @@ def test_a_pull_reads_what_has_changed_only(world: World, tmp_path: Path) -> Non
     report(worker, 1)
     write_atomic(worker.room.attempt(3, 1).checkpoint, "state")
     passes(worker)
-    assert pull_room(world.store, laptop, light=True) == 5  # sweep, journal, specification, inbox entry, reports
+    assert download_room(world.store, laptop, light=True) == 5  # sweep, journal, specification, inbox entry, reports
     assert not laptop.attempt(3, 1).checkpoint.exists()
-    assert pull_room(world.store, laptop, light=True) == 0
+    assert download_room(world.store, laptop, light=True) == 0
     report(worker, 2)
     end(worker)
     passes(worker)
-    assert pull_room(world.store, laptop, light=True) == 2
+    assert download_room(world.store, laptop, light=True) == 2
     assert len(laptop.attempt(3, 1).reports.read_text().splitlines()) == 2
-    assert pull_room(world.store, laptop) == 1
+    assert download_room(world.store, laptop) == 1
     assert laptop.attempt(3, 1).checkpoint.read_text() == "state"
 
 
 def test_a_wish_from_elsewhere_reaches_the_controller_once(world: World) -> None:
     world.store.put("control", b"cancel")
     world.channel.observe([], [])
-    assert read_text(world.channel.mirror.room.root / "control") == "cancel"
-    room = world.channel.mirror.room
+    assert read_text(world.channel.sync.room.root / "control") == "cancel"
+    room = world.channel.sync.room
     (room.root / "control").unlink()  # it has obeyed, and ended
     world.channel.observe([], [])
     assert not (room.root / "control").exists()
     world.controller(room, continued=True).observe([], [])
-    assert not (world.channel.mirror.room.root / "control").exists()
+    assert not (world.channel.sync.room.root / "control").exists()
 
 
 class Paced:
@@ -603,12 +604,10 @@ class Paced:
     def __init__(self, world: World, per_minute: float = 60) -> None:
         self.time, self.jobs_ended = 0.0, 0
         self.world = world
-        self.allowance = RequestBudget(per_minute, lambda: self.time)
-        mirror = ControllerSync(MeteredStore(world.store, self.allowance), world.channel.mirror.room)
-        mirror.start(True)
-        self.channel = StoreChannel(
-            mirror, allowance=self.allowance, ended=lambda: self.jobs_ended, now=lambda: self.time
-        )
+        self.budget = RequestBudget(per_minute, lambda: self.time)
+        sync = ControllerSync(MeteredStore(world.store, self.budget), world.channel.sync.room)
+        sync.start(True)
+        self.channel = StoreChannel(sync, budget=self.budget, job_ends=lambda: self.jobs_ended, now=lambda: self.time)
 
     def listings(self, seconds: float, trials: list[int]) -> int:
         """How often the store was listed in this time, by a controller that observes four times a second."""
@@ -619,13 +618,13 @@ class Paced:
         return self.world.store.asked["list"]
 
 
-def test_looks_come_every_two_seconds_where_little_happens(world: World) -> None:
+def test_pulls_come_every_two_seconds_if_little_happens(world: World) -> None:
     paced = Paced(world)
     paced.channel.observe([3], [])
     assert paced.listings(60, [3]) == 30
 
 
-def test_the_end_of_a_job_makes_the_next_observation_a_look(world: World) -> None:
+def test_the_end_of_a_job_makes_the_next_observation_pull(world: World) -> None:
     world.channel.assign(SPEC)
     worker, paced = world.worker(), Paced(world)
     worker.sync_small()
@@ -633,13 +632,13 @@ def test_the_end_of_a_job_makes_the_next_observation_a_look(world: World) -> Non
     report(worker, 1)
     end(worker)
     worker.put_bulk()
-    assert paced.channel.observe([3], [])[0][3][0].outcome is None, "looked a moment ago"
+    assert paced.channel.observe([3], [])[0][3][0].outcome is None, "pulled a moment ago"
     paced.jobs_ended += 1
     assert paced.channel.observe([3], [])[0][3][0].outcome is not None, "before its trial counts as lost"
     assert paced.listings(1.75, [3]) == 0
 
 
-def test_many_reports_are_read_in_turn_within_the_allowance_and_none_is_lost(world: World) -> None:
+def test_many_reports_are_read_in_turn_within_the_budget_and_none_is_lost(world: World) -> None:
     running = list(range(20))
     workers = {trial: world.worker(f"w{trial:04d}") for trial in running}
     for trial, worker in workers.items():
@@ -648,7 +647,7 @@ def test_many_reports_are_read_in_turn_within_the_allowance_and_none_is_lost(wor
     paced = Paced(world, per_minute=20)
     paced.channel.observe(running, [])
     seen: dict[int, list[int]] = {trial: [] for trial in running}
-    spent, written = paced.allowance.spent, dict.fromkeys(running, 0)
+    spent, written = paced.budget.spent, dict.fromkeys(running, 0)
     for tick in range(2 * 600):
         paced.time += 0.5
         if tick % 60 == 0 and tick < 2 * 420:
@@ -660,7 +659,7 @@ def test_many_reports_are_read_in_turn_within_the_allowance_and_none_is_lost(wor
         for trial, sights in paced.channel.observe(running, [])[0].items():
             seen[trial] += [one.milestone for one in sights[0].reports]
     assert seen == {trial: list(range(1, 15)) for trial in running}, "40 reports a minute, and 20 requests"
-    assert paced.allowance.spent - spent <= 20 * 10 + paced.allowance.most
+    assert paced.budget.spent - spent <= 20 * 10 + paced.budget.capacity
 
 
 def test_while_the_store_does_not_answer_nothing_is_observed(world: World) -> None:
@@ -681,17 +680,17 @@ def test_while_the_store_does_not_answer_nothing_is_observed(world: World) -> No
 
 
 def test_a_room_of_many_trials_is_listed_by_those_that_are_open(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(request_budget, "PAGE", 10)
+    monkeypatch.setattr(request_budget, "PAGE_KEYS", 10)
     for trial in range(20):
         world.channel.assign(replace(SPEC, trial=trial))
     worker = world.worker()
     worker.sync_small()
     spent = RequestBudget(60)
-    mirror = ControllerSync(MeteredStore(world.store, spent), world.channel.mirror.room)
+    sync = ControllerSync(MeteredStore(world.store, spent), world.channel.sync.room)
 
     def cost(trials: list[int]) -> int:
         before = spent.spent
-        mirror.pull(trials)
+        sync.pull(trials)
         return spent.spent - before
 
     assert cost([3]) == 5, "the whole room, whose size nobody knew: 42 keys"
@@ -701,9 +700,9 @@ def test_a_room_of_many_trials_is_listed_by_those_that_are_open(world: World, mo
     report(worker, 1)
     world.store.put("control", b"stop")
     worker.sync_small()
-    world.channel.mirror._keys = mirror._keys
+    world.channel.sync._room_size = sync._room_size
     assert len(world.sight().reports) == 1
-    assert read_text(mirror.room.root / "control") == "stop"
+    assert read_text(sync.room.root / "control") == "stop"
     assert cost(list(range(20))) == 5 + 2, "fewer requests than one for each; what is new is read"
     assert cost(list(range(20))) == 5
 
@@ -719,19 +718,19 @@ def test_a_room_of_many_trials_is_listed_by_those_that_are_open(world: World, mo
     ],
 )
 def test_what_counts_up_is_listed_by_how_it_begins(names: list[str], beginnings: list[str]) -> None:
-    assert cover(names) == beginnings
+    assert common_prefixes(names) == beginnings
     assert all(any(name.startswith(one) for one in beginnings) for name in names)
 
 
-def test_however_long_a_sweep_has_gone_on_a_look_takes_a_few_requests(
+def test_however_long_a_sweep_has_run_a_pull_takes_a_few_requests(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for trial in range(110):
         world.channel.assign(replace(SPEC, trial=trial, worker=f"w{trial:04d}"))
     worker = world.worker("w0103")
     worker.sync_small()
-    monkeypatch.setattr(request_budget, "PAGE", 30)
-    monkeypatch.setattr(request_budget, "KEYS_EACH", 2)
+    monkeypatch.setattr(request_budget, "PAGE_KEYS", 30)
+    monkeypatch.setattr(request_budget, "KEYS_PER_DIRECTORY", 2)
     running = range(100, 110)
     world.channel.observe(running, [f"w{trial:04d}" for trial in running])
     with worker.room.attempt(103, 1).reports.open("a") as file:
