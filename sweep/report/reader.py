@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from sweep.config.queues import SimulatedQueue
 from sweep.config.settings import Settings
-from sweep.evaluation.controller import told
+from sweep.evaluation.controller import read_ending
 from sweep.evaluation.jobs import evaluations_room
 from sweep.model import Ending, EvaluationStatus, Job, JobState, SweepState, TrialRow, TrialStatus, WorkerFacts
 from sweep.wiring.backends import job_viewer
@@ -184,7 +184,7 @@ def read_outcome(room: Room, trial: int) -> Outcome | None:
 def read_evaluation(room: Room, trial: int) -> EvaluationState:
     """The evaluation of a trial of a sweep's room."""
     beside = evaluations_room(room)
-    how, outcome = told(beside, trial), read_outcome(beside, trial)
+    how, outcome = read_ending(beside, trial), read_outcome(beside, trial)
     if how is not None:
         scores = outcome.scores if outcome else {}
         if how["ending"] == Ending.COMPLETE:

@@ -18,7 +18,7 @@ import pytest
 
 from sweep.controller.loop import Controller
 from sweep.controller.ports import Ports
-from sweep.evaluation.controller import EvaluationStudy, Gate, Together
+from sweep.evaluation.controller import CombinedController, EvaluationMode, EvaluationStudy
 from sweep.evaluation.jobs import evaluation_settings, evaluation_spec, evaluations_room
 from sweep.model import Finished, Mode
 from sweep.report.reader import open_reader
@@ -70,7 +70,7 @@ class Far:
         )
 
     @contextmanager
-    def controllers(self, channel: StoreChannel, listener: Quiet) -> Iterator[Controller | Together]:
+    def controllers(self, channel: StoreChannel, listener: Quiet) -> Iterator[Controller | CombinedController]:
         yield self.controller(channel, listener)
 
     def run(self, die_after: int | None = None, store: Faulty | None = None) -> Finished:
@@ -118,7 +118,7 @@ class Judged(Far):
         self.judges.root.mkdir()
 
     @contextmanager
-    def controllers(self, channel: StoreChannel, listener: Quiet) -> Iterator[Controller | Together]:
+    def controllers(self, channel: StoreChannel, listener: Quiet) -> Iterator[Controller | CombinedController]:
         main, settings = self.controller(channel, listener), load_settings(self.room)
         assert isinstance(main.ports.study, OptunaStudy)
         beside, inner = evaluations_room(self.room), evaluation_settings(settings)
@@ -126,7 +126,7 @@ class Judged(Far):
             save_settings(beside, inner)
         env = {"STEP_SECONDS": STEP_SECONDS}
         dispatcher = FarDispatcher(self.judges, (), 1, 0, env=env, url=f"{self.url}/evaluations")
-        gate = Gate(main.mode)
+        evaluation_mode = EvaluationMode(main.mode)
         with channel.within(beside, "evaluations") as judging:
             study = EvaluationStudy(beside, main.ports.study.winners)
             evaluations = Controller(
@@ -134,11 +134,11 @@ class Judged(Far):
                 limits=inner.limits(1),
                 spec=lambda t, a, w: evaluation_spec(settings, self.room, (t, a, w)),
                 listener=listener,
-                mode=gate,
+                mode=evaluation_mode,
                 created=settings.created,
                 poll_seconds=0.02,
             )
-            yield Together(main, evaluations, gate, waits=False)
+            yield CombinedController(main, evaluations, evaluation_mode, waits=False)
 
     def check(self, trials: int = TRIALS) -> None:
         wait_for_workers(self.judges)

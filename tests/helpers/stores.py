@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 @contextmanager
 def s3_server() -> Iterator[str]:
-    """Run an S3 server in this process, with a bucket and the environment that clients need; yields the bucket's URL."""
+    """Run an S3 server in this process, with a bucket and the environment of its clients; yields the bucket's URL."""
     from moto.server import ThreadedMotoServer
 
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
