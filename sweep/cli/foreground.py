@@ -258,7 +258,7 @@ def _forget_wish(room: Room, channel: Channel) -> None:
 
     control_path(room).unlink(missing_ok=True)
     if isinstance(channel, StoreChannel):
-        channel.mirror.clear_control()
+        channel.sync.clear_control()
 
 
 def _control(

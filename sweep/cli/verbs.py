@@ -227,14 +227,14 @@ def _serve_as_job(room: Room, prefork: PreforkServer) -> int:
 
 def _stop_elsewhere(room: Room, mode: Mode) -> bool:
     """Tell a controller that runs on another machine, and wait until it has ended; False where none has obeyed."""
-    from sweep.store.channel import await_end, send_wish
+    from sweep.store.remote import await_controller_end, send_mode
 
     url, where = rooms.load_settings(room).store_url, rooms.controller_elsewhere(room)
     if url is None or not where:
         return False
-    send_wish(url, mode)
+    send_mode(url, mode)
     print(f"told the controller ({where}) to {mode}; waiting until it has ended", flush=True)
-    if await_end(url):
+    if await_controller_end(url):
         return True
     print("it does not answer any more, or ended before it was told; this machine takes over", flush=True)
     return False

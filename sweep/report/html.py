@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sweep.controller.ledger import Entry, account, read_ledger
-from sweep.model import Ruling, SweepState, TrialRow
+from sweep.model import Ruling, SweepState, TrialRow, TrialStatus
 from sweep.report.reader import SweepReader
 from sweep.report.terminal import duration, number, params_text, ranked, scores_text
 from sweep.search.significance import standings_text
@@ -76,8 +76,11 @@ def page(state: SweepState, plots: Sequence[tuple[str, str, str]], entries: Sequ
         parts.append(f"<h2>Finals</h2><pre>{escape(standings_text(state.finals, state.metric))}</pre>")
     for heading, text, html in plots:
         parts.append(f"<h2>{escape(heading)}</h2><p>{escape(text)}</p><div class=wide>{html}</div>")
-    for name, heading in (("pruned", "Why trials were pruned"), ("failed", "Why trials failed")):
-        rows = [row for row in state.rows if row.state == name]
+    for name, heading in (
+        (TrialStatus.PRUNED, "Why trials were pruned"),
+        (TrialStatus.FAILED, "Why trials failed"),
+    ):
+        rows = [row for row in state.rows if row.state is name]
         if rows:
             parts.append(f"<h2>{heading}</h2>{_reasons(rows, state.metric, entries)}")
     if entries:
@@ -137,7 +140,7 @@ def figures(study: optuna.Study, state: SweepState) -> list[tuple[str, str, str]
 
 def mark_pruned(figure: go.Figure, state: SweepState) -> go.Figure:
     """Draw pruned trials' curves dotted, with a cross at their end."""
-    pruned = {f"Trial{row.number}" for row in state.rows if row.state == "pruned"}
+    pruned = {f"Trial{row.number}" for row in state.rows if row.state is TrialStatus.PRUNED}
     for trace in figure.data:
         if trace.name in pruned:
             points = len(trace.x or ())
@@ -159,12 +162,18 @@ def _html(draw: Callable[[], Any], with_library: bool) -> str:
 
 
 def _cards(state: SweepState) -> str:
-    saved = sum(max(0, state.trial_tokens - row.tokens) for row in state.rows if row.state == "pruned")
+    saved = sum(max(0, state.trial_tokens - row.tokens) for row in state.rows if row.state is TrialStatus.PRUNED)
     whole = state.trial_tokens * len(state.rows)
     cards = {
-        name: str(state.count(name))
-        for name in ("complete", "pruned", "paused", "failed", "running")
-        if state.count(name)
+        status.value: str(count)
+        for status in (
+            TrialStatus.COMPLETE,
+            TrialStatus.PRUNED,
+            TrialStatus.PAUSED,
+            TrialStatus.FAILED,
+            TrialStatus.RUNNING,
+        )
+        if (count := state.count(status))
     }
     cards["tokens trained"] = f"{state.tokens:,}"
     if whole and saved:

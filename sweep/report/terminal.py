@@ -18,18 +18,18 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from sweep.model import JobState, SweepState, TrialRow, WorkerFacts
+from sweep.model import JobState, SweepState, TrialRow, TrialStatus, WorkerFacts
 
 BLOCKS = "▁▂▃▄▅▆▇█"
 COLOURS = {
-    "running": "cyan",
-    "waiting": "yellow",
-    "paused": "bright_yellow",
-    "ended": "blue",
-    "complete": "green",
-    "pruned": "magenta",
-    "failed": "red",
-    "cancelled": "dim",
+    TrialStatus.RUNNING: "cyan",
+    TrialStatus.WAITING: "yellow",
+    TrialStatus.PAUSED: "bright_yellow",
+    TrialStatus.ENDED: "blue",
+    TrialStatus.COMPLETE: "green",
+    TrialStatus.PRUNED: "magenta",
+    TrialStatus.FAILED: "red",
+    TrialStatus.CANCELLED: "dim",
 }
 
 
@@ -79,7 +79,7 @@ def params_text(params: Mapping[str, Any]) -> str:
 
 def live_view(state: SweepState, events: Sequence[str], height: int) -> RenderableType:
     """The whole live view for a terminal of `height` rows."""
-    running = [row for row in state.rows if row.state in ("running", "waiting")]
+    running = [row for row in state.rows if row.state in (TrialStatus.RUNNING, TrialStatus.WAITING)]
     room_for_events = max(1, height - len(running) - 17)
     parts: list[RenderableType] = [_header(state), _running_table(state, running), _best_line(state)]
     if events:
@@ -133,7 +133,9 @@ def scores_text(scores: Mapping[str, float]) -> str:
 
 def ranked(rows: Sequence[TrialRow]) -> list[TrialRow]:
     """Complete trials first, best to worst, then the others by their last value."""
-    return sorted(rows, key=lambda row: (row.state != "complete", row.value if row.value is not None else math.inf))
+    return sorted(
+        rows, key=lambda row: (row.state is not TrialStatus.COMPLETE, row.value if row.value is not None else math.inf)
+    )
 
 
 def curve(row: TrialRow, metric: str) -> list[float]:
@@ -158,7 +160,7 @@ def workers_table(state: SweepState, logs: Mapping[str, str]) -> Table:
         table.add_column(heading, overflow="fold")
     for worker in state.workers:
         trials = ", ".join(
-            str(row.number) for row in state.rows if row.state == "running" and row.worker == worker.name
+            str(row.number) for row in state.rows if row.state is TrialStatus.RUNNING and row.worker == worker.name
         )
         where = (worker.handle or "–", worker.node or "–") if queued else (str(worker.place),)
         table.add_row(worker.name, *where, worker_status(worker), trials or "–", logs.get(worker.name, ""))
@@ -180,7 +182,7 @@ def waiting_text(workers: Sequence[WorkerFacts]) -> str:
 
 
 def _header(state: SweepState) -> RenderableType:
-    ended = sum(1 for row in state.rows if row.state not in ("running", "waiting", "paused"))
+    ended = sum(1 for row in state.rows if row.state is TrialStatus.ENDED or row.state.is_final)
     table = Table.grid(padding=(0, 2))
     budget = state.limits.trials
     left: list[RenderableType] = []

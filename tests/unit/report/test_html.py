@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 
 from sweep.controller.ledger import Entry
-from sweep.model import SweepState, TrialRow
+from sweep.model import SweepState, TrialRow, TrialStatus
 from sweep.report.html import page
 
 
 def row(number: int, state: str, value: float, reason: str) -> TrialRow:
-    return TrialRow(number, state, {"optimizer.lr": 1e-3}, value, reason)
+    return TrialRow(number, TrialStatus(state), {"optimizer.lr": 1e-3}, value, reason)
 
 
 def entry(trial: int, ruling: str, milestone: int, reason: str) -> Entry:
