@@ -153,7 +153,7 @@ HEAVY = {"torch", "torchtune", "wandb", "optuna", "hydra", "omegaconf", "rich", 
             "from sweep.cli.main import main\n"
             "for line in ('sweep ', 'sweep run que', 'sweep run search.tr', 'sweep run queue=slurm queue.'):\n"
             "    os.environ.update(_SWEEP_COMPLETE='zsh_complete', COMP_LINE=line)\n"
-            "    with contextlib.redirect_stdout(io.StringIO()):\n"
+            "    with contextlib.redirect_stdout(io.TextIOWrapper(io.BytesIO())):\n"
             "        assert main() == 0",
             HEAVY,
         ),

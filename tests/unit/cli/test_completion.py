@@ -60,7 +60,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_verbs_and_options() -> None:
     assert answers("sweep re") == ["replay", "report", "resume"]
-    assert set(answers("sweep ")) == set(cli.commands)  # type: ignore[attr-defined]
+    assert set(answers("sweep ")) == set(cli.commands)
     assert "--config-dir" in answers("sweep run --")
     assert answers("sweep run experiment=demo --det") == ["--detach"]
     assert answers("sweep export --ver") == ["--verify"]
