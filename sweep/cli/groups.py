@@ -143,7 +143,7 @@ class VerbGroup(_Helpful, click.Group):
 
     def _verb_first(self, ctx: click.Context, args: list[str]) -> list[str]:
         """The same words with the verb in front of its options, or the default verb in front of all."""
-        if not args or args[0] in _options_of(self, ctx):
+        if (args and args[0] in _options_of(self, ctx)) or (ctx.resilient_parsing and not args):
             return args
         for index, word in enumerate(args):
             verb = self.commands.get(word)
@@ -152,21 +152,29 @@ class VerbGroup(_Helpful, click.Group):
         if not self.default:
             return args
         index = _first_positional(self.commands[self.default], ctx, args)
-        if index < len(args) and "=" not in args[index]:
+        if index is not None and "=" not in args[index]:
             return args[index:]  # a verb that does not exist
         return [self.default, *args]
 
 
-def _first_positional(command: click.Command, ctx: click.Context, args: Sequence[str]) -> int:
-    """The index of the first word that is neither an option nor the value of one of this command's options."""
+def _first_positional(command: click.Command, ctx: click.Context, args: Sequence[str]) -> int | None:
+    """The index of the first word that is neither an option nor the value of one of this command's options.
+
+    None if there is no such word, or an option before it is not one of this command.
+    """
     options = _options_of(command, ctx)
     value_follows = False
     for index, word in enumerate(args):
         if not value_follows and not (word.startswith("-") and word != "-"):
             return index
-        option = None if value_follows else options.get(word)
-        value_follows = option is not None and not option.is_flag
-    return len(args)
+        if value_follows:
+            value_follows = False
+            continue
+        name, has_value, _ = word.partition("=")
+        if name not in options:
+            return None
+        value_follows = not options[name].is_flag and not has_value
+    return None
 
 
 def _options_of(command: click.Command, ctx: click.Context) -> dict[str, click.Option]:
