@@ -151,9 +151,9 @@ class VerbGroup(_Helpful, click.Group):
                 return [word, *args[:index], *args[index + 1 :]]
         if not self.default:
             return args
-        index = _first_positional(self.commands[self.default], ctx, args)
-        if index is not None and "=" not in args[index]:
-            return args[index:]  # a verb that does not exist
+        first = _first_positional(self.commands[self.default], ctx, args)
+        if first is not None and "=" not in args[first]:
+            return args[first:]  # a verb that does not exist
         return [self.default, *args]
 
 

@@ -135,7 +135,12 @@ def test_in_a_terminal_lines_go_to_the_live_view_and_nowhere_else(
     log: LineLog, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     drawn: list[list[str]] = []
-    monkeypatch.setattr(live_view, "live_view", lambda state, lines, height: drawn.append(list(lines)) or "")
+
+    def draw(state: Any, lines: list[str], height: int) -> str:
+        drawn.append(lines)
+        return ""
+
+    monkeypatch.setattr(live_view, "live_view", draw)
     logs.configure()
     reader = cast(Any, SimpleNamespace(state=lambda: None))
     view = LiveView(Live(console=Console(file=StringIO()), auto_refresh=False), reader)
