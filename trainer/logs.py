@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TextIO
 
-# DEBUG, INFO, WARNING or ERROR; a controller hands it down to its workers with the rest of its environment.
+# DEBUG, INFO, WARNING or ERROR. A controller that is started with `--verbose` sets it; its workers and jobs inherit it.
 LEVEL_ENV = "SWEEP_LOG_LEVEL"
 FORMAT = "%(asctime)s %(levelname)s %(message)s"
 DATE_FORMAT = "%Y-%m-%d %H:%M:%S"
@@ -48,3 +50,17 @@ def configure(level: int | None = None, stream: TextIO | None = None) -> None:
 def level_from_env() -> int:
     """The level that the environment variable `SWEEP_LOG_LEVEL` names; INFO if it is unset or names none."""
     return logging.getLevelNamesMapping().get(os.environ.get(LEVEL_ENV, "").upper(), logging.INFO)
+
+
+@contextmanager
+def redirected(handler: logging.Handler) -> Iterator[None]:
+    """Send the log lines of this program to this handler alone while the block runs."""
+    loggers = [logging.getLogger(package) for package in PACKAGES]
+    before = [logger.handlers[:] for logger in loggers]
+    for logger in loggers:
+        logger.handlers[:] = [handler]
+    try:
+        yield
+    finally:
+        for logger, handlers in zip(loggers, before, strict=True):
+            logger.handlers[:] = handlers

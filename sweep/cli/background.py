@@ -7,6 +7,7 @@ SLURM starts a requeued one again by itself.
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import subprocess
@@ -15,7 +16,8 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from sweep.cli.foreground import Wish, drive
+from sweep.cli.foreground import drive
+from sweep.cli.run_control import RunControl
 from sweep.config.queues import SlurmQueue, Submitit
 from sweep.config.settings import controller_job
 from sweep.errors import RetryLater, SweepError
@@ -24,6 +26,7 @@ from sweep.processes import PreforkServer, clean_env
 from sweep.queues.slurm import commands
 from sweep.queues.slurm.submit import complete_call, executor_parameters, job_log, job_name, submit_calls, submitit_dir
 from sweep.wiring.rooms import controller_record, controller_runs, load_settings, record_controller
+from trainer import logs
 from trainer.exit_guard import limit_exit
 from trainer.room import Room
 
@@ -33,6 +36,7 @@ LOCK_SECONDS = 120.0
 COMING_SECONDS = 5.0
 # So long before its job's end a controller that could not hand over says so, while there is still somebody to say it.
 LAST_WORD_SECONDS = 20.0
+logger = logging.getLogger(__name__)
 
 
 def start_detached(room: Room) -> str:
@@ -91,30 +95,31 @@ def controller_log(room: Room) -> Path:
 def control(root: str) -> None:
     """What the controller's job runs."""
     limit_exit()
+    logs.configure()
     room = Room(Path(root))
     mine, wanted = os.environ.get("SLURM_JOB_ID"), controller_record(room).get("id")
     if mine and wanted and mine != wanted:  # its submission had no answer, and another was made in its place
-        print(f"the controller's job is {wanted}, not {mine}: this one ends", flush=True)
+        logger.info("the controller's job is %s, not %s: this one ends", wanted, mine)
         return
-    wish = Wish(room, in_job=True)
-    finish = _drive(room, wish)
-    print(f"{finish.how}: {finish.reason}", flush=True)
-    if finish.how is Finished.HANDED_OVER and wish.resigned == signal.SIGUSR2:
+    run_control = RunControl(room, in_job=True)
+    finish = _drive(room, run_control)
+    logger.info("%s: %s", finish.how, finish.reason)
+    if finish.how is Finished.HANDED_OVER and run_control.handover_signal == signal.SIGUSR2:
         try:
-            job = _hand_over(room, wish.resigned_at)
+            job = _hand_over(room, run_control.handover_at)
         except (SweepError, OSError) as error:
-            how = f"go on with `sweep resume {room.root.name} --detach`"
+            how = f"continue with `sweep resume {room.root.name} --detach`"
             raise SystemExit(f"no controller follows: {error}; the workers train on, {how}") from None
-        print(f"the next controller is job {job}", flush=True)
+        logger.info("the next controller is job %s", job)
 
 
-def _hand_over(room: Room, resigned_at: float) -> str:
+def _hand_over(room: Room, handover_at: float) -> str:
     """Submit the next controller, again and again until shortly before this job's end; its job.
 
     Raises:
         RetryLater: the scheduler has not answered in all that time. GiveUp: it refuses.
     """
-    until = resigned_at + _words(room).slurm_signal_delay_s - LAST_WORD_SECONDS
+    until = handover_at + _words(room).slurm_signal_delay_s - LAST_WORD_SECONDS
     number = _next_number(room)
     announced = False
     while True:
@@ -127,17 +132,17 @@ def _hand_over(room: Room, resigned_at: float) -> str:
         except RetryLater as error:
             if time.monotonic() + COMING_SECONDS > until:
                 raise
-            print(f"trouble, trying again: {error}", flush=True)
+            logger.warning("error, retrying: %s", error)
             time.sleep(COMING_SECONDS)
 
 
-def _drive(room: Room, wish: Wish) -> Finish:
+def _drive(room: Room, run_control: RunControl) -> Finish:
     """Run the controller; an earlier one may take a moment to let go of the room."""
     deadline = time.monotonic() + LOCK_SECONDS
-    goes_on = controller_record(room)["number"] > 1 or commands.restarts() > 0
+    continues = controller_record(room)["number"] > 1 or commands.restarts() > 0
     while True:
         try:
-            return drive(room, wish, PreforkServer(), goes_on)
+            return drive(room, run_control, PreforkServer(), continues)
         except RetryLater:
             if time.monotonic() > deadline:
                 raise

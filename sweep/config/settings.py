@@ -2,6 +2,7 @@
 
 Invariants: a value that exists is valid in itself; what depends on other sections is checked in `config.freeze`.
 The frozen form is plain JSON, so that a sweep can be resumed without the files that it was composed from.
+OmegaConf and Hydra are imported when a section is read and not before, so that the command line can complete keys.
 """
 
 from __future__ import annotations
@@ -11,9 +12,6 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
-
-from omegaconf import OmegaConf
-from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from sweep.config.evaluate import EVALUATORS, Evaluator, NoEvaluation
 from sweep.config.launch_template import check_launch
@@ -29,7 +27,6 @@ from sweep.config.queues import (
     Submitit,
 )
 from sweep.config.space import Space
-from sweep.config.space_grammar import parse_space
 from sweep.errors import ConfigError, unknown_key
 from sweep.model import Limits
 from trainer.contract import Guard
@@ -185,6 +182,8 @@ class Settings:
 
     @property
     def space(self) -> Space:
+        from sweep.config.space_grammar import parse_space
+
         return parse_space(self.space_raw)
 
     @property
@@ -317,6 +316,9 @@ def read_section(kind: type[T], raw: Any, where: str) -> T:
     Raises:
         ConfigError: an unknown key, a value of another type, or one out of range.
     """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+
     if not isinstance(raw, Mapping):
         raise ConfigError(f"{where}={raw} is no section; it must map keys to values")
     plain = {key: math.inf if value == ".inf" else value for key, value in raw.items()}  # Hydra's grammar has `inf`

@@ -14,9 +14,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-from yaml import YAMLError
-
 from sweep.config.settings import Settings, settings_from_json
 from sweep.errors import ConfigError, RetryLater
 from trainer.room import Room, append_line, held, hold, read_json, read_text, write_atomic
@@ -168,6 +165,9 @@ def settled(room: Room) -> Iterator[None]:
 
 
 def _changed(room: Room, overrides: Sequence[str]) -> Settings:
+    from omegaconf import OmegaConf
+    from yaml import YAMLError
+
     raw = load_settings(room).to_json()
     for word in overrides:
         key, _, value = word.partition("=")

@@ -68,7 +68,7 @@ def test_links_lead_somewhere(document: str) -> None:
 
 def test_every_verb_and_group_is_named() -> None:
     helped = subprocess.run([sys.executable, "-m", "sweep.cli", "--help"], capture_output=True, text=True, check=True)
-    verbs = re.findall(r"^    (\w+) ", helped.stdout, re.MULTILINE)
+    verbs = re.findall(r"^  (\w+)  ", helped.stdout, re.MULTILINE)
     assert len(verbs) >= 10
     assert [verb for verb in verbs if verb not in README] == []
     options = [*(ROOT / "conf").glob("*/*.yaml"), *(ROOT / "launch_queues").glob("*.yaml")]

@@ -14,8 +14,9 @@ import optuna
 import pytest
 from omegaconf import OmegaConf
 
-from sweep.cli.foreground import Wish, control_path, drive
+from sweep.cli.foreground import drive
 from sweep.cli.main import main
+from sweep.cli.run_control import RunControl, control_path
 from sweep.config.queues import SimulationModel
 from sweep.config.space_grammar import parse_space
 from sweep.controller.ledger import read_ledger
@@ -262,15 +263,15 @@ def test_a_resumed_room_takes_up_what_another_process_left(
     words = ["queue=simulated", f"queue.table={table}", "pruner=asha", "search.trials=10", "queue.charge=false", *WORDS]
     room = session.create_room(freeze(compose_config(words), "s"), 8000)
     settings = freeze(compose_config(words), "s").settings
-    stopping = Wish(room, Mode.RUN)
-    monkeypatch.setattr(Wish, "__call__", lambda self: Mode.STOP if len(room.trials()) > 4 else Mode.RUN)
+    stopping = RunControl(room, Mode.RUN)
+    monkeypatch.setattr(RunControl, "__call__", lambda self: Mode.STOP if len(room.trials()) > 4 else Mode.RUN)
     drive(room, stopping, backends.make_prefork(settings))
     before = {trial: room.attempts(trial) for trial in room.trials()}
     assert before
     monkeypatch.undo()
     monkeypatch.setenv("SWEEP_ROOMS", str(rooms))
     monkeypatch.setattr(dispatcher, "_worlds", {})  # as in another process
-    finish = drive(room, Wish(room), backends.make_prefork(settings))
+    finish = drive(room, RunControl(room), backends.make_prefork(settings))
     assert finish.reason == "all 10 trials have ended"
     assert len(room.trials()) == 10
     assert all(room.attempts(trial)[: len(attempts)] == attempts for trial, attempts in before.items())
@@ -290,9 +291,9 @@ def test_a_stop_while_the_study_is_being_opened_is_obeyed_and_an_earlier_one_is_
 
     with monkeypatch.context() as patched:
         patched.setattr(session, "open_study", slowly)
-        assert drive(room, Wish(room), backends.make_prefork(composed.settings)).how is Finished.STOPPED
+        assert drive(room, RunControl(room), backends.make_prefork(composed.settings)).how is Finished.STOPPED
     write_atomic(control_path(room), Mode.STOP.value)
-    assert drive(room, Wish(room), backends.make_prefork(composed.settings)).how is Finished.DONE
+    assert drive(room, RunControl(room), backends.make_prefork(composed.settings)).how is Finished.DONE
 
 
 def test_a_database_is_found_from_anywhere_and_holds_each_name_once(

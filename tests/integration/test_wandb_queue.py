@@ -109,8 +109,8 @@ def test_a_queue_of_another_resource_is_left_alone(sweep: Sweep, standin: StandI
 def test_show_says_what_w_and_b_has(sweep: Sweep, standin: StandIn) -> None:  # noqa: F811
     code, said, _ = sweep(LOCAL)
     assert code == 0
-    assert "# team/sweep: absent; make it with `sweep queue create queue=…`" in said
-    assert "# job: team/sweep/job-sweep:latest is absent; make it with `sweep queue job queue=…`" in said
+    assert "# team/sweep: absent; create it with `sweep queue create queue=…`" in said
+    assert "# job: team/sweep/job-sweep:latest is absent; create it with `sweep queue job queue=…`" in said
     assert yaml.safe_load(said)["resource"] == "local-process"  # what W&B has stands in comments
 
     sweep("create", LOCAL)
@@ -143,14 +143,14 @@ def test_a_queue_that_is_not_launchs_is_shown_and_not_created(sweep: Sweep, stan
     for action in ("create", "job", "agent"):
         code, _, said = sweep(action, "queue=local")
         assert code == 2
-        assert "queue.kind=local has nothing in W&B; choose one of Launch: queue=launch_local_process" in said
+        assert "queue.kind=local has nothing in W&B; choose a Launch queue, e.g. queue=launch_local_process" in said
     assert standin.queues == {}
 
 
 def test_an_action_that_does_not_exist(sweep: Sweep) -> None:
     code, _, said = sweep("make")
     assert code == 2
-    assert "queue make: there is no such action; allowed: create, show, job, agent, automate" in said
+    assert "there is no action make; allowed: create, show, job, agent, automate" in said
 
 
 # --- job ----------------------------------------------------------------------------------------------------------
@@ -286,7 +286,7 @@ def test_slack_is_told_by_an_automation_too(sweep: Sweep, standin: StandIn) -> N
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ((), "name what W&B shall do: --webhook NAME, or --slack"),
+        ((), "say what W&B does at the event: --webhook NAME, or --slack"),
         (("--webhook", "cd"), "team has no webhook cd in W&B; allowed: ci; a team's admin adds one"),
         (("--slack",), "team has no Slack channel in W&B; a team's admin adds one"),
         (("--webhook", "ci", "--on", "version"), "--on version needs a collection"),

@@ -59,7 +59,7 @@ def floor(module: str) -> int:
 
 def test_the_walk_sees_early_late_and_neither() -> None:
     assert ("sweep.controller.decide", True) in GRAPH.imports("sweep.controller.loop")
-    assert ("sweep.cli.verbs", False) in GRAPH.imports("sweep.cli.main")
+    assert ("sweep.cli.start", False) in GRAPH.imports("sweep.cli.run_verbs")
     assert ("optuna.storages.BaseStorage", True) not in GRAPH.imports("sweep.wiring.session")  # for the type checker
     late = GRAPH.own("sweep.wiring.session") - GRAPH.own("sweep.wiring.session", late=False)
     assert "sweep.search.build" in late
@@ -143,10 +143,25 @@ HEAVY = {"torch", "torchtune", "wandb", "optuna", "hydra", "omegaconf", "rich", 
 @pytest.mark.parametrize(
     ("code", "absent"),
     [
-        ("from sweep.cli.main import _parser; _parser().parse_args(['run', 'search.trials=3'])", HEAVY),
+        (
+            "import contextlib, io\n"
+            "from sweep.cli.main import main\n"
+            "with contextlib.redirect_stdout(io.StringIO()):\n"
+            "    assert main(['--help']) == main(['run', '--help']) == main(['queue', 'create', '--help']) == 0",
+            HEAVY,
+        ),
+        (
+            "import contextlib, io, os\n"
+            "from sweep.cli.main import main\n"
+            "for line in ('sweep ', 'sweep run que', 'sweep run search.tr', 'sweep run queue=slurm queue.'):\n"
+            "    os.environ.update(_SWEEP_COMPLETE='zsh_complete', COMP_LINE=line)\n"
+            "    with contextlib.redirect_stdout(io.TextIOWrapper(io.BytesIO())):\n"
+            "        assert main() == 0",
+            HEAVY,
+        ),
         ("import sweep.controller.loop, sweep.controller.room_channel, trainer.contract, trainer.room", HEAVY),
         (
-            "import sweep.cli.verbs, sweep.queues.local.dispatcher",
+            "import sweep.cli.start, sweep.queues.local.dispatcher",
             {"torch", "torchtune", "wandb", "optuna", "rich", "plotly"},
         ),
         (
@@ -157,7 +172,7 @@ HEAVY = {"torch", "torchtune", "wandb", "optuna", "hydra", "omegaconf", "rich", 
             {"torch", "torchtune", "wandb", "rich", "plotly"},
         ),
     ],
-    ids=["sweep --help", "the controller", "a verb", "a composed sweep"],
+    ids=["sweep --help", "completion", "the controller", "a verb", "a composed sweep"],
 )
 def test_a_process_loads_nothing_heavy(code: str, absent: set[str]) -> None:
     script = f"{code}\nimport sys; print(' '.join(name for name in sys.modules if '.' not in name))"

@@ -6,15 +6,15 @@ import json
 import signal
 import subprocess
 import sys
-from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
-from sweep.cli import foreground, launch_controller, verbs
+from sweep.cli import foreground, launch_controller
 from sweep.cli.launch_controller import check_controller, is_wanted, push_controller, withdraw_controller
+from sweep.cli.main import main
 from sweep.errors import ConfigError, RetryLater
 from sweep.queues.launch import api as launchapi
 from sweep.store.channel import open_store_channel
@@ -135,15 +135,14 @@ def test_a_job_that_waited_does_not_go_on_with_a_sweep_that_was_stopped(
     push_controller(room)
     if taking:
         taken(api)
-    assert verbs.stop(Namespace(name="s", cancel=False, detach=False)) == 0
+    assert main(["stop", "s"]) == 0
     assert ("took the controller's job" in capsys.readouterr().out) is not taking
     assert [api.item_state(item) for item in api.items()] == ["claimed" if taking else None]
     api.fail("push", error="giveup")  # whoever goes on with the sweep, and would give it workers, fails
     if carried:
         monkeypatch.setenv("SWEEP_ROOMS", str(rooms.parent / "pod"))
-    job = Namespace(name=f"{url}/s" if carried else "s", overrides=[], detach=False, in_job=True)
-    assert verbs.resume(job) == 0
-    assert "was stopped while this job waited" in capsys.readouterr().out
+    assert main(["resume", f"{url}/s" if carried else "s", "--in-job"]) == 0
+    assert "was stopped while this job was queued" in capsys.readouterr().out
     assert api.asked("push") == ["s-controller"]
 
 

@@ -568,7 +568,7 @@ NO_DATA = {"recipe.overrides.dataset_val": None, "objective.metric": "val_loss"}
         ("sampler", {"_target_": "optuna.pruners.NopPruner"}, ["sampler"]),
         ("sampler._target_", "optuna.samplers.NoSuch", ["sampler._target_=optuna.samplers.NoSuch is no sampler"]),
         ("sampler._target_", "optuna.samplers.none.Such", ["optuna.samplers.none cannot be imported"]),
-        ("sampler._target_", "sweep.cli.verbs.run", ["sampler._target_=sweep.cli.verbs.run is no sampler"]),
+        ("sampler._target_", "sweep.cli.start.run_sweep", ["sampler._target_=sweep.cli.start.run_sweep is no sampler"]),
         ("pruner._target_", "sweep.errors.GiveUp", ["pruner._target_=sweep.errors.GiveUp is no pruner"]),
         ("recipe.overrides.checkpointer.output_dir", "${root}/base/x", ["output_dir=", "/base/x is or lies inside"]),
         ("warm_start.enqueue", [{"model.lora_rank": "8"}], ["lies outside"]),

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from argparse import Namespace
 from functools import partial
 from pathlib import Path
 
 import pytest
 
-from sweep.cli import read, verbs
+from sweep.cli.main import main
+from sweep.cli.stop import stop_elsewhere
 from sweep.errors import ConfigError, RetryLater
 from sweep.model import Mode
 from sweep.store import channel, remote
@@ -107,12 +107,13 @@ def test_a_change_is_refused_for_what_a_new_sweep_is_refused_for(rooms: Path, wo
     assert load_settings(room).search.trials == 9
 
 
-def test_resume_refuses_what_would_not_let_the_controller_be_a_job(rooms: Path) -> None:
+def test_resume_refuses_what_would_not_let_the_controller_be_a_job(
+    rooms: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     room = make_room(rooms, *LAUNCH, "controller=launch", "queue.room=/mnt/sweeps")
     before = read_text(room.sweep)
-    words = ["queue.channel=wandb", "queue.room=null"]
-    with pytest.raises(ConfigError, match="would end with the controller's job"):
-        verbs.resume(Namespace(name="s", overrides=words, detach=False, in_job=False))
+    assert main(["resume", "s", "queue.channel=wandb", "queue.room=null"]) == 2
+    assert "would end with the controller's job" in capsys.readouterr().err
     assert read_text(room.sweep) == before
 
 
@@ -161,9 +162,9 @@ def test_of_a_controller_that_was_killed_here_status_and_stop_know_that_none_run
     room = carried(rooms, store)
     killed(store, room)
     assert controller_elsewhere(room) == ""
-    assert read.status(Namespace(name="s", json=False)) == 0
+    assert main(["status", "s"]) == 0
     assert "no controller is running" in capsys.readouterr().out
-    assert not verbs._stop_elsewhere(room, Mode.STOP)
+    assert not stop_elsewhere(room, Mode.STOP)
 
 
 def test_stop_waits_for_a_controller_elsewhere_no_longer_than_it_may_live(
@@ -171,7 +172,7 @@ def test_stop_waits_for_a_controller_elsewhere_no_longer_than_it_may_live(
 ) -> None:
     room = carried(rooms, store)
     killed(store, Room(tmp_path / "pod"))
-    assert read.status(Namespace(name="s", json=False)) == 0
+    assert main(["status", "s"]) == 0
     assert "controller: process 7 on pod, unless it was killed there" in capsys.readouterr().out
     seconds = [0.0]
     monkeypatch.setattr(
@@ -179,7 +180,7 @@ def test_stop_waits_for_a_controller_elsewhere_no_longer_than_it_may_live(
         "await_release",
         partial(await_release, now=lambda: seconds[0], sleep=lambda more: seconds.append(seconds.pop() + more)),
     )
-    assert not verbs._stop_elsewhere(room, Mode.STOP)
+    assert not stop_elsewhere(room, Mode.STOP)
     assert 60.0 <= seconds[0] < 65.0
     assert "this machine takes over" in capsys.readouterr().out
 
