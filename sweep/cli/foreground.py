@@ -31,7 +31,8 @@ from sweep.model import (
     Tell,
     View,
 )
-from sweep.report.terminal import console, duration, live_view, number, params_text, scores_text, waiting_text
+from sweep.report.formatting import duration, number, params_text, scores_text
+from sweep.report.terminal import console, live_view, waiting_text
 from sweep.wiring.backends import job_viewer
 from sweep.wiring.rooms import controller_lock, controller_whereabouts, load_settings, whereabouts
 from sweep.wiring.session import make_controller, open_world, with_evaluations

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from sweep.controller.ledger import Entry, account, read_ledger
 from sweep.model import Ruling, SweepState, TrialRow
+from sweep.report.formatting import duration, number, params_text, ranked, scores_text
 from sweep.report.reader import SweepReader
-from sweep.report.terminal import duration, number, params_text, ranked, scores_text
 from sweep.search.significance import standings_text
 from sweep.search.storage import load_study, own_trials
 from sweep.wiring.backends import job_viewer
