@@ -110,7 +110,7 @@ def parallel_figure(value: Axis, axes: Sequence[Axis], points: Sequence[Point]) 
         traces.append(_lines(all_axes, [point], colour_at(value.share(point.value)), opacity=0.85))
     figure = go.Figure(traces)
     figure.update_layout(
-        yaxis={"visible": False, "fixedrange": True, "range": [ABSENT_SHARE - 0.05, PRUNED_SHARE + 0.05]},
+        yaxis={"visible": False, "fixedrange": True, "range": _height_range(all_axes, points)},
         shapes=[
             {"type": "line", "x0": at, "x1": at, "y0": 0, "y1": 1, "line": {"color": "#888"}, "layer": "below"}
             for at in range(len(all_axes))
@@ -149,6 +149,11 @@ def _share(axis: Axis, point: Point) -> float:
     if axis.is_objective:
         return PRUNED_SHARE if point.pruned else axis.share(point.value)
     return axis.share(point.params[axis.key]) if axis.key in point.params else ABSENT_SHARE
+
+
+def _height_range(axes: Sequence[Axis], points: Sequence[Point]) -> list[float]:
+    heights = [_share(axis, point) for point in points for axis in axes]
+    return [min(0.0, *heights) - 0.05, max(1.0, *heights) + 0.05]
 
 
 def _hover_text(axis: Axis, point: Point, metric: str) -> str:
