@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from sweep.errors import ConfigError, GiveUp
+from sweep.model import EvaluationStatus, TrialStatus
 from sweep.wiring import rooms
 from trainer.room import Room
 
@@ -39,9 +40,9 @@ def status(args: Namespace) -> int:
         logs = {worker.name: str(rooms.worker_log(room, worker.name)) for worker in state.workers}
         out.print(workers_table(state, logs))
     for row in state.rows:
-        if row.state == "failed":
+        if row.state is TrialStatus.FAILED:
             out.print(f"trial {row.number} failed: {row.reason}", markup=False, soft_wrap=True)
-        if row.evaluation == "failed":
+        if row.evaluation is EvaluationStatus.FAILED:
             out.print(f"evaluation of trial {row.number} failed: {row.evaluation_reason}", markup=False, soft_wrap=True)
     return 0
 

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sweep.model import TrialRow
+from sweep.model import TrialRow, TrialStatus
 
 BLOCKS = "▁▂▃▄▅▆▇█"
 ABBREVIATIONS = {"gradient_accumulation_steps": "accum"}
@@ -68,7 +68,11 @@ def scores_text(scores: Mapping[str, float]) -> str:
 
 def ranked(rows: Sequence[TrialRow]) -> list[TrialRow]:
     """Trials with the complete ones first, best to worst, then the others by their last reported value."""
-    return sorted(rows, key=lambda row: (row.state != "complete", row.value if row.value is not None else math.inf))
+
+    def order(row: TrialRow) -> tuple[bool, float]:
+        return row.state is not TrialStatus.COMPLETE, math.inf if row.value is None else row.value
+
+    return sorted(rows, key=order)
 
 
 def curve(row: TrialRow, metric: str) -> list[float]:

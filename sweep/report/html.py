@@ -17,7 +17,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from sweep.controller.ledger import Account, Entry, account, read_ledger
-from sweep.model import Ruling, SweepState, TrialRow
+from sweep.model import Ruling, SweepState, TrialRow, TrialStatus
 from sweep.report.figures import plots
 from sweep.report.formatting import duration, number, params_text, ranked, scores_text
 from sweep.report.plot import Plot
@@ -29,7 +29,14 @@ from sweep.wiring.rooms import load_settings
 from sweep.wiring.session import reading_storage
 from trainer.room import Room, write_atomic
 
-COUNTED_STATES = ("complete", "pruned", "paused", "failed", "running")
+COUNTED = (
+    TrialStatus.COMPLETE,
+    TrialStatus.PRUNED,
+    TrialStatus.PAUSED,
+    TrialStatus.FAILED,
+    TrialStatus.RUNNING,
+)
+EXPLAINED = {TrialStatus.PRUNED: "Why trials were pruned", TrialStatus.FAILED: "Why trials failed"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,8 +121,8 @@ def _sections(state: SweepState, drawn: Sequence[Plot], entries: Sequence[Entry]
     if state.finals:
         sections.append(Section("Finals", "standings", standings_text(state.finals, state.metric)))
     sections += [Section(plot.heading, "plot", plot) for plot in drawn]
-    for name, heading in (("pruned", "Why trials were pruned"), ("failed", "Why trials failed")):
-        if rows := [row for row in state.rows if row.state == name]:
+    for status, heading in EXPLAINED.items():
+        if rows := [row for row in state.rows if row.state is status]:
             sections.append(Section(heading, "reasons", _reasons(rows, entries)))
     if entries:
         sections.append(Section("Ledger", "ledger", Ledger(account(state, entries), entries)))
@@ -126,9 +133,9 @@ def _sections(state: SweepState, drawn: Sequence[Plot], entries: Sequence[Entry]
 
 def _cards(state: SweepState) -> Mapping[str, str]:
     """The numbers at the top of the page, by their names."""
-    cards = {name: str(state.count(name)) for name in COUNTED_STATES if state.count(name)}
+    cards = {status.value: str(count) for status in COUNTED if (count := state.count(status))}
     cards["tokens trained"] = f"{state.tokens:,}"
-    saved = sum(max(0, state.trial_tokens - row.tokens) for row in state.rows if row.state == "pruned")
+    saved = sum(max(0, state.trial_tokens - row.tokens) for row in state.rows if row.state is TrialStatus.PRUNED)
     if saved:
         cards["of all tokens saved by pruning"] = f"{saved / (state.trial_tokens * len(state.rows)):.0%}"
     return cards

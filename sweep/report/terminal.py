@@ -17,19 +17,19 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from sweep.model import JobState, SweepState, TrialRow, WorkerFacts
+from sweep.model import JobState, SweepState, TrialRow, TrialStatus, WorkerFacts
 from sweep.report.formatting import curve, duration, number, param, params_text, ranked, short_keys, sparkline
 
 # States in the order in which they are counted, and their colours.
 COLOURS = {
-    "running": "cyan",
-    "waiting": "yellow",
-    "paused": "bright_yellow",
-    "ended": "blue",
-    "complete": "green",
-    "pruned": "magenta",
-    "failed": "red",
-    "cancelled": "dim",
+    TrialStatus.RUNNING: "cyan",
+    TrialStatus.WAITING: "yellow",
+    TrialStatus.PAUSED: "bright_yellow",
+    TrialStatus.ENDED: "blue",
+    TrialStatus.COMPLETE: "green",
+    TrialStatus.PRUNED: "magenta",
+    TrialStatus.FAILED: "red",
+    TrialStatus.CANCELLED: "dim",
 }
 # Lines of the live view apart from running trials and events.
 FIXED_LINES = 17
@@ -59,7 +59,7 @@ def add_plain_row(table: Table, *cells: RenderableType) -> None:
 
 def live_view(state: SweepState, events: Sequence[str], height: int) -> RenderableType:
     """The whole live view for a terminal of `height` lines."""
-    running = [row for row in state.rows if row.state in ("running", "waiting")]
+    running = [row for row in state.rows if row.state in (TrialStatus.RUNNING, TrialStatus.WAITING)]
     event_lines = max(1, height - len(running) - FIXED_LINES)
     parts: list[RenderableType] = [_header(state), _running_table(state, running), _best_line(state)]
     if events:
@@ -102,9 +102,9 @@ def _score(row: TrialRow, name: str) -> str:
 def counts_text(state: SweepState) -> Text:
     """The number of trials in each state that occurs."""
     text = Text()
-    for name, colour in COLOURS.items():
-        if count := state.count(name):
-            text.append(f"{count} {name}  ", style=colour)
+    for status, colour in COLOURS.items():
+        if count := state.count(status):
+            text.append(f"{count} {status}  ", style=colour)
     return text
 
 
@@ -120,7 +120,7 @@ def workers_table(state: SweepState, logs: Mapping[str, str]) -> Table:
         column.overflow = "fold"
     for worker in state.workers:
         trials = ", ".join(
-            str(row.number) for row in state.rows if row.state == "running" and row.worker == worker.name
+            str(row.number) for row in state.rows if row.state is TrialStatus.RUNNING and row.worker == worker.name
         )
         position = (worker.handle or "–", worker.node or "–") if are_jobs else (str(worker.place),)
         add_plain_row(table, worker.name, *position, worker_status(worker), trials or "–", logs.get(worker.name, ""))
@@ -142,7 +142,7 @@ def waiting_text(workers: Sequence[WorkerFacts]) -> str:
 
 def _header(state: SweepState) -> RenderableType:
     """Counts by state, the budget and what of it is used, and the pending jobs."""
-    ended = sum(1 for row in state.rows if row.state not in ("running", "waiting", "paused"))
+    ended = sum(1 for row in state.rows if row.state is TrialStatus.ENDED or row.state.is_final)
     budget = Table.grid(padding=(0, 2))
     parts: list[RenderableType] = []
     if state.limits.trials:

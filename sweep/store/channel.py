@@ -26,8 +26,8 @@ from sweep.store.lease import Lease, await_release, holder_of
 from sweep.store.request_budget import MeteredStore, RequestBudget
 from trainer.contract import StopCause, TrialSpec
 from trainer.room import Room, read_text
-from trainer.store.layout import CONTROL, Below
-from trainer.store.objects import Store, StoreError, StoreRefusedError, open_store, patiently
+from trainer.store.layout import CONTROL, PrefixStore
+from trainer.store.objects import ObjectStore, StoreError, StoreRefusedError, open_store, retry
 
 # Between two looks at the store: as often as this where little happens, and not more seldom than that.
 LOOK_SECONDS = 2.0
@@ -124,7 +124,7 @@ class StoreChannel:
         Raises:
             ConfigError: the store refuses. RetryLater: it does not answer.
         """
-        mirror = ControllerSync(Below(self.mirror.store, directory), room)
+        mirror = ControllerSync(PrefixStore(self.mirror.store, directory), room)
         with _brought(mirror, self.continued, self.check):
             yield replace(self, mirror=mirror, beside=True, _failing=None, _ended=None, _trials=(), _workers=())
 
@@ -186,7 +186,7 @@ def mirrored(room: Room, url: str, holder: str, ended: Callable[[], object] = ob
 
 
 @contextmanager
-def hold_store(room: Room, store: Store, lease: Lease) -> Iterator[StoreChannel]:
+def hold_store(room: Room, store: ObjectStore, lease: Lease) -> Iterator[StoreChannel]:
     """The same with this store and lease; both a beginning and an end wait a while for a store that does not answer."""
     mirror = ControllerSync(store, room)
     continued: list[bool] = []
@@ -218,7 +218,7 @@ def _brought(mirror: ControllerSync, continued: bool, check: Callable[[], None])
 
 
 def _insist(act: Callable[[], object]) -> None:
-    if error := patiently(act, PATIENCE_SECONDS):
+    if error := retry(act, PATIENCE_SECONDS):
         raise error
 
 
@@ -312,7 +312,7 @@ def _told() -> Iterator[None]:
 
 
 __all__ = [
-    "Store",
+    "ObjectStore",
     "StoreChannel",
     "await_end",
     "check_place",

@@ -22,18 +22,18 @@ from trainer.room import Room, read_json, write_atomic
 from trainer.store.layout import (
     CHUNK,
     CONTROL,
-    CONTROLLERS_TRIAL,
+    CONTROLLER_TRIAL_FILES,
     LEASE,
-    Growth,
+    AppendedFile,
     Owner,
     base_key,
-    bell,
+    inbox_entry,
     is_appended,
     join,
     owner,
     with_chunks,
 )
-from trainer.store.objects import Store
+from trainer.store.objects import ObjectStore
 
 TAGS = ".tags"
 SWEEP = "sweep.json"
@@ -56,13 +56,13 @@ class ControllerSync:
         epoch: a number that all beats change with.
     """
 
-    store: Store
+    store: ObjectStore
     room: Room
     epoch: int = 0
     now: Callable[[], float] = time.monotonic
     _put_last: dict[str, float] = field(default_factory=dict)
     _sent: dict[str, object] = field(default_factory=dict)
-    _grown: dict[str, Growth] = field(default_factory=dict)
+    _grown: dict[str, AppendedFile] = field(default_factory=dict)
     _tags: dict[str, str] = field(default_factory=dict)
     _keys: int = 0
     _waiting: list[str] = field(default_factory=list)
@@ -101,7 +101,7 @@ class ControllerSync:
         for _, key in sorted((_rank(key), key) for key in self._own(trials)):
             if is_appended(key):
                 if not lazily or self.now() - self._put_last.get(key, float("-inf")) >= STUDY_SECONDS:
-                    self._grown.setdefault(key, Growth(self.room.root / key, key)).put(self.store)
+                    self._grown.setdefault(key, AppendedFile(self.room.root / key, key)).put(self.store)
                     self._put_last[key] = self.now()
             elif (print_ := self._print(key)) != self._sent.get(key):
                 self.store.put(key, print_ if isinstance(print_, bytes) else (self.room.root / key).read_bytes())
@@ -183,7 +183,7 @@ class ControllerSync:
             paths += [path for path in (files.job, files.drain) if path.exists()]
             paths += [files.inbox / f"{t:05d}-{a}" for t, a in files.assignments() if t in wanted]
         for trial in trials:
-            paths += [path for name in CONTROLLERS_TRIAL if (path := self.room.trial(trial) / name).exists()]
+            paths += [path for name in CONTROLLER_TRIAL_FILES if (path := self.room.trial(trial) / name).exists()]
             for number in self.room.attempts(trial):
                 attempt = self.room.attempt(trial, number)
                 paths += [path for path in (attempt.spec, attempt.stop, attempt.fence) if path.exists()]
@@ -193,10 +193,10 @@ class ControllerSync:
                 yield key
 
     def _print(self, key: str) -> object:
-        """What changes with a file's content: nothing for one that is written once, the bell for an inbox entry."""
+        """What changes with a file's content: nothing for one that is written once, an inbox entry's text."""
         if "/inbox/" in key:
             trial, _, number = key.rpartition("/")[2].partition("-")
-            return bell(self.room.attempt(int(trial), int(number)))
+            return inbox_entry(self.room.attempt(int(trial), int(number)))
         if _is_written_once(key):
             return self._sent[key] if key in self._sent else (self.room.root / key).read_bytes()
         stat = (self.room.root / key).stat()
@@ -269,7 +269,7 @@ class ControllerSync:
             write_atomic(self.room.root / key, b"" if "/inbox/" in key else data)
 
 
-def pull_room(store: Store, room: Room, light: bool = False) -> int:
+def pull_room(store: ObjectStore, room: Room, light: bool = False) -> int:
     """Bring a whole room, or what has changed of it since the last call; how many objects were read.
 
     Args:
@@ -297,7 +297,7 @@ def pull_room(store: Store, room: Room, light: bool = False) -> int:
     return len(small) + len(large)
 
 
-def check_same(store: Store, room: Room) -> None:
+def check_same(store: ObjectStore, room: Room) -> None:
     """Refuse a store without a sweep, and a room here that is another sweep's.
 
     Raises:

@@ -20,7 +20,7 @@ from pathlib import Path
 from sweep.errors import GiveUp, RetryLater
 from trainer.room import read_text, write_atomic
 from trainer.store.layout import LEASE
-from trainer.store.objects import Store, StoreError
+from trainer.store.objects import ObjectStore, StoreError
 
 RENEW_SECONDS = 20.0
 GRACE_SECONDS = 60.0
@@ -65,7 +65,7 @@ class Lease:
         sleep, now: of this machine, for tests.
     """
 
-    store: Store
+    store: ObjectStore
     holder: str
     record: Path
     renew: float = RENEW_SECONDS
@@ -171,7 +171,7 @@ class Lease:
         return self.store.get([LEASE]).get(LEASE)
 
 
-def holder_of(store: Store, own: str | None = None) -> str:
+def holder_of(store: ObjectStore, own: str | None = None) -> str:
     """Who holds the lease of this room, or died without letting go; empty where nobody does.
 
     Args:
@@ -185,7 +185,7 @@ def holder_of(store: Store, own: str | None = None) -> str:
 
 
 def await_release(
-    store: Store,
+    store: ObjectStore,
     grace: float = GRACE_SECONDS,
     now: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,

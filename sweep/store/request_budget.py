@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from trainer.store.objects import Store
+from trainer.store.objects import ObjectStore
 
 PAGE = 1000  # keys of a listing that one request answers, at S3 and GCS
 # Of a trial or a worker, about: what W&B's client leaves behind included.
@@ -64,9 +64,9 @@ class RequestBudget:
 
 @dataclass(frozen=True, slots=True)
 class MeteredStore:
-    """A `Store` whose requests are taken from an allowance."""
+    """An `ObjectStore` whose requests are taken from an allowance."""
 
-    store: Store
+    store: ObjectStore
     allowance: RequestBudget
 
     def list(self, prefix: str = "", begins: str = "") -> dict[str, str]:

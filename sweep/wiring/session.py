@@ -34,8 +34,8 @@ from trainer.room import Room, write_atomic
 if TYPE_CHECKING:
     from optuna.storages import BaseStorage
 
-    from sweep.controller.loop import Controller, Listener, SpecFactory
-    from sweep.controller.ports import Channel, Dispatcher, Ports
+    from sweep.controller.loop import Controller, SpecFactory
+    from sweep.controller.ports import Channel, Dispatcher, Listener, Ports
     from sweep.evaluation.controller import Together
     from sweep.processes import PreforkServer
     from sweep.search.study import OptunaStudy, StudyConfig

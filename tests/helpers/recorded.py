@@ -14,7 +14,7 @@ import optuna
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from sweep.model import Limits, SweepState, TrialRow
+from sweep.model import Limits, SweepState, TrialRow, TrialStatus
 from trainer.contract import Report
 
 METRIC = "val_loss"
@@ -51,7 +51,7 @@ def finished_study() -> optuna.Study:
 
 def _row(trial: dict[str, Any], running_reports: int | None) -> TrialRow:
     reports = tuple(_report(*raw) for raw in trial["reports"][:running_reports])
-    state = trial["state"] if running_reports is None else "running"
+    state = TrialStatus(trial["state"]) if running_reports is None else TrialStatus.RUNNING
     value = reports[-1].val_loss
     return TrialRow(trial["number"], state, trial["params"], value, attempts=1, reports=reports)
 

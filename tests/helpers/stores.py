@@ -14,7 +14,7 @@ from typing import TypeVar
 
 import pytest
 
-from trainer.store.objects import Store, StoreError, open_store
+from trainer.store.objects import ObjectStore, StoreError, open_store
 
 BUCKET = "rooms"
 T = TypeVar("T")
@@ -62,7 +62,7 @@ class Faulty:
         asked, log: how many objects were asked for by each kind of request; all requests that succeeded, in order.
     """
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: ObjectStore) -> None:
         self.store = store
         self.fail = 0.0
         self.fail_at = 0

@@ -11,7 +11,7 @@ import pytest
 
 import sweep.report
 from sweep.controller.ledger import Entry
-from sweep.model import SweepState, TrialRow
+from sweep.model import SweepState, TrialRow, TrialStatus
 from sweep.report.html import page
 from sweep.report.plot import LegendEntry, Plot
 from trainer.contract import Report
@@ -53,7 +53,7 @@ class Page(HTMLParser):
 
 
 def row(number: int, state: str, value: float, reason: str) -> TrialRow:
-    return TrialRow(number, state, {"optimizer.lr": 1e-3}, value, reason)
+    return TrialRow(number, TrialStatus(state), {"optimizer.lr": 1e-3}, value, reason)
 
 
 def entry(trial: int, ruling: str, milestone: int, reason: str) -> Entry:
@@ -146,9 +146,9 @@ EVIL = "<img src=x onerror=alert(1)>"
 def test_nothing_of_a_user_s_becomes_markup() -> None:
     reports = (Report(1, 1, 10, 0, 2.0, 0.5, 1e-3, 812.0, 3.0, val_loss=1.0),)
     rows = (
-        TrialRow(0, "complete", {EVIL: EVIL}, 1.0, EVIL, reports=reports, scores={EVIL: 0.5}),
-        TrialRow(1, "pruned", {EVIL: EVIL}, 2.0, EVIL),
-        TrialRow(2, "failed", {EVIL: EVIL}, None, EVIL),
+        TrialRow(0, TrialStatus.COMPLETE, {EVIL: EVIL}, 1.0, EVIL, reports=reports, scores={EVIL: 0.5}),
+        TrialRow(1, TrialStatus.PRUNED, {EVIL: EVIL}, 2.0, EVIL),
+        TrialRow(2, TrialStatus.FAILED, {EVIL: EVIL}, None, EVIL),
     )
     entries = (Entry(1, EVIL, 1, 2.0, 10, EVIL, {EVIL: 1.0}),)
     plots = (Plot(EVIL, EVIL, (FIGURE,), (LegendEntry("point", EVIL),)), Plot("Importance", "", missing=EVIL))
@@ -161,9 +161,11 @@ def test_nothing_of_a_user_s_becomes_markup() -> None:
 
 def test_a_numeric_column_sorts_by_the_number_and_not_by_its_text() -> None:
     rows = (
-        TrialRow(0, "complete", {}, 1.23456, "", reports=(Report(1, 1, 12_345, 0, 2.0, 0.5, 1e-3, 1.0, 3.0),)),
-        TrialRow(1, "failed", {}, None, ""),
-        TrialRow(2, "failed", {}, float("nan"), ""),
+        TrialRow(
+            0, TrialStatus.COMPLETE, {}, 1.23456, "", reports=(Report(1, 1, 12_345, 0, 2.0, 0.5, 1e-3, 1.0, 3.0),)
+        ),
+        TrialRow(1, TrialStatus.FAILED, {}, None, ""),
+        TrialRow(2, TrialStatus.FAILED, {}, float("nan"), ""),
     )
     text = page(SweepState("s", "val_loss", rows), ())
     section = text[text.index('<section id="all-trials">') :]

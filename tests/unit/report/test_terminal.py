@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console, RenderableType
 
-from sweep.model import JobState, Limits, SweepState, TrialRow, WorkerFacts
+from sweep.model import JobState, Limits, SweepState, TrialRow, TrialStatus, WorkerFacts
 from sweep.report.formatting import (
     BLOCKS,
     curve,
@@ -172,7 +172,7 @@ def row(number: int, state: str, *values: float | None, **more: Any) -> TrialRow
     """A trial with these values of val_loss at its milestones."""
     made = tuple(report(index, value) for index, value in enumerate(values, start=1))
     last = values[-1] if values else None
-    return TrialRow(number, state, PARAMS, value=last, reports=made, **more)
+    return TrialRow(number, TrialStatus(state), PARAMS, value=last, reports=made, **more)
 
 
 def sweep(*rows: TrialRow, workers: tuple[WorkerFacts, ...] = (), **more: Any) -> SweepState:
@@ -195,7 +195,9 @@ STARTED = sweep(workers=(STARTING, STARTING), controller=True)
 RUNNING = sweep(
     row(0, "running", 3.0, 2.5, worker="w0002"), row(1, "running"), workers=(READY,), limits=Limits(seconds=600)
 )
-DIVERGING = sweep(TrialRow(0, "running", PARAMS, reports=(report(1, NAN, NAN), report(2, None, INF)), attempts=2))
+DIVERGING = sweep(
+    TrialRow(0, TrialStatus.RUNNING, PARAMS, reports=(report(1, NAN, NAN), report(2, None, INF)), attempts=2)
+)
 MIXED = sweep(
     row(0, "complete", 3.0, 2.0),
     row(1, "complete", 3.0, 1.5),
@@ -276,8 +278,8 @@ MARKUP = {"dataset.split": "[/a]", "[red]key": "[b]", "emoji": ":smile:"}
 def test_nothing_that_a_user_names_is_parsed_as_markup() -> None:
     """`choice('[/a]','[b]')` is a space, and a queue's reasons and paths are not ours either."""
     rows = (
-        TrialRow(0, "running", MARKUP, reports=(report(1, 2.0),), worker="w0001"),
-        TrialRow(1, "complete", MARKUP, value=1.0, scores={"[/score]": 0.5}),
+        TrialRow(0, TrialStatus.RUNNING, MARKUP, reports=(report(1, 2.0),), worker="w0001"),
+        TrialRow(1, TrialStatus.COMPLETE, MARKUP, value=1.0, scores={"[/score]": 0.5}),
     )
     pending = WorkerFacts("w0001", 0, JobState.PENDING, reason="[/QOS]")
     state = SweepState("[/s]", "val_loss", rows, workers=(pending,))
@@ -327,7 +329,7 @@ def test_trials_table_ranks_and_limits() -> None:
 
 
 def test_trials_table_has_a_column_for_each_hyperparameter_of_any_trial() -> None:
-    other = TrialRow(9, "failed", {"optimizer.momentum": 0.9})
+    other = TrialRow(9, TrialStatus.FAILED, {"optimizer.momentum": 0.9})
     text = shown(trials_table(MIXED, [*MIXED.rows, other]))
     assert "momentum" in text
     assert "0.9" in text
