@@ -1,13 +1,16 @@
 """The sections of a sweep's configuration, apart from `queue` and `evaluate`, as typed values.
 
 Invariants: the defaults are those of `conf/`, and every field has a line under `Args`, from which
-docs/configuration.md is generated. A range that a field must lie in stands in `config.section_reader`.
+docs/configuration.md is generated. `RANGES` says which values a field may have, null apart.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
+
+from sweep.config.ranges import AT_LEAST_ONE, NOT_NEGATIVE, POSITIVE, SHARE, Range
 
 METRICS = ("val_loss", "loss")
 
@@ -45,9 +48,10 @@ class Search:
             so to learn whether the winner is better or only luckier.
         seeds: how many new seeds each finalist is trained with.
         seed: seed of the sampler. The same seed on one worker proposes the same trials.
-        max_attempts: how often a trial may lose its worker before it is marked FAIL. Pauses and preemptions are not
-            counted.
-        max_failure_share: the sweep stops early when more than this share of its ended trials failed.
+        max_attempts: attempts of a trial that may lose their worker, or fail for a passing reason such as a full disk,
+            before the trial is marked FAIL. Pauses and preemptions are not counted.
+        max_failure_share: the sweep stops early when more than this share of its ended trials failed. It
+            applies once four trials have ended.
         history: how many ended trials a TPE sampler sees: the best 50 and the newest. Lower it if proposals become
             slow after thousands of trials. null: all.
     """
@@ -65,6 +69,19 @@ class Search:
     max_failure_share: float = 0.5
     history: int | None = 1000
 
+    RANGES: ClassVar[Mapping[str, Range]] = {
+        "trials": AT_LEAST_ONE,
+        "tokens": AT_LEAST_ONE,
+        "seconds": POSITIVE,
+        "gpu_hours": POSITIVE,
+        "min_gain_per_gpu_hour": POSITIVE,
+        "finalists": NOT_NEGATIVE,
+        "seeds": AT_LEAST_ONE,
+        "max_attempts": AT_LEAST_ONE,
+        "max_failure_share": SHARE,
+        "history": (lambda value: value >= 50, "50 or more"),
+    }
+
 
 @dataclass
 class Objective:
@@ -81,6 +98,12 @@ class Objective:
     metric: str = "auto"
     milestones: int = 12
     milestone_tokens: int | None = None
+
+    RANGES: ClassVar[Mapping[str, Range]] = {
+        "metric": (lambda value: value in ("auto", *METRICS), "auto, val_loss or loss"),
+        "milestones": AT_LEAST_ONE,
+        "milestone_tokens": AT_LEAST_ONE,
+    }
 
 
 @dataclass
@@ -102,6 +125,12 @@ class Trial:
     equal_data: bool = True
     loss_ratio: float = 2.0
     grad_norm_ratio: float = 1000.0
+
+    RANGES: ClassVar[Mapping[str, Range]] = {
+        "checkpoint_every": NOT_NEGATIVE,
+        "loss_ratio": (lambda value: value > 1, "above 1 (inf switches it off)"),
+        "grad_norm_ratio": (lambda value: value > 1, "above 1 (inf switches it off)"),
+    }
 
 
 @dataclass
@@ -136,6 +165,11 @@ class Wandb:
     artifacts: str = "end"
     registry: str | None = None
     hook: str | None = None
+
+    RANGES: ClassVar[Mapping[str, Range]] = {
+        "mode": (lambda value: value in ("online", "offline", "disabled"), "online, offline, disabled or null"),
+        "artifacts": (lambda value: value in ("end", "milestones", "none"), "end, milestones or none"),
+    }
 
 
 @dataclass
