@@ -148,7 +148,7 @@ def _defaults(groups: Mapping[str, Mapping[str, Path]]) -> dict[str, str]:
 
 
 def _typed_sections() -> dict[str, type]:
-    from sweep.config.settings import SECTIONS
+    from sweep.config.sections import SECTIONS
 
     return dict(SECTIONS)
 

@@ -19,7 +19,9 @@ import pytest
 from sweep.cli import completion
 from sweep.cli.main import cli, main
 from sweep.cli.shells import SHELLS, VARIABLE, split_line
-from sweep.config.settings import SECTIONS, read_queue, read_section
+from sweep.config.section_reader import read_section
+from sweep.config.sections import SECTIONS
+from sweep.config.settings import read_queue
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 # The lines that are typed, with Tab keys, and the arguments that `sweep` gets.
