@@ -1,7 +1,8 @@
 """Reads a section of a configuration from plain values.
 
-Invariant: OmegaConf checks a value's type, the section's `RANGES` its range. What depends on another section is checked
-when all of them are known, in `wiring.compose`.
+Invariants: OmegaConf checks a value's type, the section's `RANGES` its range. What depends on another section is
+checked when all of them are known, in `wiring.compose`. OmegaConf is imported when a section is read and not before, so
+that the command line can complete keys quickly.
 """
 
 from __future__ import annotations
@@ -10,9 +11,6 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from typing import Any, TypeVar
-
-from omegaconf import OmegaConf
-from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from sweep.config.queues import CHANNELS, RESOURCES
 from sweep.config.ranges import AT_LEAST_ONE, NOT_NEGATIVE, POSITIVE, SHARE, Range
@@ -32,6 +30,9 @@ def read_section(kind: type[T], raw: Any, where: str) -> T:
     Raises:
         ConfigError: an unknown key, a value of another type, or one out of range.
     """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+
     if not isinstance(raw, Mapping):
         raise ConfigError(f"{where}={raw} is no section; it must map keys to values")
     plain = {key: math.inf if value == ".inf" else value for key, value in raw.items()}  # Hydra's grammar has `inf`

@@ -1,7 +1,8 @@
 """The settings of a whole sweep, frozen into `sweep.json` and read back from it.
 
 Invariants: a value that exists is valid in itself; what depends on several sections is checked in `wiring.compose`.
-The frozen form is plain JSON, so that a sweep can be resumed without the files that it was composed from.
+The frozen form is plain JSON, so that a sweep can be resumed without the files that it was composed from. Hydra is
+imported when a space is parsed and not before, so that the command line can complete keys quickly.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ from sweep.config.queues import CONTROLLER_WORDS, KINDS, SHARED_WORDS, LaunchQue
 from sweep.config.section_reader import read_section
 from sweep.config.sections import SECTIONS, Objective, Recipe, Search, Trial, Wandb, WarmStart
 from sweep.config.space import Space
-from sweep.config.space_grammar import parse_space
 from sweep.errors import ConfigError
 from sweep.model import Limits
 from trainer.contract import Guard
@@ -67,6 +67,8 @@ class Settings:
     @cached_property
     def space(self) -> Space:
         """The search space. It is parsed once for each object: `dataclasses.replace` makes one that parses anew."""
+        from sweep.config.space_grammar import parse_space
+
         return parse_space(self.space_raw)
 
     @property
