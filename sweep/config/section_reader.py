@@ -1,7 +1,8 @@
 """Reads a section of a configuration from plain values.
 
-Invariant: OmegaConf checks a value's type, the section's `RANGES` its range. What depends on another section is checked
-when all of them are known, in `wiring.compose`.
+Invariants: OmegaConf checks a value's type, the section's `RANGES` its range. What depends on another section is
+checked when all of them are known, in `wiring.compose`. OmegaConf is imported when a section is read and not before, so
+that the command line can complete keys quickly.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ def read_section(kind: type[T], raw: Any, where: str) -> T:
     Raises:
         ConfigError: an unknown key, a value of another type, or one out of range.
     """
-    from omegaconf import OmegaConf  # late: the command line completes keys without it
+    from omegaconf import OmegaConf
     from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
     if not isinstance(raw, Mapping):

@@ -1,8 +1,8 @@
 """The settings of a whole sweep, frozen into `sweep.json` and read back from it.
 
 Invariants: a value that exists is valid in itself; what depends on several sections is checked in `wiring.compose`.
-The frozen form is plain JSON, so that a sweep can be resumed without the files that it was composed from.
-OmegaConf and Hydra are imported when a section is read and not before, so that the command line can complete keys.
+The frozen form is plain JSON, so that a sweep can be resumed without the files that it was composed from. Hydra is
+imported when a space is parsed and not before, so that the command line can complete keys quickly.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class Settings:
     @cached_property
     def space(self) -> Space:
         """The search space. It is parsed once for each object: `dataclasses.replace` makes one that parses anew."""
-        from sweep.config.space_grammar import parse_space  # Hydra, which the completion of keys does without
+        from sweep.config.space_grammar import parse_space
 
         return parse_space(self.space_raw)
 

@@ -193,7 +193,7 @@ def _blocks() -> dict[str, str]:
 
 
 def _groups() -> str:
-    defaults: dict[str, object] = {}
+    defaults: dict[str, Any] = {}
     for entry in yaml.safe_load((conf_dir() / "config.yaml").read_text())["defaults"]:
         defaults |= entry if isinstance(entry, dict) else {}
     rows = [
