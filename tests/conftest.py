@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from tests.helpers.warm import start_server
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TIKTOKEN_CACHE_DIR", "")
@@ -45,6 +47,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def _file(item: pytest.Item) -> str:
     return item.nodeid.partition("::")[0]
+
+
+@pytest.fixture(scope="session")
+def warm(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """From now on a fork server makes the processes of `tests.helpers.cli`; all workers of pytest-xdist share it.
+
+    With SWEEP_TESTS_COLD=1 each process starts anew.
+    """
+    base, parallel = tmp_path_factory.getbasetemp(), "PYTEST_XDIST_WORKER" in os.environ
+    path = (base.parent if parallel else base) / "fork-server"
+    if os.environ.get("SWEEP_TESTS_COLD") != "1" and len(str(path)) < 100:  # the path of a socket has 107 at most
+        start_server(path, until=os.getppid() if parallel else os.getpid())
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from sweep.report.reader import read_outcome, read_steps
 from tests.helpers.cli import SMALL, outline, start, status, sweep
 from trainer.room import Room, held, read_text
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("warm")]
 
 
 def until(condition: Callable[[], object], run: subprocess.Popen[bytes] | None = None, seconds: float = 600) -> None:
