@@ -180,7 +180,7 @@ class WarmPopen(subprocess.Popen):  # type: ignore[type-arg]
                 with suppress(TimeoutError, BlockingIOError):
                     status = self._server.recv(64)
                     if not status:
-                        raise EOFError(f"the fork server ended before {self.args}")
+                        raise EOFError(f"the fork server ended before {self.args!r}")
                     self.returncode = os.waitstatus_to_exitcode(int(status))
                     self._server.close()
         return self.returncode

@@ -13,8 +13,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ import pytest
 
 from tests.helpers.cli import command
 from tests.helpers.stores import s3_server
+from tests.helpers.waiting import until
 from tests.standin.model import Run
 from tests.standin.plugin import environment, here
 from tests.standin.server import StandIn
@@ -184,14 +184,6 @@ def preempt_one(room: Room, log: Path, env: dict[str, str]) -> subprocess.Popen[
     until(lambda: len((read_text(room.attempt(0, 1).reports) or "").splitlines()) >= 2, process)
     os.kill(int((read_text(room.worker("w0001").lock) or "").strip()), signal.SIGTERM)
     return process
-
-
-def until(condition: Callable[[], bool], process: subprocess.Popen[bytes], seconds: float = 1200.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert process.poll() is None, "the sweep ended"
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.02)
 
 
 def steps(run: Run) -> list[int]:
