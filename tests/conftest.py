@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.helpers.schedule import FileScheduling, in_order
 from tests.helpers.warm import start_server
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -16,19 +17,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TIKTOKEN_CACHE_DIR", "")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-# With `--dist loadfile` a file's tests run one after the other. These files have few, which take minutes and mostly
-# wait: for an agent, for a scheduler. Begun first, they do not run alone in the end.
-LONGEST = (
-    "tests/integration/test_launch_docs.py",
-    "tests/slurm/test_sweep.py",
-    "tests/slurm/test_docs.py",
-    "tests/integration/test_readme.py",
-    "tests/slurm/test_detached.py",
-    "tests/integration/test_store_room.py",
-    "tests/integration/test_pausing.py",
-    "tests/standin/test_agents.py",
-)
-
+SLOW_FOLDERS = ("faults", "gpu", "slurm")  # marked as a whole, or run by hand
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
@@ -39,14 +28,22 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest files first, then those with the most tests."""
-    rank = {name: at for at, name in enumerate(LONGEST)}
-    counts = Counter(_file(item) for item in items)
-    items.sort(key=lambda item: (rank.get(_file(item), len(rank)), -counts[_file(item)], _file(item)))
+    place = {nodeid: at for at, nodeid in enumerate(in_order(item.nodeid for item in items))}
+    items.sort(key=lambda item: place[item.nodeid])
 
 
-def _file(item: pytest.Item) -> str:
-    return item.nodeid.partition("::")[0]
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> FileScheduling | None:
+    return FileScheduling(config, log) if config.getoption("dist") == "loadfile" else None
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Do not even import what `-m "not slow"` would leave out: torch, W&B's client and a server of S3 take seconds."""
+    if "not slow" not in config.getoption("markexpr") or collection_path.suffix != ".py":
+        return None
+    folder = collection_path.relative_to(Path(__file__).parent).parts[0]
+    slow = re.search(r"^pytestmark = .*mark\.slow\b", collection_path.read_text(), re.MULTILINE)
+    return True if folder in SLOW_FOLDERS or slow else None
 
 
 @pytest.fixture(scope="session")

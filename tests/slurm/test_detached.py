@@ -15,7 +15,7 @@ from tests.helpers.waiting import until
 from tests.slurm.cluster import Cluster
 from trainer.room import Room, read_json
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("warm")]
 
 WORDS = (*(word for word in SMALL if word != "queue.threads=1"), "queue=slurm_cpu", "queue.query_seconds=1")
 LONG = ("recipe.overrides.dataset.split=train[:512]", "pruner=none", "queue.idle_seconds=60")

@@ -22,7 +22,7 @@ from tests.slurm.cluster import Cluster
 from trainer.contract import OutcomeKind
 from trainer.room import Room
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("warm")]
 
 SLURM = ("queue=slurm_cpu", "queue.query_seconds=1", "queue.poll_seconds=0.1")
 # A trial takes several seconds, so that something can happen in its middle.
