@@ -178,6 +178,7 @@ def test_the_world_goes_on_under_the_next_controller(table: Path, tmp_path: Path
 WORDS = ["space.optimizer.lr=tag(log,interval(1e-5,1e-1))", "objective=val_loss", "queue.workers=3"]
 
 
+@pytest.mark.slow
 def test_the_verbs(table: Path, rooms: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sweep = ["run", "name=s", "queue=simulated", f"queue.table={table}", "pruner=asha", "search.trials=12", *WORDS]
     assert main(sweep) == 0
@@ -200,6 +201,7 @@ def test_the_verbs(table: Path, rooms: Path, capsys: pytest.CaptureFixture[str])
     assert "all 16 trials have ended" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_replay_says_what_another_pruner_would_have_done(
     table: Path, rooms: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -296,6 +298,7 @@ def test_a_stop_while_the_study_is_being_opened_is_obeyed_and_an_earlier_one_is_
     assert drive(room, RunControl(room), backends.make_prefork(composed.settings)).how is Finished.DONE
 
 
+@pytest.mark.slow
 def test_a_database_is_found_from_anywhere_and_holds_each_name_once(
     table: Path, rooms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -345,6 +348,7 @@ def test_a_storage_that_cannot_be_is_refused_in_a_sentence(
     assert not list(rooms.rglob("sweep.json"))
 
 
+@pytest.mark.slow
 def test_finalists_are_trained_again_over_seeds_and_ties_are_said(
     table: Path, rooms: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

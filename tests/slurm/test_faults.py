@@ -27,7 +27,8 @@ from tests.helpers.kill_points import (
     run_killed,
     tell_counts,
 )
-from tests.helpers.slurm_sweeps import ends, fast_room, held, job_of, node_of, running, submitted, training, until, use
+from tests.helpers.slurm_sweeps import ends, fast_room, held, job_of, node_of, running, submitted, training, use
+from tests.helpers.waiting import until
 from tests.slurm.cluster import Cluster
 from trainer.room import Room
 
