@@ -221,7 +221,7 @@ def test_a_replay_says_what_another_pruner_would_have_done(
         assert found["cut"] == 0, "every trial was recorded to its end"
     assert (found["winner_fate"], found["best"]) == ("pruned", None)
     assert main(["replay", "full", "sampler=random"]) == 2
-    assert "the sampler stays" in capsys.readouterr().err
+    assert "a replay keeps the sweep's trials" in capsys.readouterr().err
 
 
 @pytest.mark.slow
