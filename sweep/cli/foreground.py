@@ -97,7 +97,7 @@ def _clear_requests(room: Room, channel: Channel) -> None:
 
     control_path(room).unlink(missing_ok=True)
     if isinstance(channel, StoreChannel):
-        channel.mirror.clear_control()
+        channel.sync.clear_control()
 
 
 @contextmanager

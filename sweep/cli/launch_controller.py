@@ -86,7 +86,7 @@ def withdraw_controller(room: Room) -> str:
         return ""
     record = controller_record(room)
     if settings.store_url is not None:
-        from sweep.store.channel import read_file
+        from sweep.store.remote import read_file
 
         shared = json.loads(read_file(settings.store_url, CONTROLLER_RECORD) or b"{}")
         if shared.get("number", 0) > record.get("number", 0):  # another machine has pushed the last
@@ -117,6 +117,6 @@ def _take_off(api: LaunchApi, record: Mapping[str, Any]) -> bool:
 
 def _share(room: Room, settings: Settings) -> None:
     if settings.store_url is not None:
-        from sweep.store.channel import put_file
+        from sweep.store.remote import put_file
 
         put_file(settings.store_url, CONTROLLER_RECORD, (room.root / CONTROLLER_RECORD).read_bytes())

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from sweep.model import Assign, Cancel, Effect, Ending, JobState, StartWorkers, Stop, Tell, View
-from sweep.report.terminal import number, params_text, scores_text, waiting_text
+from sweep.report.formatting import number, params_text, scores_text
+from sweep.report.terminal import waiting_text
 from trainer.contract import Report
 from trainer.room import Room
 

@@ -15,7 +15,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
-from sweep.report.terminal import duration, live_view
+from sweep.report.formatting import duration
+from sweep.report.terminal import live_view
 from sweep.wiring.backends import job_viewer
 from sweep.wiring.rooms import load_settings
 from trainer.logs import redirected

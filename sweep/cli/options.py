@@ -93,7 +93,7 @@ def _level(name: str) -> Callable[[click.Context, click.Parameter, bool], None]:
         if ctx.resilient_parsing:  # the shell asks what may follow
             return
         if given:
-            os.environ[logs.LEVEL_VARIABLE] = name
+            os.environ[logs.LEVEL_ENV] = name
         logs.configure()
 
     return configure

@@ -120,10 +120,12 @@ def _controller_text(room: Room, state: SweepState) -> str:
 
 
 def _failures(state: SweepState) -> Iterator[str]:
+    from sweep.model import EvaluationStatus, TrialStatus
+
     for row in state.rows:
-        if row.state == "failed":
+        if row.state is TrialStatus.FAILED:
             yield f"trial {row.number} failed: {row.reason}"
-        if row.evaluation == "failed":
+        if row.evaluation is EvaluationStatus.FAILED:
             yield f"evaluation of trial {row.number} failed: {row.evaluation_reason}"
 
 

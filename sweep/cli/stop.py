@@ -45,14 +45,14 @@ def stop_sweep(name: str | None, mode: Mode) -> int:
 
 def stop_elsewhere(room: Room, mode: Mode) -> bool:
     """Ask a controller on another machine for this mode and wait until it ends; False if no controller obeyed."""
-    from sweep.store.channel import await_end, send_wish
+    from sweep.store.remote import await_controller_end, send_mode
 
     url, where = rooms.load_settings(room).store_url, rooms.controller_elsewhere(room)
     if url is None or not where:
         return False
-    send_wish(url, mode)
+    send_mode(url, mode)
     print(f"asked the controller ({where}) to {mode}; waiting until it ends", flush=True)
-    if await_end(url):
+    if await_controller_end(url):
         return True
     print("the controller does not answer, or ended before it saw the request; this machine takes over", flush=True)
     return False

@@ -1,15 +1,19 @@
-"""The kinds of evaluation as typed values: what is done with the adapter of each new best trial.
+"""The kinds of evaluation as typed values: how the adapter of each new best trial is judged.
 
-Invariant: a value that exists is valid in itself; what depends on other sections is checked in `config.check`. Each
-kind has its own keys, and no other's.
+Invariants: a value that exists is valid in itself; what depends on other sections is checked in `evaluation.jobs`.
+Each kind has its own keys and no other's. Every field has a line under `Args`, from which docs/configuration.md is
+generated.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
-# What a program's words and a recipe's overrides may name; filled in by `trainer.evaluation.evaluate`.
+from sweep.config.ranges import AT_LEAST_ONE, POSITIVE, Range
+
+# What a command and a recipe's overrides may name in braces; `trainer.evaluation.evaluate` fills them in.
 PLACEHOLDERS = ("adapter", "base", "merged", "merged_files", "config", "directory", "output")
 
 
@@ -25,10 +29,11 @@ class Heldout:
     """Loss and perplexity on held-out data.
 
     Args:
-        dataset: a torchtune data set; null: the recipe's `dataset_val`.
-        batch_size: null: that of the trial's own validation, which gives its very number on the same data.
-        max_tokens: label tokens after which it ends; null: all data.
-        seconds: after which it is ended, and counts as failed; null: no limit.
+        dataset: a torchtune data set, with `_component_` as in a recipe. null: the recipe's `dataset_val`.
+        batch_size: rows of a batch. null: that of the trial's own validation, with which the loss equals the trial's
+            last `val_loss` on the same data.
+        max_tokens: label tokens after which the evaluation ends. null: all data.
+        seconds: time limit, in seconds; an evaluation that exceeds it counts as failed. null: no limit.
     """
 
     kind: str = "heldout"
@@ -37,17 +42,23 @@ class Heldout:
     max_tokens: int | None = None
     seconds: float | None = None
 
+    RANGES: ClassVar[Mapping[str, Range]] = {
+        "batch_size": AT_LEAST_ONE,
+        "max_tokens": AT_LEAST_ONE,
+        "seconds": POSITIVE,
+    }
+
 
 @dataclass
 class Torchtune:
-    """A torchtune recipe with a configuration of the user's; its scores are what it prints as lm-eval's table does.
+    """A torchtune recipe with a configuration of your own. Scores are read from the table that it prints.
 
     Args:
         recipe: a name that `tune ls` prints, a module, or a path that ends with `.py`.
-        config: its configuration: a path or a name that `tune ls` prints; frozen as the mapping that the file holds.
-        overrides: keys of it to change; texts may hold placeholders. By default its checkpointer reads the merged
-            checkpoint.
-        seconds: see `Heldout`.
+        config: its configuration: a path, or a name that `tune ls` prints. The file's content is frozen with the sweep.
+        overrides: keys of that configuration to change. Texts may hold placeholders (docs/evaluation.md). By default
+            its checkpointer reads the base with the adapter merged into it.
+        seconds: time limit, in seconds; an evaluation that exceeds it counts as failed. null: no limit.
     """
 
     kind: str = "torchtune"
@@ -56,31 +67,38 @@ class Torchtune:
     overrides: dict[str, Any] = field(default_factory=dict)
     seconds: float | None = None
 
+    RANGES: ClassVar[Mapping[str, Range]] = {"seconds": POSITIVE}
+
 
 @dataclass
 class Command:
-    """A program of the user's, without a shell; its scores are the numbers of the JSON that it writes to `{output}`.
+    """A program of your own, run without a shell. Scores are the numbers of the JSON that it writes to `{output}`.
 
     Args:
-        command: its words, or one text that is cut as a shell would.
-        seconds: see `Heldout`.
+        command: the program and its arguments, as a list or as one text that is split as a shell would. Texts may hold
+            placeholders (docs/evaluation.md).
+        seconds: time limit, in seconds; an evaluation that exceeds it counts as failed. null: no limit.
     """
 
     kind: str = "command"
     command: Any = None
     seconds: float | None = None
 
+    RANGES: ClassVar[Mapping[str, Range]] = {"seconds": POSITIVE}
+
 
 @dataclass
 class LmEval:
-    """lm-eval's tasks on the trial's own model and tokenizer, by torchtune's recipe `eleuther_eval`.
+    """Tasks of lm-eval on the trial's own model and tokenizer, through torchtune's recipe `eleuther_eval`.
 
     Args:
-        tasks: their names.
-        limit: rows of each task; null: all.
-        include_path: a directory with further tasks.
-        max_seq_length: null: the model's own.
-        seconds: see `Heldout`.
+        tasks: names of the tasks.
+        limit: rows of each task. null: all.
+        batch_size: rows of a batch.
+        max_seq_length: tokens of a row at most. null: the model's own maximum.
+        enable_kv_cache: keep keys and values while text is generated. Switch it off if memory is short.
+        include_path: a directory with further tasks. null: lm-eval's own only.
+        seconds: time limit, in seconds; an evaluation that exceeds it counts as failed. null: no limit.
     """
 
     kind: str = "lm_eval"
@@ -91,6 +109,13 @@ class LmEval:
     enable_kv_cache: bool = True
     include_path: str | None = None
     seconds: float | None = None
+
+    RANGES: ClassVar[Mapping[str, Range]] = {
+        "limit": AT_LEAST_ONE,
+        "batch_size": AT_LEAST_ONE,
+        "max_seq_length": AT_LEAST_ONE,
+        "seconds": POSITIVE,
+    }
 
 
 Evaluator = NoEvaluation | Heldout | Torchtune | Command | LmEval

@@ -18,7 +18,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from sweep.config.settings import SECTIONS
+from sweep.config.sections import SECTIONS
 from sweep.config.space_grammar import merged
 from sweep.errors import ConfigError, unknown_key
 

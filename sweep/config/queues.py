@@ -18,22 +18,24 @@ OFFLINE_ENV = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TRANSFORMERS_
 
 @dataclass
 class Queue:
-    """Where jobs run.
+    """Where the workers of a sweep run.
 
     Args:
-        kind: local, slurm, launch or simulated.
-        workers: how many at once; null: one per GPU, or one per core where the recipe trains on the CPU (local only).
-        slots: trials side by side in one worker; auto: as many as pay, measured by the worker while they train.
-        trials_per_worker: trials after which a worker ends; null: no limit.
-        threads: OMP_NUM_THREADS of a worker; null: the cores shared out evenly, or cpus_per_task.
-        env: further environment variables of a worker; no secrets, they are frozen into the room.
-        offline: workers have no internet: Hugging Face and W&B are set to offline, and what a trial needs is looked
-            for before the first job.
-        idle_seconds: how long a worker waits for an assignment before it ends by itself.
-        silence_seconds: how long a beat may be missing before the worker's job is cancelled.
-        start_seconds: how long a worker may take until it is ready, from when its job runs.
-        stop_grace_seconds: how long a trial may take to obey a stop before its worker's job is cancelled.
-        poll_seconds: pause between two looks at the room.
+        kind: the kind of queue: local, slurm, launch or simulated.
+        workers: workers that run at once. null (queue=local only): one per GPU, or one per core if the recipe trains
+            on the CPU.
+        slots: trials that one worker trains side by side. auto: the worker raises the number while that makes it
+            faster.
+        trials_per_worker: trials after which a worker ends. null: no limit.
+        threads: OMP_NUM_THREADS of a worker. null: its share of the cores on this machine, `cpus_per_task` on SLURM.
+        env: further environment variables of a worker. They are frozen into the room, so do not put secrets here.
+        offline: workers have no internet. Hugging Face and W&B are set to offline, and the sweep checks before its
+            first job that everything a trial needs is on this machine.
+        idle_seconds: seconds without an assignment after which a worker ends by itself.
+        silence_seconds: seconds without a heartbeat after which the job of a worker is cancelled.
+        start_seconds: seconds between the start of a job and the first heartbeat of its worker, at most.
+        stop_grace_seconds: seconds that a trial may take to obey a stop before the job of its worker is cancelled.
+        poll_seconds: seconds between two observations of the room.
     """
 
     kind: str = "local"
@@ -62,14 +64,37 @@ class Queue:
 
 @dataclass
 class Submitit:
-    """What a SLURM job asks for, in submitit's words; null: the cluster's default.
+    """What a SLURM job requests, in submitit's words. null: the cluster's default.
 
     Args:
-        timeout_min: the job's time limit; a worker stops with checkpoints before it, and is replaced.
-        slurm_setup, slurm_teardown: lines of the batch script before and after the command.
-        slurm_array_parallelism: how many jobs of one array may run at once.
-        slurm_signal_delay_s: how long before its time limit a worker is told to end.
+        timeout_min: time limit of the job, in minutes. A worker stops with checkpoints before it, and is replaced.
+        cpus_per_task: processors of a job.
+        gpus_per_node: GPUs of a job.
+        mem_gb: memory of a job, in GiB.
+        slurm_account: account that is charged.
         slurm_additional_parameters: further options of sbatch, by name without dashes.
+        slurm_array_parallelism: jobs of one array that run at once, at most.
+        slurm_comment: comment of a job.
+        slurm_constraint: features that a node must have.
+        slurm_cpus_per_gpu: processors for each GPU.
+        slurm_dependency: jobs that must start or end first.
+        slurm_exclude: nodes that are not used.
+        slurm_exclusive: whether a job has its node to itself.
+        slurm_gpus_per_task: GPUs of a job's task.
+        slurm_gres: generic resources, such as `gpu:a100:1`.
+        slurm_mail_type: events for which SLURM sends mail.
+        slurm_mail_user: address of that mail.
+        slurm_mem: memory of a job, in SLURM's notation; it replaces `mem_gb`.
+        slurm_mem_per_cpu: memory for each processor.
+        slurm_mem_per_gpu: memory for each GPU.
+        slurm_nodelist: nodes that are used.
+        slurm_partition: partition of the jobs.
+        slurm_qos: quality of service of the jobs.
+        slurm_setup: lines of the batch script before the command.
+        slurm_signal_delay_s: seconds before the time limit at which a worker is signalled to end.
+        slurm_srun_args: further arguments of srun.
+        slurm_teardown: lines of the batch script after the command.
+        slurm_wckey: workload characterization key of the jobs.
     """
 
     timeout_min: int = 60
@@ -110,13 +135,14 @@ class Submitit:
 
 @dataclass
 class SlurmQueue(Queue, Submitit):
-    """Jobs of a SLURM cluster.
+    """Workers that are jobs of a SLURM cluster.
 
     Args:
-        python: the interpreter on the nodes, or a command that runs one (a container); null: this one.
-        query_seconds: at least so long between two questions to the scheduler.
-        controller: submitit's words for the controller's own job (`sweep run --detach`); what is not said here is
-            taken from the queue's partition, account, QOS and setup.
+        python: the interpreter on the nodes, or a command that starts one (a container). null: the one that runs
+            `sweep`.
+        query_seconds: seconds between two queries of the scheduler, at least.
+        controller: submitit's words for the controller's own job (`sweep run --detach`). It takes the partition, the
+            account, the QOS and the setup lines of the queue unless they are set here.
     """
 
     kind: str = "slurm"
@@ -132,30 +158,31 @@ class SlurmQueue(Queue, Submitit):
 
 @dataclass
 class LaunchQueue(Queue):
-    """A queue of W&B Launch, on which agents find jobs.
+    """Workers that are jobs of a W&B Launch queue, which agents take and start.
 
     Args:
-        trials_per_worker: 1, a job for each trial, unless said otherwise.
-        name: the queue's name in W&B.
-        entity: the user or team that owns the queue; null: that of the `wandb` group, or W&B's default.
-        project: where the runs of the jobs are; null: that of the `wandb` group.
-        project_queue: the project that owns the queue; null: W&B's own for queues (model-registry).
+        trials_per_worker: trials of one job. 1: a job for each trial.
+        name: name of the queue in W&B.
+        entity: user or team that owns the queue. null: that of the section `wandb`, otherwise W&B's default.
+        project: project of the jobs' runs. null: that of the section `wandb`.
+        project_queue: project that owns the queue. null: the one in which W&B keeps queues (model-registry).
         resource: where the agent starts jobs: kubernetes, sagemaker, gcp-vertex, local-container or local-process.
-        job: the job artifact to push, `entity/project/job-NAME:latest`; null: the one that `sweep queue job` makes.
-        docker_image: an image to push in the place of a job; not for local-process.
-        priority: 0 critical, 1 high, 2 medium, 3 low; heeded where the queue has `prioritization`.
+        job: job artifact that is pushed, `entity/project/job-NAME:latest`. null: the one that `sweep queue job` makes.
+        docker_image: image that is pushed instead of a job artifact; not for local-process.
+        priority: 0 critical, 1 high, 2 medium, 3 low. It counts only if the queue has `prioritization`.
         variables: values of the queue's template variables, for each push.
-        resource_args: what a push puts in the place of the queue's `template`, by resource; not beside `variables`.
-        template: the resource configuration that `sweep queue create` gives the queue. `{{name}}` stands for a
-            template variable, and what the agent fills in is written with a backslash: `\\${image_uri}`.
-        template_variables: by name a mapping with `schema` (a JSON schema with its default) and `description`.
-        prioritization: whether the queue heeds priorities.
-        max_jobs: jobs that one agent runs at once.
-        channel: how reports and stops travel: room (a file system or an object store) or wandb.
-        room: the directory below which jobs see the sweep's room, by its name: a path, or the URL of an object store;
-            null: at the same path as the controller.
-        query_seconds: at least so long between two questions to W&B.
-        pending_seconds: a pushed job that has not started after so long is given up and pushed anew; null: it waits.
+        resource_args: replaces the queue's `template` at each push, by resource; not together with `variables`.
+        template: resource configuration that `sweep queue create` gives the queue. `{{name}}` stands for a template
+            variable; what the agent fills in is written with a backslash: `\\${image_uri}`.
+        template_variables: mapping by name with `schema` (a JSON schema with its default) and `description`.
+        prioritization: whether the queue takes priorities into account.
+        max_jobs: jobs that one agent runs at once. -1: no limit.
+        channel: how reports and stops travel. room: a file system or an object store; wandb: W&B only.
+        room: directory below which jobs see the room of the sweep, by its name: a path, or the URL of an object store.
+            null: jobs see it at the same path as the controller.
+        query_seconds: seconds between two queries of W&B, at least.
+        pending_seconds: seconds after which a pushed job that has not started is withdrawn and pushed again. null: it
+            waits.
     """
 
     kind: str = "launch"
@@ -196,17 +223,20 @@ class WandbLocation:
 
 @dataclass
 class SimulationModel:
-    """What a simulated world does to workers and trials. Shares are of attempts, spreads are of the logarithm.
+    """What a simulated world does to workers and trials.
 
     Args:
-        trial_seconds: a whole trial by itself on a worker of speed 1.
-        slot_cost: how much longer a trial takes for each other one beside it in its worker, as a share.
-        startup_seconds: from a job's start until the worker is ready.
-        wait_seconds: in the queue before that, on average.
-        startup_spread, speed_spread: standard deviations of the logarithms of start-up times and speeds.
-        stragglers, straggler_factor: attempts that take so many times longer.
-        crashes: attempts during which their worker dies; preemptions: during which it is told to end.
-        stop_seconds: until a running trial obeys a stop.
+        trial_seconds: seconds of a whole trial that is alone on a worker of speed 1.
+        slot_cost: share by which a trial takes longer for each other trial in its worker.
+        startup_seconds: seconds from the start of a job until its worker is ready.
+        wait_seconds: mean seconds that a job waits in the queue before it starts.
+        startup_spread: spread of the start-up times.
+        speed_spread: spread of the speeds of the workers.
+        stragglers: share of attempts that are slowed down by `straggler_factor`.
+        straggler_factor: how many times longer such an attempt takes.
+        crashes: share of attempts during which the worker is lost.
+        preemptions: share of attempts during which the worker is signalled to end.
+        stop_seconds: seconds until a running trial obeys a stop.
     """
 
     trial_seconds: float = 600.0
@@ -224,14 +254,14 @@ class SimulationModel:
 
 @dataclass
 class SimulatedQueue(Queue, SimulationModel):
-    """Simulated workers over recorded curves, in simulated time (docs/simulated.md).
+    """Simulated workers that replay recorded curves in simulated time (docs/simulated.md).
 
     Args:
-        table: the curves, a .npz file.
-        columns: array of the table to torchtune key, beside those that are known.
-        seed: of everything that happens to workers and trials.
-        look_seconds: until a controller that waits sees what has happened.
-        charge: the time that the study takes to ask and to judge passes on the simulated clock too.
+        table: path of the curves, a .npz file.
+        columns: torchtune keys by array of the table, for arrays whose key the program does not know.
+        seed: seed of everything that happens to workers and trials.
+        look_seconds: seconds until a controller that waits observes what has happened.
+        charge: whether the time that the study takes to propose and to judge passes on the simulated clock too.
     """
 
     kind: str = "simulated"

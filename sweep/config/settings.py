@@ -1,6 +1,6 @@
-"""The sections of a sweep's configuration as typed values, frozen into `sweep.json`.
+"""The settings of a whole sweep, frozen into `sweep.json` and read back from it.
 
-Invariants: a value that exists is valid in itself; what depends on other sections is checked in `config.freeze`.
+Invariants: a value that exists is valid in itself; what depends on several sections is checked in `wiring.compose`.
 The frozen form is plain JSON, so that a sweep can be resumed without the files that it was composed from.
 OmegaConf and Hydra are imported when a section is read and not before, so that the command line can complete keys.
 """
@@ -8,156 +8,40 @@ OmegaConf and Hydra are imported when a section is read and not before, so that 
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from functools import cached_property
+from typing import Any
 
 from sweep.config.evaluate import EVALUATORS, Evaluator, NoEvaluation
 from sweep.config.launch_template import check_launch
-from sweep.config.queues import (
-    CHANNELS,
-    CONTROLLER_WORDS,
-    KINDS,
-    RESOURCES,
-    SHARED_WORDS,
-    LaunchQueue,
-    Queue,
-    SlurmQueue,
-    Submitit,
-)
+from sweep.config.queues import CONTROLLER_WORDS, KINDS, SHARED_WORDS, LaunchQueue, Queue, SlurmQueue, Submitit
+from sweep.config.section_reader import read_section
+from sweep.config.sections import SECTIONS, Objective, Recipe, Search, Trial, Wandb, WarmStart
 from sweep.config.space import Space
-from sweep.errors import ConfigError, unknown_key
+from sweep.errors import ConfigError
 from sweep.model import Limits
 from trainer.contract import Guard
 
 SCHEMA_VERSION = 1
-METRICS = ("val_loss", "loss")
-T = TypeVar("T")
-
-
-@dataclass
-class Recipe:
-    """Where the torchtune configuration comes from.
-
-    Args:
-        config: a path, a name of `conf/recipe`, or a name that `tune ls` prints.
-        overrides: torchtune keys to change; `+key` adds one that the configuration lacks.
-        components: further prefixes that `_component_` may name.
-    """
-
-    config: str
-    overrides: dict[str, Any] = field(default_factory=dict)
-    components: list[str] = field(default_factory=list)
-
-
-@dataclass
-class Search:
-    """The budget, and what is allowed to go wrong. null: no limit.
-
-    Args:
-        gpu_hours: training time over all workers; a worker's slots share its hours.
-        min_gain_per_gpu_hour: nothing more is begun where another hour is expected to gain less than this.
-        finalists, seeds: in the end so many of the best trials are trained again with so many seeds each.
-        history: ended trials that a TPE sampler looks at, the best and the newest.
-    """
-
-    trials: int | None = 24
-    tokens: int | None = None
-    seconds: float | None = None
-    target: float | None = None
-    gpu_hours: float | None = None
-    min_gain_per_gpu_hour: float | None = None
-    finalists: int = 0
-    seeds: int = 3
-    seed: int = 0
-    max_attempts: int = 3
-    max_failure_share: float = 0.5
-    history: int | None = 1000
-
-
-@dataclass
-class Objective:
-    """What is minimised, and how often it is looked at.
-
-    Args:
-        metric: val_loss, loss (training loss, mean over a milestone), or auto: val_loss where there is `dataset_val`.
-        milestones: reports of a trial that runs to its end.
-        milestone_tokens: label tokens between reports; null: measured from the data.
-    """
-
-    metric: str = "auto"
-    milestones: int = 12
-    milestone_tokens: int | None = None
-
-
-@dataclass
-class Trial:
-    """How each trial is run.
-
-    Args:
-        checkpoint_every: milestones between checkpoints; 0: none, so that a lost trial starts anew.
-        equal_data: where max_steps_per_epoch is set and accumulation or batch size vary, scale it so that every
-            trial sees the same rows.
-        loss_ratio, grad_norm_ratio: the divergence guard, see `trainer.contract.Guard`.
-    """
-
-    checkpoint_every: int = 1
-    equal_data: bool = True
-    loss_ratio: float = 2.0
-    grad_norm_ratio: float = 1000.0
-
-
-@dataclass
-class Wandb:
-    """What W&B is told.
-
-    Args:
-        mode: online, offline or disabled; null: as the recipe's own `metric_logger` says.
-        project, entity, group: null: as the recipe's WandBLogger says; else `sweep`, the key's own, the sweep's name.
-        init: further arguments of `wandb.init`.
-        artifacts: end: the adapter of a complete trial; milestones: also at every milestone; none.
-        registry: the collection to which the best adapter is linked.
-        hook: a function of a step whose numbers are logged too; its prefix must be in `recipe.components`.
-    """
-
-    mode: str | None = None
-    project: str | None = None
-    entity: str | None = None
-    group: str | None = None
-    job_type: str = "trial"
-    tags: list[str] = field(default_factory=list)
-    init: dict[str, Any] = field(default_factory=dict)
-    artifacts: str = "end"
-    registry: str | None = None
-    hook: str | None = None
-
-
-@dataclass
-class WarmStart:
-    """What the study knows before its first own trial.
-
-    Args:
-        enqueue: configurations to try first, by key of the space.
-        import_from: names or rooms of earlier sweeps with the same space and objective.
-    """
-
-    enqueue: list[dict[str, Any]] = field(default_factory=list)
-    import_from: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class Settings:
-    """A whole sweep, validated.
+    """The validated configuration of a sweep.
 
     Args:
+        name: the sweep's name, which is also that of its room.
         torchtune: the torchtune configuration after `recipe.overrides`, interpolations unresolved.
         changes: dotted keys that `recipe.overrides` changed, with their values.
-        space_raw: key to the texts of its domain, flat, `+` in front of a key that the configuration lacks.
-        derive: torchtune keys tied to others, as interpolations, or set to a value.
-        trial_tokens: label tokens of one trial that runs to its end, 0 where not measured.
-        controller: here, or launch: a job on the sweep's own Launch queue.
-        storage: an Optuna storage URL; null: a journal file in the room.
+        space_raw: the text of each key's domain, flat. A key that the torchtune configuration lacks begins with `+`.
+        derive: torchtune keys with the values that are computed from others, as unresolved interpolations.
+        sampler: keyword arguments of the sampler, and its class under `_target_`.
+        pruner: likewise of the pruner.
+        storage: an Optuna storage URL; None: a journal file in the room.
+        controller: "here", or "launch" for a job on the sweep's own Launch queue.
+        trial_tokens: label tokens of a trial that runs to its end; 0 if they were not counted yet.
+        created: when the sweep was created, in seconds since the epoch; 0 if it has not been.
     """
 
     name: str
@@ -180,15 +64,16 @@ class Settings:
     trial_tokens: int = 0
     created: float = 0.0
 
-    @property
+    @cached_property
     def space(self) -> Space:
-        from sweep.config.space_grammar import parse_space
+        """The search space. It is parsed once for each object: `dataclasses.replace` makes one that parses anew."""
+        from sweep.config.space_grammar import parse_space  # Hydra, which the completion of keys does without
 
         return parse_space(self.space_raw)
 
     @property
     def metric(self) -> str:
-        """The reported number that is minimised."""
+        """The reported number that is minimised: val_loss or loss."""
         if self.objective.metric != "auto":
             return self.objective.metric
         return "val_loss" if self.torchtune.get("dataset_val") else "loss"
@@ -200,14 +85,14 @@ class Settings:
 
     @property
     def reports_per_trial(self) -> int:
-        """Reports of a trial that runs to its end; the last lies there."""
+        """Reports of a trial that runs to its end; the last one falls on the end."""
         if not self.trial_tokens:
             return self.objective.milestones
         return max(1, round(self.trial_tokens / self.milestone_tokens))
 
     @property
     def store_url(self) -> str | None:
-        """The object store that carries the room between controller and jobs; None where they share it."""
+        """The object store that carries the room between controller and jobs; None if they share a file system."""
         queue = self.queue
         if isinstance(queue, LaunchQueue) and queue.channel == "room" and queue.room and "://" in queue.room:
             return f"{queue.room.rstrip('/')}/{self.name}"
@@ -215,10 +100,15 @@ class Settings:
 
     @property
     def guard(self) -> Guard:
+        """When a trial counts as diverged."""
         return Guard(self.trial.loss_ratio, self.trial.grad_norm_ratio)
 
     def limits(self, workers: int) -> Limits:
-        """What the controller may do; `workers` is what `queue.workers` came to on this machine."""
+        """What the controller may do.
+
+        Args:
+            workers: how many workers may run at once on this machine, after `queue.workers=null` was resolved.
+        """
         search, queue = self.search, self.queue
         return Limits(
             trials=search.trials,
@@ -228,7 +118,7 @@ class Settings:
             gpu_hours=search.gpu_hours,
             min_gain=search.min_gain_per_gpu_hour,
             workers=workers,
-            slots=1 if queue.slots == "auto" else int(queue.slots),  # auto: until a worker says what it holds
+            slots=1 if queue.slots == "auto" else int(queue.slots),  # auto: 1 until a worker reports its number
             trials_per_worker=queue.trials_per_worker,
             max_attempts=search.max_attempts,
             max_failure_share=search.max_failure_share,
@@ -238,30 +128,24 @@ class Settings:
         )
 
     def to_json(self) -> dict[str, Any]:
+        """The frozen form, which `settings_from_json` reads."""
         return {"v": SCHEMA_VERSION, **dataclasses.asdict(self)}
-
-
-SECTIONS: dict[str, type] = {
-    "recipe": Recipe,
-    "objective": Objective,
-    "search": Search,
-    "trial": Trial,
-    "warm_start": WarmStart,
-    "wandb": Wandb,
-}
 
 
 def settings_from_json(raw: Mapping[str, Any], where: str) -> Settings:
     """The settings that `to_json` wrote.
 
+    Args:
+        where: the file, for error texts.
+
     Raises:
-        ConfigError: another schema version, or a file that is no sweep's.
+        ConfigError: the file has another schema version, or is not a frozen sweep.
     """
     if raw.get("v") != SCHEMA_VERSION:
         raise ConfigError(f"{where} has schema version {raw.get('v')}; this program reads {SCHEMA_VERSION}")
     values = {k: v for k, v in raw.items() if k != "v"}
     for name, kind in SECTIONS.items():
-        if name != "wandb" or name in values:  # sweeps that were frozen before there was one
+        if name != "wandb" or name in values:  # sweeps of old versions were frozen without this section
             values[name] = read_section(kind, values.get(name), name)
     values["queue"] = read_queue(values.get("queue"))
     values["evaluate"] = read_evaluator(values.get("evaluate") or {})
@@ -272,10 +156,10 @@ def settings_from_json(raw: Mapping[str, Any], where: str) -> Settings:
 
 
 def read_queue(raw: Any) -> Queue:
-    """The queue's section, by its kind.
+    """The section `queue`, as the dataclass of its kind.
 
     Raises:
-        ConfigError: another kind, or what `read_section` refuses; in `queue.controller` too.
+        ConfigError: an unknown kind, or what `read_section` refuses, in `queue.controller` too.
     """
     kind = raw.get("kind", "local") if isinstance(raw, Mapping) else "local"
     if kind not in KINDS:
@@ -289,10 +173,10 @@ def read_queue(raw: Any) -> Queue:
 
 
 def read_evaluator(raw: Any) -> Evaluator:
-    """The section `evaluate`, by its kind.
+    """The section `evaluate`, as the dataclass of its kind.
 
     Raises:
-        ConfigError: another kind, or what `read_section` refuses.
+        ConfigError: an unknown kind, or what `read_section` refuses.
     """
     kind = raw.get("kind", "none") if isinstance(raw, Mapping) else raw
     if kind not in EVALUATORS:
@@ -301,105 +185,10 @@ def read_evaluator(raw: Any) -> Evaluator:
 
 
 def controller_job(queue: SlurmQueue) -> Submitit:
-    """What the controller's own job asks for.
+    """The resources that the controller's own SLURM job asks for.
 
     Raises:
         ConfigError: `queue.controller` has an unknown key or a wrong value.
     """
     shared = {key: getattr(queue, key) for key in SHARED_WORDS}
     return read_section(Submitit, {**shared, **CONTROLLER_WORDS, **queue.controller}, "queue.controller")
-
-
-def read_section(kind: type[T], raw: Any, where: str) -> T:
-    """A section from plain values, type-checked by OmegaConf, range-checked here.
-
-    Raises:
-        ConfigError: an unknown key, a value of another type, or one out of range.
-    """
-    from omegaconf import OmegaConf
-    from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
-
-    if not isinstance(raw, Mapping):
-        raise ConfigError(f"{where}={raw} is no section; it must map keys to values")
-    plain = {key: math.inf if value == ".inf" else value for key, value in raw.items()}  # Hydra's grammar has `inf`
-    try:
-        typed = OmegaConf.merge(OmegaConf.structured(kind), plain)
-        section = kind(**OmegaConf.to_container(typed))  # type: ignore[arg-type]
-    except ConfigKeyError as error:
-        names = [f.name for f in dataclasses.fields(kind)]  # type: ignore[arg-type]
-        raise unknown_key(where, str(error.full_key or error.key), names) from error
-    except OmegaConfBaseException as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(f"{where}.{error.full_key or error.key}: {reason}") from error
-    for (name, key), (allowed, text) in _RANGES.items():
-        value = getattr(section, key, None) if name == where.partition(".")[0] else None
-        if value is not None and not allowed(value):
-            raise ConfigError(f"{where}.{key}={value} is not allowed; it must be {text}")
-    return section
-
-
-_POSITIVE = (lambda value: value > 0, "above 0")
-_NOT_BELOW_ZERO = (lambda value: value >= 0, "0 or more")
-_SHARE = (lambda value: 0 <= value <= 1, "between 0 and 1")
-_AT_LEAST_ONE = (lambda value: value >= 1, "at least 1")
-_RANGES: dict[tuple[str, str], tuple[Any, str]] = {
-    ("search", "trials"): _AT_LEAST_ONE,
-    ("search", "tokens"): _AT_LEAST_ONE,
-    ("search", "seconds"): _POSITIVE,
-    ("search", "max_attempts"): _AT_LEAST_ONE,
-    ("search", "gpu_hours"): _POSITIVE,
-    ("search", "min_gain_per_gpu_hour"): _POSITIVE,
-    ("search", "finalists"): _NOT_BELOW_ZERO,
-    ("search", "seeds"): _AT_LEAST_ONE,
-    ("search", "history"): (lambda value: value >= 50, "50 or more"),
-    ("search", "max_failure_share"): (lambda value: 0 <= value <= 1, "between 0 and 1"),
-    ("objective", "milestones"): _AT_LEAST_ONE,
-    ("objective", "milestone_tokens"): _AT_LEAST_ONE,
-    ("objective", "metric"): (lambda value: value in ("auto", *METRICS), "auto, val_loss or loss"),
-    ("trial", "checkpoint_every"): (lambda value: value >= 0, "0 or more"),
-    ("trial", "loss_ratio"): (lambda value: value > 1, "above 1 (inf switches it off)"),
-    ("trial", "grad_norm_ratio"): (lambda value: value > 1, "above 1 (inf switches it off)"),
-    ("wandb", "mode"): (lambda value: value in ("online", "offline", "disabled"), "online, offline, disabled or null"),
-    ("wandb", "artifacts"): (lambda value: value in ("end", "milestones", "none"), "end, milestones or none"),
-    ("evaluate", "batch_size"): _AT_LEAST_ONE,
-    ("evaluate", "max_tokens"): _AT_LEAST_ONE,
-    ("evaluate", "max_seq_length"): _AT_LEAST_ONE,
-    ("evaluate", "limit"): _AT_LEAST_ONE,
-    ("evaluate", "seconds"): _POSITIVE,
-    ("queue", "timeout_min"): _AT_LEAST_ONE,
-    ("queue", "cpus_per_task"): _AT_LEAST_ONE,
-    ("queue", "gpus_per_node"): (lambda value: value >= 0, "0 or more"),
-    ("queue", "mem_gb"): _POSITIVE,
-    ("queue", "slurm_array_parallelism"): _AT_LEAST_ONE,
-    ("queue", "slurm_signal_delay_s"): _AT_LEAST_ONE,
-    ("queue", "query_seconds"): _POSITIVE,
-    ("queue", "workers"): _AT_LEAST_ONE,
-    ("queue", "slots"): (
-        lambda value: value == "auto" or (isinstance(value, int) and value >= 1),
-        "at least 1, or auto",
-    ),
-    ("queue", "trials_per_worker"): _AT_LEAST_ONE,
-    ("queue", "threads"): _AT_LEAST_ONE,
-    ("queue", "idle_seconds"): _POSITIVE,
-    ("queue", "silence_seconds"): _POSITIVE,
-    ("queue", "start_seconds"): _POSITIVE,
-    ("queue", "stop_grace_seconds"): _POSITIVE,
-    ("queue", "poll_seconds"): _POSITIVE,
-    ("queue", "name"): (
-        lambda value: 0 < len(value) <= 64 and not set(value) & set("/:"),
-        "1 to 64 characters without / and :",
-    ),
-    ("queue", "resource"): (lambda value: value in RESOURCES, f"one of {', '.join(RESOURCES)}"),
-    ("queue", "channel"): (lambda value: value in CHANNELS, " or ".join(CHANNELS)),
-    ("queue", "priority"): (lambda value: 0 <= value <= 3, "0 (critical), 1 (high), 2 (medium) or 3 (low)"),
-    ("queue", "max_jobs"): (lambda value: value >= 1 or value == -1, "at least 1, or -1 for no limit"),
-    ("queue", "pending_seconds"): _POSITIVE,
-    ("queue", "trial_seconds"): _POSITIVE,
-    ("queue", "straggler_factor"): _POSITIVE,
-    ("queue", "look_seconds"): _POSITIVE,
-    **{
-        ("queue", key): _NOT_BELOW_ZERO
-        for key in ("slot_cost", "startup_seconds", "startup_spread", "wait_seconds", "speed_spread", "stop_seconds")
-    },
-    **{("queue", key): _SHARE for key in ("stragglers", "crashes", "preemptions")},
-}

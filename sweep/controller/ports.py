@@ -1,7 +1,7 @@
-"""The four protocols between the controller and the world.
+"""The protocols through which the controller reaches the world.
 
-Invariants: few methods each, none that another could be made of; every implementation passes the contract suite
-of its protocol in `tests/contracts/`; every method that acts is safe to repeat.
+Invariants: each protocol has few methods, none of which could be built from the others. Every implementation passes
+its protocol's contract suite in `tests/contracts/`. Every method that acts is safe to repeat.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from sweep.model import Job, StudyFacts, Tell, Verdict
+from sweep.model import Effect, Job, StudyFacts, Tell, Verdict, View
 from trainer.contract import Outcome, Report, StopCause, TrialSpec
 
 if TYPE_CHECKING:
@@ -19,7 +19,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class WorkerSpec:
-    """A worker to be started: its name in the room and its place among the queue's workers."""
+    """A worker to be started.
+
+    Args:
+        name: its directory's name in the room.
+        place: its position among the queue's workers, from 0.
+    """
 
     name: str
     place: int
@@ -27,7 +32,14 @@ class WorkerSpec:
 
 @dataclass(frozen=True, slots=True)
 class ObservedAttempt:
-    """An attempt as the channel shows it; `reports` are those not shown before."""
+    """An attempt as the channel shows it.
+
+    Args:
+        delivered: it is in its worker's inbox.
+        begun: its worker has started it.
+        stop, stop_reason: the stop that it was asked for, if any.
+        reports: those that the channel has not shown before, in order.
+    """
 
     number: int
     worker: str
@@ -41,7 +53,14 @@ class ObservedAttempt:
 
 @dataclass(frozen=True, slots=True)
 class ObservedWorker:
-    """A worker as the channel shows it; a beat is only ever compared with an earlier one, `slots` is its own choice."""
+    """A worker as the channel shows it.
+
+    Args:
+        beat: its last heartbeat, None before the first. It is only compared for equality with an earlier one.
+        assigned: attempts ever put into its inbox.
+        draining: it was asked to end after the attempts that it has.
+        slots: how many attempts it runs at a time, if it has chosen that itself.
+    """
 
     name: str
     beat: str | None
@@ -54,54 +73,101 @@ class Dispatcher(Protocol):
     """Starts and ends workers on a queue."""
 
     def start(self, workers: Sequence[WorkerSpec]) -> None:
-        """Start these workers, or adopt those found under their names.
+        """Start these workers; a worker of this name that exists already is adopted.
 
-        Where a job carries its first trials, a worker that has none is only planned; a second call, once it has been
-        given some, hands it to the queue.
+        If a queue's jobs carry their first trials, a worker without a trial is only planned. A second call, after
+        trials were assigned to it, submits its job.
 
         Raises:
-            GiveUp: the queue refuses; RetryLater: it cannot answer now.
+            GiveUp: the queue refuses the workers.
+            RetryLater: the queue does not answer now.
         """
 
     def poll(self) -> Mapping[str, Job]:
-        """The job of every worker ever started in this room, with at most one query of the queue."""
+        """The job of every worker ever started in this room, by the worker's name; makes at most one query.
+
+        Raises:
+            RetryLater: the queue does not answer now.
+        """
 
     def cancel(self, workers: Sequence[str]) -> None:
-        """End these workers' jobs; nothing where they are gone."""
+        """Cancel these workers' jobs; jobs that are gone are ignored."""
 
     def preview(self, workers: Sequence[WorkerSpec]) -> str:
-        """What would be handed to the queue for these workers, for a person."""
+        """What would be submitted for these workers, as text for the user."""
 
 
 class Clock(Protocol):
     """Time for the controller: real, or simulated."""
 
     def now(self) -> float:
-        """Seconds; only differences mean anything."""
+        """Seconds since some fixed moment."""
 
     def sleep(self, seconds: float) -> None:
-        """Let time pass."""
+        """Return after this many seconds."""
 
 
 class Channel(Protocol):
-    """Carries specifications and stops to workers, reports and outcomes back."""
+    """Carries specifications and stops to workers, and reports and outcomes back.
+
+    Every method may raise `RetryLater` if the other side is unreachable now.
+    """
 
     def assign(self, spec: TrialSpec) -> None:
-        """Hand an attempt to the worker that it names."""
+        """Hand an attempt to the worker that its specification names.
+
+        If the specification exists already, the existing one stands. Earlier attempts of the trial that have no
+        outcome are fenced off: whatever they write from now on is ignored.
+        """
 
     def stop(self, trial: int, attempt: int, cause: StopCause, reason: str) -> None:
-        """Ask an attempt to stop; the first cause stands."""
+        """Ask an attempt to stop; if it was asked before, the first cause stands."""
 
     def drain(self, worker: str) -> None:
-        """Tell a worker to end after what it has."""
+        """Ask a worker to end after the attempts that it has."""
 
     def observe(
         self, trials: Sequence[int], workers: Sequence[str]
-    ) -> tuple[dict[int, list[ObservedAttempt]], dict[str, ObservedWorker]]:
-        """All attempts of these trials, and these workers."""
+    ) -> tuple[Mapping[int, list[ObservedAttempt]], Mapping[str, ObservedWorker]]:
+        """All attempts of these trials, by trial and in order, and these workers by name.
+
+        An outcome is never shown before the reports that precede it.
+
+        Raises:
+            RetryLater, OSError: nothing can be observed now. Reports read in a failed call are shown by the next one.
+        """
 
     def wait(self, clock: Clock, seconds: float) -> None:
-        """Let this time pass, or less where an attempt of the last observation ends or a worker gets ready."""
+        """Wait this long, or until an attempt of the last observation ends or one of its workers becomes ready."""
+
+
+class Listener(Protocol):
+    """Is told what the controller observes and does, for example to print it; must not act on the sweep."""
+
+    def reported(self, trial: int, report: Report) -> None:
+        """A trial reached a milestone."""
+
+    def done(self, effect: Effect) -> None:
+        """An effect was carried out."""
+
+    def waited(self, view: View) -> None:
+        """A round had nothing to do."""
+
+    def promoted(self, promotion: Promotion) -> None:
+        """A paused trial was promoted."""
+
+    def trouble(self, message: str) -> None:
+        """A round failed; the next one tries again."""
+
+
+class Ledger(Protocol):
+    """Records decisions about trials, and the numbers that each was based on."""
+
+    def add_verdict(self, trial: int, verdict: Verdict, tokens: int) -> None:
+        """Record a verdict on a trial that has trained this many label tokens; one recorded before is ignored."""
+
+    def add_promotion(self, promotion: Promotion) -> None:
+        """Record that a paused trial was promoted."""
 
 
 class Study(Protocol):
@@ -155,7 +221,7 @@ class Study(Protocol):
 
 @dataclass
 class Ports:
-    """The world as the controller reaches it."""
+    """Everything outside of the controller that it observes or acts on."""
 
     study: Study
     channel: Channel

@@ -1,9 +1,9 @@
-"""What an evaluation is: how its section is frozen and checked, on what it runs, and what its job is told.
+"""What evaluations are: their section of the configuration, the sweep that runs them, and their specifications.
 
-An evaluation is a small sweep of its own beside the trials, in a room inside the sweep's: of one worker, without a
-budget, whose trials have the numbers of those that they judge.
+Evaluations are a second, small sweep whose room is part of the first one's. It has one worker and no budget, and each
+of its trials has the number of the trial that it judges.
 
-Invariant: pure, but for the files that are read when a sweep is frozen and the specification of the judged trial.
+Invariant: pure, except that freezing reads files, and a specification is made from that of the judged trial.
 """
 
 from __future__ import annotations
@@ -32,22 +32,22 @@ DIRECTORY = "evaluations"
 
 
 def evaluations_room(room: Room) -> Room:
-    """Where a sweep's evaluations lie: a room in its room."""
+    """The room of a sweep's evaluations, which is part of the sweep's room."""
     return Room(room.root / DIRECTORY)
 
 
 def freeze_evaluator(evaluator: Evaluator) -> Evaluator:
-    """An evaluator that needs no file of this machine: a text is cut into words, a YAML becomes what it holds.
+    """An evaluator that needs no file of this machine: a command line becomes its words, a YAML file its content.
 
     Raises:
-        ConfigError: a text that is no command line, a file that is no YAML mapping, or no file.
+        ConfigError: a command line that cannot be parsed, a file that does not exist or is no YAML mapping.
     """
     match evaluator:
         case Command(command=str() as text):
             try:
                 return replace(evaluator, command=shlex.split(text))
             except ValueError as error:
-                raise ConfigError(f"evaluate.command={text} cannot be cut into words: {error}") from error
+                raise ConfigError(f"evaluate.command={text} cannot be split into words: {error}") from error
         case Torchtune(config=str() as name, recipe=recipe):
             path = Path(recipe).expanduser()
             return replace(evaluator, config=_yaml(name), recipe=str(path.resolve()) if path.is_file() else recipe)
@@ -55,10 +55,10 @@ def freeze_evaluator(evaluator: Evaluator) -> Evaluator:
 
 
 def check(settings: Settings) -> None:
-    """Refuse an evaluation that could not run.
+    """Check that this sweep can evaluate its trials.
 
     Raises:
-        ConfigError: with the key, its value and what is allowed.
+        ConfigError: it cannot; names the key, its value and what is allowed.
     """
     if wanted(settings.evaluate) and isinstance(settings.queue, SimulatedQueue):
         raise ConfigError("evaluate: a simulated queue trains no adapter that could be judged; set evaluate=none")
@@ -88,13 +88,13 @@ def check(settings: Settings) -> None:
 
 
 def evaluation_settings(settings: Settings) -> Settings:
-    """The settings of the sweep that evaluates: the same queue with one worker, and no budget."""
+    """The settings of the sweep that runs the evaluations: the same queue with one worker, and no budget."""
     queue, search = settings.queue, settings.search
     queue = replace(queue, workers=1, slots=1)
     if isinstance(queue, LaunchQueue):
         queue = replace(queue, room=f"{queue.room.rstrip('/')}/{settings.name}") if queue.room else queue
     elif not isinstance(queue, SlurmQueue):
-        queue = replace(queue, threads=1)  # beside the trials, whose cores these are
+        queue = replace(queue, threads=1)  # the trials use the other cores
     search = replace(search, trials=None, tokens=None, seconds=None, target=None, max_failure_share=1.0)
     wandb = replace(
         settings.wandb, group=wandb_location(settings).group, job_type="evaluation", artifacts="none", hook=None
@@ -108,9 +108,8 @@ def evaluation_spec(
     """The specification of an evaluation's attempt (trial, attempt, worker).
 
     Args:
-        settings: the sweep's own.
-        room: the sweep's own.
-        stopped: W&B runs of evaluations that no attempt goes on in.
+        settings, room: of the sweep whose trials are judged.
+        stopped: W&B runs of evaluations that were asked to stop, so that no attempt continues in them.
     """
     trial, attempt, worker = identity
     judged = room.attempts(trial)[-1]
@@ -143,7 +142,7 @@ def wanted(evaluator: Evaluator) -> bool:
 
 
 def _adapter(settings: Settings, room: Room, trial: int, attempt: int) -> str:
-    """Where a job sees the adapter of an attempt: in the room as the queue's jobs know it."""
+    """The path of an attempt's adapter on the host of the job, where the room may have another path than here."""
     path = room.attempt(trial, attempt).adapter
     seen = settings.queue.room if isinstance(settings.queue, LaunchQueue) else None
     return f"{seen.rstrip('/')}/{settings.name}/{path.relative_to(room.root)}" if seen else str(path)

@@ -18,7 +18,7 @@ from sweep.config.settings import Settings
 from sweep.config.torchtune import trial_changes
 from sweep.controller.ports import WorkerSpec
 from sweep.errors import ConfigError
-from sweep.report.terminal import duration, param, short_keys
+from sweep.report.formatting import duration, param, short_keys
 from sweep.search.storage import memory_storage
 from sweep.search.study import OptunaStudy
 from sweep.wiring import backends, rooms, session

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, TypeVar
 
 from sweep.config.queues import SimulatedQueue
 from sweep.config.settings import Settings
-from sweep.evaluation.controller import told
+from sweep.evaluation.controller import read_ending
 from sweep.evaluation.jobs import evaluations_room
-from sweep.model import Ending, Job, JobState, SweepState, TrialRow, WorkerFacts
+from sweep.model import Ending, EvaluationStatus, Job, JobState, SweepState, TrialRow, TrialStatus, WorkerFacts
 from sweep.wiring.backends import job_viewer
 from sweep.wiring.rooms import controller_runs, journal_path, load_settings, worker_of
 from sweep.wiring.session import reading_storage
@@ -26,14 +26,14 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
 T = TypeVar("T")
-ENDED = {"COMPLETE": "complete", "PRUNED": "pruned"}
+ENDED = {"COMPLETE": TrialStatus.COMPLETE, "PRUNED": TrialStatus.PRUNED}
 
 
 @dataclass(frozen=True, slots=True)
 class EvaluationState:
     """A trial's evaluation; see `TrialRow`."""
 
-    state: str = ""
+    state: EvaluationStatus = EvaluationStatus.NONE
     reason: str = ""
     scores: Mapping[str, float] = field(default_factory=dict)
 
@@ -96,12 +96,18 @@ class SweepReader:
         files = self.room.attempt(trial.number, attempts[-1]) if attempts else None
         worker = worker_of(self.room, trial.number, attempts[-1]) if attempts else ""
         outcome = read_outcome(self.room, trial.number)
-        state = ENDED.get(trial.state.name, "cancelled" if CANCELLED in trial.user_attrs else "failed")
+        unsuccessful = TrialStatus.CANCELLED if CANCELLED in trial.user_attrs else TrialStatus.FAILED
+        state = ENDED.get(trial.state.name, unsuccessful)
         if not trial.state.is_finished():
             running = outcome is None and worker in alive
             goes_on = outcome is None or outcome.resumable
             paused = outcome is not None and outcome.cause is StopCause.PAUSED
-            state = "running" if running else "paused" if paused else "waiting" if goes_on else "ended"
+            if running:
+                state = TrialStatus.RUNNING
+            elif paused:
+                state = TrialStatus.PAUSED
+            else:
+                state = TrialStatus.WAITING if goes_on else TrialStatus.ENDED
         reports = self._read_reports(trial.number, attempts)
         last = getattr(reports[-1], self.settings.metric) if reports else None
         row = TrialRow(
@@ -125,7 +131,7 @@ class SweepReader:
         if row.number not in judged:
             return row
         found = self._evaluations.get(row.number) or read_evaluation(self.room, row.number)
-        if found.state in ("complete", "failed"):
+        if found.state.is_final:
             self._evaluations[row.number] = found
         return replace(row, evaluation=found.state, evaluation_reason=found.reason, scores=found.scores)
 
@@ -178,15 +184,17 @@ def read_outcome(room: Room, trial: int) -> Outcome | None:
 def read_evaluation(room: Room, trial: int) -> EvaluationState:
     """The evaluation of a trial of a sweep's room."""
     beside = evaluations_room(room)
-    how, outcome = told(beside, trial), read_outcome(beside, trial)
+    how, outcome = read_ending(beside, trial), read_outcome(beside, trial)
     if how is not None:
-        state = "complete" if how["ending"] == Ending.COMPLETE else "failed"
-        return EvaluationState(state, how["reason"] if state == "failed" else "", outcome.scores if outcome else {})
+        scores = outcome.scores if outcome else {}
+        if how["ending"] == Ending.COMPLETE:
+            return EvaluationState(EvaluationStatus.COMPLETE, "", scores)
+        return EvaluationState(EvaluationStatus.FAILED, how["reason"], scores)
     attempts = beside.attempts(trial)
     if outcome is not None and outcome.scores:
-        return EvaluationState("complete", "", outcome.scores)  # and not told yet: no controller runs
+        return EvaluationState(EvaluationStatus.COMPLETE, "", outcome.scores)  # and not told yet: no controller runs
     begun = attempts and outcome is None and (beside.attempt(trial, attempts[-1]).reports).exists()
-    return EvaluationState("running" if begun else "waiting")
+    return EvaluationState(EvaluationStatus.RUNNING if begun else EvaluationStatus.WAITING)
 
 
 def read_steps(room: Room, trial: int) -> list[Step]:

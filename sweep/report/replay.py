@@ -17,7 +17,7 @@ from sweep.config.overrides import section_of
 from sweep.config.queues import SimulationModel
 from sweep.config.settings import Settings
 from sweep.errors import ConfigError
-from sweep.model import Limits, SweepState, TrialRow
+from sweep.model import Limits, SweepState, TrialRow, TrialStatus
 from sweep.queues.simulated.tables import Table
 from sweep.queues.simulated.world import RECORD_ENDS, World
 from sweep.search.build import build_pruner
@@ -131,7 +131,7 @@ def recorded(rows: Sequence[TrialRow]) -> Table:
             values = (last.tokens, last.loss, last.grad_norm, math.nan if last.val_loss is None else last.val_loss)
             for name, value in zip(curves, values, strict=True):
                 curves[name][index, milestone - 1] = value
-        if row.state != "complete":
+        if row.state is not TrialStatus.COMPLETE:
             ends[index] = row.reports[-1].milestone
         tokens = curves["tokens"][index]
         tokens[:] = np.maximum.accumulate(tokens + np.arange(length) * 1e-3)  # time goes on where none were counted

@@ -29,7 +29,6 @@ from trainer.room import AttemptDir, Room, read_text, write_atomic
 from trainer.tracking.tracker import REASON, STATE, declare_inputs, exit_code, score_summary
 
 SYNCED = "synced"
-TOLD = ("complete", "pruned", "failed", "cancelled")
 # How long the end of a sweep waits for what W&B has not been told yet.
 LAST_SECONDS = 60.0
 
@@ -100,7 +99,7 @@ def publish(settings: Settings, state: SweepState, found: Callable[[int], Tracki
     runs = asked(lambda: list(_runs(where.path, where.group)), f"the project {where.path}")
     by_id = {run.id: run for run in runs}
     for row in state.rows:
-        tracking = found(row.number) if row.state in TOLD else None
+        tracking = found(row.number) if row.state.is_final else None
         run = by_id.get(tracking.run) if tracking else None
         if run is not None and _tell(run, row):
             yield f"trial {row.number}: {row.state}"
@@ -201,7 +200,7 @@ def _runs(path: str, group: str) -> list[Any]:
 
 def _tell(run: Any, row: TrialRow) -> bool:
     """Say in a run's summary how its trial ended for the sweep, and its scores; False where it says so already."""
-    wanted: dict[str, str | float] = {STATE: row.state, REASON: row.reason, **score_summary(row.scores)}
+    wanted: dict[str, str | float] = {STATE: row.state.value, REASON: row.reason, **score_summary(row.scores)}
     said = summary(run)
     if all(_same(said.get(key), value) for key, value in wanted.items()):
         return False

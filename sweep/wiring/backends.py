@@ -144,9 +144,9 @@ def open_channel(room: Room, settings: Settings, dispatcher: Dispatcher) -> Iter
     if settings.store_url is None:
         yield make_channel(room, dispatcher)
         return
-    from sweep.store.channel import mirrored
+    from sweep.store.channel import open_store_channel
 
-    with mirrored(room, settings.store_url, whereabouts(), ends_of(dispatcher)) as channel:
+    with open_store_channel(room, settings.store_url, whereabouts(), ends_of(dispatcher)) as channel:
         yield channel
 
 

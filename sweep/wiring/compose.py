@@ -23,19 +23,9 @@ from omegaconf.errors import OmegaConfBaseException
 from sweep.config import torchtune as torchtune_recipe
 from sweep.config.overrides import GIVEN, hydra_error, keyed_section, section_of, split_words
 from sweep.config.queues import SimulatedQueue, SlurmQueue
-from sweep.config.settings import (
-    Objective,
-    Recipe,
-    Search,
-    Settings,
-    Trial,
-    Wandb,
-    WarmStart,
-    controller_job,
-    read_evaluator,
-    read_queue,
-    read_section,
-)
+from sweep.config.section_reader import read_section
+from sweep.config.sections import Objective, Recipe, Search, Trial, Wandb, WarmStart
+from sweep.config.settings import Settings, controller_job, read_evaluator, read_queue
 from sweep.config.space_grammar import merged, parse_space
 from sweep.errors import ConfigError
 from sweep.evaluation import jobs

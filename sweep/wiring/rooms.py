@@ -63,21 +63,21 @@ def current_room(name: str | None, light: bool = True) -> Room:
     room = find_room(name)
     url = load_settings(room).store_url
     if url is not None and not controller_runs(room):
-        from sweep.store.channel import pull
+        from sweep.store.remote import download
 
-        pull(url, room.root, light)
+        download(url, room.root, light)
     return room
 
 
 def _fetched(url: str, light: bool) -> Room:
-    from sweep.store.channel import check_place, pull
+    from sweep.store.remote import check_url, download
 
     url = url.rstrip("/")
     room = Room((rooms_dir() / url.rpartition("/")[2]).resolve())
     if controller_runs(room):  # it writes there, and the store has less
-        check_place(url, room)
+        check_url(url, room)
         return room
-    return pull(url, room.root, light)
+    return download(url, room.root, light)
 
 
 def free_name(stem: str) -> str:
@@ -158,9 +158,9 @@ def settled(room: Room) -> Iterator[None]:
         if url is None:
             yield
             return
-        from sweep.store.channel import mirrored
+        from sweep.store.channel import open_store_channel
 
-        with mirrored(room, url, whereabouts()):
+        with open_store_channel(room, url, whereabouts()):
             yield
 
 
@@ -231,7 +231,7 @@ def controller_elsewhere(room: Room) -> str:
     url = load_settings(room).store_url
     if url is None or controller_runs(room):
         return ""
-    from sweep.store.channel import controller_at
+    from sweep.store.remote import controller_at
 
     return controller_at(url, room.root)
 

@@ -34,9 +34,9 @@ from trainer.room import Room, write_atomic
 if TYPE_CHECKING:
     from optuna.storages import BaseStorage
 
-    from sweep.controller.loop import Controller, Listener, SpecFactory
-    from sweep.controller.ports import Channel, Dispatcher, Ports
-    from sweep.evaluation.controller import Together
+    from sweep.controller.loop import Controller, SpecFactory
+    from sweep.controller.ports import Channel, Dispatcher, Listener, Ports
+    from sweep.evaluation.controller import CombinedController
     from sweep.processes import PreforkServer
     from sweep.search.study import OptunaStudy, StudyConfig
     from sweep.wiring.compose import Composed
@@ -217,7 +217,7 @@ def spec_maker(
 @contextmanager
 def with_evaluations(
     main: Controller, room: Room, settings: Settings, parts: tuple[OptunaStudy, PreforkServer], listener: Listener
-) -> Iterator[Controller | Together]:
+) -> Iterator[Controller | CombinedController]:
     """A sweep's controller together with that of its evaluations, where any are wanted.
 
     Args:
@@ -231,13 +231,13 @@ def with_evaluations(
         return
     from sweep.controller.loop import Controller
     from sweep.controller.ports import Ports
-    from sweep.evaluation.controller import EvaluationStudy, Gate, Together
+    from sweep.evaluation.controller import CombinedController, EvaluationMode, EvaluationStudy
 
     study, prefork = parts
     inner, beside = evaluation_settings(settings), evaluations_room(room)
     waits = on_gpu(settings) and not isinstance(settings.queue, SlurmQueue | LaunchQueue)
     dispatcher = make_dispatcher(beside, inner, None if waits else prefork)
-    gate = Gate(main.mode)
+    evaluation_mode = EvaluationMode(main.mode)
     if not beside.sweep.exists():
         save_settings(beside, inner)
     with _open_beside(main.ports.channel, beside, dispatcher) as channel:
@@ -249,11 +249,11 @@ def with_evaluations(
                 settings, room, (trial, attempt, worker), stopped_runs(beside)
             ),
             listener=listener,
-            mode=gate,
+            mode=evaluation_mode,
             created=settings.created,
             poll_seconds=main.poll_seconds,
         )
-        yield Together(main, controller, gate, waits)
+        yield CombinedController(main, controller, evaluation_mode, waits)
 
 
 @contextmanager
@@ -265,7 +265,7 @@ def _open_beside(main: Channel, beside: Room, dispatcher: Dispatcher) -> Iterato
         yield make_channel(beside, dispatcher)
         return
     with main.within(beside, DIRECTORY) as channel:
-        channel.ended = ends_of(dispatcher)
+        channel.job_ends = ends_of(dispatcher)
         yield channel
 
 

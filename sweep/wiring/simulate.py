@@ -10,7 +10,9 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from sweep.controller.loop import Controller, Ledger, NoLedger
+from sweep.controller.ledger import NoLedger
+from sweep.controller.loop import Controller
+from sweep.controller.ports import Ledger
 from sweep.model import Effect, Finish, Limits, Mode, View
 from sweep.queues.simulated.dispatcher import simulated_ports
 from sweep.queues.simulated.world import World

@@ -17,7 +17,8 @@ from sweep.queues.simulated.dispatcher import SimulatedChannel, SimulatedClock
 from sweep.queues.simulated.tables import load_table
 from sweep.queues.simulated.world import SimAttempt, World
 from sweep.store.channel import StoreChannel
-from sweep.store.controller_sync import ControllerSync, pull_room
+from sweep.store.controller_sync import ControllerSync
+from sweep.store.download import download_room
 from tests.helpers.launch_fakes import FakeLaunchApi
 from tests.helpers.tables import write_table
 from trainer.contract import Outcome, OutcomeKind, Report, StopCause, TrialSpec, decode, encode
@@ -115,7 +116,7 @@ class SimulatedRig(Rig):
             self.world.advance(self.world.next_event())
 
 
-@pytest.fixture(params=["room", "mirrored", "wandb"])
+@pytest.fixture(params=["room", "store", "wandb"])
 def make(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Make:
     """Over a directory that both share; and over a store of which each controller has a new copy.
 
@@ -123,11 +124,11 @@ def make(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     what one with a copy of its own would put and find.
     """
 
-    def mirrored(room: Room) -> StoreChannel:
-        mirror = ControllerSync(open_store(str(room.root)), Room(tmp_path_factory.mktemp("copy")))
-        pull_room(mirror.store, mirror.room)
-        mirror.start(continued=False)
-        return StoreChannel(mirror, look=0.01)
+    def through_store(room: Room) -> StoreChannel:
+        sync = ControllerSync(open_store(str(room.root)), Room(tmp_path_factory.mktemp("copy")))
+        download_room(sync.store, sync.room)
+        sync.start(continued=False)
+        return StoreChannel(sync, min_interval=0.01)
 
     def through_wandb(room: Room) -> WandbChannel:
         """One that has looked, as the dispatcher makes it look."""
@@ -137,7 +138,7 @@ def make(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         channel.runs.look()
         return channel
 
-    ways: dict[str, Make] = {"mirrored": mirrored, "wandb": through_wandb}
+    ways: dict[str, Make] = {"store": through_store, "wandb": through_wandb}
     return ways.get(request.param, RoomChannel)
 
 

@@ -416,7 +416,7 @@ def test_a_run_that_a_person_deletes_is_cancelled(rooms: Path, restarted: bool) 
             with once(lambda: reports(room) > 0, lambda: api.delete_run(run_of(room))):
                 run_killed(room, lambda: 5)
                 while reports(room) == 0:
-                    kill_points.controller(room, kill_points.Quiet()).observe()
+                    kill_points.controller(room, kill_points.Quiet()).observer.observe()
         with once(lambda: reports(room) > 0, lambda: api.delete_run(run_of(room))):
             assert run_here(room).how is Finished.DONE
     found = open_reader(room).state().rows[0]

@@ -20,7 +20,7 @@ from sweep.controller import room_channel
 from sweep.controller.ledger import RoomLedger, read_ledger
 from sweep.controller.loop import Controller
 from sweep.controller.ports import Ports
-from sweep.evaluation import controller as beside
+from sweep.evaluation import controller as evaluation_controller
 from sweep.model import Effect, Finish, Mode, View
 from sweep.queues.launch import channel as wandbchannel
 from sweep.queues.launch import dispatcher as launch_dispatch
@@ -173,7 +173,15 @@ def die_at_write(count: int) -> Callable[[], None]:
 
     def install() -> None:
         write = wrap(trainer_room.write_atomic)
-        for module in (trainer_room, room_channel, local, slurm_dispatch, launch_dispatch, wandbchannel, beside):
+        for module in (
+            trainer_room,
+            room_channel,
+            local,
+            slurm_dispatch,
+            launch_dispatch,
+            wandbchannel,
+            evaluation_controller,
+        ):
             module.write_atomic = write  # type: ignore[attr-defined]
         JournalFileBackend.append_logs = wrap(JournalFileBackend.append_logs)  # type: ignore[method-assign, assignment]
         for name in ("push", "stop", "configure", "delete_item"):

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from sweep.controller.ports import ObservedAttempt
-from sweep.store.channel import StoreChannel, mirrored, pull
+from sweep.store.channel import StoreChannel, open_store_channel
+from sweep.store.remote import download
 from tests.conftest import embedded_config
 from tests.helpers.stores import s3_server
 from tests.integration.test_attempt import steps
@@ -68,7 +69,7 @@ def test_a_trial_goes_on_from_the_checkpoint_that_another_worker_left_in_the_buc
     config = embedded_config(dataset__split="train[:160]", dataset_val__split="train[:4]", epochs=3)
     spec = TrialSpec("s", 0, 1, "w0001", config, milestone_tokens=720)
     write_atomic(room.sweep, '{"name": "real", "created": 1.0}')
-    with mirrored(room, url, "a test", lambda: 0) as channel, two_workers(url, tmp_path) as workers:
+    with open_store_channel(room, url, "a test", lambda: 0) as channel, two_workers(url, tmp_path) as workers:
         channel.assign(spec)
         until(channel, 1, lambda sight: sight.reports)
         channel.stop(0, 1, StopCause.INTERRUPTED, "for now")
@@ -85,7 +86,7 @@ def test_a_trial_goes_on_from_the_checkpoint_that_another_worker_left_in_the_buc
             output, _ = worker.communicate(timeout=900)
             assert worker.returncode == 0, output
             assert "it was drained" in output
-    everything = pull(url, tmp_path / "laptop")
+    everything = download(url, tmp_path / "laptop")
     assert (everything.attempt(0, 2).adapter / "adapter_model.safetensors").exists()
     alone = Room(tmp_path / "alone")
     write_atomic(alone.attempt(0, 1).spec, encode(spec))

@@ -55,7 +55,7 @@ class WandbChannel:
     _gone: set[str] = field(default_factory=set)
 
     def assign(self, spec: TrialSpec) -> None:
-        self.inner.propose(spec)
+        self.inner.write_spec(spec)
         self._tell_worker(spec.worker, (spec.trial, spec.attempt))
         self.inner.assign(spec)
 

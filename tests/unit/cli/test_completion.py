@@ -19,7 +19,9 @@ import pytest
 from sweep.cli import completion
 from sweep.cli.main import cli, main
 from sweep.cli.shells import SHELLS, VARIABLE, split_line
-from sweep.config.settings import SECTIONS, read_queue, read_section
+from sweep.config.section_reader import read_section
+from sweep.config.sections import SECTIONS
+from sweep.config.settings import read_queue
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 # The lines that are typed, with Tab keys, and the arguments that `sweep` gets.
@@ -108,7 +110,7 @@ def test_queue_without_an_action_completes_what_follows_show() -> None:
 
 def test_sweeps_trials_and_what_a_sweep_that_exists_can_change(here: Path) -> None:
     assert answers("sweep best ") == ["first", "second"]
-    assert answers("sweep resume ") == ["first", "second", "queue.", "search."]
+    assert answers("sweep resume ") == ["first", "second", "search.", "queue."]
     assert answers("sweep resume fir") == ["first"]
     assert answers("sweep resume first search.gpu") == ["search.gpu_hours="]
     assert answers("sweep resume first queue.slurm_part") == ["queue.slurm_partition="]

@@ -17,7 +17,7 @@ from sweep.cli.launch_controller import check_controller, is_wanted, push_contro
 from sweep.cli.main import main
 from sweep.errors import ConfigError, RetryLater
 from sweep.queues.launch import api as launchapi
-from sweep.store.channel import mirrored
+from sweep.store.channel import open_store_channel
 from sweep.wiring.rooms import controller_lock, current_room, load_settings
 from tests.helpers.kill_points import make_room
 from tests.helpers.launch_fakes import FakeLaunchApi
@@ -106,7 +106,8 @@ def test_its_number_goes_on_though_the_job_held_the_sweep_last(
         push_controller(room)
         taken(api)
         monkeypatch.setenv("SWEEP_ROOMS", str(tmp_path / "pod"))
-        with mirrored(current_room(f"file://{tmp_path}/store/s", light=False), f"file://{tmp_path}/store/s", "pod"):
+        url = f"file://{tmp_path}/store/s"
+        with open_store_channel(current_room(url, light=False), url, "pod"):
             pass
         monkeypatch.setenv("SWEEP_ROOMS", str(rooms))
     assert [found.rpartition("-")[2] for found, _ in pushed(api)] == ["1", "2", "3"]

@@ -32,7 +32,7 @@ FAST = ("queue.charge=false", "objective=loss", "sampler=random", "pruner=none",
 @pytest.fixture(autouse=True)
 def as_before(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The logging is that of the process again."""
-    monkeypatch.delenv(logs.LEVEL_VARIABLE, raising=False)
+    monkeypatch.delenv(logs.LEVEL_ENV, raising=False)
     loggers = [logging.getLogger(name) for name in logs.PACKAGES]
     before = [(logger, logger.handlers[:], logger.level, logger.propagate) for logger in loggers]
     yield
@@ -106,7 +106,7 @@ def test_evaluations_are_told_apart(log: LineLog, tmp_path: Path, capsys: pytest
 def test_the_environment_says_the_level(
     variable: str, levels: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv(logs.LEVEL_VARIABLE, variable)
+    monkeypatch.setenv(logs.LEVEL_ENV, variable)
     logs.configure()
     for level in (logging.DEBUG, logging.INFO, logging.WARNING):
         logging.getLogger("sweep.x").log(level, "said")
@@ -128,7 +128,7 @@ def test_verbose_and_quiet(
     assert {match[1] for line in output.splitlines() if (match := LINE.fullmatch(line))} == levels
     assert "done: all 2 trials have ended" in output, "a result is printed at every level"
     names = {"--verbose": "DEBUG", "-v": "DEBUG", "--quiet": "WARNING", None: None}
-    assert os.environ.get(logs.LEVEL_VARIABLE) == names[option], "what is started from here inherits it"
+    assert os.environ.get(logs.LEVEL_ENV) == names[option], "what is started from here inherits it"
 
 
 def test_in_a_terminal_lines_go_to_the_live_view_and_nowhere_else(

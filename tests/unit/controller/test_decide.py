@@ -251,7 +251,7 @@ LEFT = "it was paused, and not promoted before the end"
         ),
         pytest.param(
             view(trial(0, attempt()), workers=(replace(W1, beat=NOW - 121),)),
-            [Cancel("w0001", "no beat for 120 s")],
+            [Cancel("w0001", "no heartbeat for 120 s")],
             id="a silent worker is cancelled, and its trial waits until the job is gone",
         ),
         pytest.param(

@@ -1,4 +1,4 @@
-"""README's table of W&B's own schedulers, where the installed package can be asked."""
+"""The table of W&B's own schedulers in docs/comparison.md, if the installed package can be asked."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from sweep.errors import RetryLater
-from sweep.model import TrialRow
+from sweep.model import TrialRow, TrialStatus
 from sweep.tracking import sync as wandbsync
 from sweep.tracking.client import asked
 from sweep.tracking.sync import pending_uploads, upload
@@ -114,7 +114,7 @@ class Run:
 
 
 def row(**scores: float) -> TrialRow:
-    return TrialRow(3, "complete", {}, 1.0, "", 1, "w0001", scores=scores)
+    return TrialRow(3, TrialStatus.COMPLETE, {}, 1.0, "", 1, "w0001", scores=scores)
 
 
 @pytest.mark.parametrize("loss", [1.5, math.inf, math.nan])

@@ -17,7 +17,9 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 
 from sweep.config.queues import Queue
-from sweep.config.settings import METRICS, SECTIONS, Objective, Settings, read_queue, read_section, settings_from_json
+from sweep.config.section_reader import read_section
+from sweep.config.sections import METRICS, SECTIONS, Objective
+from sweep.config.settings import Settings, read_queue, settings_from_json
 from sweep.config.torchtune import resolve
 from sweep.errors import ConfigError
 from sweep.resources import conf_dir, embedded_dir, launch_queues_dir

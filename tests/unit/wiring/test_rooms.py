@@ -11,7 +11,7 @@ from sweep.cli.main import main
 from sweep.cli.stop import stop_elsewhere
 from sweep.errors import ConfigError, RetryLater
 from sweep.model import Mode
-from sweep.store import channel as mirrored
+from sweep.store import channel, remote
 from sweep.store.lease import Lease, await_release
 from sweep.wiring.rooms import (
     change_settings,
@@ -43,7 +43,7 @@ def carried(rooms: Path, store: str, *words: str) -> Room:
 
 def held_once(room: Room, holder: str = "a test") -> None:
     """A controller holds the room and ends properly."""
-    with mirrored.mirrored(room, load_settings(room).store_url or "", holder):
+    with channel.open_store_channel(room, load_settings(room).store_url or "", holder):
         pass
 
 
@@ -73,13 +73,14 @@ def test_a_look_by_url_never_replaces_another_sweep_of_this_name(
     mine = make_room(rooms)
     before = {path: path.read_bytes() for path in mine.root.rglob("*") if path.is_file()}
     lock = controller_lock(mine) if runs else tmp_path / "lock"
-    with hold(lock, "test"), pytest.raises(ConfigError, match=r"holds another sweep s than the one in .*SWEEP_ROOMS"):
+    other = r"holds another sweep s than the local room .*SWEEP_ROOMS"
+    with hold(lock, "test"), pytest.raises(ConfigError, match=other):
         current_room(f"{store}/s")
     assert {path: path.read_bytes() for path in before} == before
 
 
 def test_a_look_at_a_place_without_a_sweep_says_so(rooms: Path, store: str) -> None:
-    with pytest.raises(ConfigError, match="there is no sweep at this place of the store"):
+    with pytest.raises(ConfigError, match="the store holds no sweep at this URL"):
         current_room(f"{store}/nothing")
 
 
@@ -136,9 +137,9 @@ def test_nothing_is_changed_while_a_controller_runs_elsewhere(
     mine = carried(rooms, store)
     monkeypatch.setenv("SWEEP_ROOMS", str(tmp_path / "pod"))
     theirs = current_room(f"{store}/s", light=False)
-    at_work = Lease(open_store(f"{store}/s"), "process 7 on pod", theirs.root / mirrored.LEASE_RECORD, renew=1e6)
+    at_work = Lease(open_store(f"{store}/s"), "process 7 on pod", theirs.root / remote.LEASE_RECORD, renew=1e6)
     at_work.acquire()
-    monkeypatch.setattr(mirrored, "Lease", partial(Lease, sleep=lambda seconds: at_work.renew_once()))
+    monkeypatch.setattr(channel, "Lease", partial(Lease, sleep=lambda seconds: at_work.renew_once()))
     before = read_text(mine.sweep)
     with pytest.raises(RetryLater, match=r"process 7 on pod\); end it with `sweep stop`"):
         change_settings(mine, ["search.trials=24"])
@@ -151,7 +152,7 @@ def test_nothing_is_changed_while_a_controller_runs_elsewhere(
 
 def killed(store: str, room: Room) -> None:
     """A controller has held this room, and has died without letting go."""
-    lease = Lease(open_store(f"{store}/s"), "process 7 on pod", room.root / mirrored.LEASE_RECORD, renew=1e6)
+    lease = Lease(open_store(f"{store}/s"), "process 7 on pod", room.root / remote.LEASE_RECORD, renew=1e6)
     lease.acquire()
 
 
@@ -175,7 +176,7 @@ def test_stop_waits_for_a_controller_elsewhere_no_longer_than_it_may_live(
     assert "controller: process 7 on pod, unless it was killed there" in capsys.readouterr().out
     seconds = [0.0]
     monkeypatch.setattr(
-        mirrored,
+        remote,
         "await_release",
         partial(await_release, now=lambda: seconds[0], sleep=lambda more: seconds.append(seconds.pop() + more)),
     )
@@ -185,14 +186,14 @@ def test_stop_waits_for_a_controller_elsewhere_no_longer_than_it_may_live(
 
 
 @pytest.mark.parametrize("obeyed", [True, False])
-def test_a_controller_elsewhere_that_ended_without_a_look_at_the_wish_has_not_obeyed(
+def test_a_controller_elsewhere_that_ended_without_reading_the_requested_mode_has_not_obeyed(
     rooms: Path, store: str, tmp_path: Path, obeyed: bool
 ) -> None:
     room = carried(rooms, store)
-    mirrored.send_wish(f"{store}/s", Mode.STOP)
+    remote.send_mode(f"{store}/s", Mode.STOP)
     pod = Room(tmp_path / "pod")
-    mirrored.pull(f"{store}/s", pod.root)
-    with mirrored.mirrored(pod, f"{store}/s", "pod") as channel:
+    remote.download(f"{store}/s", pod.root)
+    with channel.open_store_channel(pod, f"{store}/s", "pod") as held:
         if obeyed:
-            channel.mirror.clear_control()
-    assert mirrored.await_end(load_settings(room).store_url or "") is obeyed
+            held.sync.clear_control()
+    assert remote.await_controller_end(load_settings(room).store_url or "") is obeyed
