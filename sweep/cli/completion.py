@@ -68,9 +68,10 @@ def complete_override(ctx: click.Context, param: click.Parameter, incomplete: st
         names = {**{f"{name}=": "group" for name in groups}, **{f"{name}=": "setting" for name in TOP_KEYS}}
         names |= {f"{name}.": "settings" for name in (*_sections(groups, chosen), *FILED, "derive")}
         return [CompletionItem(sign + name, help=text) for name, text in names.items() if name.startswith(key)]
-    keys = _file_keys(groups, chosen, section) if section.partition(".")[0] in FILED else []
-    keys += _setting_keys(_sections(groups, chosen), section)
-    return _matching((sign + name for name in keys), incomplete)
+    if section.partition(".")[0] in FILED:
+        return _matching((sign + name for name in _file_keys(groups, chosen, section)), incomplete)
+    settings = _settings(_sections(groups, chosen), section)
+    return [CompletionItem(sign + name, help=text) for name, text in settings.items() if name.startswith(key)]
 
 
 def complete_change(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
@@ -79,8 +80,9 @@ def complete_change(ctx: click.Context, param: click.Parameter, incomplete: str)
     key, equals, _ = incomplete.partition("=")
     if equals:
         return _matching((f"{key}={value}" for value in _values(key, sections)), incomplete)
-    keys = [name for section in sections for name in _setting_keys(sections, section)]
-    return _matching(keys if "." in key else [f"{section}." for section in sections], incomplete)
+    settings = {name: text for section in sections for name, text in _settings(sections, section).items()}
+    names = settings if "." in key else {f"{section}.": "settings" for section in sections}
+    return [CompletionItem(name, help=text) for name, text in names.items() if name.startswith(incomplete)]
 
 
 def complete_sweep_or_change(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
@@ -186,11 +188,16 @@ def _kind_in_room(name: str | None) -> str:
     return ""
 
 
-def _setting_keys(sections: Mapping[str, type], section: str) -> list[str]:
-    """Dotted keys of a section, each with the `=` that follows; a `.` follows what maps torchtune's keys."""
+def _settings(sections: Mapping[str, type], section: str) -> dict[str, str]:
+    """Dotted keys of a section with the `=`, or the `.` before torchtune's keys, that follows; and what they mean."""
     kind = sections.get(section)
-    fields = dataclasses.fields(kind) if kind else ()
-    return [f"{section}.{f.name}{'.' if (section, f.name) == ('recipe', 'overrides') else '='}" for f in fields]
+    if kind is None:
+        return {}
+    docs = "\n".join(base.__doc__ or "" for base in kind.__mro__)
+    lines = dict(re.findall(r"^ {8}(\w+): (.+)$", docs, re.MULTILINE))
+    ends = {"recipe.overrides": "."}
+    keys = {f"{section}.{field.name}": lines.get(field.name, "") for field in dataclasses.fields(kind)}
+    return {f"{key}{ends.get(key, '=')}": text for key, text in keys.items()}
 
 
 def _file_keys(groups: Mapping[str, Mapping[str, Path]], chosen: Mapping[str, str], section: str) -> list[str]:

@@ -6,10 +6,13 @@ Invariant: while it is shown nothing else writes to the terminal; log lines beco
 from __future__ import annotations
 
 import logging
+import os
+import sys
+import termios
 import time
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from sweep.report.formatting import duration
@@ -65,7 +68,32 @@ def shown(out: Console, room: Room, study: OptunaStudy) -> Iterator[LiveView]:
 
     settings = load_settings(room)
     reader = SweepReader(room, settings, study.frozen, job_viewer(room, settings))
-    with Live(console=out, auto_refresh=False, transient=True) as live:
+    with _control_keys_unseen(), Live(console=out, auto_refresh=False, transient=True) as live:
         view = LiveView(live, reader)
         with redirected(view):
             yield view
+
+
+@contextmanager
+def _control_keys_unseen() -> Iterator[None]:
+    """Keep the terminal from echoing `^C` while the block runs: it would shift the view by a line."""
+    terminal = _own_terminal()
+    if terminal is None:
+        yield
+        return
+    before = termios.tcgetattr(terminal)
+    flags = [*before[:3], before[3] & ~termios.ECHOCTL, *before[4:]]
+    termios.tcsetattr(terminal, termios.TCSADRAIN, flags)
+    try:
+        yield
+    finally:
+        termios.tcsetattr(terminal, termios.TCSADRAIN, before)
+
+
+def _own_terminal() -> int | None:
+    """Standard input, if it is a terminal with this process in its foreground: only that one may change its flags."""
+    with suppress(OSError, ValueError):
+        terminal = sys.stdin.fileno()
+        if os.tcgetpgrp(terminal) == os.getpgrp():
+            return terminal
+    return None

@@ -110,7 +110,7 @@ def test_queue_without_an_action_completes_what_follows_show() -> None:
 
 def test_sweeps_trials_and_what_a_sweep_that_exists_can_change(here: Path) -> None:
     assert answers("sweep best ") == ["first", "second"]
-    assert answers("sweep resume ") == ["first", "second", "queue.", "search."]
+    assert answers("sweep resume ") == ["first", "second", "search.", "queue."]
     assert answers("sweep resume fir") == ["first"]
     assert answers("sweep resume first search.gpu") == ["search.gpu_hours="]
     assert answers("sweep resume first queue.slurm_part") == ["queue.slurm_partition="]
