@@ -162,11 +162,11 @@ def _yaml(name: str) -> dict[str, Any]:
     return {str(key): value for key, value in raw.items()}
 
 
-def _check_placeholders(where: str, words: Iterable[str]) -> None:
+def _check_placeholders(key: str, words: Iterable[str]) -> None:
     known = ", ".join(f"{{{name}}}" for name in PLACEHOLDERS)
     for word in words:
         if unknown := [name for name in re.findall(r"\{(\w+)\}", word) if name not in PLACEHOLDERS]:
-            raise ConfigError(f"{where}: {{{unknown[0]}}} stands for nothing; allowed: {known}")
+            raise ConfigError(f"{key}: {{{unknown[0]}}} is no placeholder; allowed: {known}")
 
 
 def _check_lm_eval(settings: Settings, asked: LmEval) -> None:
