@@ -201,7 +201,8 @@ class Controller:
             case Ask(new, worker):
                 return self._ask(new, worker)
             case AskFinal():
-                ports.study.ask_final()
+                assert ports.finals is not None, "the study announces finals, so it implements FinalsStudy"
+                ports.finals.ask_final()
             case Assign(trial, attempt, worker):
                 ports.channel.assign(self.spec(trial, attempt, worker))
             case Send(worker):
@@ -222,19 +223,23 @@ class Controller:
         return True
 
     def _recall(self) -> None:
-        """What ended trials reported in an earlier controller's time, for a study that judges others by it."""
-        if not self._recalled:
-            attempts, _ = self._reports.look(self.ports.study.unknown(), [])
-            self._reports.take(attempts, self._recall_trial)
-            self._recalled = True
+        """Hand a study that judges trials by others what ended trials reported to an earlier controller."""
+        pausing = self.ports.pausing
+        if pausing is None or self._recalled:
+            return
 
-    def _recall_trial(self, number: int, sights: list[ObservedAttempt]) -> None:
-        self.ports.study.recall(number, [report for sight in sights for report in sight.reports])
+        def restore(number: int, sights: list[ObservedAttempt]) -> None:
+            pausing.restore_reports(number, [report for sight in sights for report in sight.reports])
+
+        attempts, _ = self._reports.look(pausing.trials_without_reports(), [])
+        self._reports.take(attempts, restore)
+        self._recalled = True
 
     def _ask(self, new: bool, worker: str) -> bool:
         """Promote a paused trial, or ask for a new one; False where there is none to promote, and none to ask for."""
-        study = self.ports.study
-        if (promotion := study.promote(new, self._lasting(worker))) is not None:
+        study, pausing = self.ports.study, self.ports.pausing
+        promotion = pausing.promote(new, self._lasting(worker)) if pausing else None
+        if promotion is not None:
             self._ruled.pop(promotion.trial, None)
             self._trials.pop(promotion.trial, None)
             self.ledger.promoted(promotion)
@@ -282,24 +287,24 @@ class Controller:
             self._ruled[number] = verdict
         facts = TrialFacts(number, tuple(self._attempt(number, sight) for sight in sights), verdict)
         if facts.paused and sights and sights[-1].outcome is not None:
-            self._lay_aside(facts)
+            self._suspend(facts)
         return facts
 
     def _record(self, number: int, sight: ObservedAttempt, last: bool) -> Verdict | None:
-        study, paused = self.ports.study, sight.stop is StopCause.PAUSED
-        if paused and last and (number, sight.number) not in self._known_stops:  # an earlier controller's
+        study, pausing = self.ports.study, self.ports.pausing
+        if pausing and sight.stop is StopCause.PAUSED and last and (number, sight.number) not in self._known_stops:  # an earlier controller's
             self._known_stops.add((number, sight.number))
-            study.reinstate(number, sight.stop_reason)
+            pausing.restore_pause(number, sight.stop_reason)
         return study.record(number, sight.reports, self._lasting(sight.worker), self._asks_on)
 
     def _lasting(self, worker: str) -> str:
         """A worker that goes on to other trials; empty for one that does not: how fast it is helps no other trial."""
         return worker if self.limits.trials_per_worker is None else ""
 
-    def _lay_aside(self, trial: TrialFacts) -> None:
-        outcome = trial.attempts[-1].outcome
-        if outcome is not None and (outcome.resumable or outcome.kind is OutcomeKind.COMPLETED):
-            self.ports.study.lay_aside(trial.number)
+    def _suspend(self, trial: TrialFacts) -> None:
+        pausing, outcome = self.ports.pausing, trial.attempts[-1].outcome
+        if pausing and outcome is not None and (outcome.resumable or outcome.kind is OutcomeKind.COMPLETED):
+            pausing.suspend(trial.number)
 
     def _attempt(self, trial: int, sight: ObservedAttempt) -> AttemptFacts:
         stop_since = self._seen(("stop", (trial, sight.number)), sight.stop) if sight.stop else None

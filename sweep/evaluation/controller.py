@@ -15,7 +15,6 @@ from typing import Any
 
 from sweep.controller.loop import Controller, idle
 from sweep.model import Effect, Ending, Finish, Finished, Mode, StudyFacts, Tell, Verdict
-from sweep.search.strategy.halving import Promotion
 from trainer.contract import Report
 from trainer.room import Room, read_json, write_atomic
 
@@ -54,33 +53,17 @@ class EvaluationStudy:
     def params(self, number: int) -> Mapping[str, Any]:
         return {}
 
-    def record(self, number: int, reports: Sequence[Report], worker: str = "", new: bool = True) -> Verdict | None:
+    def record(
+        self, number: int, reports: Sequence[Report], worker: str = "", new_allowed: bool = True
+    ) -> Verdict | None:
         return None
 
-    def reinstate(self, number: int, reason: str) -> None:
-        pass  # an evaluation is never paused
-
-    def lay_aside(self, number: int) -> None:
-        pass
-
-    def promote(self, new: bool, worker: str = "") -> Promotion | None:
-        return None
-
-    def unknown(self) -> Sequence[int]:
-        return ()
-
-    def recall(self, number: int, reports: Sequence[Report]) -> None:
-        pass
-
-    def ask_final(self) -> int:
-        raise NotImplementedError("an evaluation has no finals: the limits ask for none")
-
-    def tell(self, told: Tell, tokens: int, seconds: float = 0.0) -> None:
-        folder = self.room.trial(told.trial)
-        if told.trial not in self._asked or told.trial in self._told:
+    def tell(self, result: Tell, tokens: int, seconds: float = 0.0) -> None:
+        folder = self.room.trial(result.trial)
+        if result.trial not in self._asked or result.trial in self._told:
             return
-        write_atomic(folder / TOLD, json.dumps({"ending": told.ending.value, "reason": told.reason}))
-        self._told[told.trial] = told.ending.value
+        write_atomic(folder / TOLD, json.dumps({"ending": result.ending.value, "reason": result.reason}))
+        self._told[result.trial] = result.ending.value
 
     def facts(self) -> StudyFacts:
         complete = sum(1 for ending in self._told.values() if ending == Ending.COMPLETE)

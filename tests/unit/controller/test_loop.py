@@ -25,12 +25,12 @@ class Paused:
         self.heard: list[int] = []
         self.workers: set[str] = set()
 
-    def record(self, number: int, reports: Sequence[Report], worker: str = "", new: bool = True) -> Verdict:
+    def record(self, number: int, reports: Sequence[Report], worker: str = "", new_allowed: bool = True) -> Verdict:
         self.heard += [one.milestone for one in reports]
         self.workers.add(worker)
         return PAUSE
 
-    def lay_aside(self, number: int) -> None:
+    def suspend(self, number: int) -> None:
         pass
 
 
@@ -39,7 +39,7 @@ def sight(number: int, *reports: Report, outcome: Outcome | None = None) -> Obse
 
 
 def controlled(study: Paused, limits: Limits) -> Controller:
-    ports = SimpleNamespace(study=study, channel=None, clock=SimpleNamespace(now=lambda: 0.0))
+    ports = SimpleNamespace(study=study, pausing=study, channel=None, clock=SimpleNamespace(now=lambda: 0.0))
     return Controller(
         ports=cast(Ports, ports),
         limits=limits,
