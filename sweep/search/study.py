@@ -208,7 +208,7 @@ class OptunaStudy:
                     known.held.append((report, worker))
         return known.verdict
 
-    def reinstate(self, number: int, reason: str) -> None:
+    def restore_pause(self, number: int, reason: str) -> None:
         known = self._open[number]
         at = max(known.values, default=0)
         if known.verdict is None and self._curves is not None and (known.lifted is None or known.lifted < at):
@@ -216,17 +216,17 @@ class OptunaStudy:
             self._curves.stand(number, Standing.PAUSED)
             self._history.paused(self._frozen(known))
 
-    def lay_aside(self, number: int) -> None:
+    def suspend(self, number: int) -> None:
         self._active.discard(number)
         self._aside.add(number)
         self._facts = None
 
-    def promote(self, new: bool, worker: str = "") -> Promotion | None:
+    def promote(self, new_allowed: bool, worker: str = "") -> Promotion | None:
         if self._curves is None or self._stuck:
             return None
-        found = self._curves.promote(new, worker)
+        found = self._curves.promote(new_allowed, worker)
         if found is None:
-            if not new:  # else a new trial changes everything anyway
+            if not new_allowed:  # else a new trial changes everything anyway
                 self._stuck = True
                 self._facts = None
             return None
@@ -239,13 +239,13 @@ class OptunaStudy:
         self._history.running(self._frozen(known))
         self._changed()
         for report, where in held:
-            self.record(found.trial, [report], where, new)
+            self.record(found.trial, [report], where, new_allowed)
         return found
 
-    def unknown(self) -> Sequence[int]:
+    def trials_without_reports(self) -> Sequence[int]:
         return self._curves.without_reports() if self._curves else ()
 
-    def recall(self, number: int, reports: Sequence[Report]) -> None:
+    def restore_reports(self, number: int, reports: Sequence[Report]) -> None:
         known = self._study._storage.get_trial(self._id_of(number)).intermediate_values
         for report in reports:
             if report.milestone in known:
@@ -419,7 +419,7 @@ class OptunaStudy:
         tally, counts = self._statistics, self._statistics.counts
         return StudyFacts(
             open=tuple(sorted(self._active)),
-            aside=tuple(sorted(self._aside)),
+            suspended=tuple(sorted(self._aside)),
             complete=counts[TrialState.COMPLETE],
             pruned=counts[TrialState.PRUNED],
             failed=counts[TrialState.FAIL] - tally.cancelled,

@@ -102,7 +102,7 @@ def run(table: Table, trials: int, workers: int, sampler: str = "random", pruner
     assert finish.how is Finished.DONE, finish
     facts = study.facts()
     assert not facts.open
-    assert not facts.aside
+    assert not facts.suspended
     attempts = [attempt for of_trial in world.attempts.values() for attempt in of_trial.values()]
     return Scale(
         complete=facts.complete,

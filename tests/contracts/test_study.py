@@ -177,8 +177,8 @@ def simulate(configured: Settings, storage: Path, restart: bool) -> list[tuple[A
     def opened() -> OptunaStudy:
         """A controller's first look: the study, and what the room still holds of all trials' reports."""
         study = OptunaStudy(study_config_of(configured), journal_storage(storage))
-        for ended in study.unknown():
-            study.recall(ended, said[ended])
+        for ended in study.trials_without_reports():
+            study.restore_reports(ended, said[ended])
         for running in study.facts().open:
             study.record(running, said.get(running, []))
         return study

@@ -73,7 +73,7 @@ def test_pausing_over_crashes_and_preemptions_loses_nothing(table: Path) -> None
     world = World(load_table(str(table)), simulation_model, slots=3)
     simulate(study, world, Limits(trials=60, workers=4, slots=3, max_attempts=20))
     facts = study.facts()
-    assert (facts.asked, facts.open, facts.aside, facts.failed) == (60, (), (), 0)
+    assert (facts.asked, facts.open, facts.suspended, facts.failed) == (60, (), (), 0)
     assert facts.complete > 0
     assert facts.pruned > 0
     last = [attempts[max(attempts)] for attempts in world.attempts.values()]
@@ -168,7 +168,7 @@ def test_the_world_goes_on_under_the_next_controller(table: Path, tmp_path: Path
     assert finished
     assert lives > 10
     facts = study.facts()
-    assert (facts.asked, facts.open, facts.aside, facts.failed) == (12, (), (), 0)
+    assert (facts.asked, facts.open, facts.suspended, facts.failed) == (12, (), (), 0)
     for number, attempts in world.attempts.items():
         overlapping = [a for a in attempts.values() if a.running]
         assert overlapping == [], f"trial {number} still runs"
