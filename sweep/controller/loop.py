@@ -44,7 +44,7 @@ from trainer.contract import OutcomeKind, Report, StopCause, TrialSpec
 from trainer.room import worker_number
 
 if TYPE_CHECKING:
-    from sweep.search.strategy.halving import Promotion
+    from sweep.search.strategy.protocol import Promotion
 
 # What a shared file system or the network may say for a moment, and take back.
 PASSING = {errno.ESTALE, errno.EIO, errno.ETIMEDOUT, errno.EAGAIN, errno.EINTR, errno.EREMOTEIO}
@@ -292,7 +292,9 @@ class Controller:
 
     def _record(self, number: int, sight: ObservedAttempt, last: bool) -> Verdict | None:
         study, pausing = self.ports.study, self.ports.pausing
-        if pausing and sight.stop is StopCause.PAUSED and last and (number, sight.number) not in self._known_stops:  # an earlier controller's
+        if (
+            pausing and sight.stop is StopCause.PAUSED and last and (number, sight.number) not in self._known_stops
+        ):  # an earlier controller's
             self._known_stops.add((number, sight.number))
             pausing.restore_pause(number, sight.stop_reason)
         return study.record(number, sight.reports, self._lasting(sight.worker), self._asks_on)
