@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from sweep.controller.ports import Channel, Ports
     from sweep.processes import PreforkServer
     from sweep.report.reader import SweepReader
-    from sweep.search.strategy.halving import Promotion
+    from sweep.search.strategy.protocol import Promotion
     from sweep.search.study import OptunaStudy
 
 REFRESH_SECONDS = 0.5

@@ -16,7 +16,7 @@ from sweep.model import Effect, Job, StudyFacts, Tell, Verdict, View
 from trainer.contract import Outcome, Report, StopCause, TrialSpec
 
 if TYPE_CHECKING:
-    from sweep.search.strategy.halving import Promotion
+    from sweep.search.strategy.protocol import Promotion
 
 
 @dataclass(frozen=True, slots=True)

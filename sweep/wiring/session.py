@@ -38,7 +38,8 @@ if TYPE_CHECKING:
     from sweep.controller.ports import Channel, Dispatcher, Listener, Ports
     from sweep.evaluation.controller import CombinedController
     from sweep.processes import PreforkServer
-    from sweep.search.study import OptunaStudy, StudyConfig
+    from sweep.search.study import OptunaStudy
+    from sweep.search.study_config import StudyConfig
     from sweep.wiring.compose import Composed
 
 
@@ -86,7 +87,7 @@ def _with_entity(settings: Settings) -> Settings:
 def study_config(settings: Settings) -> StudyConfig:
     """What makes a study of these settings."""
     from sweep.search.build import build_pruner, build_sampler, keeps_one_seed
-    from sweep.search.study import StudyConfig
+    from sweep.search.study_config import StudyConfig
 
     return StudyConfig(
         name=settings.name,

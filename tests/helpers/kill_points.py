@@ -31,7 +31,7 @@ from sweep.queues.slurm import dispatcher as slurm_dispatch
 from sweep.queues.slurm.dispatcher import SlurmDispatcher
 from sweep.queues.slurm.submit import Submission
 from sweep.report.reader import open_reader
-from sweep.search.strategy.halving import Promotion
+from sweep.search.strategy.protocol import Promotion
 from sweep.wiring import backends, session
 from sweep.wiring.compose import compose_config, freeze
 from sweep.wiring.rooms import controller_lock, journal_path, load_settings, stopped_runs

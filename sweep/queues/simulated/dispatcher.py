@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from sweep.controller.ports import Clock, ObservedAttempt, ObservedWorker, Ports, SearchStudy, WorkerSpec
 from sweep.model import Job, StudyFacts, Tell, Verdict
 from sweep.queues.simulated.world import SimAttempt, Watch, World
-from sweep.search.strategy.halving import Promotion
+from sweep.search.strategy.protocol import Promotion
 from trainer.contract import ContractError, Outcome, Report, StopCause, TrialSpec, decode, encode
 from trainer.room import Room, read_text
 

@@ -23,7 +23,7 @@ from sweep.queues.launch.api import RunFacts, Runs
 from sweep.queues.launch.channel import WandbChannel
 from sweep.queues.launch.jobs import payload, run_of
 from sweep.report.reader import read_evaluation
-from sweep.search.strategy.halving import Promotion
+from sweep.search.strategy.protocol import Promotion
 from sweep.tracking.runs import run_id
 from sweep.wiring.compose import compose_config, freeze
 from trainer.contract import (
