@@ -34,7 +34,7 @@ from sweep.model import (
 from sweep.report.terminal import console, duration, live_view, number, params_text, scores_text, waiting_text
 from sweep.wiring.backends import job_viewer
 from sweep.wiring.rooms import controller_lock, controller_whereabouts, load_settings, whereabouts
-from sweep.wiring.session import make_controller, open_world, with_evaluations
+from sweep.wiring.session import OpenSweep, make_controller, open_world, with_evaluations
 from trainer.contract import Report
 from trainer.room import Room, hold, read_text
 
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from rich.live import Live
 
     from sweep.config.settings import Settings
-    from sweep.controller.ports import Channel, Ports
+    from sweep.controller.ports import Channel
     from sweep.processes import PreforkServer
     from sweep.report.reader import SweepReader
     from sweep.search.strategy.protocol import Promotion
@@ -241,10 +241,10 @@ def drive(room: Room, wish: Wish, prefork: PreforkServer, goes_on: bool = False)
                 # what was wanted of an earlier controller; at once, since from here on a person may want something of
                 # this one. A mirror does the same with what the store says.
                 control_path(room).unlink(missing_ok=True)
-            with closing(prefork), open_world(room, settings, prefork) as world:
-                finish = _control(room, settings, world, prefork, wish)
+            with closing(prefork), open_world(room, settings, prefork) as opened:
+                finish = _control(room, settings, opened, prefork, wish)
                 if finish.how is not Finished.HANDED_OVER:
-                    _forget_wish(room, world[1].channel)
+                    _forget_wish(room, opened.ports.channel)
         except OSError as error:
             raise GiveUp(
                 f"the controller cannot write to {room.root}: {error}; mend that, then `sweep resume`"
@@ -261,14 +261,12 @@ def _forget_wish(room: Room, channel: Channel) -> None:
         channel.sync.clear_control()
 
 
-def _control(
-    room: Room, settings: Settings, world: tuple[OptunaStudy, Ports], prefork: PreforkServer, wish: Wish
-) -> Finish:
+def _control(room: Room, settings: Settings, opened: OpenSweep, prefork: PreforkServer, wish: Wish) -> Finish:
     out = console()
-    log = Log(world[0], settings.metric, echo=None if out.is_terminal else out)
-    main = make_controller(room, settings, world, log, wish)
-    judging = with_evaluations(main, room, settings, (world[0], prefork), EvaluationLog(log, room))
-    with _publishing(room, settings, log), _signals(wish), _live(out, log, room, world[0]), judging as controller:
+    log = Log(opened.study, settings.metric, echo=None if out.is_terminal else out)
+    main = make_controller(room, settings, opened, log, wish)
+    judging = with_evaluations(main, room, settings, (opened.study, prefork), EvaluationLog(log, room))
+    with _publishing(room, settings, log), _signals(wish), _live(out, log, room, opened.study), judging as controller:
         finish = controller.run()
         if finish.how is Finished.DETACHED and second_thoughts(wish, log):
             finish = controller.run()

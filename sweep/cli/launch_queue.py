@@ -14,16 +14,16 @@ from typing import Any
 
 import yaml
 
-from sweep.config.queues import LaunchQueue
 from sweep.config.settings import Settings
 from sweep.errors import ConfigError
 from sweep.queues.launch.agent_config import agent_text, cluster_text
 from sweep.queues.launch.agents import Agent, find_agents
-from sweep.queues.launch.automation import Wish
+from sweep.queues.launch.automation import Automation
 from sweep.queues.launch.automation import automate as make_automation
 from sweep.queues.launch.jobs import job_name
 from sweep.queues.launch.queue import Connection, ServerQueue, connect, differences, find, find_job, job_path, make_job
 from sweep.queues.launch.queue import create as make_queue
+from sweep.queues.launch.section import LaunchQueue, is_launch, launch_queue
 from sweep.tracking.runs import wandb_location
 from sweep.wiring.compose import compose_config, freeze
 
@@ -44,12 +44,8 @@ def launched(settings: Settings) -> tuple[LaunchQueue, Connection]:
     Raises:
         ConfigError: it is not; or what `connect` raises.
     """
-    found = settings.queue
-    if not isinstance(found, LaunchQueue):
-        raise ConfigError(
-            f"queue.kind={found.kind} has nothing in W&B; choose one of Launch: queue=launch_local_process"
-        )
-    return found, connect(found, wandb_location(settings))
+    section = launch_queue(settings)
+    return section, connect(section, wandb_location(settings))
 
 
 def create(args: Namespace, settings: Settings) -> int:
@@ -60,7 +56,7 @@ def create(args: Namespace, settings: Settings) -> int:
 
 def show(args: Namespace, settings: Settings) -> int:
     found = dataclasses.asdict(settings.queue)
-    if not isinstance(settings.queue, LaunchQueue):
+    if not is_launch(settings):
         print(json.dumps({"configured": found}) if args.json else yaml.safe_dump(found, sort_keys=False), end="")
         return 0
     configured, connection = launched(settings)
@@ -126,10 +122,10 @@ def agent(args: Namespace, settings: Settings) -> int:
 
 
 def automate(args: Namespace, settings: Settings) -> int:
-    wish = Wish(args.on, args.alias, args.collection, args.type, args.webhook, args.channel, args.called)
+    automation = Automation(args.on, args.alias, args.collection, args.type, args.webhook, args.channel, args.called)
     if args.webhook is None and not args.slack:
         raise ConfigError("name what W&B shall do: --webhook NAME, or --slack")
-    print(make_automation(launched(settings)[1], wish))
+    print(make_automation(launched(settings)[1], automation))
     return 0
 
 

@@ -16,18 +16,8 @@ from omegaconf import OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from sweep.config.evaluate import EVALUATORS, Evaluator, NoEvaluation
-from sweep.config.launch_template import check_launch
-from sweep.config.queues import (
-    CHANNELS,
-    CONTROLLER_WORDS,
-    KINDS,
-    RESOURCES,
-    SHARED_WORDS,
-    LaunchQueue,
-    Queue,
-    SlurmQueue,
-    Submitit,
-)
+from sweep.config.queues import Queue, section_class
+from sweep.config.ranges import AT_LEAST_ONE, NOT_NEGATIVE, POSITIVE, SHARE, Range
 from sweep.config.space import Space
 from sweep.config.space_grammar import parse_space
 from sweep.errors import ConfigError, unknown_key
@@ -209,10 +199,7 @@ class Settings:
     @property
     def store_url(self) -> str | None:
         """The object store that carries the room between controller and jobs; None where they share it."""
-        queue = self.queue
-        if isinstance(queue, LaunchQueue) and queue.channel == "room" and queue.room and "://" in queue.room:
-            return f"{queue.room.rstrip('/')}/{self.name}"
-        return None
+        return self.queue.store_url(self.name)
 
     @property
     def guard(self) -> Guard:
@@ -276,16 +263,11 @@ def read_queue(raw: Any) -> Queue:
     """The queue's section, by its kind.
 
     Raises:
-        ConfigError: another kind, or what `read_section` refuses; in `queue.controller` too.
+        ConfigError: a kind that is not installed, what `read_section` refuses, or values that do not fit each other.
     """
     kind = raw.get("kind", "local") if isinstance(raw, Mapping) else "local"
-    if kind not in KINDS:
-        raise ConfigError(f"queue.kind={kind} is not allowed; it must be {' or '.join(KINDS)}")
-    queue = read_section(KINDS[kind], raw, "queue")
-    if isinstance(queue, SlurmQueue):
-        controller_job(queue)
-    if isinstance(queue, LaunchQueue):
-        check_launch(queue)
+    queue = read_section(section_class(kind), raw, "queue")
+    queue.check_section()
     return queue
 
 
@@ -299,16 +281,6 @@ def read_evaluator(raw: Any) -> Evaluator:
     if kind not in EVALUATORS:
         raise ConfigError(f"evaluate.kind={kind} is not allowed; it must be {' or '.join(EVALUATORS)}")
     return read_section(EVALUATORS[kind], raw, "evaluate")
-
-
-def controller_job(queue: SlurmQueue) -> Submitit:
-    """What the controller's own job asks for.
-
-    Raises:
-        ConfigError: `queue.controller` has an unknown key or a wrong value.
-    """
-    shared = {key: getattr(queue, key) for key in SHARED_WORDS}
-    return read_section(Submitit, {**shared, **CONTROLLER_WORDS, **queue.controller}, "queue.controller")
 
 
 def read_section(kind: type[T], raw: Any, where: str) -> T:
@@ -329,75 +301,46 @@ def read_section(kind: type[T], raw: Any, where: str) -> T:
     except OmegaConfBaseException as error:
         reason = str(error).splitlines()[0]
         raise ConfigError(f"{where}.{error.full_key or error.key}: {reason}") from error
-    for (name, key), (allowed, text) in _RANGES.items():
-        value = getattr(section, key, None) if name == where.partition(".")[0] else None
+    own: Mapping[str, Range] = getattr(kind, "RANGES", {})
+    for key, (allowed, text) in {**_RANGES.get(where, {}), **own}.items():
+        value = getattr(section, key, None)
         if value is not None and not allowed(value):
             raise ConfigError(f"{where}.{key}={value} is not allowed; it must be {text}")
     return section
 
 
-_POSITIVE = (lambda value: value > 0, "above 0")
-_NOT_BELOW_ZERO = (lambda value: value >= 0, "0 or more")
-_SHARE = (lambda value: 0 <= value <= 1, "between 0 and 1")
-_AT_LEAST_ONE = (lambda value: value >= 1, "at least 1")
-_RANGES: dict[tuple[str, str], tuple[Any, str]] = {
-    ("search", "trials"): _AT_LEAST_ONE,
-    ("search", "tokens"): _AT_LEAST_ONE,
-    ("search", "seconds"): _POSITIVE,
-    ("search", "max_attempts"): _AT_LEAST_ONE,
-    ("search", "gpu_hours"): _POSITIVE,
-    ("search", "min_gain_per_gpu_hour"): _POSITIVE,
-    ("search", "finalists"): _NOT_BELOW_ZERO,
-    ("search", "seeds"): _AT_LEAST_ONE,
-    ("search", "history"): (lambda value: value >= 50, "50 or more"),
-    ("search", "max_failure_share"): (lambda value: 0 <= value <= 1, "between 0 and 1"),
-    ("objective", "milestones"): _AT_LEAST_ONE,
-    ("objective", "milestone_tokens"): _AT_LEAST_ONE,
-    ("objective", "metric"): (lambda value: value in ("auto", *METRICS), "auto, val_loss or loss"),
-    ("trial", "checkpoint_every"): (lambda value: value >= 0, "0 or more"),
-    ("trial", "loss_ratio"): (lambda value: value > 1, "above 1 (inf switches it off)"),
-    ("trial", "grad_norm_ratio"): (lambda value: value > 1, "above 1 (inf switches it off)"),
-    ("wandb", "mode"): (lambda value: value in ("online", "offline", "disabled"), "online, offline, disabled or null"),
-    ("wandb", "artifacts"): (lambda value: value in ("end", "milestones", "none"), "end, milestones or none"),
-    ("evaluate", "batch_size"): _AT_LEAST_ONE,
-    ("evaluate", "max_tokens"): _AT_LEAST_ONE,
-    ("evaluate", "max_seq_length"): _AT_LEAST_ONE,
-    ("evaluate", "limit"): _AT_LEAST_ONE,
-    ("evaluate", "seconds"): _POSITIVE,
-    ("queue", "timeout_min"): _AT_LEAST_ONE,
-    ("queue", "cpus_per_task"): _AT_LEAST_ONE,
-    ("queue", "gpus_per_node"): (lambda value: value >= 0, "0 or more"),
-    ("queue", "mem_gb"): _POSITIVE,
-    ("queue", "slurm_array_parallelism"): _AT_LEAST_ONE,
-    ("queue", "slurm_signal_delay_s"): _AT_LEAST_ONE,
-    ("queue", "query_seconds"): _POSITIVE,
-    ("queue", "workers"): _AT_LEAST_ONE,
-    ("queue", "slots"): (
-        lambda value: value == "auto" or (isinstance(value, int) and value >= 1),
-        "at least 1, or auto",
-    ),
-    ("queue", "trials_per_worker"): _AT_LEAST_ONE,
-    ("queue", "threads"): _AT_LEAST_ONE,
-    ("queue", "idle_seconds"): _POSITIVE,
-    ("queue", "silence_seconds"): _POSITIVE,
-    ("queue", "start_seconds"): _POSITIVE,
-    ("queue", "stop_grace_seconds"): _POSITIVE,
-    ("queue", "poll_seconds"): _POSITIVE,
-    ("queue", "name"): (
-        lambda value: 0 < len(value) <= 64 and not set(value) & set("/:"),
-        "1 to 64 characters without / and :",
-    ),
-    ("queue", "resource"): (lambda value: value in RESOURCES, f"one of {', '.join(RESOURCES)}"),
-    ("queue", "channel"): (lambda value: value in CHANNELS, " or ".join(CHANNELS)),
-    ("queue", "priority"): (lambda value: 0 <= value <= 3, "0 (critical), 1 (high), 2 (medium) or 3 (low)"),
-    ("queue", "max_jobs"): (lambda value: value >= 1 or value == -1, "at least 1, or -1 for no limit"),
-    ("queue", "pending_seconds"): _POSITIVE,
-    ("queue", "trial_seconds"): _POSITIVE,
-    ("queue", "straggler_factor"): _POSITIVE,
-    ("queue", "look_seconds"): _POSITIVE,
-    **{
-        ("queue", key): _NOT_BELOW_ZERO
-        for key in ("slot_cost", "startup_seconds", "startup_spread", "wait_seconds", "speed_spread", "stop_seconds")
+_RANGES: dict[str, dict[str, Range]] = {
+    "search": {
+        "trials": AT_LEAST_ONE,
+        "tokens": AT_LEAST_ONE,
+        "seconds": POSITIVE,
+        "max_attempts": AT_LEAST_ONE,
+        "gpu_hours": POSITIVE,
+        "min_gain_per_gpu_hour": POSITIVE,
+        "finalists": NOT_NEGATIVE,
+        "seeds": AT_LEAST_ONE,
+        "history": (lambda value: value >= 50, "50 or more"),
+        "max_failure_share": SHARE,
     },
-    **{("queue", key): _SHARE for key in ("stragglers", "crashes", "preemptions")},
+    "objective": {
+        "milestones": AT_LEAST_ONE,
+        "milestone_tokens": AT_LEAST_ONE,
+        "metric": (lambda value: value in ("auto", *METRICS), "auto, val_loss or loss"),
+    },
+    "trial": {
+        "checkpoint_every": NOT_NEGATIVE,
+        "loss_ratio": (lambda value: value > 1, "above 1 (inf switches it off)"),
+        "grad_norm_ratio": (lambda value: value > 1, "above 1 (inf switches it off)"),
+    },
+    "wandb": {
+        "mode": (lambda value: value in ("online", "offline", "disabled"), "online, offline, disabled or null"),
+        "artifacts": (lambda value: value in ("end", "milestones", "none"), "end, milestones or none"),
+    },
+    "evaluate": {
+        "batch_size": AT_LEAST_ONE,
+        "max_tokens": AT_LEAST_ONE,
+        "max_seq_length": AT_LEAST_ONE,
+        "limit": AT_LEAST_ONE,
+        "seconds": POSITIVE,
+    },
 }

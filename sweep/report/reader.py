@@ -11,12 +11,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, TypeVar
 
-from sweep.config.queues import SimulatedQueue
 from sweep.config.settings import Settings
 from sweep.evaluation.controller import read_ending
 from sweep.evaluation.jobs import evaluations_room
 from sweep.model import Ending, EvaluationStatus, Job, JobState, SweepState, TrialRow, TrialStatus, WorkerFacts
-from sweep.wiring.backends import job_viewer
+from sweep.wiring.backends import backend_of, job_viewer
 from sweep.wiring.rooms import controller_runs, journal_path, load_settings, worker_of
 from sweep.wiring.session import reading_storage
 from trainer.contract import ContractError, Outcome, Report, Step, StopCause, decode
@@ -75,11 +74,8 @@ class SweepReader:
 
     def _seconds(self, running: bool) -> float:
         """Since the sweep was created, on its own clock."""
-        if isinstance(self.settings.queue, SimulatedQueue):
-            from sweep.queues.simulated.dispatcher import simulated_seconds
-
-            return simulated_seconds(self.room)
-        return self._until(running) - self.settings.created
+        seconds = backend_of(self.settings).seconds(self.room)
+        return self._until(running) - self.settings.created if seconds is None else seconds
 
     def _until(self, running: bool) -> float:
         """Now, or when the study last changed where nobody is at work."""

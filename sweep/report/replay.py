@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 
 from sweep.config.overrides import section_of
-from sweep.config.queues import SimulationModel
 from sweep.config.settings import Settings
 from sweep.errors import ConfigError
 from sweep.model import Limits, SweepState, TrialRow, TrialStatus
+from sweep.queues.simulated.section import SimulationModel
 from sweep.queues.simulated.tables import Table
 from sweep.queues.simulated.world import RECORD_ENDS, World
 from sweep.search.build import build_pruner

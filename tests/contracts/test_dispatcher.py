@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 
-from sweep.config.queues import LaunchQueue, SimulationModel
 from sweep.controller.ports import Dispatcher, WorkerSpec
 from sweep.controller.room_channel import RoomChannel
 from sweep.model import JobState
@@ -20,8 +19,10 @@ from sweep.processes import PreforkServer
 from sweep.queues.launch import dispatcher as launch_dispatch
 from sweep.queues.launch.api import Runs
 from sweep.queues.launch.dispatcher import LaunchDispatcher
+from sweep.queues.launch.section import LaunchQueue
 from sweep.queues.local.dispatcher import LocalDispatcher
 from sweep.queues.simulated.dispatcher import SimulatedDispatcher
+from sweep.queues.simulated.section import SimulationModel
 from sweep.queues.simulated.tables import load_table
 from sweep.queues.simulated.world import World
 from tests.helpers.fakes import FastDispatcher

@@ -152,7 +152,8 @@ def test_only_a_study_that_can_pause_and_train_finals_says_so(any_study: OpenStu
     study = any_study()
     ports = Ports(study, cast(Channel, None), cast(Dispatcher, None), StillClock())
     can = not isinstance(study, EvaluationStudy)
-    assert (ports.pausing is study, ports.finals is study) == (can, can)
+    whole: object = study
+    assert (ports.pausing is whole, ports.finals is whole) == (can, can)
     assert can or (ports.pausing, ports.finals) == (None, None)
 
 
@@ -196,11 +197,11 @@ def test_a_suspended_trial_is_not_open(pausing: OpenSearch) -> None:
     number = paused(study)
     study.suspend(number)
     assert number not in study.facts().open
-    assert number in study.facts().aside
+    assert number in study.facts().suspended
     asked = study.facts().asked
     study.tell(Tell(number, Ending.PRUNED, "it was paused"), 10)
     facts = study.facts()
-    assert (facts.aside, facts.pruned, facts.asked) == ((), 1, asked)
+    assert (facts.suspended, facts.pruned, facts.asked) == ((), 1, asked)
 
 
 def test_a_promoted_trial_is_open_and_without_verdict(pausing: OpenSearch) -> None:
@@ -216,7 +217,7 @@ def test_a_promoted_trial_is_open_and_without_verdict(pausing: OpenSearch) -> No
         assert other < 30
     assert promotion.reason
     assert promotion.trial in study.facts().open or promotion.trial == number
-    assert promotion.trial not in study.facts().aside
+    assert promotion.trial not in study.facts().suspended
     assert study.record(promotion.trial, []) is None
 
 

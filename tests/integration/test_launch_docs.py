@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from sweep.cli.launch_controller import check_controller
-from sweep.config.queues import LaunchQueue
+from sweep.queues.launch.section import LaunchQueue
 from sweep.wiring.compose import compose_config, freeze
 from tests.standin.plugin import environment, standin
 from tests.standin.server import StandIn

@@ -16,13 +16,13 @@ from omegaconf import OmegaConf
 
 from sweep.cli.foreground import Wish, control_path, drive
 from sweep.cli.main import main
-from sweep.config.queues import SimulationModel
 from sweep.config.space_grammar import parse_space
 from sweep.controller.ledger import read_ledger
 from sweep.controller.loop import Controller
 from sweep.errors import ConfigError
-from sweep.model import Ask, Effect, Finish, Finished, Limits, Mode, Stop
+from sweep.model import Ask, AttemptId, Effect, Finish, Finished, Limits, Mode, Stop
 from sweep.queues.simulated.dispatcher import simulated_ports
+from sweep.queues.simulated.section import SimulationModel
 from sweep.queues.simulated.tables import load_table
 from sweep.queues.simulated.world import World
 from sweep.search.forecast_sampler import ForecastSampler
@@ -32,10 +32,11 @@ from sweep.search.strategy.halving import AsynchronousHalving
 from sweep.search.strategy.protocol import Promotion
 from sweep.search.study import OptunaStudy
 from sweep.search.study_config import StudyConfig
-from sweep.wiring import backends, session
+from sweep.wiring import backends, creation, session
 from sweep.wiring.compose import compose_config, freeze
 from sweep.wiring.rooms import find_room, load_settings
 from sweep.wiring.simulate import Silent, simulate
+from sweep.wiring.specifications import trial_spec
 from tests.bench.replay_agreement import PRUNERS, compare
 from tests.bench.simulated_scale import SPACE, run
 from tests.helpers.tables import write_table
@@ -262,7 +263,7 @@ def test_a_resumed_room_takes_up_what_another_process_left(
     from sweep.queues.simulated import dispatcher
 
     words = ["queue=simulated", f"queue.table={table}", "pruner=asha", "search.trials=10", "queue.charge=false", *WORDS]
-    room = session.create_room(freeze(compose_config(words), "s"), 8000)
+    room = creation.create_room(freeze(compose_config(words), "s"), 8000)
     settings = freeze(compose_config(words), "s").settings
     stopping = Wish(room, Mode.RUN)
     monkeypatch.setattr(Wish, "__call__", lambda self: Mode.STOP if len(room.trials()) > 4 else Mode.RUN)
@@ -283,7 +284,7 @@ def test_a_stop_while_the_study_is_being_opened_is_obeyed_and_an_earlier_one_is_
 ) -> None:
     words = ["queue=simulated", f"queue.table={table}", "pruner=asha", "search.trials=3", *WORDS]
     composed = freeze(compose_config(words), "s")
-    room = session.create_room(composed, 8000)
+    room = creation.create_room(composed, 8000)
     opened = session.open_study
 
     def slowly(*words: Any) -> OptunaStudy:
@@ -370,7 +371,7 @@ def test_finalists_are_trained_again_over_seeds_and_ties_are_said(
     for row in finals:
         assert main(["export", "s", "--trial", str(row["number"]), "-o", "-"]) == 0
         exported = OmegaConf.create(capsys.readouterr().out)
-        spec = session.trial_spec(settings, row["params"], (row["number"], 1, "w0001"), row["final"][1])
+        spec = trial_spec(settings, row["params"], AttemptId(row["number"], 1, "w0001"), row["final"][1])
         assert exported.seed == spec.config["seed"] == ordinary_seed + 1 + row["final"][1]
     standings = said[said.index("finals over 3 seeds") : said.index("best trial")].strip()
     assert main(["best", "s"]) == 0

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from sweep.config.queues import SlurmQueue
+from sweep.queues.slurm.section import SlurmQueue
 from sweep.resources import launch_queues_dir
 from tests.helpers.cli import command
 from tests.helpers.slurm_sweeps import until, use

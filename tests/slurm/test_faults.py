@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from sweep.config.queues import SlurmQueue
 from sweep.controller.ports import WorkerSpec
 from sweep.errors import GiveUp, RetryLater
 from sweep.model import Finished, JobState, Mode
 from sweep.queues.slurm import commands
 from sweep.queues.slurm import dispatcher as slurm_dispatch
+from sweep.queues.slurm.section import SlurmQueue
 from sweep.report.reader import open_reader
 from sweep.wiring.rooms import change_settings, load_settings, worker_log
 from tests.helpers.kill_points import (

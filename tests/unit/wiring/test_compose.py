@@ -607,7 +607,7 @@ def test_a_name_is_that_of_one_directory(name: str) -> None:
         ("trial", {"loss_ratio": 1}, ["trial.loss_ratio=1.0", "above 1"]),
         ("trial", {"grad_norm_ratio": 0.5}, ["trial.grad_norm_ratio=0.5", "above 1"]),
         ("trial", {"checkpoint_every": -1}, ["trial.checkpoint_every=-1", "0 or more"]),
-        ("queue", {"kind": "lsf"}, ["queue.kind=lsf", "local or slurm"]),
+        ("queue", {"kind": "lsf"}, ["queue.kind=lsf", "local or simulated or slurm"]),
         ("queue", {"slots": 0}, ["queue.slots=0", "at least 1, or auto"]),
         ("queue", {"slots": "many"}, ["queue.slots=many", "at least 1, or auto"]),
         ("queue", {"workers": 0}, ["queue.workers=0", "at least 1"]),
