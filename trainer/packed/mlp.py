@@ -141,7 +141,7 @@ def _swiglu_forward(x: Tensor, gate_up: Linear, layout: Layout) -> tuple[Tensor,
 def _swiglu_backward(
     dy: Tensor, both: Tensor, h: Tensor | None, active: Tensor, down_h: Tensor | None, ctx: Any
 ) -> Tensor:
-    """On a GPU: the gradient of gate and up, [T, 2 F], which takes the place of `both`."""
+    """On a GPU: the gradient of gate and up, [T, 2 F], which overwrites `both`."""
     from trainer.packed.kernels import adapters as kernels
 
     gate_up, down, layout = ctx.gate_up, ctx.down, ctx.layout

@@ -199,7 +199,7 @@ class Pack:
         return groups
 
     def _train_group(self, group: Sequence[SlotBatch]) -> tuple[dict[Slot, torch.Tensor], list[SlotResult]]:
-        """Run one pass. If it fails, run its halves, down to the slot that fails by itself.
+        """Run one pass. If it fails, run its halves, down to the slot that fails alone.
 
         Returns:
             nats summed over the labels of each slot that was trained, and the errors of the others.

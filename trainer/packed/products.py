@@ -99,7 +99,9 @@ class Adapters:
     """The rows of the store that a projection trains in this pass.
 
     Args:
-        a: shape [k, M·R, D]; b: M tensors of shape [k, N_m, R]; grad_a and grad_b: the same of the gradients, added to.
+        a: shape [k, M·R, D].
+        b: M tensors of shape [k, N_m, R].
+        grad_a, grad_b: the gradients, of the same shapes, to which the backward pass adds.
         scale: alpha / rank of each token's slot, shape [T, 1].
         masks: M dropout masks of shape [T, D], divided by the share that they keep; empty without dropout.
     """
@@ -147,7 +149,12 @@ def project_adapted(x: Tensor, h: Tensor, frozen: Projection, lora: Adapters, la
 def project_back(
     dy: Tensor, x: Tensor, h: Tensor | None, layer: Linear, layout: Layout, needs_dx: bool
 ) -> Tensor | None:
-    """Add to the adapters' gradients; returns that of `project`'s input, [T, D], where it is wanted."""
+    """Add to the adapters' gradients; returns the gradient of `project`'s input, [T, D], if `needs_dx`.
+
+    Args:
+        dy: gradient of the output, [T, N].
+        x, h: the input [T, D], and `adapt` of it.
+    """
     if layer.lora is None or h is None:
         return dy @ layer.frozen.weight if needs_dx else None
     return input_back(dy, x, output_back(dy, h, layer, layout), layer.frozen, layer.lora, layout, needs_dx)

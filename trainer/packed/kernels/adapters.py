@@ -37,10 +37,10 @@ def _adapted(  # type: ignore[no-untyped-def]  # noqa: PLR0913, PLR0917
     """total + h · wᵀ, h [T, R], w [N, R]; R is contiguous in w, or N if `ALONG`."""
     for start in range(0, rank, RANK):
         inner = start + tl.arange(0, RANK)
-        known = inner < rank
-        h = tl.load(h_ptr + row[:, None] * h_row + inner[None, :], mask=rows[:, None] & known[None, :], other=0.0)
+        inside = inner < rank
+        h = tl.load(h_ptr + row[:, None] * h_row + inner[None, :], mask=rows[:, None] & inside[None, :], other=0.0)
         at = column[None, :] + inner[:, None] * w_row if ALONG else column[None, :] * w_row + inner[:, None]
-        w = tl.load(w_ptr + at, mask=columns[None, :] & known[:, None], other=0.0)
+        w = tl.load(w_ptr + at, mask=columns[None, :] & inside[:, None], other=0.0)
         total += tl.dot(h, w, input_precision="ieee")
     return total
 

@@ -60,16 +60,16 @@ def _add_and_rotate(  # type: ignore[no-untyped-def]  # noqa: PLR0913, PLR0917
     rotates = tl.program_id(0) < 2  # values stay as they are
     cos, sin = tl.where(rotates, cos, 1.0), tl.where(rotates, sin, 0.0)
     inner = tl.arange(0, RANK)
-    known = (inner < rank_units * UNIT) & (adapter >= 0)
+    inside = (inner < rank_units * UNIT) & (adapter >= 0)
     h_at = h_ptr + row[:, None] * (h_units * UNIT) + adapter * rank_units * UNIT + inner[None, :]
-    h = tl.load(h_at, mask=rows[:, None] & known[None, :], other=0.0)
+    h = tl.load(h_at, mask=rows[:, None] & inside[None, :], other=0.0)
     kind = y_ptr.dtype.element_ty
     b_ptr += slot * (b_slot * UNIT)
     for head in tl.range(0, heads, num_stages=STAGES):
         column = head * SIZE + tl.arange(0, SIZE)
         at = y_ptr + row[:, None] * ((QUERIES + 2 * KEYS) * SIZE) + (begin + column)[None, :]
         y = tl.load(at, mask=rows[:, None], other=0.0).to(tl.float32)
-        b = tl.load(b_ptr + column[None, :] * (b_row * UNIT) + inner[:, None], mask=known[:, None], other=0.0)
+        b = tl.load(b_ptr + column[None, :] * (b_row * UNIT) + inner[:, None], mask=inside[:, None], other=0.0)
         y = tl.dot(h, b, y, input_precision="ieee").to(kind).to(tl.float32)  # rounded, as torchtune's is
         even, odd = tl.split(tl.reshape(y, (ROWS, SIZE // 2, 2)))
         y = tl.reshape(tl.join(even * cos - odd * sin, odd * cos + even * sin), (ROWS, SIZE))

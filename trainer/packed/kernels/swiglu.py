@@ -43,11 +43,11 @@ def _forward(  # type: ignore[no-untyped-def]  # noqa: PLR0913, PLR0917
     row = tl.load(block + 1).to(tl.int64) + tl.arange(0, ROWS)
     rows = row < tl.load(block + 2)
     inner = tl.arange(0, RANK)
-    known = inner < rank_units * UNIT
+    inside = inner < rank_units * UNIT
     kind = both_ptr.dtype.element_ty
     h_at = h_ptr + row[:, None] * (h_units * UNIT) + inner[None, :]
-    gate_h = tl.load(h_at, mask=rows[:, None] & known[None, :], other=0.0)
-    up_h = tl.load(h_at + rank_units * UNIT, mask=rows[:, None] & known[None, :], other=0.0)
+    gate_h = tl.load(h_at, mask=rows[:, None] & inside[None, :], other=0.0)
+    up_h = tl.load(h_at + rank_units * UNIT, mask=rows[:, None] & inside[None, :], other=0.0)
     gate_ptr += slot * (b_slot * UNIT)
     up_ptr += slot * (b_slot * UNIT)
     a_ptr += slot * (a_slot * UNIT)
@@ -56,11 +56,11 @@ def _forward(  # type: ignore[no-untyped-def]  # noqa: PLR0913, PLR0917
     for start in tl.range(first, min(first + PART, SIZE), COLUMNS, num_stages=STAGES):
         column = start + tl.arange(0, COLUMNS)
         if SIZE % COLUMNS == 0:  # a mask costs time
-            mask, b_mask, a_mask = rows[:, None], known[:, None], known[None, :]
+            mask, b_mask, a_mask = rows[:, None], inside[:, None], inside[None, :]
         else:
             columns = column < SIZE
-            mask, b_mask = rows[:, None] & columns[None, :], columns[None, :] & known[:, None]
-            a_mask = columns[:, None] & known[None, :]
+            mask, b_mask = rows[:, None] & columns[None, :], columns[None, :] & inside[:, None]
+            a_mask = columns[:, None] & inside[None, :]
         at = both_ptr + row[:, None] * (2 * SIZE) + column[None, :]
         gate = tl.load(at, mask=mask, other=0.0).to(tl.float32)
         up = tl.load(at + SIZE, mask=mask, other=0.0).to(tl.float32)
@@ -117,11 +117,11 @@ def _backward(  # type: ignore[no-untyped-def]  # noqa: PLR0913, PLR0917
     end = tl.load(ends_ptr + slot)
     column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     inner = tl.arange(0, RANK)
-    known = inner < rank_units * UNIT
+    inside = inner < rank_units * UNIT
     kind = both_ptr.dtype.element_ty
     b_at = slot * (b_slot * UNIT) + column[:, None] * (b_row * UNIT) + inner[None, :]
     a_at = slot * (a_slot * UNIT) + inner[None, :] * (a_row * UNIT) + column[:, None]
-    there = (column < SIZE)[:, None] & known[None, :]
+    there = (column < SIZE)[:, None] & inside[None, :]
     gate_b = tl.trans(tl.load(gate_ptr + b_at, mask=there, other=0.0))
     up_b = tl.trans(tl.load(up_ptr + b_at, mask=there, other=0.0))
     a = tl.trans(tl.load(a_ptr + a_at, mask=there, other=0.0))
@@ -138,9 +138,9 @@ def _backward(  # type: ignore[no-untyped-def]  # noqa: PLR0913, PLR0917
         d = tl.load(d_ptr + row[:, None] * SIZE + column[None, :], mask=mask, other=0.0).to(tl.float32)
         h_at = h_ptr + row[:, None] * (h_units * UNIT) + inner[None, :]
         dh_at = dh_ptr + row[:, None] * (dh_units * UNIT) + inner[None, :]
-        gate_h = tl.load(h_at, mask=rows[:, None] & known[None, :], other=0.0)
-        up_h = tl.load(h_at + rank_units * UNIT, mask=rows[:, None] & known[None, :], other=0.0)
-        dh = tl.load(dh_at, mask=rows[:, None] & known[None, :], other=0.0)
+        gate_h = tl.load(h_at, mask=rows[:, None] & inside[None, :], other=0.0)
+        up_h = tl.load(h_at + rank_units * UNIT, mask=rows[:, None] & inside[None, :], other=0.0)
+        dh = tl.load(dh_at, mask=rows[:, None] & inside[None, :], other=0.0)
         gate = tl.dot(gate_h, gate_b, gate, input_precision="ieee").to(kind).to(tl.float32)
         up = tl.dot(up_h, up_b, up, input_precision="ieee").to(kind).to(tl.float32)
         d = tl.dot(dh, a, d, input_precision="ieee")
