@@ -1,6 +1,8 @@
-"""`python -m trainer --room ROOM --worker NAME`: serve a room. `python -m trainer probe`: count a configuration's data.
+"""The worker's command line: `python -m trainer serve`, `probe` and `prefork`.
 
-Invariant: torch is imported only after the command line has been read and the process is known to be wanted.
+`serve` takes trials from a room, `probe` counts the data of a configuration, and `prefork` makes workers on request.
+
+Invariant: torch is imported only after the command line has been parsed.
 """
 
 from __future__ import annotations
@@ -16,18 +18,24 @@ from trainer import PROCESS_ENV, logs
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m trainer", description=__doc__)
     verbs = parser.add_subparsers(dest="verb", required=True)
-    serve = verbs.add_parser("serve", help="take trials from a room")
+    serve = verbs.add_parser("serve", help="train the trials that a room assigns to this worker")
     serve.add_argument("--room", type=Path, required=True)
     serve.add_argument("--worker", required=True)
-    serve.add_argument("--trials", type=int, default=0, help="end after this many; 0: no limit")
+    serve.add_argument("--trials", type=int, default=0, help="end after this many trials; 0: no limit")
     serve.add_argument("--idle-seconds", type=float, default=900.0)
-    serve.add_argument("--slots", type=int, default=1, help="trials side by side; 0: as many as pay, by measuring")
-    serve.add_argument("--lock-held", action="store_true", help="the starter handed the worker's lock down")
-    probe = verbs.add_parser("probe", help="read a torchtune configuration as JSON, print what it would train on")
-    probe.add_argument("--speed", action="store_true", help="also train a few micro-batches to measure the speed")
-    prefork = verbs.add_parser("prefork", help="fork workers on request (see trainer/entry/prefork.py)")
+    serve.add_argument(
+        "--slots", type=int, default=1, help="trials at the same time; 0: choose the fastest number by measuring"
+    )
+    serve.add_argument(
+        "--lock-held", action="store_true", help="the parent process holds the worker's lock and has handed it down"
+    )
+    probe = verbs.add_parser(
+        "probe", help="read a torchtune configuration as JSON, print rows and label tokens of its data"
+    )
+    probe.add_argument("--speed", action="store_true", help="also train a few micro-batches, to measure the speed")
+    prefork = verbs.add_parser("prefork", help="make workers on request (see trainer/entry/prefork.py)")
     prefork.add_argument("socket", type=int)
-    prefork.add_argument("--forks", action="store_true", help="fork each worker; else become the first one")
+    prefork.add_argument("--forks", action="store_true", help="fork each worker; without it, become the first one")
     args = parser.parse_args()
 
     for key, value in PROCESS_ENV.items():

@@ -1,11 +1,11 @@
 """One attempt of a trial, from its specification to its outcome.
 
-An attempt is fed: `begin` builds its trial, `after` takes each micro-batch in, whoever trained it, `fail` ends it with
-an error. Each answers with the outcome where it ended the attempt. `advance` trains an attempt by itself; a
-scheduler (see `trainer.scheduler`) feeds several from one pack.
+`begin` builds the trial. `after` processes each trained micro-batch, and `fail` ends the attempt with an error. Each of
+them returns the outcome if it ended the attempt. `advance` trains a micro-batch of this attempt alone; the scheduler
+(`trainer.scheduler`) trains those of several attempts in one pack.
 
-Invariants: every way an attempt can end becomes exactly one `Outcome`; whatever it raises stays here. What it
-writes lies in its own directory. It goes on from the newest checkpoint of an earlier attempt that can be read.
+Invariants: every end of an attempt is exactly one `Outcome`, and no exception leaves an attempt. It writes to its own
+directory only. It resumes from the newest readable checkpoint of an earlier attempt.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 from trainer import checkpoint
 from trainer.base import Cache
 from trainer.components import ComponentError, check_components, components, current_path
-from trainer.contract import FailureKind, Outcome, OutcomeKind, Report, StopCause, TrialSpec
+from trainer.contract import FailureKind, Outcome, OutcomeKind, Report, StopCause, StopSignal, TrialSpec
 from trainer.progress import DivergenceGuard, MicroBatch, Milestones
 from trainer.recipe import LoraRecipe
 from trainer.reporter import Reporter
@@ -32,13 +32,16 @@ from trainer.room import AttemptDir, Room
 
 _log = logging.getLogger(__name__)
 
-# How a stop reaches an attempt: its cause and a sentence, or None to go on.
-StopSignal = Callable[[], tuple[StopCause, str] | None]
-
 
 @dataclass(slots=True)
 class Attempt:
-    """An attempt that a worker runs, once: by `run`, or by `begin` and then `after` each micro-batch."""
+    """An attempt of a trial. It runs once: by `run`, or by `begin` and then `after` for each micro-batch.
+
+    Args:
+        cache: what the worker keeps between trials.
+        reporter: receives the steps, the reports and the adapter.
+        should_stop: asked after every micro-batch.
+    """
 
     room: Room
     spec: TrialSpec
@@ -51,7 +54,7 @@ class Attempt:
     _milestones: Milestones = field(init=False)
     _guard: DivergenceGuard = field(init=False)
     _began: float = field(init=False)
-    _lap: tuple[float, int] = (0.0, 0)
+    _interval_start: tuple[float, int] = (0.0, 0)
     _batches: Iterator[MicroBatch] | None = None
 
     def __post_init__(self) -> None:
@@ -73,40 +76,40 @@ class Attempt:
         return ended
 
     def begin(self) -> Outcome | None:
-        """Build the trial and go on from its checkpoint; an outcome where that failed, or it was at its end."""
-        return self._guarded(self._begin)
+        """Build the trial and resume from its checkpoint; returns the outcome if that failed or all was trained."""
+        return self._caught(self._begin)
 
     def advance(self) -> Outcome | None:
-        """Train the next micro-batch by itself, and take it in."""
+        """Train the next micro-batch of this attempt alone, and process it."""
         if self._batches is None:
             self._batches = self.recipe.train()
         batches = self._batches
-        return self._guarded(lambda: self._after(next(batches)))
+        return self._caught(lambda: self._after(next(batches)))
 
     def after(self, batch: MicroBatch) -> Outcome | None:
-        """Take in that a micro-batch was trained."""
-        return self._guarded(lambda: self._after(batch))
+        """Process a micro-batch that was trained: report, write a checkpoint, end if it is time to."""
+        return self._caught(lambda: self._after(batch))
 
-    def obey(self) -> Outcome | None:
-        """End where a stop asks for it before any micro-batch: an earlier attempt keeps what there is to go on from."""
+    def obey_stop(self) -> Outcome | None:
+        """End before the first micro-batch if a stop asks for it. An earlier attempt's checkpoint stays."""
         stop = self.should_stop()
         return self._close(self._outcome(OutcomeKind.STOPPED, stop[1], cause=stop[0])) if stop else None
 
     def fail(self, error: Exception) -> Outcome:
-        """End with what went wrong."""
+        """End with an error."""
         text = "".join(traceback.format_exception(error))
         _log.error("trial %d attempt %d failed:\n%s", self.spec.trial, self.spec.attempt, text)
-        for one in _chain(error):
-            one.__traceback__ = None  # its frames hold the model, and often the error too: a cycle
+        for link in _chain(error):
+            link.__traceback__ = None  # its frames hold the model, and often the error itself, which makes a cycle
         return self._close(self._outcome(OutcomeKind.FAILED, describe(error), failure=classify(error)))
 
     @property
     def recipe(self) -> LoraRecipe:
-        """The trial in training, from `begin` until it ends."""
+        """The trial in training, between `begin` and its end."""
         assert self._recipe is not None
         return self._recipe
 
-    def _guarded(self, act: Callable[[], Outcome | None]) -> Outcome | None:
+    def _caught(self, act: Callable[[], Outcome | None]) -> Outcome | None:
         try:
             ended = act()
         except Exception as error:
@@ -122,14 +125,14 @@ class Attempt:
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
         check_components(self.spec.config, self.spec.components)
-        self._recipe = LoraRecipe(current(self.spec), self.cache, self.dir.path / "scratch")
+        self._recipe = LoraRecipe(current_config(self.spec), self.cache, self.dir.path / "scratch")
         self._resume(self._recipe)
-        self._lap = time.perf_counter(), self._recipe.tokens
+        self._interval_start = time.perf_counter(), self._recipe.tokens
         return self._completed(self._recipe) if self._recipe.position == self._recipe.total else None
 
     def _after(self, batch: MicroBatch) -> Outcome | None:
         recipe = self.recipe
-        if ended := self._after_step(batch) or self._at_milestone(recipe, batch) or self._obey(recipe):
+        if ended := self._after_step(batch) or self._at_milestone(recipe, batch) or self._check_stop(recipe):
             return ended
         return self._completed(recipe) if batch.position == batch.total else None
 
@@ -149,12 +152,12 @@ class Attempt:
         if diverged := self._guard.at_milestone(report.loss, report.val_loss):
             return self._outcome(OutcomeKind.DIVERGED, diverged)
         if not report.final:
-            self._keep(recipe, report)
-        self._lap = time.perf_counter(), batch.tokens
+            self._write_milestone(recipe, report)
+        self._interval_start = time.perf_counter(), batch.tokens
         return None
 
-    def _keep(self, recipe: LoraRecipe, report: Report) -> None:
-        """What is written at a milestone, after its report: a crash in between repeats the report, and loses none."""
+    def _write_milestone(self, recipe: LoraRecipe, report: Report) -> None:
+        """Write checkpoint and adapter after the report, so that a crash in between repeats a report and loses none."""
         every, adapters = self.spec.checkpoint_every, self.spec.adapter_every
         if every and report.milestone % every == 0:
             self._save(recipe)
@@ -162,13 +165,13 @@ class Attempt:
             recipe.save_adapter(self.dir.adapter)
             self.reporter.adapter(self.dir.adapter)
 
-    def _obey(self, recipe: LoraRecipe) -> Outcome | None:
+    def _check_stop(self, recipe: LoraRecipe) -> Outcome | None:
         stop = self.should_stop() if recipe.position < recipe.total else None
         return self._stopped(recipe, *stop) if stop else None
 
     def _report(self, recipe: LoraRecipe) -> Report:
         number, norm = self._milestones.take(recipe.tokens)
-        began, before = self._lap
+        began, before = self._interval_start
         rate = (recipe.tokens - before) / max(time.perf_counter() - began, 1e-9)
         on_gpu = recipe.device.type == "cuda"
         return Report(
@@ -188,7 +191,7 @@ class Attempt:
 
     def _completed(self, recipe: LoraRecipe) -> Outcome:
         if not recipe.save_adapter(self.dir.adapter):
-            self._notes.append("torchtune has no PEFT form for this model: the adapter is in its own format")
+            self._notes.append("torchtune has no PEFT format for this model, so that the adapter is in torchtune's own")
         self.reporter.adapter(self.dir.adapter)
         if self.spec.checkpoint_every:
             self._save(recipe)
@@ -216,7 +219,7 @@ class Attempt:
                 state = checkpoint.load(path)
                 recipe.load_state(state["recipe"])
             except checkpoint.CheckpointError as error:
-                self._notes.append(f"attempt {number}'s checkpoint is unreadable and was passed over: {error}")
+                self._notes.append(f"attempt {number}'s checkpoint is unreadable and was skipped: {error}")
                 continue
             self._milestones.restore(state["milestones"])
             self._guard.restore(state["guard"])
@@ -235,7 +238,7 @@ class Attempt:
         recipe = self._recipe
         keeps = kind in (OutcomeKind.COMPLETED, OutcomeKind.FAILED) or (cause is not None and cause.resumable)
         if not keeps:
-            self.dir.checkpoint.unlink(missing_ok=True)  # nothing goes on from here, and adapters are megabytes
+            self.dir.checkpoint.unlink(missing_ok=True)  # no attempt resumes from it, and it has megabytes
         return Outcome(
             kind=kind,
             reason="; ".join(filter(None, [reason, *self._notes])),
@@ -253,7 +256,7 @@ class Attempt:
 
 
 def classify(error: BaseException) -> FailureKind:
-    """What a person has to look at."""
+    """The kind of a failure, by the error and its causes."""
     chain = _chain(error)
     if any(isinstance(e, OSError) and e.errno in checkpoint.NO_SPACE for e in chain) or any(
         "No space left" in str(e) for e in chain
@@ -269,21 +272,22 @@ def classify(error: BaseException) -> FailureKind:
 
 
 def describe(error: BaseException) -> str:
-    """One line for a person: the innermost cause, without the stack."""
+    """One line for a person: type and message of an error, without its stack."""
     text = " ".join(str(error).split()) or "no message"
     return f"{type(error).__name__}: {text[:500]}"
 
 
 def _chain(error: BaseException | None) -> list[BaseException]:
-    found: list[BaseException] = []
-    while error is not None and error not in found:
-        found.append(error)
+    """An error with its causes, itself first."""
+    chain: list[BaseException] = []
+    while error is not None and error not in chain:
+        chain.append(error)
         error = error.__cause__ or error.__context__
-    return found
+    return chain
 
 
-def current(spec: TrialSpec) -> DictConfig:
-    """A specification's configuration, with today's names of components."""
+def current_config(spec: TrialSpec) -> DictConfig:
+    """The configuration of a specification, with the names that torchtune's components have today."""
     cfg = OmegaConf.create(dict(spec.config))
     for key, path in components(spec.config):
         if current_path(path) != path:

@@ -1,8 +1,8 @@
-"""What a warm worker keeps between trials: the frozen base, the tokenizer and the data sets.
+"""What a worker keeps between trials, above all the frozen base, and how a trial's model is built on it.
 
-Invariants: a trial built on a kept base has the very numbers of one built alone: its model is instantiated in
-full, so that the adapter's random draws are torchtune's, and only then are the frozen parameters exchanged for
-the kept ones. Kept parameters never train, so trials cannot disturb each other. One base is kept at a time.
+Invariants: a trial built on a kept base has exactly the numbers of one built alone. Its model is instantiated in full,
+so that torchtune draws the adapter's random numbers; only then are the frozen parameters replaced by the kept ones.
+Kept parameters never train, so that no trial changes another. One base is kept at a time.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 from importlib import import_module
 from typing import Any, TypeVar
 
@@ -18,9 +17,6 @@ import torch
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import nn
 from torchtune import config, modules, training
-from torchtune.config._utils import _get_component_from_path
-from torchtune.data import padded_collate_packed
-from torchtune.datasets import ConcatDataset
 from torchtune.modules import common_utils
 from torchtune.modules.peft import (
     get_adapter_params,
@@ -41,12 +37,18 @@ LORA_KEYS = (
 
 @dataclass(slots=True)
 class Cache:
-    """Frozen parameters by name, tokenizer and data sets of the last configuration, each under its own key."""
+    """Frozen parameters by name, tokenizer and data sets: the last value of each kind, with its key."""
 
     _kept: dict[str, tuple[str, Any]] = field(default_factory=dict)
 
     def get(self, kind: str, key: Any, make: Callable[[], T]) -> T:
-        """The kept value of this kind where its key is the same; otherwise the old one is dropped, then made anew."""
+        """The kept value of this kind if its key is the same; else drop the old value, then make a new one.
+
+        Args:
+            kind: for example "base" or "tokenizer".
+            key: a configuration, or a list of such; compared as JSON.
+            make: makes the value.
+        """
         text = json.dumps(_plain(key), sort_keys=True, default=str)
         if self._kept.get(kind, ("",))[0] != text:
             self._kept.pop(kind, None)
@@ -55,21 +57,22 @@ class Cache:
         return value
 
     def drop(self, kind: str) -> bool:
-        """Let go of the kept value of this kind; whether there was one."""
+        """Drop the kept value of this kind; returns whether there was one."""
         return self._kept.pop(kind, None) is not None
 
     def clear(self) -> None:
+        """Drop all values."""
         self._kept.clear()
 
 
 def build_model(cfg: DictConfig, cache: Cache, device: torch.device, dtype: torch.dtype, scratch: str) -> nn.Module:
-    """A LoRA model as torchtune's single-device recipe makes it, on the kept base.
+    """A LoRA model as torchtune's single-device recipe builds it, on the kept base.
 
     Args:
-        scratch: a directory outside the checkpoint's own, which torchtune's checkpointers demand.
+        scratch: a directory other than the checkpoint's, which torchtune's checkpointers require.
 
     Raises:
-        FileNotFoundError: the base is not where the configuration says.
+        FileNotFoundError: the configuration names a base that does not exist.
     """
     common_utils._use_low_cpu_ram = cfg.get("low_cpu_ram", False)
     with training.set_default_dtype(dtype), device:
@@ -85,7 +88,7 @@ def build_model(cfg: DictConfig, cache: Cache, device: torch.device, dtype: torc
     base_model = {k: v for k, v in cfg.model.items() if k not in LORA_KEYS}
     base_files = {k: v for k, v in cfg.checkpointer.items() if k not in ("output_dir", "recipe_checkpoint")}
     key = [base_model, base_files, str(device), str(dtype), sorted(_frozen(model))]
-    # the first model loads the base; every later one takes the very same parameters over
+    # the first model loads the base; every later one gets the same parameter objects
     _share(model, cache.get("base", key, lambda: _load_base(cfg, model, scratch)))
     for module in model.modules():
         if initialize := getattr(module, "initialize_dora_magnitude", None):
@@ -94,48 +97,15 @@ def build_model(cfg: DictConfig, cache: Cache, device: torch.device, dtype: torc
     return model
 
 
-def build_dataset(dataset: DictConfig | ListConfig, cfg: DictConfig, cache: Cache, kind: str) -> Any:
-    """A map-style data set with its tokenizer, kept between trials; `kind` tells training data from validation data."""
-    tokenizer = build_tokenizer(cfg, cache)
-
-    def make() -> Any:
-        if isinstance(dataset, ListConfig):
-            return ConcatDataset(datasets=[config.instantiate(one, tokenizer) for one in dataset])
-        return config.instantiate(dataset, tokenizer)
-
-    return cache.get(kind, [cfg.tokenizer, dataset], make)
-
-
-def build_tokenizer(cfg: DictConfig, cache: Cache) -> Any:
-    """The tokenizer of a configuration, kept between trials."""
-    return cache.get("tokenizer", cfg.tokenizer, lambda: config.instantiate(cfg.tokenizer))
-
-
-def build_collate(
-    cfg: DictConfig, dataset: DictConfig | ListConfig, built: Any, ignore_index: int, tokenizer: Any
-) -> Callable[[list[Any]], Any]:
-    """The function that makes a batch of samples of a data set, given its configuration and the built object.
-
-    Raises:
-        ValueError: `collate_fn` pads on the left, which is for inference.
-    """
-    name = cfg.get("collate_fn", "torchtune.data.padded_collate_sft")
-    if "left_pad_sequence" in name:
-        raise ValueError(f"collate_fn={name} pads on the left, which is for inference; use padded_collate_sft")
-    packed = built if isinstance(dataset, ListConfig) else dataset
-    if getattr(packed, "packed", False):
-        return padded_collate_packed  # type: ignore[no-any-return]
-    return partial(_get_component_from_path(name), padding_idx=tokenizer.pad_id, ignore_idx=ignore_index)
-
-
 def _compile_without_limit() -> None:
-    """Have every trial of this process compiled: torch's limit is meant for one model that it compiles in vain.
+    """Remove torch's limit of compilations, so that every trial of this process is compiled.
 
-    Each rank or alpha is a shape of its own, so that after three or four of them trials would be eager without a word.
-    What was compiled is kept for those of the same shapes to come, in some 15 MiB of the host's memory each.
+    The limit protects from a model that is compiled again and again. Each rank or alpha is a shape of its own: after
+    three or four of them, further trials would silently run without compilation. A compiled model is kept for later
+    trials of the same shapes, in about 15 MiB of the host's memory.
     """
     limits: Any = import_module("torch._dynamo.config")
-    limits.cache_size_limit = limits.accumulated_cache_size_limit = 2**31  # by the names that torch 2.6 has too
+    limits.cache_size_limit = limits.accumulated_cache_size_limit = 2**31  # torch 2.6 has these names too
 
 
 def _load_base(cfg: DictConfig, model: nn.Module, scratch: str) -> dict[str, nn.Parameter]:

@@ -1,8 +1,8 @@
-"""The whole state of a trial in the middle of its training, in one file that loads with `weights_only=True`.
+"""Saves and loads the whole state of a trial in training, in one file that loads with `weights_only=True`.
 
-Invariants: nothing but tensors, numbers, strings, lists and dicts is stored, so that loading runs no code; the
-file appears whole or not at all. What makes a resume bit-exact: adapter, optimizer, schedule, gradients of an
-unfinished accumulation, data position, and every random generator that training draws from.
+Invariants: a checkpoint holds tensors, numbers, strings, lists and dicts only, so that loading it runs no code. The
+file appears whole or not at all. A resume is bit-exact, since the state includes adapter, optimizer, schedule, the
+gradients of an unfinished accumulation, the data position, and every random generator from which training draws.
 """
 
 from __future__ import annotations
@@ -25,18 +25,21 @@ _log = logging.getLogger(__name__)
 VERSION = 1
 PARTS = ("recipe", "milestones", "guard")
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
-SPACE_SECONDS = 60.0
+SPACE_SECONDS = 60.0  # how long to wait for space on a full disk
 
 
 class CheckpointError(Exception):
-    """The file is torn, of another version, or does not fit the trial."""
+    """The file is damaged, or has another version."""
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
-    """Write a trial's state; on a full disk, wait a while for space.
+    """Write a trial's state. If the disk is full, retry for `SPACE_SECONDS`.
+
+    Args:
+        state: the parts by name; see `PARTS`.
 
     Raises:
-        OSError: the disk stays full; an earlier checkpoint at the same path stays.
+        OSError: the disk stays full. An earlier checkpoint at the same path stays.
     """
     buffer = io.BytesIO()
     torch.save({"version": VERSION, **state}, buffer)
@@ -59,7 +62,7 @@ def load(path: Path) -> dict[str, Any]:
     """
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a torn file raises almost anything: RuntimeError, EOFError, UnpicklingError, OSError
+    except Exception as error:  # a damaged file may raise RuntimeError, EOFError, UnpicklingError, OSError and others
         raise CheckpointError(f"{path} cannot be read: {type(error).__name__}") from error
     if not isinstance(state, dict) or state.get("version") != VERSION or any(part not in state for part in PARTS):
         raise CheckpointError(f"{path} is no checkpoint of version {VERSION}")
@@ -67,7 +70,7 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def compact(value: Any) -> Any:
-    """Tensors within dicts and lists as contiguous copies on the CPU: none drags a larger tensor's memory along."""
+    """A copy of a value with all its tensors contiguous and on the CPU, so that they keep no larger tensor alive."""
     if isinstance(value, torch.Tensor):
         return value.detach().to("cpu", copy=True).contiguous()
     if isinstance(value, dict):
@@ -77,15 +80,15 @@ def compact(value: Any) -> Any:
 
 def random_state() -> dict[str, Any]:
     """The state of every generator that torchtune seeds, as tensors and numbers."""
-    _, python_words, python_gauss = random.getstate()
-    name, words, position, has_gauss, gauss = np.random.get_state()
+    _, python_state, python_gauss = random.getstate()
+    name, numpy_state, position, has_gauss, gauss = np.random.get_state()
     assert name == "MT19937"
     return {
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-        "python": [list(python_words), python_gauss],
+        "python": [list(python_state), python_gauss],
         "numpy": [
-            torch.from_numpy(np.asarray(words).astype(np.int64)),
+            torch.from_numpy(np.asarray(numpy_state).astype(np.int64)),
             int(position),
             int(has_gauss),
             float(gauss),
@@ -94,11 +97,11 @@ def random_state() -> dict[str, Any]:
 
 
 def set_random_state(state: dict[str, Any]) -> None:
-    """Put back what `random_state` returned; CUDA states only where as many devices are visible."""
+    """Restore a state that `random_state` returned; CUDA's only if the same number of devices is visible."""
     torch.set_rng_state(state["torch"])
     if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(state["cuda"])
-    words, gauss = state["python"]
-    random.setstate((3, tuple(words), gauss))
-    numpy_words, position, has_gauss, numpy_gauss = state["numpy"]
-    np.random.set_state(("MT19937", numpy_words.numpy().astype(np.uint32), position, has_gauss, numpy_gauss))
+    python_state, gauss = state["python"]
+    random.setstate((3, tuple(python_state), gauss))
+    numpy_state, position, has_gauss, numpy_gauss = state["numpy"]
+    np.random.set_state(("MT19937", numpy_state.numpy().astype(np.uint32), position, has_gauss, numpy_gauss))

@@ -1,8 +1,8 @@
-"""Which code a torchtune configuration may name.
+"""Decides which code a torchtune configuration may name.
 
-Invariants: nothing outside the allow-list is imported for a configuration, wherever in it a name stands. A name
-does not lead out of its package either: `torchtune.utils._device.os.system` begins well, but private parts, modules
-of the standard library and other packages are refused on the way. Nothing is imported to find that out.
+Invariants: no code outside the allow-list is imported for a configuration, wherever in it a name stands. A name may not
+lead out of its package: `torchtune.utils._device.os.system` has an allowed prefix, but is refused, since it goes
+through a private module and the standard library. The check imports nothing.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 ALLOWED = ("torchtune.", "torch.optim.", "torch.nn.", "torchao.", "bitsandbytes.")
-# Keys besides `_component_` whose text torchtune imports.
+# Keys besides `_component_` whose value torchtune imports.
 NAMING_KEYS = ("collate_fn", "prompt_template")
-# Names that no public path of an allowed package has behind its prefix.
+# No public path of an allowed package has one of these names behind its prefix.
 PACKAGES = frozenset({*sys.stdlib_module_names, *(prefix.split(".")[0] for prefix in ALLOWED), "numpy", "omegaconf"})
 
-# Older texts name modules that torchtune 0.6.1 no longer has.
+# Older configurations name modules that torchtune 0.6.1 no longer has.
 MOVED = {"torchtune.utils.metric_logging.": "torchtune.training.metric_logging."}
 
 
@@ -26,14 +26,19 @@ class ComponentError(Exception):
 
 
 def components(config: Any, at: str = "") -> Iterator[tuple[str, str]]:
-    """Every `(key, dotted path)` of a plain configuration that names code."""
+    """Every key with its dotted path in a configuration that names code.
+
+    Args:
+        config: nested mappings and sequences.
+        at: the key of `config` itself.
+    """
     if isinstance(config, Mapping):
         for key, value in config.items():
-            where = f"{at}.{key}" if at else str(key)
+            path = f"{at}.{key}" if at else str(key)
             if key == "_component_" or (key in NAMING_KEYS and isinstance(value, str)):
-                yield where, str(value)
+                yield path, str(value)
             else:
-                yield from components(value, where)
+                yield from components(value, path)
     elif isinstance(config, Sequence) and not isinstance(config, str):
         for index, value in enumerate(config):
             yield from components(value, f"{at}[{index}]")
@@ -42,8 +47,11 @@ def components(config: Any, at: str = "") -> Iterator[tuple[str, str]]:
 def check_components(config: Any, extra: Sequence[str] = ()) -> None:
     """Refuse a configuration that names code outside the allow-list.
 
+    Args:
+        extra: further allowed prefixes.
+
     Raises:
-        ComponentError: with the key, its value and the allowed prefixes, or the part that leads elsewhere.
+        ComponentError: a name is not allowed. It gives the key, its value and the allowed prefixes.
     """
     for key, path in components(config):
         check_path(key, path, extra)
@@ -66,7 +74,7 @@ def check_path(key: str, path: str, extra: Sequence[str] = ()) -> None:
 
 
 def current_path(path: str) -> str:
-    """The dotted path under which torchtune 0.6.1 has a component that older texts name differently."""
+    """The dotted path that torchtune 0.6.1 has for a component that older configurations name differently."""
     for old, new in MOVED.items():
         if path.startswith(old):
             return new + path.removeprefix(old)

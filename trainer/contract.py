@@ -1,26 +1,27 @@
-"""What a controller and its workers say to each other, as versioned JSON.
+"""The messages between a controller and its workers, as versioned JSON.
 
-Invariants: standard library only; every value is frozen; a number that JSON lacks (NaN, infinities) travels as a
-string where the field is a number, and marked as one inside a configuration; a reader refuses a schema version that
-it does not know and ignores keys that it does not know.
+Invariants: standard library only. Every message is frozen. A number that JSON lacks (NaN, infinities) is a string in a
+numeric field, and is marked inside a configuration (`trainer.json_values`). A reader refuses an unknown schema version
+and ignores unknown keys.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, TypeVar
 
-# What no process of ours hands down to one that trains: it would attach to the W&B service of whoever started it, and
-# its run would never end.
+from trainer.json_values import pack, plain, unpack
+
+# Environment variables that no process hands down to a worker. With this one, the worker would attach to the W&B
+# service of the process that started it, and its run would never end.
 DROPPED_ENV = ("WANDB_SERVICE",)
 SCHEMA_VERSION = 1
-# Where W&B is all that controller and jobs share: a job in its run's configuration, reports and outcome in a trial's
-# summary (both say of which attempt), and why a run was asked to stop as the rest of a tag.
+# If controller and jobs share W&B only: the key of a job in its run's configuration, the keys of reports and outcome in
+# a trial's summary (both name their attempt), and the beginning of the tag that names the cause of a stop.
 JOB_KEY = "sweep_job"
 REPORTS_KEY = "sweep/reports"
 OUTCOME_KEY = "sweep/outcome"
@@ -43,7 +44,7 @@ class OutcomeKind(StrEnum):
 
 
 class StopCause(StrEnum):
-    """Why a running attempt was asked to stop. The last three keep the trial open: it goes on from its checkpoint."""
+    """Why a running attempt was asked to stop. After the last three, the trial resumes from its checkpoint."""
 
     PRUNED = "pruned"
     CANCELLED = "cancelled"
@@ -53,27 +54,32 @@ class StopCause(StrEnum):
 
     @property
     def resumable(self) -> bool:
+        """Whether a later attempt resumes the trial."""
         return self in (StopCause.INTERRUPTED, StopCause.PREEMPTED, StopCause.PAUSED)
 
 
+# Asked by a running attempt: the cause of a stop and its reason, or None to continue.
+StopSignal = Callable[[], tuple[StopCause, str] | None]
+
+
 class FailureKind(StrEnum):
-    """What a person has to look at after a failed attempt."""
+    """What failed: the configuration, the files, the disk, the memory, or something else."""
 
     BAD_CONFIG = "bad_config"
     MISSING_FILE = "missing_file"
     NO_SPACE = "no_space"
     OUT_OF_MEMORY = "out_of_memory"
     ERROR = "error"
-    PASSING = "passing"  # it may go well the next time: tried again
+    PASSING = "passing"  # another attempt may succeed: it is retried
 
 
 @dataclass(frozen=True, slots=True)
 class Guard:
-    """When a trial counts as diverged, apart from any pruner. A ratio of `inf` switches its rule off.
+    """When a trial counts as diverged, whatever the pruner says. A ratio of `inf` disables its rule.
 
     Args:
-        loss_ratio: mean loss since the last milestone over the loss of the first step.
-        grad_norm_ratio: grad_norm of a step over the median of the first steps.
+        loss_ratio: largest ratio of the mean loss since the last milestone to the loss of the first step.
+        grad_norm_ratio: largest ratio of a step's grad_norm to the median of the first steps.
     """
 
     loss_ratio: float = 2.0
@@ -82,17 +88,17 @@ class Guard:
 
 @dataclass(frozen=True, slots=True)
 class Tracking:
-    """A trial's run in W&B; attempts of one trial go on in the same run.
+    """A trial's run in W&B, which all its attempts share.
 
     Args:
         run: its id.
         mode: online or offline.
         init: arguments of `wandb.init`; `settings` maps fields of `wandb.Settings`.
-        adapter: the name of the artifact that the adapter becomes a version of; empty: it is not uploaded.
-        inputs: artifacts by reference that the adapter is made of: name to `type` and `uri`.
-        hook: a function `(Step) -> Mapping[str, float]` whose numbers are logged too; empty: none.
-        checkpoint: the artifact that carries an interrupted attempt's checkpoint to the next one, where W&B is all that
-            a job shares with the controller; empty: they share a room.
+        adapter: the name of the artifact of which the adapter becomes a version; empty: it is not uploaded.
+        inputs: artifacts by reference from which the adapter was trained: name to `type` and `uri`.
+        hook: the path of a function `(Step) -> Mapping[str, float]` whose numbers are logged too; empty: none.
+        checkpoint: the artifact that brings an interrupted attempt's checkpoint to the next one, if controller and job
+            share W&B only; empty: they share a room.
     """
 
     run: str
@@ -106,14 +112,14 @@ class Tracking:
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """What an attempt does in the place of training: it judges the finished adapter of its trial.
+    """What an attempt does instead of training: it scores the finished adapter of its trial.
 
     Args:
         kind: heldout, torchtune, command or lm_eval.
-        options: what the kind asks for, see `sweep.config.evaluate`.
+        options: those of the kind, see `sweep.config.evaluate`.
         adapter: the adapter's directory: a path, or the URL of a directory in an object store.
-        artifact: where the job can reach neither: the artifact, `entity/project/NAME:ALIAS`.
-        tracking: the trial's own run in W&B, on which the scores land; None: it is not tracked.
+        artifact: the artifact `entity/project/NAME:ALIAS`, if the job can reach neither; else empty.
+        tracking: the trial's run in W&B, which gets the scores; None: it is not tracked.
     """
 
     kind: str
@@ -125,15 +131,15 @@ class Evaluation:
 
 @dataclass(frozen=True, slots=True)
 class TrialSpec:
-    """One attempt of a trial, as the controller asks for it.
+    """One attempt of a trial, as the controller specifies it.
 
     Args:
-        config: the resolved torchtune configuration, plain JSON values only.
+        config: the resolved torchtune configuration, with JSON values only.
         milestone_tokens: label tokens between two reports.
-        checkpoint_every: milestones between two checkpoints; 0 writes none.
-        adapter_every: milestones at which the adapter is written before the end; 0: none.
-        components: prefixes beyond the built-in ones that `_component_` may name.
-        evaluate: judge what an attempt of this trial has trained, and train nothing.
+        checkpoint_every: milestones between two checkpoints; 0: no checkpoints.
+        adapter_every: milestones between two adapters that are written before the end; 0: only the last one.
+        components: prefixes that `_component_` may name, besides the built-in ones.
+        evaluate: score an adapter of this trial instead of training; None: train.
     """
 
     sweep: str
@@ -152,7 +158,15 @@ class TrialSpec:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One optimizer step. `loss` is nats per label token over the whole step; `lr` is the rate that it used."""
+    """One optimizer step.
+
+    Args:
+        step: its number, from 1.
+        tokens: label tokens of the trial so far.
+        loss: nats per label token over the whole step.
+        grad_norm: before clipping.
+        lr: the learning rate that it used.
+    """
 
     step: int
     tokens: int
@@ -166,11 +180,14 @@ class Report:
     """A trial at a token milestone.
 
     Args:
-        milestone: 1-based; equal milestones of a sweep's trials lie at equal label tokens seen.
-        loss, grad_norm: means since the last milestone; grad_norm is NaN where no optimizer step fell in it.
+        milestone: from 1; equal milestones of a sweep's trials are at equal numbers of label tokens.
+        step, tokens: optimizer steps and label tokens of the trial so far.
+        loss, val_loss: nats per label token; `loss` is the mean since the last milestone.
+        grad_norm: mean since the last milestone; NaN if there was no optimizer step since.
+        tokens_per_second: label tokens a second since the last milestone.
         seconds: training time of this attempt, validation included.
-        memory_gib: peak of the CUDA allocator, 0 on CPU.
-        final: the trial has seen all its data.
+        memory_gib: peak of the CUDA allocator, GiB; 0 on the CPU.
+        final: whether the trial has trained on all its data.
     """
 
     milestone: int
@@ -193,12 +210,16 @@ class Outcome:
 
     Args:
         reason: one sentence for a person.
-        cause: which stop it obeyed, for `stopped`.
-        failure: what to look at, for `failed`.
+        cause: the cause of the stop that it obeyed, if `stopped`.
+        failure: what failed, if `failed`.
+        step, tokens: optimizer steps and label tokens of the trial.
+        seconds: of this attempt.
+        resumed_from: the attempt from whose checkpoint it resumed.
         adapter, checkpoint: paths relative to the attempt's directory.
-        steps_per_epoch: what the data and the configuration gave.
-        leftover_batches: micro-batches of an epoch that fill no optimizer step; ours are skipped, torchtune's leak.
-        scores: what an evaluation found, by name.
+        steps_per_epoch: optimizer steps of an epoch.
+        leftover_batches: micro-batches of an epoch that fill no optimizer step, which are skipped (torchtune's recipe
+            lets them leak into the next epoch).
+        scores: those of an evaluation, by name.
     """
 
     kind: OutcomeKind
@@ -217,9 +238,9 @@ class Outcome:
 
     @property
     def resumable(self) -> bool:
-        """Whether the trial stays open and goes on from its checkpoint.
+        """Whether a later attempt resumes the trial.
 
-        A full disk is no fault of the trial's: it is tried again, as often as a lost one.
+        A full disk is no fault of the trial, which is retried as often as one whose worker was lost.
         """
         again = self.failure in (FailureKind.NO_SPACE, FailureKind.PASSING)
         return again or (self.cause is not None and self.cause.resumable)
@@ -227,16 +248,16 @@ class Outcome:
 
 def encode(message: Any) -> str:
     """One line of JSON for a message of this module."""
-    raw = {"v": SCHEMA_VERSION, **_plain(dataclasses.asdict(message))}
+    raw = {"v": SCHEMA_VERSION, **plain(dataclasses.asdict(message))}
     if isinstance(message, TrialSpec):
-        raw["config"] = _packed(message.config)
+        raw["config"] = pack(message.config)
         if message.evaluate is not None:
-            raw["evaluate"]["options"] = _packed(message.evaluate.options)
+            raw["evaluate"]["options"] = pack(message.evaluate.options)
     return json.dumps(raw, allow_nan=False)
 
 
 def decode(kind: type[T], text: str) -> T:
-    """The message that `encode` wrote.
+    """The message of this kind in a line that `encode` returned.
 
     Raises:
         ContractError: the text is no JSON object, has another schema version, or lacks a field.
@@ -255,7 +276,7 @@ def from_plain(kind: type[T], raw: Any) -> T:
     """A message from plain JSON values; unknown keys are ignored.
 
     Raises:
-        ContractError: this is no mapping, a field is absent, or has a value that it cannot take.
+        ContractError: it is no mapping, a field is absent, or a value has the wrong type.
     """
     if not isinstance(raw, Mapping):
         raise ContractError(f"no {kind.__name__}: {raw!r:.80}")
@@ -264,35 +285,6 @@ def from_plain(kind: type[T], raw: Any) -> T:
         return kind(**{name: _read(fields[name], value) for name, value in raw.items() if name in fields})
     except (TypeError, ValueError) as error:
         raise ContractError(f"no {kind.__name__}: {error}") from error
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return repr(value)
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return value
-
-
-def _packed(value: Any) -> Any:
-    """JSON for values of any type: `{"$float": "inf"}` for a number that JSON lacks; a key's own `$` is doubled."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return {"$float": repr(value)}
-    if isinstance(value, Mapping):
-        return {f"${key}" if str(key).startswith("$") else key: _packed(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_packed(item) for item in value]
-    return value
-
-
-def _unpacked(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        if set(value) == {"$float"}:
-            return float(value["$float"])
-        return {key[1:] if key.startswith("$$") else key: _unpacked(item) for key, item in value.items()}
-    return [_unpacked(item) for item in value] if isinstance(value, list) else value
 
 
 def _read(kind: str, value: Any) -> Any:
@@ -311,7 +303,7 @@ _READERS: dict[str, Callable[[Any], Any]] = {
     "Tracking": lambda raw: from_plain(Tracking, raw),
     "Evaluation": lambda raw: from_plain(Evaluation, raw),
     "Mapping[str, float]": lambda raw: {str(key): float(value) for key, value in raw.items()},
-    "Mapping[str, Any]": _unpacked,
+    "Mapping[str, Any]": unpack,
     "tuple[str, ...]": tuple,
     "OutcomeKind": OutcomeKind,
     "StopCause": StopCause,

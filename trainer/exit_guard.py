@@ -1,7 +1,7 @@
-"""The end of a process that spoke to W&B.
+"""Ends a process that W&B's client would keep alive.
 
-Invariant: nothing that W&B's client waits for at an interpreter's exit holds a process, and the job whose GPU it has,
-for longer than `END_SECONDS`: wandb-core 0.31 never ends where it is told to while a request is being given up.
+Invariant: no process, and no job with its GPU, waits longer than `END_SECONDS` for W&B's service when the interpreter
+exits. wandb-core 0.31 never ends if it is asked to end while it gives a request up.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-# What W&B has not got by then lies in the room: whoever waits for it has waited before (`Tracker.patience`).
+# What W&B has not received by then is in the room; the worker has waited for it before (`Tracker.patience`).
 END_SECONDS = 60.0
 SERVICE = "wandb-core"
 
 
 @functools.cache
 def limit_exit(seconds: float = END_SECONDS) -> None:
-    """Kill this process's services of W&B `seconds` after its main thread has ended, where it is still there then.
+    """Kill this process's W&B services `seconds` after its main thread has ended, if they still run then.
 
     The client waits for its service in an `atexit` handler, during which only daemon threads still run.
     """
@@ -35,15 +35,15 @@ def _end_services(seconds: float) -> None:
         return
     time.sleep(seconds)
     for child in _children():
-        with suppress(OSError):  # it has ended by itself
+        with suppress(OSError):  # it has ended
             if Path(f"/proc/{child}/comm").read_text().strip() == SERVICE:
                 os.kill(child, signal.SIGKILL)
 
 
 def _children() -> set[int]:
-    """Of all this process's threads; none where the system has no /proc."""
-    found: set[int] = set()
+    """The child processes of all threads of this process; empty if the system has no /proc."""
+    children: set[int] = set()
     for path in Path("/proc/self/task").glob("*/children"):
         with suppress(OSError):
-            found |= {int(word) for word in path.read_text().split()}
-    return found
+            children |= {int(word) for word in path.read_text().split()}
+    return children

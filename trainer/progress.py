@@ -1,6 +1,6 @@
-"""Pure bookkeeping of a running trial: when a milestone is due, and when a trial counts as diverged.
+"""Decides when a running trial reports, and when it counts as diverged.
 
-Invariants: no torch, no clock, no files. Progress is counted in label tokens, so that trials with different
+Invariants: pure, without torch, clock and files. Progress is counted in label tokens, so that trials with different
 accumulation report at equal amounts of data.
 """
 
@@ -13,9 +13,9 @@ from typing import Any
 
 from trainer.contract import Guard, Step
 
-# A grad_norm is measured against the median of the first ones: of at most five, and of no fewer than two.
-WARMUP_STEPS = 5
-MIN_STEPS = 2
+# A grad_norm is compared with the median of the first ones, of this many at most and at least.
+MAX_REFERENCE_STEPS = 5
+MIN_REFERENCE_STEPS = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,9 +23,10 @@ class MicroBatch:
     """One forward and backward pass.
 
     Args:
-        position, total: micro-batches done and to do in the whole trial.
+        position, total: micro-batches trained so far, and those of the whole trial.
+        epoch: the epoch of this micro-batch, from 0.
         tokens: label tokens of the trial so far.
-        step: the optimizer step that this micro-batch completed, if it did.
+        step: the optimizer step that this micro-batch completed; None if it completed none.
     """
 
     position: int
@@ -37,9 +38,13 @@ class MicroBatch:
 
 @dataclass(slots=True)
 class Milestones:
-    """Decides after each micro-batch whether a report is due, and holds the grad_norms since the last one.
+    """Decides after each micro-batch whether a report is due, and keeps the grad_norms since the last one.
 
-    The last report lies at the end of the data; a milestone closer than half an interval to it is left out.
+    The last report is at the end of the data. A milestone less than half an interval before it is skipped.
+
+    Args:
+        every: label tokens between two milestones.
+        done: the number of the last milestone.
     """
 
     every: int
@@ -47,7 +52,7 @@ class Milestones:
     _norms: list[float] = field(default_factory=list)
 
     def add(self, batch: MicroBatch) -> bool:
-        """Take a micro-batch in; True where a report is due now."""
+        """Process a micro-batch; True if a report is due now."""
         if batch.step is not None:
             self._norms.append(batch.step.grad_norm)
         if batch.position == batch.total:
@@ -56,14 +61,14 @@ class Milestones:
         return batch.tokens >= (self.done + 1) * self.every and expected_rest >= self.every / 2
 
     def take(self, tokens: int) -> tuple[int, float]:
-        """The milestone's number and mean grad_norm (NaN without a step); starts the next interval."""
+        """Begin the next interval; returns the number of this milestone and the mean grad_norm (NaN without a step)."""
         self.done = max(self.done + 1, tokens // self.every)
         norm = statistics.fmean(self._norms) if self._norms else math.nan
         self._norms = []
         return self.done, norm
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps; `restore` takes it back."""
+        """The state for a checkpoint, which `restore` takes."""
         return {"done": self.done, "norms": list(self._norms)}
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -72,23 +77,22 @@ class Milestones:
 
 @dataclass(slots=True)
 class DivergenceGuard:
-    """Notices a trial that no pruner needs to judge: non-finite numbers, a loss far above its start, exploding
-    gradients."""
+    """Detects a diverged trial: numbers that are not finite, a loss far above its start, exploding gradients."""
 
     guard: Guard
     _first_loss: float | None = None
     _norms: list[float] = field(default_factory=list)
 
     def after_step(self, step: Step) -> str | None:
-        """One sentence where the trial has diverged at this optimizer step, else None."""
+        """Why the trial has diverged at this optimizer step, as a sentence; else None."""
         if not math.isfinite(step.loss):
             return f"loss is {step.loss} at step {step.step}"
         if not math.isfinite(step.grad_norm):
             return f"grad_norm is {step.grad_norm} at step {step.step}"
         if self._first_loss is None:
             self._first_loss = step.loss
-        usual = statistics.median(self._norms) if len(self._norms) >= MIN_STEPS else 0.0
-        if len(self._norms) < WARMUP_STEPS:
+        usual = statistics.median(self._norms) if len(self._norms) >= MIN_REFERENCE_STEPS else 0.0
+        if len(self._norms) < MAX_REFERENCE_STEPS:
             self._norms.append(step.grad_norm)
         if usual > 0 and step.grad_norm > self.guard.grad_norm_ratio * usual:
             return (
@@ -98,7 +102,12 @@ class DivergenceGuard:
         return None
 
     def at_milestone(self, loss: float, val_loss: float | None) -> str | None:
-        """The same for a report: its mean loss since the last milestone and its validation loss."""
+        """Why the trial has diverged at a milestone, as a sentence; else None.
+
+        Args:
+            loss: mean since the last milestone, in nats per label token.
+            val_loss: the same over the validation data, or None.
+        """
         if val_loss is not None and not math.isfinite(val_loss):
             return f"val_loss is {val_loss}"
         if self._first_loss is None or loss <= self.guard.loss_ratio * self._first_loss:

@@ -1,6 +1,6 @@
-"""A trial's own random generators, beside those of other trials in the same process.
+"""A trial's own random generators in a process that trains several trials.
 
-Invariant: what is drawn within `own` comes from this trial's generators, and leaves every other's untouched.
+Invariant: numbers drawn within `own` come from this trial's generators, and change no other trial's.
 """
 
 from __future__ import annotations
@@ -17,45 +17,45 @@ from trainer.checkpoint import random_state
 
 
 class Randomness:
-    """The generators as they stand when this is made, which go on from there whenever `own` is entered."""
+    """The process's generators at the time of construction; `own` continues with them each time it is entered."""
 
     def __init__(self) -> None:
         self._state = _read()
         self.resumed = False
 
     def resume(self) -> None:
-        """Make them the process's generators, for good."""
+        """Make them the generators of the process, for the rest of the trial."""
         _write(self._state)
         self.resumed = True
 
     @contextmanager
     def own(self) -> Iterator[None]:
         """Draw from this trial's generators while the block runs."""
-        outside = _read()
+        others = _read()
         _write(self._state)
         try:
             yield
         finally:
             self._state = _read()
-            _write(outside)
+            _write(others)
 
     def rewind(self, state: Any) -> None:
-        """Go back to where `now` was."""
+        """Return to a state that `now` returned."""
         self._state = state
 
     @property
     def now(self) -> Any:
-        """Where the generators stand; for `rewind` and `to_checkpoint`."""
+        """The state of the generators, for `rewind` and `to_checkpoint`."""
         return self._state
 
     def to_checkpoint(self, state: Any) -> dict[str, Any]:
-        """What `checkpoint.random_state` gives of a trial alone, for generators at a `now`."""
-        outside = _read()
+        """A state that `now` returned, in the form of `checkpoint.random_state`."""
+        others = _read()
         _write(state)
         try:
             return random_state()
         finally:
-            _write(outside)
+            _write(others)
 
 
 def _read() -> tuple[Any, ...]:

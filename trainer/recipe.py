@@ -1,36 +1,35 @@
-"""The LoRA loop, from torchtune's own components, with the numbers of `tune run lora_finetune_single_device`.
+"""The training loop of one trial, from torchtune's components, with the numbers of `lora_finetune_single_device`.
 
-Invariants: for the same resolved configuration the loss and grad_norm of every optimizer step are torchtune's;
-what torchtune draws at random is drawn here in the same order, and validation draws nothing. No step starts that
-the epoch cannot finish, so no micro-batch leaks into the next epoch. The loop knows no reporter, no file of a
-room and no reason to stop: it yields after every micro-batch, where its state can be saved, and goes on when asked.
+Invariants: for the same resolved configuration, loss and grad_norm of every optimizer step are torchtune's. Random
+numbers are drawn in torchtune's order, and validation draws none. A step starts only if its epoch has enough data for
+it, so that no micro-batch leaks into the next epoch. The loop knows no reporter, no file of a room and no reason to
+stop. It yields after every micro-batch, when its state can be saved.
 
-A trial is driven in one of two ways. Alone, by `train`. In a pack (see `trainer.packed.pack`) the forward and backward
-passes are the pack's: it draws from `batches`, and tells the trial what came of it by `advance`,
-`took` and `stepped`. All else,
-the data's order, the schedule, the counters, the state, is the same object's, so that a trial moves between the two.
+A trial trains in one of two ways. Alone, `train` runs its passes. In a pack (`trainer.packed.pack`), the pack draws its
+micro-batches from `batches`, runs the passes, and reports their results by `advance`, `add_loss`, `step_schedule` and
+`finish_step`. Data order, schedule, counters and state belong to the recipe in both cases, so that a trial can change
+from one to the other.
 """
 
 from __future__ import annotations
 
 import logging
 import math
-import shutil
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import nn
-from torchdata.stateful_dataloader import StatefulDataLoader
-from torchdata.stateful_dataloader.sampler import StatefulDistributedSampler
 from torchtune import config, training, utils
-from torchtune.modules.peft import get_adapter_state_dict, get_lora_module_names
+from torchtune.modules.peft import get_adapter_state_dict
 
-from trainer.base import Cache, build_collate, build_dataset, build_model, build_tokenizer
+from trainer.adapter_export import write_adapter
+from trainer.base import Cache, build_model
 from trainer.checkpoint import compact, random_state, set_random_state
 from trainer.contract import Step
+from trainer.data import build_loader, validation_batches
 from trainer.progress import MicroBatch
 
 for _noisy in ("torchtune", "torchtune.utils._logging", "torchao"):
@@ -43,11 +42,18 @@ class LoraRecipe:
     Args:
         cfg: a resolved torchtune configuration of a LoRA single-device recipe.
         cache: what the worker keeps between trials.
-        scratch: a directory for files that torchtune insists on writing.
+        scratch: a directory for files that torchtune must write.
+
+    Attributes:
+        position, total: micro-batches trained so far, and those of the whole trial.
+        step: optimizer steps so far.
+        tokens: label tokens so far.
+        accumulation: micro-batches of one optimizer step.
+        leftover_batches: micro-batches of an epoch that fill no optimizer step.
 
     Raises:
-        ValueError: fp16, or a configuration that would train zero steps.
-        FileNotFoundError: base, tokenizer or data are not where the configuration says.
+        ValueError: the dtype is fp16, or the configuration would train zero steps.
+        FileNotFoundError: the configuration names a base, a tokenizer or data that do not exist.
     """
 
     def __init__(self, cfg: DictConfig, cache: Cache, scratch: Path) -> None:
@@ -72,7 +78,7 @@ class LoraRecipe:
 
         self.accumulation = int(cfg.gradient_accumulation_steps)
         self.epochs = int(cfg.epochs)
-        self._loader = self._setup_data()
+        self._loader = build_loader(cfg, cache, self.ignored)
         limit = cfg.get("max_steps_per_epoch")
         possible = len(self._loader) // self.accumulation
         self.steps_per_epoch = possible if limit is None else min(int(limit), possible)
@@ -84,30 +90,31 @@ class LoraRecipe:
         batches_per_epoch = self.steps_per_epoch * self.accumulation
         self.leftover_batches = len(self._loader) - batches_per_epoch if possible == self.steps_per_epoch else 0
         self.total = batches_per_epoch * self.epochs
-        self.scheduler = self._setup_scheduler(last_epoch=-1)
+        steps = self.epochs * self.steps_per_epoch
+        self.scheduler = config.instantiate(cfg.lr_scheduler, self.optimizer, num_training_steps=steps, last_epoch=-1)
 
         clip = cfg.get("clip_grad_norm")
         self.clip = None if clip is None else float(clip)
-        # a pack's, from `join` to `leave`; methods of this object's own would keep it, and its model, past its last use
-        self._where: Callable[[], tuple[dict[str, Any], dict[str, Any]]] | None = None
+        # set from `join` to `leave`; bound methods of this object would keep it and its model alive by a cycle
+        self._data_state: Callable[[], tuple[dict[str, Any], dict[str, Any]]] | None = None
         self._mean_loss: Callable[[dict[str, torch.Tensor]], torch.Tensor] | None = None
         self.position = 0
         self.step = 0
         self.tokens = 0
-        self._none: torch.Tensor | float = torch.zeros((), device=self.device)  # of a loss; a number in a pack
-        self._step_loss: torch.Tensor | float = self._none
-        self._lap_loss: torch.Tensor | float = self._none
-        self._step_tokens = self._lap_tokens = 0
-        self._random: dict[str, Any] | None = None  # of a checkpoint, until training goes on
+        self._zero: torch.Tensor | float = torch.zeros((), device=self.device)  # a sum of no losses; a float in a pack
+        self._step_loss: torch.Tensor | float = self._zero
+        self._interval_loss: torch.Tensor | float = self._zero
+        self._step_tokens = self._interval_tokens = 0
+        self._random: dict[str, Any] | None = None  # from a checkpoint, until training continues
         self._loader_state: dict[str, Any] | None = None
 
     def train(self) -> Iterator[MicroBatch]:
-        """Train from where the trial stands to its end, yielding after every micro-batch."""
+        """Train to the end of the trial; yields after every micro-batch."""
         for batch in self.batches():
             yield self._micro_batch(batch)
 
     def batches(self) -> Iterator[dict[str, torch.Tensor]]:
-        """The trial's micro-batches from where it stands to its end, on the CPU; `advance` must follow each."""
+        """The remaining micro-batches, `tokens` and `labels` [b, s] on the CPU; `advance` must follow each."""
         batches_per_epoch = self.steps_per_epoch * self.accumulation
         while self.position < self.total:
             epoch, skipped = divmod(self.position, batches_per_epoch)
@@ -115,114 +122,124 @@ class LoraRecipe:
             if skipped and self._loader_state is not None:
                 self._loader.load_state_dict(self._loader_state)
             else:
-                self._restore_random()  # opening the loader of a new epoch draws, as it did in the first place
+                self._restore_random()  # opening the loader of a new epoch draws, as it did the first time
             self._loader_state = None
             for batch in self._loader:
-                self._restore_random()  # within an epoch that draw had been made: undo it
+                self._restore_random()  # within an epoch the loader had drawn already: undo its second draw
                 yield batch
                 if self.position == (epoch + 1) * batches_per_epoch:
                     break
 
     def label_tokens(self, batch: dict[str, torch.Tensor]) -> int:
-        """How many labels of a micro-batch count; asked while it is on the CPU, so that no device waits."""
+        """How many labels of a micro-batch count. Call it while the batch is on the CPU, so that no device waits."""
         return int((batch["labels"] != self.ignored).sum())
 
     def advance(self, count: int) -> bool:
-        """Count one micro-batch of so many label tokens; `took` may follow when its loss is known.
+        """Count one micro-batch; `add_loss` may follow later.
+
+        Args:
+            count: its label tokens.
 
         Returns:
-            Whether it completes an accumulation, so that an optimizer step is due.
+            whether it completes an accumulation, so that an optimizer step is due.
         """
         self._step_tokens += count
-        self._lap_tokens += count
+        self._interval_tokens += count
         self.tokens += count
         self.position += 1
         return self.position % self.accumulation == 0
 
-    def took(self, weighted: torch.Tensor | float) -> None:
-        """Take a micro-batch's loss into account: nats, summed over its label tokens."""
+    def add_loss(self, weighted: torch.Tensor | float) -> None:
+        """Add a micro-batch's loss: nats, summed over its label tokens."""
         self._step_loss = self._step_loss + weighted
-        self._lap_loss = self._lap_loss + weighted
+        self._interval_loss = self._interval_loss + weighted
 
-    def reschedule(self) -> float:
-        """Move the schedule on after an optimizer step; returns the rate that the step used."""
+    def step_schedule(self) -> float:
+        """Advance the schedule after an optimizer step; returns the learning rate that the step used."""
         lr = self.learning_rate
         self.scheduler.step()
         self.step += 1
         return lr
 
-    def stepped(self, norm: float, lr: float) -> Step:
-        """Take an optimizer step's loss into account, and begin the next accumulation."""
+    def finish_step(self, norm: float, lr: float) -> Step:
+        """Begin the next accumulation.
+
+        Args:
+            norm: of the step's gradient.
+            lr: the learning rate that the step used.
+
+        Returns:
+            the step, with its mean loss in nats per label token.
+        """
         loss = float(self._step_loss / self._step_tokens) if self._step_tokens else math.nan
-        self._step_loss, self._step_tokens = self._none, 0
+        self._step_loss, self._step_tokens = self._zero, 0
         return Step(self.step, self.tokens, loss, norm, lr)
 
     def progress(self, step: Step | None) -> MicroBatch:
-        """Where the trial stands after its last micro-batch."""
+        """The trial's progress after its last micro-batch, which completed `step` if it is not None."""
         epoch = (self.position - 1) // (self.steps_per_epoch * self.accumulation)
         return MicroBatch(self.position, self.total, epoch, self.tokens, step)
 
     def join(
         self,
-        where: Callable[[], tuple[dict[str, Any], dict[str, Any]]],
+        data_state: Callable[[], tuple[dict[str, Any], dict[str, Any]]],
         mean_loss: Callable[[dict[str, torch.Tensor]], torch.Tensor],
     ) -> None:
         """Become a slot of a pack.
 
         Args:
-            where: the state of the loader and of the slot's generators, for a checkpoint.
-            mean_loss: nats per label token of a batch on the CPU, by the pack's forward pass.
+            data_state: returns the state of the loader and of the slot's generators, for a checkpoint.
+            mean_loss: computes nats per label token of a batch on the CPU by the pack's forward pass.
         """
-        self._where, self._mean_loss = where, mean_loss
-        self._none, self._step_loss, self._lap_loss = 0.0, float(self._step_loss), float(self._lap_loss)
+        self._data_state, self._mean_loss = data_state, mean_loss
+        self._zero, self._step_loss, self._interval_loss = 0.0, float(self._step_loss), float(self._interval_loss)
         mark_stepped(self.optimizer)
 
     def leave(self) -> None:
-        """Be no slot any more: recipe and slot know each other, and would live until a rare full collection."""
-        self._where = self._mean_loss = None
+        """Leave the pack. Recipe and slot refer to each other, and would live until a rare full garbage collection."""
+        self._data_state = self._mean_loss = None
 
     @property
     def ignored(self) -> int:
-        """The label that counts for nothing."""
+        """The label that does not count."""
         return int(self.loss.ignore_index)
 
     @property
     def tokens_of_step(self) -> int:
-        """Label tokens since the last optimizer step: what its gradients are divided by."""
+        """Label tokens since the last optimizer step, by which the gradients are divided."""
         return self._step_tokens
 
     @property
     def learning_rate(self) -> float:
-        """The rate that the next step will use."""
+        """The learning rate of the next step."""
         return float(self.optimizer.param_groups[0]["lr"])
 
     def mean_loss(self) -> float:
-        """Mean nats per label token since this was last asked; NaN where nothing was trained."""
-        mean = float(self._lap_loss) / self._lap_tokens if self._lap_tokens else float("nan")
-        self._lap_loss, self._lap_tokens = self._none, 0
+        """Mean nats per label token since the last call; NaN if nothing was trained since."""
+        mean = float(self._interval_loss) / self._interval_tokens if self._interval_tokens else float("nan")
+        self._interval_loss, self._interval_tokens = self._zero, 0
         return mean
 
     @torch.no_grad()
     def evaluate(self) -> float | None:
-        """Mean nats per label token over `dataset_val`, None where the configuration has none. Draws nothing random.
+        """Mean nats per label token over `dataset_val`; None if the configuration has none. Draws no random numbers.
 
         Raises:
-            ValueError: it has no label token, so that nothing can be judged.
+            ValueError: the data have no label token.
         """
-        dataset = self.cfg.get("dataset_val")
-        if dataset is None:
+        if self.cfg.get("dataset_val") is None:
             return None
-        loss, _ = self.loss_over(self._validation_batches(dataset))
+        loss, _ = self.loss_over(validation_batches(self.cfg, self._cache, self.ignored))
         if loss is None:
             raise ValueError(
-                "dataset_val has no label token, so that there is no val_loss: name data with answers that "
-                "tokenizer.max_seq_len leaves room for, or leave dataset_val out"
+                "dataset_val has no label token, so that there is no val_loss; name data whose answers fit into "
+                "tokenizer.max_seq_len, or leave dataset_val out"
             )
         return loss
 
     @torch.no_grad()
     def loss_over(self, batches: Iterable[dict[str, torch.Tensor]]) -> tuple[float | None, int]:
-        """Mean nats per label token over batches on the CPU, and how many label tokens they have; None without any."""
+        """Mean nats per label token over batches on the CPU, None without a label; and the number of label tokens."""
         total = torch.zeros((), dtype=torch.float64)
         tokens = 0
         mean_loss = self._mean_loss or self._own_mean_loss
@@ -230,15 +247,15 @@ class LoraRecipe:
         for batch in batches:
             count = self.label_tokens(batch)
             if not count:
-                continue  # a mean over nothing is NaN, and so would the whole be: prompts may fill all of a row
+                continue  # prompts fill all its rows; a mean over nothing is NaN, and would make the total NaN
             total += mean_loss(batch).double().cpu() * count
             tokens += count
         self.model.train()
         return (float(total) / tokens if tokens else None), tokens
 
     def state(self) -> dict[str, Any]:
-        """Everything that a bit-exact resume needs; tensors and plain values only."""
-        loader, random = self._where() if self._where else self._own_where()
+        """Everything that a bit-exact resume needs, as tensors and plain values."""
+        loader, random = self._data_state() if self._data_state else self._own_data_state()
         gradients = [None if p.grad is None else compact(p.grad) for p in self.trainable]
         return {
             "adapter": self.adapter(),
@@ -252,95 +269,60 @@ class LoraRecipe:
             "step": self.step,
             "tokens": self.tokens,
             "step_loss": [torch.as_tensor(self._step_loss).cpu(), self._step_tokens],
-            "lap_loss": [torch.as_tensor(self._lap_loss).cpu(), self._lap_tokens],
+            "lap_loss": [torch.as_tensor(self._interval_loss).cpu(), self._interval_tokens],
             "random": random,
         }
 
     def loader_state(self) -> dict[str, Any]:
-        """Where the data's order stands, after the last batch drawn; empty at an epoch's beginning, where asking the
-        loader would open it, and draw."""
+        """The loader's state after the last batch drawn.
+
+        It is empty at the beginning of an epoch, when asking the loader would open it and draw random numbers.
+        """
         if self._loader_state is not None:
             return self._loader_state
         at_start = self.position % (self.steps_per_epoch * self.accumulation) == 0
         return {} if at_start else self._loader.state_dict()
 
     def adapter(self) -> dict[str, torch.Tensor]:
-        """The adapter's parameters by torchtune's names, as tensors of their own on the CPU."""
-        found: dict[str, torch.Tensor] = compact(get_adapter_state_dict(self.model.state_dict()))
-        return found
+        """The adapter's parameters by torchtune's names, copied to the CPU."""
+        tensors: dict[str, torch.Tensor] = compact(get_adapter_state_dict(self.model.state_dict()))
+        return tensors
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Go on from a saved state. More epochs than it was saved with are allowed: a finished trial is extended.
+        """Resume from a saved state. The trial may have more epochs than when it was saved, which extends it.
 
         Raises:
             ValueError: the state belongs to a trial with other shapes or another accumulation.
         """
         if state["accumulation"] != self.accumulation or state["position"] > self.total:
             raise ValueError(
-                f"the checkpoint stands at micro-batch {state['position']} with accumulation {state['accumulation']}; "
-                f"this trial has {self.total} micro-batches with accumulation {self.accumulation}"
+                f"the checkpoint was saved at micro-batch {state['position']} with gradient_accumulation_steps="
+                f"{state['accumulation']}, but this trial has {self.total} micro-batches with "
+                f"gradient_accumulation_steps={self.accumulation}"
             )
         _, unexpected = self.model.load_state_dict(state["adapter"], strict=False)
         if unexpected:
-            raise ValueError(f"the checkpoint holds other adapters: {unexpected[:3]}")
+            raise ValueError(f"the checkpoint has adapters that this model has not: {unexpected[:3]}")
         self.optimizer.load_state_dict(state["optimizer"])
         self._load_schedule(state["scheduler"], extended=state["total"] != self.total)
         if state["gradients"] is not None:
             for parameter, gradient in zip(self.trainable, state["gradients"], strict=True):
                 parameter.grad = None if gradient is None else gradient.to(parameter.device)
         self.position, self.step, self.tokens = state["position"], state["step"], state["tokens"]
-        (step_loss, self._step_tokens), (lap_loss, self._lap_tokens) = state["step_loss"], state["lap_loss"]
-        self._step_loss, self._lap_loss = step_loss.to(self.device), lap_loss.to(self.device)
+        (step_loss, self._step_tokens), (interval_loss, self._interval_tokens) = state["step_loss"], state["lap_loss"]
+        self._step_loss, self._interval_loss = step_loss.to(self.device), interval_loss.to(self.device)
         self._loader_state, self._random = state["loader"] or None, state["random"]
 
     def save_adapter(self, to: Path, adapter: dict[str, torch.Tensor] | None = None) -> bool:
-        """Write the adapter in PEFT format, as torchtune's checkpointer makes it.
+        """Write the adapter; see `trainer.adapter_export.write_adapter`.
 
         Args:
-            adapter: other tensors by the names and of the shapes of `adapter()`; None: those.
+            adapter: other tensors with the names and shapes of `adapter()`; None for the trial's own.
 
         Returns:
-            False where torchtune has no PEFT form for this model; the directory then holds its own `.pt` form.
+            False if torchtune has no PEFT format for this model.
         """
-        model = self.cfg.model
-        names = get_lora_module_names(
-            list(model.lora_attn_modules), model.apply_lora_to_mlp, model.get("apply_lora_to_output", False)
-        )
-        adapter_config: dict[str, Any] = {
-            "r": model.lora_rank,
-            "lora_alpha": model.lora_alpha,
-            "target_modules": names,
-            "peft_type": "LORA",
-            "task_type": "CAUSAL_LM",
-        }
-        adapter = self.adapter() if adapter is None else adapter
-        if any("magnitude" in name for name in adapter):
-            adapter_config["use_dora"] = True
-        checkpointer = config.instantiate(OmegaConf.merge(self.cfg.checkpointer, {"output_dir": str(self._scratch)}))
-        if getattr(checkpointer, "repo_id", "") is None:
-            checkpointer.repo_id = str(Path(self.cfg.checkpointer.checkpoint_dir).resolve())
-        state = {training.ADAPTER_KEY: adapter, training.ADAPTER_CONFIG: adapter_config}
-        checkpointer.save_checkpoint(state, epoch=0, intermediate_checkpoint=False, adapter_only=True)
-        return _collect_adapter(self._scratch, to)
-
-    def _setup_data(self) -> StatefulDataLoader:
-        dataset = build_dataset(self.cfg.dataset, self.cfg, self._cache, "dataset")
-        tokenizer = build_tokenizer(self.cfg, self._cache)
-        sampler = StatefulDistributedSampler(dataset, num_replicas=1, rank=0, shuffle=self.cfg.shuffle, seed=0)
-        collate = build_collate(self.cfg, self.cfg.dataset, dataset, self.ignored, tokenizer)
-        return StatefulDataLoader(
-            dataset=dataset,
-            batch_size=self.cfg.batch_size,
-            sampler=sampler,
-            collate_fn=collate,
-            drop_last=True,
-        )
-
-    def _setup_scheduler(self, last_epoch: int) -> Any:
-        steps = self.epochs * self.steps_per_epoch
-        return config.instantiate(
-            self.cfg.lr_scheduler, self.optimizer, num_training_steps=steps, last_epoch=last_epoch
-        )
+        return write_adapter(self.cfg, self.adapter() if adapter is None else adapter, self._scratch, to)
 
     def _restore_random(self) -> None:
         if self._random is not None:
@@ -348,10 +330,10 @@ class LoraRecipe:
             self._random = None
 
     def _load_schedule(self, state: dict[str, Any], extended: bool) -> None:
-        """Take a saved schedule over. Its functions come from this trial's configuration, not from the file."""
+        """Restore a saved schedule, with the functions of this trial's configuration instead of the file's."""
         functions = {key: value for key, value in self.scheduler.state_dict().items() if key == "lr_lambdas"}
         self.scheduler.load_state_dict({**state, **functions})
-        if extended and functions:  # the saved rate belongs to the shorter schedule's end
+        if extended and functions:  # the saved rate is that of the shorter schedule's end
             for group, base, rate in zip(
                 self.optimizer.param_groups, self.scheduler.base_lrs, self.scheduler.lr_lambdas, strict=True
             ):
@@ -363,7 +345,7 @@ class LoraRecipe:
         weighted = self._loss(batch) * count
         torch.autograd.backward(weighted)
         due = self.advance(count)
-        self.took(weighted.detach())
+        self.add_loss(weighted.detach())
         return self.progress(self._optimizer_step() if due else None)
 
     def _optimizer_step(self) -> Step:
@@ -373,9 +355,9 @@ class LoraRecipe:
             nn.utils.clip_grads_with_norm_(self.trainable, self.clip, norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return self.stepped(float(norm), self.reschedule())
+        return self.finish_step(float(norm), self.step_schedule())
 
-    def _own_where(self) -> tuple[dict[str, Any], dict[str, Any]]:
+    def _own_data_state(self) -> tuple[dict[str, Any], dict[str, Any]]:
         return self.loader_state(), random_state()
 
     def _own_mean_loss(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -393,31 +375,7 @@ class LoraRecipe:
         loss: torch.Tensor = self.loss(logits, labels)
         return loss
 
-    def _validation_batches(self, dataset: Any) -> list[dict[str, torch.Tensor]]:
-        cfg = self.cfg
-        size = int(cfg.get("batch_size_val") or cfg.batch_size)
-
-        def make() -> list[dict[str, torch.Tensor]]:
-            data = build_dataset(dataset, cfg, self._cache, "dataset_val")
-            tokenizer = build_tokenizer(cfg, self._cache)
-            collate = build_collate(cfg, dataset, data, self.ignored, tokenizer)
-            rows = [data[index] for index in range(len(data))]
-            return [collate(rows[start : start + size]) for start in range(0, len(rows), size)]
-
-        return self._cache.get("validation", [cfg.tokenizer, dataset, size, cfg.get("collate_fn")], make)
-
 
 def mark_stepped(optimizer: torch.optim.Optimizer) -> None:
-    """Tell the schedule, which would warn, that steps are taken: by the pack, without this object."""
+    """Mark the optimizer as stepped, since the schedule warns otherwise: the pack steps without this object."""
     optimizer._opt_called = True  # type: ignore[attr-defined]
-
-
-def _collect_adapter(scratch: Path, to: Path) -> bool:
-    """Move the adapter's files out of torchtune's output and drop the rest, its copies of the base's files included."""
-    to.mkdir(parents=True, exist_ok=True)
-    source = scratch / "epoch_0"
-    peft = (source / "adapter_model.safetensors").exists() and (source / "adapter_config.json").exists()
-    for name in ("adapter_model.safetensors", "adapter_config.json") if peft else ("adapter_model.pt",):
-        shutil.move(source / name, to / name)
-    shutil.rmtree(source)
-    return peft

@@ -1,6 +1,6 @@
-"""Where a running trial's numbers go.
+"""Receives the steps, the reports and the adapters of a running trial.
 
-Invariant: a reporter only receives; it never decides, and the recipe does not know it.
+Invariant: a reporter only receives. It decides nothing, and the recipe does not know it.
 """
 
 from __future__ import annotations
@@ -15,26 +15,25 @@ from trainer.room import AttemptDir, append_line
 
 
 class Reporter(Protocol):
-    """Receives a trial's steps and reports, in order."""
+    """Receives the steps and reports of one attempt, in order."""
 
     def step(self, step: Step) -> None:
-        """Take one optimizer step."""
+        """Receive one optimizer step."""
 
     def report(self, report: Report) -> None:
-        """Take one milestone's report."""
+        """Receive the report of one milestone."""
 
     def adapter(self, path: Path) -> None:
-        """Take the adapter as it is now: a directory that a later one may overwrite."""
+        """Receive the present adapter, in a directory that the next one may overwrite."""
 
     def close(self, outcome: Outcome | None) -> None:
-        """Let go of files and connections; called once, with how the attempt ended where it did."""
+        """Close files and connections; called once, with the outcome, or None if the attempt has none."""
 
 
 class RoomReporter:
-    """Appends to the attempt's files in the room.
+    """Appends steps and reports to the attempt's files in the room.
 
-    Raises:
-        OSError: from any method, when the disk is full.
+    Every method raises `OSError` if the disk is full.
     """
 
     def __init__(self, attempt: AttemptDir) -> None:
@@ -49,7 +48,7 @@ class RoomReporter:
         append_line(self._reports, encode(report))
 
     def adapter(self, path: Path) -> None:
-        pass  # it lies in the room
+        pass  # it is in the room already
 
     def close(self, outcome: Outcome | None) -> None:
         self._files.close()
@@ -57,7 +56,7 @@ class RoomReporter:
 
 @dataclass(frozen=True, slots=True)
 class Reporters:
-    """Several reporters, told in order."""
+    """Several reporters, called in order."""
 
     each: tuple[Reporter, ...]
 
@@ -76,19 +75,3 @@ class Reporters:
     def close(self, outcome: Outcome | None) -> None:
         for reporter in self.each:
             reporter.close(outcome)
-
-
-class NoReporter:
-    """Receives and forgets."""
-
-    def step(self, step: Step) -> None:
-        pass
-
-    def report(self, report: Report) -> None:
-        pass
-
-    def adapter(self, path: Path) -> None:
-        pass
-
-    def close(self, outcome: Outcome | None) -> None:
-        pass

@@ -1,10 +1,10 @@
-"""The attempts that a worker holds: in a pack, or one by itself.
+"""Schedules the attempts that a worker holds: several in a pack, or one by itself.
 
-Invariants: attempts are started in the order in which they were given. One that cannot join those that run waits
-until they have ended, and none that came later overtakes it: what cannot be packed at all then trains by itself, and
-another base then begins a pack of its own. Whatever waits still obeys a stop. What happens to one attempt ends no
-other; where memory runs out while one is being built, it waits for a place to get free, or, where it has all places
-to itself, is built once more without the kept base.
+Invariants: attempts start in the order in which they were added. An attempt that cannot join the running ones waits
+until they have ended, and no later one overtakes it. Then an attempt that cannot be packed at all trains by itself, and
+one with another base begins a new pack. A waiting attempt still obeys a stop. Nothing that happens to one attempt ends
+another. If memory runs out while an attempt is built, it waits until another one ends; if no other one is running, it
+is built once more without the kept base.
 """
 
 from __future__ import annotations
@@ -21,16 +21,17 @@ import torch
 from trainer.attempt import Attempt
 from trainer.base import Cache
 from trainer.contract import FailureKind, Outcome, OutcomeKind, TrialSpec
-from trainer.packed.memory import GIB, Memories, device_memory
+from trainer.packed.memory import GIB, MemoryProbe, device_memory
 from trainer.packed.pack import Pack
-from trainer.packed.slot import Slot
+from trainer.packed.slot import Slot, SlotResult
 from trainer.randomness import Randomness
-from trainer.slots import MOST, Growth
+from trainer.slots import MAX_SLOTS, AutoSlots
 
 _log = logging.getLogger(__name__)
 
-# LoRA hyperparameters that trials of one pack may differ in; all else of the model must be the same.
+# LoRA hyperparameters that may differ within a pack; everything else of the model must be equal.
 FREE_KEYS = ("lora_rank", "lora_alpha", "lora_dropout")
+NO_LIMIT = MAX_SLOTS + 1
 
 
 @dataclass(slots=True, eq=False)
@@ -38,8 +39,8 @@ class Task:
     """An attempt that was given to the scheduler.
 
     Args:
-        make: a fresh `Attempt`; more than once, where building it ran out of memory.
-        end: told its outcome, once.
+        make: makes an `Attempt`; called again if memory ran out while the last one was built.
+        end: called once, with the outcome.
     """
 
     spec: TrialSpec
@@ -49,23 +50,24 @@ class Task:
 
     @property
     def attempt(self) -> Attempt:
+        """The attempt, made at the first use."""
         if self._attempt is None:
             self._attempt = self.make()
         return self._attempt
 
-    def anew(self) -> None:
-        """Forget the attempt that was made."""
+    def reset(self) -> None:
+        """Drop the attempt, so that the next use makes another one."""
         self._attempt = None
 
     @property
     def size(self) -> tuple[int, int]:
-        """Its adapter's rank and its micro-batches' rows."""
+        """The rank of its adapter, and the rows of its micro-batches."""
         model: Any = self.spec.config["model"]
         return int(model["lora_rank"]), int(self.spec.config["batch_size"])
 
     @property
     def base(self) -> object:
-        """What trials must have in common to share a pack."""
+        """Equal for trials that may share a pack."""
         cfg = self.spec.config
         model = {key: value for key, value in cfg["model"].items() if key not in FREE_KEYS}
         files = {key: value for key, value in cfg["checkpointer"].items() if key not in ("output_dir",)}
@@ -74,55 +76,56 @@ class Task:
 
 @dataclass
 class Scheduler:
-    """Up to `slots` attempts side by side.
+    """Trains up to `slots` attempts at the same time.
 
     Args:
-        slots: 0 for a number chosen by measuring.
+        slots: 0 for a number that it chooses by measuring.
         cache: what the worker keeps between trials.
-        announce: told how many attempts it holds at most, whenever it chooses anew.
-        memories: what memory a device has for a pack.
+        announce: called with the number of slots whenever it chooses one.
+        memory_probe: the memory of a device.
     """
 
     slots: int
     cache: Cache
     announce: Callable[[int], None]
-    memories: Memories = device_memory
+    memory_probe: MemoryProbe = device_memory
     _waiting: deque[Task] = field(default_factory=deque)
     _packed: dict[Slot, Task] = field(default_factory=dict)
     _alone: tuple[Task, Randomness] | None = None
-    _growth: Growth | None = None
+    _auto: AutoSlots | None = None
     _base: object = None
-    _crowded: int = MOST + 1
+    _max_packed: int = NO_LIMIT  # lowered when one more trial exceeded the memory, until a trial ends
 
     def __post_init__(self) -> None:
         if self.slots == 0:
             self.slots = 1
-            self._growth = Growth() if torch.cuda.is_available() else None
-            if self._growth is None:
+            self._auto = AutoSlots() if torch.cuda.is_available() else None
+            if self._auto is None:
                 _log.info("slots: auto holds one trial at a time: packing does not pay on the CPU")
             self.announce(self.slots)
-        self._pack = Pack(memories=self.memories)
+        self._pack = Pack(memory_probe=self.memory_probe)
 
     @property
     def free(self) -> int:
-        """How many more it takes."""
+        """How many more attempts it takes; negative after the number of slots was lowered."""
         return self.slots - len(self._waiting) - len(self._packed) - (self._alone is not None)
 
     @property
     def busy(self) -> bool:
+        """Whether it holds any attempt."""
         return bool(self._waiting or self._packed or self._alone)
 
     def add(self, task: Task) -> None:
-        """Take an attempt; it begins with the next pass, or when it can."""
+        """Take an attempt; it begins with the next step, or as soon as it can."""
         self._waiting.append(task)
 
-    def give_back(self, outcome: Outcome) -> None:
-        """End what has not begun."""
+    def end_waiting(self, outcome: Outcome) -> None:
+        """End all attempts that have not begun with this outcome."""
         while self._waiting:
             self._waiting.popleft().end(outcome)
 
     def step(self) -> None:
-        """Begin what can begin, then train a micro-batch of every attempt that runs."""
+        """Begin the attempts that can, then train one micro-batch of every running attempt."""
         self._obey_stops()
         self._begin()
         if self._packed:
@@ -133,11 +136,11 @@ class Scheduler:
     # --- beginning ----------------------------------------------------------------------------------------------
 
     def _begin(self) -> None:
-        while self._waiting and self._alone is None and len(self._packed) < min(self.slots, self._crowded):
+        while self._waiting and self._alone is None and len(self._packed) < min(self.slots, self._max_packed):
             head = self._waiting[0]
-            if (ended := self._refused(head)) is not None:
+            if (refused := self._refuse(head)) is not None:
                 self._waiting.popleft()
-                head.end(ended)
+                head.end(refused)
                 continue
             if self._packed and (head.base != self._base or not self._fits(head)):
                 return
@@ -146,32 +149,25 @@ class Scheduler:
                 return
 
     def _start(self, task: Task) -> bool:
-        """False where nothing else can be started now."""
-        beside = bool(self._packed)
-        if not beside:
-            self._crowded = MOST + 1
+        """Build an attempt and begin to train it; False if no other attempt can start now."""
+        others = bool(self._packed)
+        if not others:
+            self._max_packed = NO_LIMIT
             if task.base != self._base:
-                self._pack = self._another_pack()  # lets go of the base before the next one is loaded
-        ended, reason = task.attempt.begin(), None
-        if ended is not None and ended.failure is FailureKind.OUT_OF_MEMORY and not beside and self._let_go():
-            _log.warning("trial %d begins anew: no memory for its model beside the kept base", task.spec.trial)
-            task.anew()
-            ended = task.attempt.begin()
+                self._pack = self._new_pack()  # frees the old base before the next one is loaded
+        ended = self._build(task, others)
+        reason = None
         if ended is None:
             try:
-                reason = self._apart(task)
+                reason = self._why_alone(task)
                 if reason is None:
                     self._join(task)
                     return True
-            except Exception as error:  # of this trial alone: the others go on
+            except Exception as error:  # it concerns this trial only: the others continue
                 ended = task.attempt.fail(error)
         if ended is not None:
-            if ended.failure is FailureKind.OUT_OF_MEMORY and beside:
-                _log.info("trial %d waits: no memory beside %d other trials", task.spec.trial, len(self._packed))
-                task.anew()
-                torch.cuda.empty_cache()
-                self._waiting.appendleft(task)
-                self._no_more()
+            if ended.failure is FailureKind.OUT_OF_MEMORY and others:
+                self._wait_for_memory(task)
                 return False
             self._end(task, ended)
             return True
@@ -180,16 +176,33 @@ class Scheduler:
         self._alone = task, Randomness()
         return False
 
-    def _let_go(self) -> bool:
-        """Let go of the base that is kept, since a model is first built with one of its own; False where none is."""
+    def _build(self, task: Task, others: bool) -> Outcome | None:
+        """Build an attempt; once more without the kept base if that needs its memory. The outcome if it ended."""
+        ended = task.attempt.begin()
+        if ended is not None and ended.failure is FailureKind.OUT_OF_MEMORY and not others and self._drop_base():
+            _log.warning("trial %d begins anew: no memory for its model beside the kept base", task.spec.trial)
+            task.reset()
+            ended = task.attempt.begin()
+        return ended
+
+    def _wait_for_memory(self, task: Task) -> None:
+        """Put an attempt for which memory ran out back to the head of the queue."""
+        _log.info("trial %d waits: no memory beside %d other trials", task.spec.trial, len(self._packed))
+        task.reset()
+        torch.cuda.empty_cache()
+        self._waiting.appendleft(task)
+        self._limit_pack()
+
+    def _drop_base(self) -> bool:
+        """Free the kept base, since a model is first built with one of its own; False if none was kept."""
         kept = self.cache.drop("base")
-        self._pack = self._another_pack()
+        self._pack = self._new_pack()
         torch.cuda.empty_cache()
         return kept
 
-    def _apart(self, task: Task) -> str | None:
-        """Why a trial that was built is not packed; None where it is."""
-        return "slots: 1" if self._one_by_one else self._pack.refuses(task.attempt.recipe)
+    def _why_alone(self, task: Task) -> str | None:
+        """Why a trial that was built trains by itself; None if it is packed."""
+        return "slots: 1" if self._one_by_one else self._pack.refusal_reason(task.attempt.recipe)
 
     def _join(self, task: Task) -> None:
         """Put a trial that was built into the pack."""
@@ -199,10 +212,10 @@ class Scheduler:
     @property
     def _one_by_one(self) -> bool:
         """Whether nothing is ever packed, so that torchtune's own modules train."""
-        return self.slots == 1 and self._growth is None
+        return self.slots == 1 and self._auto is None
 
-    def _refused(self, task: Task) -> Outcome | None:
-        """The outcome of a trial that could not train here even alone, found before anything of it is built."""
+    def _refuse(self, task: Task) -> Outcome | None:
+        """The outcome of a trial that could not train here even alone, before anything of it is built; else None."""
         frugal = any(task.spec.config.get(f"enable_activation_{how}") for how in ("checkpointing", "offloading"))
         if task.base != self._base or frugal:
             return None
@@ -212,23 +225,24 @@ class Scheduler:
         return Outcome(OutcomeKind.FAILED, reason, failure=FailureKind.OUT_OF_MEMORY)
 
     def _fits(self, task: Task) -> bool:
-        """Whether one more is estimated to fit into memory beside those that run."""
-        if (short := self._pack.short_of(*task.size)) is None:
+        """Whether one more trial is estimated to fit into memory beside the running ones."""
+        if (shortage := self._pack.memory_shortage(*task.size)) is None:
             return True
-        need, memory = short
-        if self._crowded > len(self._packed):
+        need, memory = shortage
+        if self._max_packed > len(self._packed):
             _log.info(
                 "trial %d waits: with it a pass needs about %.3g GiB, and %.3g GiB are free",
                 task.spec.trial,
                 need / GIB,
                 memory.free / GIB,
             )
-        self._no_more()
+        self._limit_pack()
         return False
 
-    def _no_more(self) -> None:
-        self._crowded = len(self._packed)
-        self._choose(self._growth.full() if self._growth else None)
+    def _limit_pack(self) -> None:
+        """Hold no more trials than now, until one ends."""
+        self._max_packed = len(self._packed)
+        self._apply(self._auto.memory_full() if self._auto else None)
 
     # --- training -----------------------------------------------------------------------------------------------
 
@@ -237,23 +251,26 @@ class Scheduler:
         held = len(self._packed)
         results = self._pack.step()
         seconds = time.perf_counter() - began
-        if self._growth is not None:
-            self._choose(self._growth.add(held, self._tokens() - before, seconds))
-        for passed in results:
-            task = self._packed[passed.slot]
-            if passed.batch is None:
-                ended: Outcome | None = task.attempt.fail(passed.error or RuntimeError("no micro-batch"))
-            else:
-                ended = task.attempt.after(passed.batch)
-            if ended is not None:
-                del self._packed[passed.slot]
-                self._pack.remove(passed.slot)
-                self._crowded = MOST + 1
-                self._end(task, ended)
+        if self._auto is not None:
+            self._apply(self._auto.observe(held, self._tokens() - before, seconds))
+        for result in results:
+            self._take_result(result)
+
+    def _take_result(self, result: SlotResult) -> None:
+        task = self._packed[result.slot]
+        if result.progress is None:
+            ended: Outcome | None = task.attempt.fail(result.error or RuntimeError("no micro-batch"))
+        else:
+            ended = task.attempt.after(result.progress)
+        if ended is not None:
+            del self._packed[result.slot]
+            self._pack.remove(result.slot)
+            self._max_packed = NO_LIMIT
+            self._end(task, ended)
 
     def _train_alone(self, task: Task, random: Randomness) -> None:
         if not random.resumed:
-            random.resume()  # others may have drawn since it was built; from here on nobody else does
+            random.resume()  # others may have drawn since it was built; from here on nothing else draws
         ended = task.attempt.advance()
         if ended is not None:
             self._alone = None
@@ -262,13 +279,14 @@ class Scheduler:
     def _tokens(self) -> int:
         return sum(slot.recipe.tokens for slot in self._packed)
 
-    def _choose(self, sentence: str | None) -> None:
-        if sentence is None or self._growth is None:
+    def _apply(self, change: str | None) -> None:
+        """Apply a choice of `slots: auto`, if the sentence says that it has changed."""
+        if change is None or self._auto is None:
             return
-        _log.info("slots: auto holds %s", sentence)
-        self.slots = self._growth.slots
+        _log.info("slots: auto holds %s", change)
+        self.slots = self._auto.slots
         if self.slots == 1:
-            self._pack.budget = 1  # those that are here already take turns
+            self._pack.budget = 1  # the trials of the pack train one after another
         self.announce(self.slots)
 
     # --- ending -------------------------------------------------------------------------------------------------
@@ -278,17 +296,17 @@ class Scheduler:
             if stop := task.attempt.should_stop():
                 self._waiting.remove(task)
                 task.end(Outcome(OutcomeKind.STOPPED, stop[1], cause=stop[0]))
-        if self._alone is not None and self._packed:  # it was built, and waits for those to end
+        if self._alone is not None and self._packed:  # it was built, and waits until the pack has ended
             task, _ = self._alone
-            if (ended := task.attempt.obey()) is not None:
+            if (ended := task.attempt.obey_stop()) is not None:
                 self._alone = None
                 task.end(ended)
 
     def _end(self, task: Task, outcome: Outcome) -> None:
         if outcome.failure is FailureKind.OUT_OF_MEMORY and not self._packed:
             self.cache.clear()
-            self._pack = self._another_pack()
+            self._pack = self._new_pack()
         task.end(outcome)
 
-    def _another_pack(self) -> Pack:
-        return Pack(self._pack.budget, self.memories)
+    def _new_pack(self) -> Pack:
+        return Pack(self._pack.budget, self.memory_probe)

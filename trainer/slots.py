@@ -1,7 +1,10 @@
-"""How many trials a worker holds where it chooses by itself (`slots: auto`).
+"""Chooses how many trials a worker holds if it chooses by itself (`slots: auto`).
 
-Invariants: pure: no clock, no torch. It grows by doubling, while the tokens a second of a full pack grow, and goes
-back to the best number that it has measured. What is never measured, as there are not enough trials, is not chosen.
+The number doubles while twice the slots give at least `MIN_SPEEDUP` times the tokens a second of a full pack. Then it
+settles on the fastest number that was measured.
+
+Invariants: pure, without clock and torch. A number that is never measured, because there are too few trials, is never
+chosen.
 """
 
 from __future__ import annotations
@@ -9,51 +12,57 @@ from __future__ import annotations
 import statistics
 from dataclasses import dataclass, field
 
-MOST = 64
-GAIN = 1.05  # twice the slots must give so much more
-WARM_UP = 3  # passes after a change that are not counted
-COUNTED = 7
+MAX_SLOTS = 64
+MIN_SPEEDUP = 1.05
+WARM_UP_PASSES = 3  # passes after a change that are not measured
+MEASURED_PASSES = 7
 
 
 @dataclass(slots=True)
-class Growth:
-    """Chooses by measuring.
+class AutoSlots:
+    """Chooses a number of slots by measuring.
 
     Args:
-        slots: what it has chosen so far.
-        most: it grows no further.
+        slots: the present choice.
+        most: the largest choice.
+        settled: whether the choice is final.
+        rates: median label tokens a second, by the number of slots.
     """
 
     slots: int = 1
-    most: int = MOST
+    most: int = MAX_SLOTS
     settled: bool = False
     rates: dict[int, float] = field(default_factory=dict)
     _passes: list[float] = field(default_factory=list)
 
-    def add(self, held: int, tokens: int, seconds: float) -> str | None:
-        """Take a pass over so many trials into account.
+    def observe(self, held: int, tokens: int, seconds: float) -> str | None:
+        """Take one pass into account.
+
+        Args:
+            held: how many trials it trained.
+            tokens: their label tokens.
 
         Returns:
-            A sentence where the choice changes, else None.
+            a sentence if the choice changes, else None.
         """
         if self.settled or held != self.slots:
             self._passes = []
             return None
         self._passes.append(tokens / seconds)
-        if len(self._passes) < WARM_UP + COUNTED:
+        if len(self._passes) < WARM_UP_PASSES + MEASURED_PASSES:
             return None
-        rate = statistics.median(self._passes[WARM_UP:])
+        rate = statistics.median(self._passes[WARM_UP_PASSES:])
         self.rates[self.slots], self._passes = rate, []
         before = self.rates.get(self.slots // 2, 0.0)
-        if rate < GAIN * before:
+        if rate < MIN_SPEEDUP * before:
             return self._settle(max(self.rates, key=lambda n: self.rates[n]))
         if self.slots >= self.most:
             return self._settle(self.slots)
         self.slots *= 2
         return f"{rate:,.0f} tokens/s with {self.slots // 2} trials: now {self.slots}"
 
-    def full(self) -> str | None:
-        """No further trial fits into memory."""
+    def memory_full(self) -> str | None:
+        """Settle, since no further trial fits into memory; returns a sentence, or None if it had settled before."""
         if self.settled:
             return None
         return self._settle(max(self.rates, key=lambda n: self.rates[n], default=1))

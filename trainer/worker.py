@@ -1,8 +1,8 @@
-"""A worker process: it takes trials from its inbox, as many at a time as it has slots, and keeps the base between them.
+"""A worker process: it trains the trials of its inbox, one for each slot at a time, and keeps the base between them.
 
-Invariants: it writes only below its own directory and those of its attempts. It takes an assignment whose
-attempt has no outcome, once. SIGTERM and SIGINT become a stop with a checkpoint, whose outcome says `preempted`.
-The beat starts when the worker can train, and ends with the process.
+Invariants: it writes to its own directory and to those of its attempts only. It takes an assignment once, and only if
+the attempt has no outcome. SIGTERM, SIGINT and SIGUSR2 stop its trials with a checkpoint, and their outcomes say
+`preempted`. The beat starts when the worker can train, and ends with the process.
 """
 
 from __future__ import annotations
@@ -49,10 +49,11 @@ class Worker:
     """A worker of a room.
 
     Args:
-        trials: how many attempts to take before it ends; 0 for no limit.
-        idle_seconds: how long to wait for an assignment before it ends by itself.
-        slots: attempts side by side; 0: as many as pay, which it measures, and says in its directory.
-        ends_at: when to stop with a checkpoint, on this process's monotonic clock: before its job's time limit.
+        name: its name in the room.
+        trials: how many attempts it takes before it ends; 0 for no limit.
+        idle_seconds: how long it waits for an assignment before it ends.
+        ends_at: when it stops its trials with a checkpoint, before its job's time limit (monotonic clock, s).
+        slots: attempts at the same time; 0: it chooses by measuring, and writes the number to its directory.
     """
 
     room: Room
@@ -62,7 +63,7 @@ class Worker:
     ends_at: float = float("inf")
     slots: int = 1
     _cache: Cache = field(default_factory=Cache)
-    _told_to_end: str = ""
+    _signal_reason: str = ""
     _taken: set[tuple[int, int]] = field(default_factory=set)
     _trackers: list[Tracker] = field(default_factory=list)
 
@@ -71,16 +72,17 @@ class Worker:
         return self.room.worker(self.name)
 
     def run(self) -> str:
-        """Train what the inbox asks for until drained, told to end, idle for too long, or at its number of trials.
+        """Train the trials of the inbox until the worker is drained, ended, idle for too long, or at its number of
+        trials.
 
         Returns:
-            Why it ended.
+            why it ended.
         """
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2):
             signal.signal(number, self._on_signal)
-        with _beating(self.dir):
+        with _beat_while_running(self.dir):
             reason = self._serve()
-            while (task := self._next()) is not None:  # it came too late: given back, and no lost attempt
+            while (task := self._next()) is not None:  # it came too late: with an outcome, it does not count as lost
                 stopped = Outcome(OutcomeKind.STOPPED, f"its worker ended: {reason}", cause=StopCause.PREEMPTED)
                 _end(self.room.attempt(*task), stopped)
             self._wait_for_tracking()
@@ -89,31 +91,31 @@ class Worker:
     def _serve(self) -> str:
         idle_since = time.monotonic()
         scheduler = Scheduler(self.slots, self._cache, self._announce)
-        while scheduler.busy or not self.told_to_end:
-            self._take(scheduler)
+        while scheduler.busy or not self.end_reason:
+            self._assign_free_slots(scheduler)
             if scheduler.busy:
                 scheduler.step()
                 idle_since = time.monotonic()
             elif self.trials and len(self._taken) >= self.trials:
-                return f"it took its {self.trials} trials"
+                return f"it has taken its {self.trials} trials"
             elif self.dir.drain.exists():
                 return "it was drained"
             elif time.monotonic() - idle_since > self.idle_seconds:
-                return f"it had nothing to do for {self.idle_seconds:g} s"
+                return f"it was idle for {self.idle_seconds:g} s"
             else:
                 time.sleep(POLL_SECONDS)
-        return self.told_to_end
+        return self.end_reason
 
-    def _take(self, scheduler: Scheduler) -> None:
-        """Give the scheduler what it has room for; once told to end, hand back what it has not begun."""
-        if reason := self.told_to_end:
-            scheduler.give_back(Outcome(OutcomeKind.STOPPED, f"its worker ends: {reason}", cause=StopCause.PREEMPTED))
+    def _assign_free_slots(self, scheduler: Scheduler) -> None:
+        """Give the scheduler an assignment for each free slot; if the worker must end, end what has not begun."""
+        if reason := self.end_reason:
+            scheduler.end_waiting(Outcome(OutcomeKind.STOPPED, f"its worker ends: {reason}", cause=StopCause.PREEMPTED))
             return
         while scheduler.free > 0 and not (self.trials and len(self._taken) >= self.trials):
             task = self._next()
             if task is None:
                 return
-            self._give(scheduler, *task)
+            self._begin(scheduler, *task)
 
     def _announce(self, slots: int) -> None:
         write_atomic(self.dir.slots, str(slots), durable=False)
@@ -126,7 +128,7 @@ class Worker:
                     return task
         return None
 
-    def _give(self, scheduler: Scheduler, trial: int, number: int) -> None:
+    def _begin(self, scheduler: Scheduler, trial: int, number: int) -> None:
         attempt = self.room.attempt(trial, number)
         try:
             spec = decode(TrialSpec, read_text(attempt.spec) or "")
@@ -162,59 +164,59 @@ class Worker:
 
     def _wait_for_tracking(self) -> None:
         began = time.monotonic()
-        behind = sum(not t.wait(max(0.0, began + t.patience - time.monotonic())) for t in self._trackers)
-        if behind:
-            _log.warning("W&B has not received all of %d attempts; run `sweep sync` to upload the rest", behind)
+        unfinished = sum(not t.wait(max(0.0, began + t.patience - time.monotonic())) for t in self._trackers)
+        if unfinished:
+            _log.warning("W&B has not received all of %d attempts; run `sweep sync` to upload the rest", unfinished)
 
     @property
-    def told_to_end(self) -> str:
-        """Why it must end now; empty while it need not."""
+    def end_reason(self) -> str:
+        """Why the worker must end now; empty if it need not."""
         if time.monotonic() >= self.ends_at:
             return "the time limit of its job is near"
-        return self._told_to_end
+        return self._signal_reason
 
     @property
     def signalled(self) -> bool:
-        """Whether a signal told it to end."""
-        return bool(self._told_to_end)
+        """Whether a signal has asked it to end."""
+        return bool(self._signal_reason)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        self._told_to_end = f"it was told to end by {signal.Signals(number).name}"
+        self._signal_reason = f"it received {signal.Signals(number).name}"
 
 
 @dataclass(slots=True)
 class StopPoll:
-    """Looks for a stop at most ten times a second, so that a shared file system is not asked at every micro-batch."""
+    """A `StopSignal` that reads the room at most every `STOP_POLL_SECONDS`, since its file system may be slow."""
 
     worker: Worker
     attempt: AttemptDir
     tracker: Tracker | None = None
-    _looked: float = float("-inf")
+    _polled_at: float = float("-inf")
 
     def __call__(self) -> tuple[StopCause, str] | None:
-        if reason := self.worker.told_to_end:
+        if reason := self.worker.end_reason:
             return StopCause.PREEMPTED, f"its worker ends: {reason}"
         now = time.monotonic()
-        if now - self._looked < STOP_POLL_SECONDS:
+        if now - self._polled_at < STOP_POLL_SECONDS:
             return None
-        self._looked = now
+        self._polled_at = now
         if self.attempt.fence.exists():
-            return StopCause.CANCELLED, "a newer attempt has taken over"
+            return StopCause.CANCELLED, "a newer attempt has replaced this one"
         text = read_text(self.attempt.stop)
         if text is None:
-            return self.tracker.asked_to_stop() if self.tracker is not None else None
+            return self.tracker.stop_request() if self.tracker is not None else None
         cause, _, reason = text.partition("\n")
         return StopCause(cause), reason
 
 
 def run_worker(room: Room, worker: Worker, lock_held: bool) -> int:
-    """Run a worker under its name's lock, so that two processes never serve one name.
+    """Run a worker under the lock of its name, so that two processes never serve one name.
 
     Args:
-        lock_held: the process that started this one holds the lock and has handed it down.
+        lock_held: the parent process holds the lock and has handed it down.
 
     Returns:
-        The exit code: 0, or 1 where another process serves this name.
+        the exit code: 0, or 1 if another process serves this name.
     """
     lock = room.worker(worker.name).lock
     if lock_held:
@@ -230,7 +232,7 @@ def run_worker(room: Room, worker: Worker, lock_held: bool) -> int:
 
 
 def _end(attempt: AttemptDir, outcome: Outcome) -> None:
-    """Write the outcome, waiting for space where the disk is full: without it the trial would count as lost."""
+    """Write the outcome, and wait for space if the disk is full: without an outcome the trial would count as lost."""
     for _ in range(60):
         try:
             write_atomic(attempt.outcome, encode(outcome))
@@ -238,19 +240,21 @@ def _end(attempt: AttemptDir, outcome: Outcome) -> None:
         except OSError as error:
             _log.warning("the outcome is not written yet, retrying: %s", error)
             time.sleep(1.0)
-    raise SystemExit(f"no outcome could be written to {attempt.outcome}; the controller will see a lost worker")
+    raise SystemExit(
+        f"the outcome could not be written to {attempt.outcome} for 60 s; the controller will take the worker for lost"
+    )
 
 
 @contextmanager
-def _beating(worker: WorkerDir) -> Iterator[None]:
-    """Count in the beat file for as long as the block runs."""
+def _beat_while_running(worker: WorkerDir) -> Iterator[None]:
+    """Increment the counter in the beat file while the block runs."""
     done = threading.Event()
 
     def beat() -> None:
         count = 0
         while True:
             count += 1
-            with suppress(OSError):  # a full disk is the attempt's to report; the next beat tries again
+            with suppress(OSError):  # on a full disk the attempt fails; the next beat retries
                 write_atomic(worker.beat, str(count), durable=False)
             if done.wait(BEAT_SECONDS):
                 return

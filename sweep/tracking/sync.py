@@ -26,7 +26,8 @@ from sweep.tracking.client import client, summary, translated
 from sweep.tracking.runs import adapter_name, mode, wandb_location
 from trainer.contract import Outcome, Tracking, TrialSpec, decode
 from trainer.room import AttemptDir, Room, read_text, write_atomic
-from trainer.tracking.tracker import REASON, STATE, declare_inputs, exit_code, score_summary
+from trainer.tracking.runs import declare_inputs
+from trainer.tracking.summary import REASON, STATE, exit_code, score_summary
 
 SYNCED = "synced"
 # How long the end of a sweep waits for what W&B has not been told yet.

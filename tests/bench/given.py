@@ -1,6 +1,6 @@
-"""A scheduler, driven as the worker drives it: `packed_parity.py` and `packed_auto.py` use it; nothing runs by itself.
+"""Drives a scheduler as the worker does, for `packed_parity.py` and `packed_auto.py`.
 
-Invariant: the worker's own classes; only where a stop comes from and that outcomes stay in memory differ.
+Invariant: it uses the worker's own classes. Only the source of stops differs, and outcomes stay in memory.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from trainer.reporter import RoomReporter
 from trainer.room import Room, write_atomic
 from trainer.scheduler import Scheduler, Task
 
-NEVER = 10**9  # label tokens between milestones: only the last one
+NEVER = 10**9  # label tokens between milestones, so that only the last one is reported
 Config = dict[str, Any]
 
 
-class TimedCrew(Scheduler):
-    """Notes what beginning attempts took in the last step."""
+class TimedScheduler(Scheduler):
+    """Keeps how many seconds the attempts that began in the last step took to begin."""
 
     beginning: float = 0.0
 
@@ -31,21 +31,21 @@ class TimedCrew(Scheduler):
         self.beginning = time.perf_counter() - began
 
 
-class Given:
-    """A scheduler with its queue of trials; a stop is asked for in `stops` instead of in a file."""
+class ScheduledTrials:
+    """A scheduler with its queue of trials; `stops` names the trials to stop, instead of a file."""
 
     def __init__(
         self, slots: int, configs: Sequence[Config], cache: Cache, room: Room, components: tuple[str, ...] = ()
     ) -> None:
-        self.said: list[int] = []
-        self.scheduler = TimedCrew(slots, cache, self.said.append)
+        self.announced: list[int] = []
+        self.scheduler = TimedScheduler(slots, cache, self.announced.append)
         self.queue = list(enumerate(configs))
         self.stops: set[int] = set()
         self.ended: dict[int, Outcome] = {}
         self._cache, self._room, self._components = cache, room, components
 
     def step(self) -> float:
-        """Give the scheduler what it has room for, and let it train a pass; returns the seconds of both."""
+        """Give the scheduler a trial for each free slot, and train a pass; returns the seconds of both."""
         began = time.perf_counter()
         while self.scheduler.free > 0 and self.queue:
             self._give(*self.queue.pop(0))
@@ -53,7 +53,7 @@ class Given:
         return time.perf_counter() - began
 
     def finish(self, clock: Callable[[], float] = time.perf_counter) -> float:
-        """Train all to their ends; returns label tokens a second of a clock."""
+        """Train all trials to their ends; returns label tokens a second of a clock."""
         began = clock()
         while self.queue or self.scheduler.busy:
             self.step()

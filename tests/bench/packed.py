@@ -74,8 +74,8 @@ STEPS = 7
 class RandomRows:
     """A data set of random tokens from number `first` on; every token has a label."""
 
-    def __init__(self, tokenizer: Any, rows: int, length: int, spread: int, words: int, first: int) -> None:
-        self._rows, self._length, self._spread, self._words, self._first = rows, length, spread, words, first
+    def __init__(self, tokenizer: Any, rows: int, length: int, spread: int, vocab_size: int, first: int) -> None:
+        self._rows, self._length, self._spread, self._vocab_size, self._first = rows, length, spread, vocab_size, first
 
     def __len__(self) -> int:
         return self._rows
@@ -83,7 +83,7 @@ class RandomRows:
     def __getitem__(self, index: int) -> dict[str, list[int]]:
         generator = torch.Generator().manual_seed(self._first + index)
         length = self._length - int(torch.randint(self._spread + 1, (), generator=generator))
-        tokens = torch.randint(self._words, (length,), generator=generator).tolist()
+        tokens = torch.randint(self._vocab_size, (length,), generator=generator).tolist()
         return {"tokens": tokens, "labels": tokens}
 
 
@@ -113,7 +113,7 @@ def make_config(args: argparse.Namespace, rows: int, length: int, index: int) ->
         "rows": 4096,
         "length": length,
         "spread": args.spread,
-        "words": SHAPES[args.shape]["vocab_size"],
+        "vocab_size": SHAPES[args.shape]["vocab_size"],
         "first": index * 10_000,
     }
     del config["dataset_val"]
@@ -157,9 +157,9 @@ def alone(recipe: LoraRecipe) -> Callable[[], int]:
 def together(pack: Pack) -> Callable[[], int]:
     def step() -> int:
         before = sum(slot.recipe.tokens for slot in pack.slots)
-        for passed in pack.step():
-            if passed.error:
-                raise passed.error
+        for result in pack.step():
+            if result.error:
+                raise result.error
         return sum(slot.recipe.tokens for slot in pack.slots) - before
 
     return step

@@ -17,8 +17,8 @@ from unittest import mock
 import torch
 
 from trainer.packed import attention
-from trainer.packed.attention import SHORT, Heads
-from trainer.packed.layout import Layout, lay_out
+from trainer.packed.attention import OWN_KERNEL_TOKENS, Heads
+from trainer.packed.layout import Layout, build_layout
 
 WARM_UP, CALLS = 5, 10
 SHAPES = {"base8m": Heads(8, 4, 32), "1b": Heads(32, 8, 64), "8b": Heads(32, 8, 128)}
@@ -45,7 +45,7 @@ def layout_of(slots: int, rows: int, shortest: int, longest: int) -> Layout:
         length = int(torch.randint(shortest, longest + 1, (), generator=generator))
         tokens = torch.randint(1, 100, (rows, length), generator=generator)
         batches.append({"tokens": tokens, "labels": tokens})
-    return lay_out(batches, 0, -1, torch.device("cuda"))
+    return build_layout(batches, 0, -1, torch.device("cuda"))
 
 
 def microseconds(act: Callable[[], object]) -> float:
@@ -67,11 +67,11 @@ def timed(qkv: torch.Tensor, d: torch.Tensor, layout: Layout, heads: Heads, ours
     ctx = SimpleNamespace(layout=layout, heads=heads, table=table, square=None)
 
     def there_and_back() -> tuple[torch.Tensor, torch.Tensor]:
-        out, kept = attention.mix(qkv, ctx)
-        return out, attention.mix_back(d, kept, ctx)
+        out, kept = attention.attention_forward(qkv, ctx)
+        return out, attention.attention_backward(d, kept, ctx)
 
-    with mock.patch.dict(SHORT, dict.fromkeys(SHORT, 1 << 30) if ours else {}, clear=True):
-        there = microseconds(lambda: attention.mix(qkv, ctx))
+    with mock.patch.dict(OWN_KERNEL_TOKENS, dict.fromkeys(OWN_KERNEL_TOKENS, 1 << 30) if ours else {}, clear=True):
+        there = microseconds(lambda: attention.attention_forward(qkv, ctx))
         return Timed(there, microseconds(there_and_back) - there, there_and_back())
 
 

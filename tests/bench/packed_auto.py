@@ -27,7 +27,7 @@ from typing import Any
 import torch
 
 from tests.bench import packed
-from tests.bench.given import Config, Given
+from tests.bench.given import Config, ScheduledTrials
 from tests.bench.packed_parity import draw
 from trainer import base
 from trainer.base import Cache
@@ -50,8 +50,8 @@ def compare(args: argparse.Namespace, cache: Cache, scratch: Path) -> dict[str, 
     clock = time.process_time if args.device == "cpu" else time.perf_counter
     few = all_of_them[: args.single_trials]
 
-    def given(slots: int, chosen: list[Config], name: str) -> Given:
-        return Given(slots, chosen, cache, Room(scratch / name), (f"{packed.__name__}.",))
+    def given(slots: int, chosen: list[Config], name: str) -> ScheduledTrials:
+        return ScheduledTrials(slots, chosen, cache, Room(scratch / name), (f"{packed.__name__}.",))
 
     given(1, few[:1], "first").finish(clock)  # what is loaded once, data and base, is in no arm
     one = given(1, few, "one").finish(clock)
@@ -59,12 +59,12 @@ def compare(args: argparse.Namespace, cache: Cache, scratch: Path) -> dict[str, 
     forced = given(args.forced, all_of_them, "forced").finish(clock) if args.forced else None
     scheduler = given(0, all_of_them, "auto")
     many = scheduler.finish(clock)
-    growth = scheduler.scheduler._growth
+    auto = scheduler.scheduler._auto
     return {
-        "said": scheduler.said,
+        "said": scheduler.announced,
         "slots": scheduler.scheduler.slots,
-        "rates_measured": growth.rates if growth else {},
-        "settled": growth.settled if growth else True,
+        "rates_measured": auto.rates if auto else {},
+        "settled": auto.settled if auto else True,
         "tokens_per_second": many,
         "tokens_per_second_one_slot": one,
         "tokens_per_second_forced": forced,

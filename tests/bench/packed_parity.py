@@ -37,7 +37,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from scipy.stats import kendalltau
 
-from tests.bench.given import Given
+from tests.bench.given import ScheduledTrials
 from trainer.base import Cache
 from trainer.contract import Step
 from trainer.embedded import __file__ as embedded
@@ -111,13 +111,13 @@ def curves_packed(configs: Sequence[Config], cache: Cache, scratch: Path, every:
     pack = Pack()
     curves = {pack.put(build(cfg, cache, scratch)): list[float]() for cfg in configs}
     while pack.slots:
-        for passed in pack.step():
-            if passed.error or passed.batch is None:
-                raise passed.error or RuntimeError("no micro-batch")
-            if passed.batch.position % every == 0:
-                curves[passed.slot].append(validated(passed.slot.recipe))
-            if passed.batch.position == passed.batch.total:
-                pack.remove(passed.slot)
+        for result in pack.step():
+            if result.error or result.progress is None:
+                raise result.error or RuntimeError("no micro-batch")
+            if result.progress.position % every == 0:
+                curves[result.slot].append(validated(result.slot.recipe))
+            if result.progress.position == result.progress.total:
+                pack.remove(result.slot)
     return list(curves.values())
 
 
@@ -225,11 +225,11 @@ def differences(args: argparse.Namespace, cache: Cache, scratch: Path) -> Found:
     configs = draw(args, args.step_trials, args.micro_batches)
     steps = {pack.put(build(cfg, cache, scratch)): list[Step]() for cfg in configs}
     while pack.slots:
-        for passed in pack.step():
-            assert passed.batch is not None, passed.error
-            steps[passed.slot] += [passed.batch.step] if passed.batch.step else []
-            if passed.batch.position == passed.batch.total:
-                pack.remove(passed.slot)
+        for result in pack.step():
+            assert result.progress is not None, result.error
+            steps[result.slot] += [result.progress.step] if result.progress.step else []
+            if result.progress.position == result.progress.total:
+                pack.remove(result.slot)
     found = []
     for cfg, ours in zip(configs, steps.values(), strict=True):
         theirs = [batch.step for batch in build(cfg, cache, scratch).train() if batch.step]
@@ -264,7 +264,9 @@ def compiled() -> set[str]:
 
 def refill(args: argparse.Namespace, cache: Cache, scratch: Path) -> Found:
     passes = WARM_UP + BETWEEN * (args.refills + 1)
-    given = Given(args.slots, draw(args, args.slots + args.refills, 4 * passes), cache, Room(scratch / "refill"))
+    given = ScheduledTrials(
+        args.slots, draw(args, args.slots + args.refills, 4 * passes), cache, Room(scratch / "refill")
+    )
     usual, refills = [], []
     known: set[str] = set()
     since: list[tuple[int, str]] = []  # passes in which something was compiled

@@ -126,11 +126,11 @@ def seeds(prepared: Prepared, trial: int, scratch: Path, count: int) -> list[flo
         pack.put(LoraRecipe(OmegaConf.create(dict(prepared.configs[trial]) | {"seed": 1000 + seed}), cache, scratch))
     last = []
     while pack.slots:
-        for passed in pack.step():
-            assert passed.batch is not None, passed.error
-            if passed.batch.position == passed.batch.total:
-                last.append(passed.slot.recipe.evaluate() or float("nan"))
-                pack.remove(passed.slot)
+        for result in pack.step():
+            assert result.progress is not None, result.error
+            if result.progress.position == result.progress.total:
+                last.append(result.slot.recipe.evaluate() or float("nan"))
+                pack.remove(result.slot)
     return last
 
 

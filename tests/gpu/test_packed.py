@@ -69,7 +69,7 @@ def test_nothing_is_compiled_when_trials_come_and_go(dtype: str, tmp_path: Path)
     pack.remove(first)
     for rank in (8, 64):
         slot = pack.put(make(cache, tmp_path, on_gpu(TRIALS[2], dtype, model__lora_rank=rank)))
-        assert all(passed.error is None for passed in pack.step())
+        assert all(result.error is None for result in pack.step())
         slot.recipe.evaluate()
     pack.remove(pack.slots[0])
     pack.step()

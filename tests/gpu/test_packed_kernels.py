@@ -94,8 +94,8 @@ def test_queries_keys_and_values_are_turned_with_their_adapters_part(rank: int, 
         part = (y.double()[:, begin:end] + more).view(bounds[-1], width // size, size)
         wanted.append((turn(part, table.double()[positions]) if begin < edges[2] else part).flatten(1))
 
-    parts = kernels.Parts(queries, keys, size, adapted)
-    kernels.add_and_turn(y, h, b, table, positions, _blocks(torch.tensor(bounds)).cuda(), parts)
+    parts = kernels.QkvLayout(queries, keys, size, adapted)
+    kernels.add_and_rotate(y, h, b, table, positions, _blocks(torch.tensor(bounds)).cuda(), parts)
     close(y, torch.cat(wanted, dim=1), 0.01)
 
 

@@ -32,7 +32,7 @@ from tests.helpers.fakes import serve_fast
 from trainer.contract import JOB_KEY, OUTCOME_KEY, REPORTS_KEY, STOP_TAG, Outcome, StopCause, TrialSpec, decode, encode
 from trainer.entry.launch_job import JobSpec, _put, claim
 from trainer.room import Room, append_line, read_json, read_text, write_atomic
-from trainer.tracking.tracker import exit_code, summary_of
+from trainer.tracking.summary import exit_code, summary_of
 
 ALWAYS = 10**6
 PUMP_SECONDS = 0.004

@@ -114,14 +114,14 @@ def test_an_interrupted_trial_goes_on_with_the_same_numbers(cache: Cache, tmp_pa
     assert numbers == [(r.milestone, r.tokens, r.loss, r.val_loss) for r in reports(whole)]
 
 
-def test_an_unreadable_checkpoint_is_passed_over_with_a_word(cache: Cache, tmp_path: Path) -> None:
+def test_an_unreadable_checkpoint_is_skipped_with_a_word(cache: Cache, tmp_path: Path) -> None:
     room = Room(tmp_path)
     run(room, cache, spec(), stop_after(5, StopCause.INTERRUPTED))
     run(room, cache, spec(2), stop_after(2, StopCause.INTERRUPTED))
     room.attempt(0, 2).checkpoint.write_bytes(b"torn")
     outcome = run(room, cache, spec(3))
     assert (outcome.kind, outcome.resumed_from) == (OutcomeKind.COMPLETED, 1)
-    assert "attempt 2's checkpoint is unreadable and was passed over" in outcome.reason
+    assert "attempt 2's checkpoint is unreadable and was skipped" in outcome.reason
 
 
 @pytest.mark.parametrize(
@@ -221,7 +221,7 @@ def test_a_fenced_attempt_ends_and_keeps_nothing(cache: Cache, tmp_path: Path) -
     write_atomic(task.drain, "")
     assert Worker(room, "w0001", _cache=cache).run() == "it was drained"
     outcome = decode(Outcome, room.attempt(0, 1).outcome.read_text())
-    assert (outcome.cause, outcome.reason) == (StopCause.CANCELLED, "a newer attempt has taken over")
+    assert (outcome.cause, outcome.reason) == (StopCause.CANCELLED, "a newer attempt has replaced this one")
     assert not room.attempt(0, 1).checkpoint.exists()
 
 

@@ -152,9 +152,13 @@ def test_the_base_is_out_of_memory_while_a_program_runs(plain: Trained, monkeypa
 @pytest.mark.parametrize(
     ("words", "failure", "text"),
     [
-        (["-c", "print('x'); raise SystemExit('no GPU left')"], FailureKind.PASSING, "ended with code 1: no GPU left"),
-        (["-c", "print('nothing')"], FailureKind.PASSING, "left no score"),
-        (["-c", "import time; time.sleep(60)"], FailureKind.PASSING, "ended after 0.5 s (evaluate.seconds)"),
+        (
+            ["-c", "print('x'); raise SystemExit('no GPU left')"],
+            FailureKind.PASSING,
+            "failed with exit code 1: no GPU left",
+        ),
+        (["-c", "print('nothing')"], FailureKind.PASSING, "the evaluation has no score"),
+        (["-c", "import time; time.sleep(60)"], FailureKind.PASSING, "timed out after evaluate.seconds=0.5"),
     ],
 )
 def test_a_command_that_fails_says_so_and_is_tried_again(

@@ -16,9 +16,10 @@ from tests.conftest import embedded_config
 from trainer import base, checkpoint
 from trainer.base import Cache
 from trainer.contract import Step
+from trainer.packed.dropout import dropout_masks
 from trainer.packed.model import Decoder
 from trainer.packed.pack import Pack
-from trainer.packed.slot import Fed, Slot
+from trainer.packed.slot import Slot, SlotBatch
 from trainer.recipe import LoraRecipe
 
 pytestmark = pytest.mark.slow
@@ -52,12 +53,12 @@ def drive(pack: Pack, steps: dict[Slot, list[Step]], rounds: int | None = None) 
     """Train until so many passes are over, or every slot is; a slot at its end is given back."""
     while pack.slots and rounds != 0:
         rounds = None if rounds is None else rounds - 1
-        for passed in pack.step():
-            assert passed.error is None, passed.error
-            assert passed.batch is not None
-            steps.setdefault(passed.slot, []).extend([passed.batch.step] if passed.batch.step else [])
-            if passed.batch.position == passed.batch.total:
-                pack.remove(passed.slot)
+        for result in pack.step():
+            assert result.error is None, result.error
+            assert result.progress is not None
+            steps.setdefault(result.slot, []).extend([result.progress.step] if result.progress.step else [])
+            if result.progress.position == result.progress.total:
+                pack.remove(result.slot)
 
 
 def worst(ours: Sequence[Step], theirs: Sequence[Step]) -> float:
@@ -78,7 +79,7 @@ def test_mixed_trials_with_staggered_starts(cache: Cache, tmp_path: Path) -> Non
         while len(pack.slots) == 3:
             drive(pack, steps, 1)
         recipe = make(cache, tmp_path, change)
-        assert pack.refuses(recipe) is None
+        assert pack.refusal_reason(recipe) is None
         slots.append(pack.put(recipe))
         drive(pack, steps, 2)
     drive(pack, steps)
@@ -107,7 +108,7 @@ def test_positions_of_another_kind_are_not_packed(cache: Cache, tmp_path: Path) 
     qwen = {"_component_": "torchtune.models.qwen2.lora_qwen2", "intermediate_dim": 96, "max_seq_len": 256}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(base, "_load_base", lambda cfg, model, scratch: base._frozen(model))
-        refused = Pack().refuses(make(Cache(), tmp_path, {"model": {**qwen, **sizes, **lora}}))
+        refused = Pack().refusal_reason(make(Cache(), tmp_path, {"model": {**qwen, **sizes, **lora}}))
     assert refused == "layer 0 has Qwen2RotaryPositionalEmbeddings for positions"
 
 
@@ -265,12 +266,12 @@ def test_the_masks_of_dropout_are_reckoned_with(cache: Cache, tmp_path: Path) ->
     plain, noisy = Pack(), Pack()
     plain.put(make(cache, tmp_path, {}))
     slot = noisy.put(make(cache, tmp_path, {"model__lora_dropout": 0.1}))
-    slot.fetch(noisy.decoder.max_length)
-    assert isinstance(slot.ahead, Fed)
-    layout = noisy._layout([slot.ahead.batch], slot)
-    masks = noisy._noise([slot], layout)
+    slot.prefetch(noisy.decoder.max_length)
+    assert isinstance(slot.prefetched, SlotBatch)
+    layout = noisy._layout([slot.prefetched.batch], slot)
+    masks = dropout_masks(noisy.decoder.groups, [slot], layout, noisy.decoder.like)
     kept = sum(mask.numel() * mask.element_size() for group in masks.values() for mask in group)
-    assert 0 < kept <= noisy._work(layout.size, 8) - plain._work(layout.size, 8) < 2 * kept
+    assert 0 < kept <= noisy._pass_bytes(layout.size, 8) - plain._pass_bytes(layout.size, 8) < 2 * kept
 
 
 def test_a_table_of_positions_is_in_memory_once(cache: Cache, tmp_path: Path) -> None:
@@ -292,9 +293,9 @@ def test_a_failure_is_one_slot_s(cache: Cache, tmp_path: Path) -> None:
         return real(group)
 
     pack._pass = one  # type: ignore[method-assign]
-    passed = {found.slot: found for found in pack.step()}
-    assert "a kernel of its own" in str(passed[slots[1]].error)
-    assert all(passed[slot].batch is not None for slot in (slots[0], slots[2]))
+    results = {result.slot: result for result in pack.step()}
+    assert "a kernel of its own" in str(results[slots[1]].error)
+    assert all(results[slot].progress is not None for slot in (slots[0], slots[2]))
 
 
 @pytest.mark.parametrize(
@@ -309,6 +310,6 @@ def test_a_failure_is_one_slot_s(cache: Cache, tmp_path: Path) -> None:
     ],
 )
 def test_what_cannot_be_packed_is_named(change: Change, reason: str, cache: Cache, tmp_path: Path) -> None:
-    refused = Pack().refuses(make(cache, tmp_path, change))
+    refused = Pack().refusal_reason(make(cache, tmp_path, change))
     assert refused is not None
     assert reason in refused

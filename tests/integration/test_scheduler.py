@@ -19,7 +19,7 @@ from trainer import base, logs
 from trainer.attempt import Attempt
 from trainer.base import Cache
 from trainer.contract import FailureKind, Outcome, OutcomeKind, Report, StopCause, TrialSpec, decode, encode
-from trainer.packed.memory import Memories, Memory, device_memory
+from trainer.packed.memory import Memory, MemoryProbe, device_memory
 from trainer.packed.pack import Pack
 from trainer.packed.slot import Slot
 from trainer.recipe import LoraRecipe
@@ -53,9 +53,9 @@ def counted() -> Iterator[None]:
 class Hands:
     """Gives attempts to a scheduler, and keeps what became of them."""
 
-    def __init__(self, room: Room, cache: Cache, slots: int, memories: Memories = device_memory) -> None:
+    def __init__(self, room: Room, cache: Cache, slots: int, memory_probe: MemoryProbe = device_memory) -> None:
         self.room, self.cache = room, cache
-        self.scheduler = Scheduler(slots, cache, lambda _: None, memories)
+        self.scheduler = Scheduler(slots, cache, lambda _: None, memory_probe)
         self.ended: dict[int, Outcome] = {}
 
     def give(self, trial: int, stop: Stops = lambda: None, attempt: int = 1, **changes: Any) -> None:
@@ -339,7 +339,7 @@ def test_what_can_never_fit_is_refused_and_what_does_not_fit_now_waits(
     hands.give(0, **CHANGES[0])
     hands.scheduler.step()
     pack = hands.scheduler._pack
-    alone = pack.decoder.base_bytes + pack.store.row_bytes(8) + pack._work(4 * pack._longest, 8)
+    alone = pack.decoder.base_bytes + pack.store.row_bytes(8) + pack._pass_bytes(4 * pack._longest_row, 8)
     figures[0] = Memory(free=0, total=round(1.5 * alone))
     hands.give(1, batch_size=40)
     hands.give(2, model__lora_rank=100_000)
@@ -381,7 +381,7 @@ def test_several_data_sets_in_one_are_packed_unless_torchtune_packs_one(
     assert "trial 1 trains by itself: its data set is packed by torchtune" in said
 
 
-@pytest.mark.parametrize("where", ["refuses", "put"])
+@pytest.mark.parametrize("where", ["refusal_reason", "put"])
 def test_what_a_pack_cannot_take_fails_by_itself(
     where: str, cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -27,7 +27,7 @@ from trainer.contract import (
     TrialSpec,
 )
 from trainer.room import Room
-from trainer.tracking.scores import tell_scores
+from trainer.tracking.scores import upload_scores
 from trainer.tracking.tracker import Tracker
 
 __all__ = ["standin", "wandb_here"]  # fixtures
@@ -86,7 +86,7 @@ def test_attempts_that_follow_at_once_lose_nothing_of_each_other(
                 Report(attempt, attempt, attempt * 10, 0, 2.9, 1.5, 1e-3, 100.0, 0.5, val_loss=3.0 - attempt)
             )
             tracker.close(outcome)
-        tell_scores(tracking, room.attempt(1, 2), {"loss": 0.5})
+        upload_scores(tracking, room.attempt(1, 2), {"loss": 0.5})
         assert tracker.wait(60)
     run = standin.runs["team/p/s-1"]
     assert (run.state, run.starts) == ("finished", 3)

@@ -1,12 +1,14 @@
-"""What a W&B Launch job runs: `python -m trainer.entry.launch_job`, a worker that its run's configuration describes.
+"""The entry point of a W&B Launch job: a worker that the configuration of the job's run describes.
 
-The job shares with the controller a room (a path, or the URL of an object store), or W&B alone: then the room is a
-directory of its own, its first trials come in the configuration, more of them and the word to end through it, and
-reports and outcomes leave through its trials' runs (see `trainer.tracking.tracker`).
+    python -m trainer.entry.launch_job
 
-Invariants: nothing that the agent set for a run of its own leaks into a trial's: each trial says itself which run it
-is. A worker's name is served once: a job that an agent starts again, or that starts when nobody waits for it any more,
-ends at once. Nothing is unpickled.
+The job shares a room with the controller (a path, or the URL of an object store), or W&B only. With W&B only, its room
+is a temporary directory. Its first trials, further trials and the request to drain come through the run's
+configuration, and reports and outcomes go to the runs of its trials (`trainer.tracking.tracker`).
+
+Invariants: variables that the agent sets for the run that it starts never reach a trial, which names its own run. One
+process serves a worker's name: a job ends at once if an agent starts it again, or if no controller waits for it any
+more. Nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -34,30 +36,30 @@ from trainer.room import UNWANTED, Room, WorkerDir, read_text, write_atomic
 
 _log = logging.getLogger("trainer.entry.launch_job")  # also when it runs as `__main__`
 
-# What an agent sets for the run that it thinks it starts.
+# Variables that an agent sets for the run that it starts.
 AGENT_ENV = re.compile(r"WANDB_(LAUNCH(_.*)?|CONFIG(_\d+)?|RUN_ID|NAME|RESUME|ARTIFACTS|DOCKER|SWEEP_ID)")
-# How often a worker that shares nothing but W&B looks whether it has been given more.
-ASK_SECONDS = 10.0
+# How often a worker that shares W&B only looks for further trials.
+POLL_SECONDS = 10.0
 
 
 class JobError(Exception):
-    """This process is no job of a sweep, or cannot reach its room."""
+    """This process is no job of a sweep, or its room or controller failed."""
 
 
 @dataclass(frozen=True, slots=True)
 class JobSpec:
-    """What a job is told in its run's configuration.
+    """A job, as its run's configuration describes it.
 
     Args:
         worker: its name in the room.
-        channel: room, or wandb where it shares nothing else with the controller.
+        channel: `room`, or `wandb` if it shares W&B only with the controller.
         room: a path or URL; empty for the channel wandb.
         options: see `trainer.entry.slurm_job.serve`.
-        specs: the trials that it begins with, in the contract's JSON.
-        run: the id of the job's run where that is the worker's own and not a trial's; else empty.
-        init: arguments of `wandb.init` for that run; entity and project also tell where the trials' runs are.
-        more: it may be given more trials than it begins with.
-        controller: the room that this job is to control, in the place of being a worker.
+        specs: its first trials, in the contract's JSON.
+        run: the id of the job's run if it is the worker's own; empty if it is a trial's.
+        init: arguments of `wandb.init` for that run; the trials' runs have the same entity and project.
+        more: whether it may get further trials.
+        controller: the room that this job controls, if it is a controller and no worker.
     """
 
     worker: str = ""
@@ -72,7 +74,7 @@ class JobSpec:
 
 
 def main(environ: Mapping[str, str] = os.environ) -> int:
-    """Serve as the worker that `environ` describes; returns the process's exit code."""
+    """Run the job that `environ` describes; returns the exit code of the process."""
     limit_exit()
     logs.configure()
     try:
@@ -82,8 +84,8 @@ def main(environ: Mapping[str, str] = os.environ) -> int:
         if job.controller:
             return _control(job)
         with _room(job) as room:
-            if claim(room.worker(job.worker)) and not _served(job):
-                with _own_run(job), _inbox(job, room):
+            if claim(room.worker(job.worker)) and not _already_served(job):
+                with _own_run(job), _follow_inbox(job, room):
                     serve(str(room.root), job.worker, job.options)
             else:
                 _log.info("worker %s has been served already, or no controller waits for it any more", job.worker)
@@ -94,7 +96,7 @@ def main(environ: Mapping[str, str] = os.environ) -> int:
 
 
 def read_job(environ: Mapping[str, str]) -> JobSpec:
-    """The job in WANDB_CONFIG, which an agent cuts into numbered parts where it is long.
+    """The job in WANDB_CONFIG, which an agent cuts into numbered parts if it is long.
 
     Raises:
         JobError: there is none.
@@ -113,12 +115,16 @@ def read_job(environ: Mapping[str, str]) -> JobSpec:
         return job
     except (ValueError, KeyError, TypeError) as error:
         raise JobError(
-            f"WANDB_CONFIG holds no job of a sweep ({error!r}); it is pushed by `sweep run queue=launch_…`"
+            f"WANDB_CONFIG holds no job of a sweep ({error!r}); start jobs with `sweep run queue=launch_…`"
         ) from error
 
 
 def claim(worker: WorkerDir) -> bool:
-    """Take this name for this process, once and for all; False where another had it, or nobody waits for it."""
+    """Take this name for this process, once and for all.
+
+    Returns:
+        False if another process has taken it, or no controller waits for it any more.
+    """
     if read_text(worker.drain) == UNWANTED or worker.exit.exists() or worker.beat.exists():
         return False
     worker.path.mkdir(parents=True, exist_ok=True)
@@ -130,7 +136,7 @@ def claim(worker: WorkerDir) -> bool:
 
 
 def _control(job: JobSpec) -> int:
-    """Run the sweep's controller as a process of its own; a signal or a stop in W&B lets another go on."""
+    """Run the sweep's controller as a child process. A signal or a stop in W&B ends it, so that another can resume."""
     command = [sys.executable, "-m", "sweep.cli", "resume", job.controller, "--in-job"]
     with _own_run(job) as stopped:
         with subprocess.Popen(command) as process:
@@ -145,8 +151,8 @@ def _control(job: JobSpec) -> int:
     return 0
 
 
-def _served(job: JobSpec) -> bool:
-    """Whether W&B knows of a process that served this name; asked where W&B is all that could know of one."""
+def _already_served(job: JobSpec) -> bool:
+    """Whether a process has served this name before, as W&B says; False if the room itself would say so."""
     if job.channel != "wandb":
         return False
     import wandb
@@ -154,8 +160,8 @@ def _served(job: JobSpec) -> bool:
     first = decode(TrialSpec, json.dumps(job.specs[0])) if job.specs and not job.run else None
     run = first.tracking.run if first is not None and first.tracking is not None else job.run
     with suppress(Exception):  # there is no such run yet
-        said = wandb.Api().run(f"{job.init['entity']}/{job.init['project']}/{run}").config.get("sweep") or {}
-        return bool(said.get("worker") == job.worker or (first and said.get("attempt", 0) > first.attempt))
+        logged = wandb.Api().run(f"{job.init['entity']}/{job.init['project']}/{run}").config.get("sweep") or {}
+        return bool(logged.get("worker") == job.worker or (first and logged.get("attempt", 0) > first.attempt))
     return False
 
 
@@ -185,7 +191,7 @@ def _room(job: JobSpec) -> Iterator[Room]:
 
 
 def _put(room: Room, worker: str, specs: Iterator[Any] | tuple[Any, ...]) -> None:
-    """Put specifications into a room of our own, and into the worker's inbox."""
+    """Put specifications into the job's own room, and into the worker's inbox."""
     for raw in specs:
         spec = decode(TrialSpec, json.dumps(raw))
         files = room.attempt(spec.trial, spec.attempt)
@@ -198,22 +204,22 @@ def _put(room: Room, worker: str, specs: Iterator[Any] | tuple[Any, ...]) -> Non
 
 
 def _fetch_checkpoint(room: Room, spec: TrialSpec, tracking: Tracking) -> None:
-    """Bring the newest checkpoint of the trial here, as its last attempt's; without one it begins anew."""
+    """Download the newest checkpoint of the trial as that of its last attempt; without one the trial begins anew."""
     import wandb
 
-    before = room.attempt(spec.trial, spec.attempt - 1)
-    where = f"{tracking.init['entity']}/{tracking.init['project']}/{tracking.checkpoint}:latest"
+    previous = room.attempt(spec.trial, spec.attempt - 1)
+    artifact = f"{tracking.init['entity']}/{tracking.init['project']}/{tracking.checkpoint}:latest"
     try:
-        wandb.Api().artifact(where, type="checkpoint").download(root=str(before.path))
+        wandb.Api().artifact(artifact, type="checkpoint").download(root=str(previous.path))
     except Exception as error:
-        _log.warning("trial %d begins anew: there is no checkpoint %s (%s)", spec.trial, where, error)
+        _log.warning("trial %d begins anew: there is no checkpoint %s (%s)", spec.trial, artifact, error)
         return
-    write_atomic(before.spec, encode(spec))
+    write_atomic(previous.spec, encode(spec))
 
 
 @contextmanager
 def _own_run(job: JobSpec) -> Iterator[threading.Event]:
-    """The job's own W&B run, where it is not that of its only trial; set once it is asked to stop there."""
+    """Keep the job's own W&B run, if it has one, while the block runs; the event says that it was stopped in W&B."""
     stopped = threading.Event()
     if not job.run:
         yield stopped
@@ -232,27 +238,27 @@ def _own_run(job: JobSpec) -> Iterator[threading.Event]:
 
 
 @contextmanager
-def _inbox(job: JobSpec, room: Room) -> Iterator[None]:
-    """While the block runs, take what the job's run is told later: more trials, and the word to end."""
+def _follow_inbox(job: JobSpec, room: Room) -> Iterator[None]:
+    """While the block runs, take further trials and the request to drain from the configuration of the job's run."""
     if job.channel != "wandb" or not job.more:
         yield
         return
     done = threading.Event()
 
-    def ask() -> None:
+    def poll() -> None:
         import wandb
 
         api, path = wandb.Api(), f"{job.init['entity']}/{job.init['project']}/{job.run}"
-        while not done.wait(ASK_SECONDS):
-            with suppress(Exception):  # W&B is away for a moment
+        while not done.wait(POLL_SECONDS):
+            with suppress(Exception):  # W&B is unreachable; the next poll retries
                 run = api.run(path)
                 run.load(force=True)
-                told = run.config.get(JOB_KEY) or {}
-                _put(room, job.worker, tuple(told.get("inbox", ())))
-                if told.get("drain"):
+                job_config = run.config.get(JOB_KEY) or {}
+                _put(room, job.worker, tuple(job_config.get("inbox", ())))
+                if job_config.get("drain"):
                     write_atomic(room.worker(job.worker).drain, "")
 
-    thread = threading.Thread(target=ask, daemon=True)
+    thread = threading.Thread(target=poll, daemon=True)
     thread.start()
     try:
         yield

@@ -1,12 +1,12 @@
-"""A process that has imported what workers need, and makes workers: by forking, or by becoming one.
+"""A process that has imported what workers need, and makes workers by forking, or by becoming one.
 
     python -m trainer prefork SOCKET [--forks]
 
-It reads requests from an inherited Unix socket: `probe` counts a configuration's data (see `trainer.entry.probe`),
-`start` makes a worker that holds the lock whose open file came with the request.
+It reads requests from an inherited Unix socket. `probe` counts a configuration's data (`trainer.entry.probe`). `start`
+makes a worker, which holds the lock whose open file came with the request.
 
-Invariants: a process that forks never touches CUDA, which does not survive a fork. It holds no lock once a worker
-has it, and ends when the other end of its socket does.
+Invariants: a process that forks never uses CUDA, which does not survive a fork. It keeps no lock that a worker has, and
+ends when the other end of its socket is closed.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ REQUEST_BYTES = 1 << 20
 
 
 def receive(channel: socket.socket) -> tuple[dict[str, Any] | None, list[int]]:
-    """One request with the open files that came with it; None when the other end is closed."""
+    """One request, with the open files that came with it; None if the other end is closed."""
     data, ancillary, _, _ = channel.recvmsg(REQUEST_BYTES, socket.CMSG_SPACE(4 * array.array("i").itemsize))
     files = array.array("i")
     for level, kind, payload in ancillary:
@@ -36,10 +36,11 @@ def receive(channel: socket.socket) -> tuple[dict[str, Any] | None, list[int]]:
 
 
 def main(fileno: int, forks: bool) -> int:
-    """Serve requests until the controller is gone.
+    """Serve requests until the controller ends; returns the exit code.
 
     Args:
-        forks: make each worker by a fork; else become the first one.
+        fileno: of the socket.
+        forks: make each worker by a fork; otherwise become the first one.
     """
     import torch  # noqa: F401 - imported here once, for all workers
 
@@ -47,8 +48,8 @@ def main(fileno: int, forks: bool) -> int:
     from trainer.entry.probe import answer
 
     gc.collect()
-    gc.freeze()  # what is imported by now is shared with every worker
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # workers are nobody's children to wait for
+    gc.freeze()  # the pages of all imports stay shared with the workers
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # so that no worker stays as a zombie, as nothing waits for it
     channel = socket.socket(fileno=fileno)
     while True:
         request, files = receive(channel)
@@ -64,10 +65,14 @@ def main(fileno: int, forks: bool) -> int:
 
 
 def _become_worker(request: dict[str, Any], files: list[int]) -> None:
-    """Turn this process into a worker; does not return. `files` are its log, then its lock, kept open."""
+    """Turn this process into a worker; does not return.
+
+    Args:
+        files: its log, then its lock, which stays open.
+    """
     code = 1
     try:
-        with contextlib.suppress(PermissionError):  # a process that was not forked leads its session already
+        with contextlib.suppress(PermissionError):  # a process that was not forked already leads its session
             os.setsid()
         log = files[0]
         with Path(os.devnull).open() as nothing:

@@ -1,6 +1,6 @@
-"""What a torchtune configuration would train on: rows, label tokens and, if asked, how fast.
+"""Counts the data of a torchtune configuration, and measures its training speed on request.
 
-Invariant: writes nothing that stays, and trains at most a handful of micro-batches.
+Invariant: it leaves no file behind, and trains at most `SPEED_BATCHES` micro-batches.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from trainer.attempt import describe
-from trainer.base import Cache, build_dataset
+from trainer.base import Cache
 from trainer.components import check_components
+from trainer.data import build_dataset
 from trainer.recipe import LoraRecipe
 
 SAMPLE_ROWS = 512
@@ -25,13 +26,13 @@ SPEED_BATCHES = 6
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """What was found.
+    """The size of a configuration's data, and its speed.
 
     Args:
-        rows: of the training data; validation_rows of `dataset_val`.
-        trial_rows: rows that one trial of this configuration sees, repeats over epochs included.
-        trial_tokens: label tokens of those, from the mean over a sample of at most 512 rows.
-        tokens_per_second: label tokens a second of training, 0 where it was not measured.
+        rows, validation_rows: rows of the training data, and of `dataset_val`.
+        trial_rows: rows that one trial trains on, repeats over epochs included.
+        trial_tokens: label tokens of these, estimated from a sample of about `SAMPLE_ROWS` rows.
+        tokens_per_second: label tokens that a trial trains in a second; 0 if it was not measured.
     """
 
     rows: int
@@ -42,10 +43,14 @@ class Probe:
 
 
 def probe(cfg: DictConfig, speed: bool) -> Probe:
-    """Look at a resolved configuration.
+    """Count the data of a resolved configuration.
+
+    Args:
+        speed: also measure the speed.
 
     Raises:
-        ValueError, FileNotFoundError and what torchtune raises: the configuration cannot train.
+        ValueError: the configuration would train zero steps.
+        FileNotFoundError: it names files that do not exist. torchtune raises further errors.
     """
     cache = Cache()
     dataset = build_dataset(cfg.dataset, cfg, cache, "dataset")
@@ -79,7 +84,11 @@ def answer(config: dict[str, Any], components: list[str], speed: bool) -> str:
 
 
 def main(text: str, speed: bool) -> int:
-    """Answer one request from standard input; the exit code is 2 for an error."""
+    """Answer one request; returns the exit code, 2 for an error.
+
+    Args:
+        text: the request, as JSON.
+    """
     request = json.loads(text)
     line = answer(request["config"], request["components"], speed)
     print(line)
@@ -91,7 +100,7 @@ def _speed(cfg: DictConfig, cache: Cache) -> float:
         recipe = LoraRecipe(cfg, cache, Path(scratch))
         began, before = time.perf_counter(), 0
         for batch in recipe.train():
-            if batch.position == 1:  # the first pays for warm-up
+            if batch.position == 1:  # the first one includes the warm-up
                 began, before = time.perf_counter(), batch.tokens
             if batch.position >= min(SPEED_BATCHES, recipe.total):
                 return (batch.tokens - before) / max(time.perf_counter() - began, 1e-9)

@@ -1,8 +1,8 @@
-"""What a job of a cluster runs: a worker of a room.
+"""The entry point of a cluster's job: a worker of a room.
 
-Invariants: importing this module imports nothing heavy, and its function takes plain values, so that a pickle of the
-call holds a name and these values only. Once called, no signal reaches a handler that is not ours: the worker obeys
-USR2, TERM and INT by stopping its trials with a checkpoint. Why it ended is written down, if there is time to.
+Invariants: importing this module imports nothing heavy. Its functions take plain values, so that a pickled call holds a
+name and these values only. After the call, signals reach this program's handlers only: at SIGUSR2, SIGTERM and SIGINT
+the worker stops its trials with a checkpoint. It writes down why it ended, if it has the time.
 """
 
 from __future__ import annotations
@@ -27,32 +27,35 @@ from trainer.room import Room, held, write_atomic
 
 _log = logging.getLogger(__name__)
 
-# submitit hands USR2 on before a time limit and at a preemption; SLURM itself sends TERM
+# submitit sends USR2 before a time limit and at a preemption; SLURM itself sends TERM
 END_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
 CHECK_SECONDS = 60.0
 
 
 class NoGpuError(Exception):
-    """The node shows no GPU, though the trials need one."""
+    """torch sees no GPU on this node, and the trials need one."""
 
 
-# What a worker does once its process is set up: of (room, name, options, when to end on the monotonic clock); returns
-# why it ended, and whether a signal told it to.
+# Runs a worker once its process is set up. Arguments: room, name, options, and when to end (monotonic clock, s).
+# Returns why it ended, and whether a signal asked it to.
 Work = Callable[[Room, str, Mapping[str, Any], float], tuple[str, bool]]
 
 
 def serve(room: str, worker: str, options: Mapping[str, Any]) -> None:
-    """Serve a room as a worker until drained, told to end, or near the job's time limit.
+    """Serve a room as a worker until it is drained, asked to end, or near the job's time limit.
 
     Args:
-        options: `trials`, `idle_seconds`, `slots` (see `Worker`), `seconds`: of the job that a worker may use; `gpu`: a
-            CUDA device is needed; `env`: variables to set.
+        options: `trials`, `idle_seconds` and `slots` (see `trainer.worker.Worker`); `seconds`: how long the worker may
+            run; `gpu`: whether it needs a CUDA device; `env`: environment variables to set.
     """
     run_job(room, worker, options, _train)
 
 
 def run_job(room: str, worker: str, options: Mapping[str, Any], work: Work) -> None:
-    """Set this process up as a worker under the name that it has in this run of its job, and say how it ended."""
+    """Set this process up as a worker, run it, and write down how it ended.
+
+    If SLURM has requeued the job, the worker's name gets the number of the restart: `w0003r1`.
+    """
     began = time.monotonic()
     limit_exit()
     for number in END_SIGNALS:
@@ -66,7 +69,7 @@ def run_job(room: str, worker: str, options: Mapping[str, Any], work: Work) -> N
     files = Room(Path(room)).worker(name)
     node = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
     _log.info("worker %s starts on %s", name, node)
-    end = {"reason": "it ended without a word", "node": node, "signalled": False, "failed": True}
+    end = {"reason": "it ended without an error message", "node": node, "signalled": False, "failed": True}
     try:
         reason, signalled = work(Room(Path(room)), name, options, began + options["seconds"])
         end |= {"reason": reason, "signalled": signalled, "failed": False}
@@ -78,17 +81,18 @@ def run_job(room: str, worker: str, options: Mapping[str, Any], work: Work) -> N
         end["reason"] = f"{type(error).__name__} on {node}: {' '.join(str(error).split())}"
         raise
     finally:
-        with suppress(OSError):  # on a full disk the scheduler will tell
+        with suppress(OSError):  # on a full disk, SLURM still knows that the job ended
             write_atomic(files.exit, json.dumps(end))
 
 
 def check(directory: str, env: Mapping[str, str]) -> None:
-    """Say in `answer.json` what a worker would find on this node: packages, GPUs, the room's files and its locks.
+    """Write to `answer.json` what a worker finds on this node: packages, GPUs, and whether files and locks are shared.
 
-    Whoever submitted this holds a lock on `lock`, and writes `ping` once it sees `hello`.
+    The process that submitted this job holds a lock on `lock`, and writes `ping` once it sees `hello`.
 
     Args:
-        env: variables to set.
+        directory: shared by both.
+        env: environment variables to set.
     """
     folder = Path(directory)
     os.environ.update(env)
@@ -127,4 +131,4 @@ def _train(room: Room, name: str, options: Mapping[str, Any], ends_at: float) ->
 
 
 def _end_at_once(number: int, frame: FrameType | None) -> None:
-    sys.exit(f"it was told to end by {signal.Signals(number).name} before it was ready")
+    sys.exit(f"it received {signal.Signals(number).name} before it was ready")

@@ -1,12 +1,12 @@
-"""An attempt that judges its trial's finished adapter in the place of training: from its specification to its outcome.
+"""One attempt of an evaluation, from its specification to its outcome: it scores a trial's finished adapter.
 
-Kinds: `heldout` (loss and perplexity over a data set, with the numbers of the trial's own validation), `torchtune` (a
-user's configuration of a torchtune recipe), `command` (a user's program), `lm_eval` (torchtune's recipe around lm-eval,
-with the trial's own model and tokenizer).
+Kinds: `heldout` computes loss and perplexity over a data set, with the numbers of the trial's own validation.
+`torchtune` runs a user's configuration of a torchtune recipe, and `command` a user's program. `lm_eval` runs
+torchtune's recipe around lm-eval, with the trial's own model and tokenizer.
 
-Invariants: every way it can end becomes exactly one `Outcome`, in which the scores travel. What it writes besides lies
-in its attempt's directory, and goes at its end, but for what a program said. What a second try cannot mend is
-`bad_config`; all else is tried again.
+Invariants: every end of an evaluation is exactly one `Outcome`, which holds the scores. Other files are in the
+attempt's directory and are deleted at the end, except a program's output. A failure that another try cannot repair is
+`bad_config`; every other failure is retried.
 """
 
 from __future__ import annotations
@@ -27,42 +27,44 @@ import torch
 import yaml
 from omegaconf import OmegaConf
 
-from trainer.attempt import StopSignal, classify, current, describe
-from trainer.base import LORA_KEYS, Cache, build_collate, build_dataset, build_tokenizer
+from trainer.attempt import classify, current_config, describe
+from trainer.base import LORA_KEYS, Cache
 from trainer.components import check_components
-from trainer.contract import Evaluation, FailureKind, Outcome, OutcomeKind, TrialSpec
+from trainer.contract import Evaluation, FailureKind, Outcome, OutcomeKind, StopSignal, TrialSpec
+from trainer.data import build_collate, build_dataset, build_tokenizer
 from trainer.evaluation.adapters import load_adapter, save_merged
-from trainer.evaluation.external import EvaluationError, StoppedError, filled, read_scores, run_program
+from trainer.evaluation.external import EvaluationError, StoppedError, fill_placeholders, read_scores, run_program
 from trainer.recipe import LoraRecipe
 from trainer.room import AttemptDir, Room
-from trainer.tracking.scores import fetch_adapter, tell_scores
+from trainer.tracking.scores import fetch_adapter, upload_scores
 
 _log = logging.getLogger(__name__)
 
-# A recipe that never trains: as little of what training needs as it takes.
+# Makes a recipe that never trains need as little as possible.
 IDLE = {"epochs": 1, "batch_size": 1, "gradient_accumulation_steps": 1, "max_steps_per_epoch": 1, "dataset_val": None}
 TUNE_RUN = (sys.executable, "-m", "torchtune._cli.tune", "run")
-# What a LoRA builder takes and its base's own does not.
-LORA_WORDS = (*LORA_KEYS, "use_dora", "quantize_base")
+# Arguments of a LoRA model's builder that the builder of its base does not take.
+LORA_ARGUMENTS = (*LORA_KEYS, "use_dora", "quantize_base")
 NO_LM_EVAL = "evaluate=lm_eval needs lm-eval on this machine: pip install 'sweeps-on-launch[lm-eval]'"
 
 
 def evaluate(room: Room, spec: TrialSpec, cache: Cache, should_stop: StopSignal) -> Outcome:
-    """Judge an adapter, and have its scores land on its trial's run.
+    """Score an adapter, and add the scores to its trial's W&B run.
 
     Args:
         cache: what the worker keeps between evaluations.
+        should_stop: asked between batches, and while a program runs.
     """
     began = time.perf_counter()
     assert spec.evaluate is not None
-    judge = Judge(spec, spec.evaluate, room.attempt(spec.trial, spec.attempt), cache, should_stop)
+    run = EvaluationRun(spec, spec.evaluate, room.attempt(spec.trial, spec.attempt), cache, should_stop)
     try:
         check_components([spec.config, spec.evaluate.options.get("dataset")], spec.components)
-        scores = judge.scores()
+        scores = run.scores()
         if spec.evaluate.tracking is not None:
-            tell_scores(spec.evaluate.tracking, judge.files, scores)
+            upload_scores(spec.evaluate.tracking, run.files, scores)
         seconds = time.perf_counter() - began
-        return Outcome(OutcomeKind.COMPLETED, tokens=judge.tokens, seconds=seconds, scores=scores)
+        return Outcome(OutcomeKind.COMPLETED, tokens=run.tokens, seconds=seconds, scores=scores)
     except StoppedError as stop:
         return Outcome(OutcomeKind.STOPPED, stop.reason, cause=stop.cause, seconds=time.perf_counter() - began)
     except Exception as error:
@@ -75,19 +77,20 @@ def evaluate(room: Room, spec: TrialSpec, cache: Cache, should_stop: StopSignal)
         seconds = time.perf_counter() - began
         return Outcome(OutcomeKind.FAILED, reason, failure=kind if final else FailureKind.PASSING, seconds=seconds)
     finally:
-        shutil.rmtree(judge.scratch, ignore_errors=True)
+        shutil.rmtree(run.scratch, ignore_errors=True)
 
 
 @dataclass
-class Judge:
+class EvaluationRun:
     """One evaluation.
 
     Args:
-        tokens: label tokens that it judged, where it counts them.
+        files: the attempt's directory.
+        tokens: label tokens that were scored; 0 for programs, which do not count them.
     """
 
     spec: TrialSpec
-    asked: Evaluation
+    evaluation: Evaluation
     files: AttemptDir
     cache: Cache
     should_stop: StopSignal
@@ -98,34 +101,38 @@ class Judge:
         return self.files.path / "scratch"
 
     def scores(self) -> dict[str, float]:
-        """What the kind finds, by name.
+        """The scores by name.
 
         Raises:
-            EvaluationError, StoppedError, and what torchtune raises.
+            EvaluationError: a program failed, took too long or left no score.
+            StoppedError: it was asked to stop.
+            ValueError: the kind is unknown, or the data have no label. torchtune raises further errors.
         """
         self.scratch.mkdir(parents=True, exist_ok=True)
-        match self.asked.kind:
+        match self.evaluation.kind:
             case "heldout":
                 return self._heldout()
             case "torchtune":
-                return self._torchtune(self.asked.options)
+                return self._torchtune(self.evaluation.options)
             case "command":
-                return self._run(self.asked.options["command"])
+                return self._run(self.evaluation.options["command"])
             case "lm_eval":
                 return self._lm_eval()
-        raise ValueError(f"evaluate.kind={self.asked.kind} is unknown to this worker; update it")
+        raise ValueError(
+            f"evaluate.kind={self.evaluation.kind} is unknown to this worker; update sweeps-on-launch on its machine"
+        )
 
     # --- heldout -------------------------------------------------------------------------------------------------
 
     def _heldout(self) -> dict[str, float]:
         loss, self.tokens = self._recipe.loss_over(self._batches())
         if loss is None:
-            raise ValueError("the held-out data have no label token")
+            raise ValueError("the held-out data have no label token; set evaluate.dataset to data with answers")
         return {"loss": loss, "perplexity": math.exp(loss) if loss < 700 else math.inf}
 
     def _batches(self) -> Iterator[dict[str, torch.Tensor]]:
-        """The held-out rows in their order, batched as in the trial's validation unless another size is asked for."""
-        cfg, recipe, options = current(self.spec), self._recipe, self.asked.options
+        """The held-out rows in their order, in batches of the trial's validation, or of `evaluate.batch_size` rows."""
+        cfg, recipe, options = current_config(self.spec), self._recipe, self.evaluation.options
         size = int(options.get("batch_size") or cfg.get("batch_size_val") or cfg.batch_size)
         limit = options.get("max_tokens") or math.inf
         seconds = options.get("seconds") or math.inf
@@ -136,7 +143,7 @@ class Judge:
             if stop := self.should_stop():
                 raise StoppedError(*stop)
             if time.monotonic() - began > seconds:
-                raise EvaluationError(f"it was ended after {seconds:g} s (evaluate.seconds)")
+                raise EvaluationError(f"the evaluation timed out after evaluate.seconds={seconds:g}")
             batch = collate([data[index] for index in range(start, min(start + size, len(data)))])
             yield batch
             tokens += recipe.label_tokens(batch)
@@ -145,14 +152,14 @@ class Judge:
 
     @cached_property
     def _data(self) -> Any:
-        cfg = current(self.spec)
-        given = self.asked.options.get("dataset")
+        cfg = current_config(self.spec)
+        given = self.evaluation.options.get("dataset")
         return OmegaConf.create(given) if given else cfg.get("dataset_val") or cfg.dataset
 
     @cached_property
     def _recipe(self) -> LoraRecipe:
-        """The trial's model on the worker's base, with the finished adapter in it."""
-        cfg = current(self.spec)
+        """The trial's model on the worker's base, with the finished adapter."""
+        cfg = current_config(self.spec)
         cfg = OmegaConf.create({**{str(key): cfg[key] for key in cfg}, **IDLE, "dataset": self._data})
         recipe = LoraRecipe(cfg, self.cache, self.scratch)
         load_adapter(recipe, self._adapter, self.scratch)
@@ -160,17 +167,18 @@ class Judge:
 
     @cached_property
     def _adapter(self) -> Path:
-        return fetch_adapter(self.asked, self.scratch / "adapter")
+        return fetch_adapter(self.evaluation, self.scratch / "adapter")
 
     # --- programs ------------------------------------------------------------------------------------------------
 
-    def _run(self, words: list[str]) -> dict[str, float]:
-        said = self.files.path / "evaluation.log"
-        run_program(filled(words, self._values(words)), said, self.asked.options.get("seconds"), self.should_stop)
-        return read_scores(self.scratch / "scores.json", said)
+    def _run(self, command: list[str]) -> dict[str, float]:
+        log = self.files.path / "evaluation.log"
+        filled = fill_placeholders(command, self._values(command))
+        run_program(filled, log, self.evaluation.options.get("seconds"), self.should_stop)
+        return read_scores(self.scratch / "scores.json", log)
 
     def _torchtune(self, options: Mapping[str, Any]) -> dict[str, float]:
-        """Run a recipe with its configuration, in which the base's place is taken by the merged checkpoint."""
+        """Run a recipe with its configuration, in which the merged checkpoint replaces the base."""
         path = self.scratch / "evaluation.yaml"
         path.write_text(yaml.safe_dump(dict(options["config"]), sort_keys=False))
         defaults = {"output_dir": "{directory}"}
@@ -181,22 +189,22 @@ class Judge:
                 "checkpointer.output_dir": "{directory}",
             }
         changes = {**defaults, **(options.get("overrides") or {})}
-        words = [f"{key}={'null' if value is None else value}" for key, value in changes.items()]
+        overrides = [f"{key}={'null' if value is None else value}" for key, value in changes.items()]
         recipe = str(options["recipe"])
-        # a file is run as `tune run` runs its own; that takes others by a module's name only
+        # `tune run` accepts other recipes by their module's name only, so that a file is run as it runs its own
         command = [sys.executable, recipe] if recipe.endswith(".py") else [*TUNE_RUN, recipe]
-        return self._run([*command, "--config", str(path), *words])
+        return self._run([*command, "--config", str(path), *overrides])
 
     def _lm_eval(self) -> dict[str, float]:
         if importlib.util.find_spec("lm_eval") is None:
             raise ValueError(NO_LM_EVAL)
         return self._torchtune(
-            {"recipe": "eleuther_eval", "config": lm_eval_config(self.spec.config, self.asked.options)}
+            {"recipe": "eleuther_eval", "config": lm_eval_config(self.spec.config, self.evaluation.options)}
         )
 
-    def _values(self, words: list[str]) -> dict[str, str]:
-        """What the placeholders in these words stand for; what is costly is made where it is asked for."""
-        text = " ".join(words)
+    def _values(self, command: list[str]) -> dict[str, str]:
+        """The values of the placeholders in a command; the costly ones are made only if it names them."""
+        text = " ".join(command)
         values = {
             "adapter": str(self._adapter) if "{adapter}" in text else "",
             "base": str(self.spec.config["checkpointer"]["checkpoint_dir"]),
@@ -209,9 +217,9 @@ class Judge:
             merged = self.scratch / "merged"
             names = save_merged(self._recipe, merged)
             values |= {"merged": str(merged), "merged_files": f"[{','.join(names)}]"}
-            del self._recipe  # its memory is the program's now
+            del self._recipe  # so that the program can have its memory
             self.cache.clear()
-            torch.cuda.empty_cache()  # what is free stays this process's until it is given back
+            torch.cuda.empty_cache()  # torch keeps freed memory until then
         return values
 
 
@@ -220,10 +228,11 @@ def lm_eval_config(trial: Mapping[str, Any], options: Mapping[str, Any]) -> dict
 
     Args:
         trial: its resolved torchtune configuration.
+        options: those of `evaluate=lm_eval`; see `sweep.config.evaluate`.
     """
-    model = {key: value for key, value in trial["model"].items() if key not in LORA_WORDS}
+    model = {key: value for key, value in trial["model"].items() if key not in LORA_ARGUMENTS}
     module, _, builder = str(model["_component_"]).rpartition(".")
-    model["_component_"] = f"{module}.{builder.removeprefix('lora_')}"  # as torchtune names a LoRA model and its base
+    model["_component_"] = f"{module}.{builder.removeprefix('lora_')}"  # torchtune names the base's builder so
     tokenizer = {**trial["tokenizer"], **({"max_seq_len": None} if "max_seq_len" in trial["tokenizer"] else {})}
     longest = trial["model"].get("max_seq_len") or trial["tokenizer"].get("max_seq_len") or 4096
     return {

@@ -1,7 +1,7 @@
-"""Runs a program of somebody else's on a finished adapter, and reads the scores that it leaves.
+"""Runs a user's program on a finished adapter, and reads its scores.
 
-Invariants: no shell; only our placeholders are filled in, other braces stay. What the program says is kept in a file.
-It ends with the worker, with a stop, or when its time is over.
+Invariants: no shell is used. Only known placeholders are replaced; other braces stay. The program's output is kept in a
+file. The program ends with the worker, with a stop, or when its time is over.
 """
 
 from __future__ import annotations
@@ -11,68 +11,74 @@ import math
 import os
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from trainer.contract import DROPPED_ENV, StopCause
+from trainer.contract import DROPPED_ENV, StopCause, StopSignal
 
 POLL_SECONDS = 0.1
-END_SECONDS = 10.0
-
-Ask = Callable[[], tuple[StopCause, str] | None]
+END_SECONDS = 10.0  # from SIGTERM to SIGKILL
 
 
 class EvaluationError(Exception):
-    """A program failed or left no score; the next attempt may do better."""
+    """A program failed, took too long or left no score; another attempt may succeed."""
 
 
 class StoppedError(Exception):
-    """It was asked to stop."""
+    """The evaluation was asked to stop."""
 
     def __init__(self, cause: StopCause, reason: str) -> None:
         super().__init__(reason)
         self.cause, self.reason = cause, reason
 
 
-def filled(words: Sequence[str], values: Mapping[str, str]) -> list[str]:
-    """Words with `{name}` replaced by its value, for these names only."""
-    found = []
-    for word in words:
+def fill_placeholders(command: Sequence[str], values: Mapping[str, str]) -> list[str]:
+    """A command with `{name}` replaced by its value, for these names only."""
+    filled = []
+    for word in command:
         for name, value in values.items():
             word = word.replace(f"{{{name}}}", value)  # noqa: PLW2901 - the word as filled so far
-        found.append(word)
-    return found
+        filled.append(word)
+    return filled
 
 
-def run_program(words: Sequence[str], said: Path, seconds: float | None, should_stop: Ask) -> None:
-    """Run a program to its end; its output and errors go to the file `said`.
+def run_program(command: Sequence[str], log: Path, seconds: float | None, should_stop: StopSignal) -> None:
+    """Run a program to its end.
+
+    Args:
+        log: the file for its output and errors.
+        seconds: after which it is ended; None: no limit.
 
     Raises:
-        FileNotFoundError: there is no such program. EvaluationError: it failed, or took too long. StoppedError.
+        FileNotFoundError: there is no such program.
+        EvaluationError: it failed, or took too long.
+        StoppedError: it was asked to stop.
     """
     env = {key: value for key, value in os.environ.items() if key not in DROPPED_ENV}
     deadline = math.inf if seconds is None else time.monotonic() + seconds
     with (
-        said.open("wb") as output,
-        subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, env=env) as child,
+        log.open("wb") as output,
+        subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, env=env) as child,
     ):
         try:
             while child.poll() is None:
                 if stop := should_stop():
                     raise StoppedError(*stop)
                 if time.monotonic() > deadline:
-                    raise EvaluationError(f"{words[0]} was ended after {seconds:g} s (evaluate.seconds)")
+                    raise EvaluationError(f"{command[0]} timed out after evaluate.seconds={seconds:g}")
                 time.sleep(POLL_SECONDS)
         finally:
             _end(child)
     if child.returncode != 0:
-        lines = said.read_text(errors="replace").strip().splitlines() or ["it said nothing"]
-        raise EvaluationError(f"{Path(words[0]).name} ended with code {child.returncode}: {lines[-1].strip()[:300]}")
+        lines = log.read_text(errors="replace").strip().splitlines() or ["it printed nothing"]
+        raise EvaluationError(
+            f"{Path(command[0]).name} failed with exit code {child.returncode}: {lines[-1].strip()[:300]}"
+        )
 
 
-def read_scores(output: Path, said: Path) -> dict[str, float]:
-    """The scores in a JSON file, or where that was not written, in the tables that a program printed.
+def read_scores(output: Path, log: Path) -> dict[str, float]:
+    """The scores in a program's JSON file, or in the tables that it printed if it wrote no such file.
 
     Raises:
         EvaluationError: there are none.
@@ -81,29 +87,31 @@ def read_scores(output: Path, said: Path) -> dict[str, float]:
         try:
             raw = json.loads(output.read_text())
         except ValueError as error:
-            raise EvaluationError(f"the evaluation wrote no JSON: {error}") from error
+            raise EvaluationError(f"the evaluation's {{output}} file is no JSON: {error}") from error
         scores = numbers(raw.get("results", raw) if isinstance(raw, dict) else raw)
     else:
-        scores = table_scores(said.read_text(errors="replace"))
+        scores = table_scores(log.read_text(errors="replace"))
     if not scores:
-        raise EvaluationError("the evaluation left no score, neither in {output} nor in a printed table")
+        raise EvaluationError(
+            "the evaluation has no score; write JSON numbers to {output}, or print a table as lm-eval does"
+        )
     return scores
 
 
 def numbers(raw: Any, name: str = "") -> dict[str, float]:
-    """Every number of nested mappings, by the names on its way, joined by `/`."""
+    """Every number in nested mappings, by its path, joined by `/`."""
     if isinstance(raw, Mapping):
-        found: dict[str, float] = {}
+        scores: dict[str, float] = {}
         for key, value in raw.items():
-            part = str(key).removesuffix(",none")  # lm-eval's metrics carry the name of a filter
-            found |= numbers(value, f"{name}/{part}" if name else part)
-        return found
+            part = str(key).removesuffix(",none")  # lm-eval appends the name of a filter to a metric
+            scores |= numbers(value, f"{name}/{part}" if name else part)
+        return scores
     return {name: float(raw)} if name and isinstance(raw, int | float) and not isinstance(raw, bool) else {}
 
 
 def table_scores(text: str) -> dict[str, float]:
-    """The scores in tables as lm-eval prints them: a row a metric, `|Tasks|…|Metric|…|Value|…|`, the task once."""
-    found: dict[str, float] = {}
+    """The scores in tables as lm-eval prints them: a row for each metric, `|Tasks|…|Metric|…|Value|…|`."""
+    scores: dict[str, float] = {}
     heads: list[str] = []
     task = ""
     for line in text.splitlines():
@@ -118,8 +126,8 @@ def table_scores(text: str) -> dict[str, float]:
             task = row.get("Tasks") or row.get("Groups") or task
             value = _number(row["Value"])
             if row["Metric"] and value is not None:
-                found["/".join(filter(None, [task.lstrip("- "), row["Metric"]]))] = value
-    return found
+                scores["/".join(filter(None, [task.lstrip("- "), row["Metric"]]))] = value
+    return scores
 
 
 def _number(text: str) -> float | None:

@@ -1,1 +1,1 @@
-"""Many trials on one frozen base in one forward and backward pass."""
+"""Trains many trials on one frozen base in one forward and backward pass."""

@@ -1,8 +1,11 @@
-"""How the micro-batches of several trials lie on one line of tokens.
+"""How the micro-batches of several trials are laid out as one line of tokens.
 
-Invariants: no torchtune here. The tokens of a slot are contiguous and slots follow one another in ascending order. A
-row keeps no token that no label depends on: with causal attention, what stands behind a row's last label changes no
-loss, so padding is neither trained on nor paid for, a slot's own included.
+Notation: k slots bring B rows, of which n are not empty (the sequences). They have T tokens, and L of these have a
+label.
+
+Invariants: this module imports nothing of torchtune. The tokens of a slot are contiguous, and slots follow one another
+in ascending order. A token is kept only if a label depends on it. Attention is causal, so that tokens behind a row's
+last label change no loss; neither padding nor such tokens are computed.
 """
 
 from __future__ import annotations
@@ -14,11 +17,11 @@ from itertools import accumulate
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-# A kernel over slots of uneven lengths takes so many tokens of one slot at a time.
+# A kernel over slots of unequal lengths processes this many tokens of one slot at a time.
 ROWS = 64
-# Kernels read so many numbers at a time: features and ranks come in multiples of it.
+# Kernels read this many numbers at a time: features and ranks are multiples of it.
 UNIT = 8
-# Those around SwiGLU are made for adapters of up to such ranks; of larger ones others take care.
+# The ranks for which the kernels around SwiGLU are compiled; other kernels serve larger ranks.
 RANKS = (16, 32, 64)
 
 
@@ -27,9 +30,9 @@ class Row:
     """A slot's share of a layout.
 
     Args:
-        slot: its index in the store.
-        shape: (b, s) of its micro-batch, as torchtune would have trained it.
-        labels: label tokens, a row's first included.
+        slot: the index of its row in the adapter store.
+        shape: (b, s), rows and padded tokens a row of its micro-batch, as torchtune trains it alone.
+        labels: label tokens of the micro-batch, including a label of a row's first token.
     """
 
     slot: int
@@ -43,31 +46,33 @@ class Layout:
 
     Args:
         rows: the k slots.
-        first: the first one's index in the store; the slots are first … first + k - 1.
+        first: the index of the first slot in the adapter store; the slots are first … first + k - 1.
         bounds: where each slot's tokens begin, and T: k + 1 numbers.
-        tokens, positions: shape [T]; a token's position counts within its sequence.
-        starts: where each sequence begins, and T: shape [n + 1], int32.
         longest: tokens of the longest sequence.
-        picked, targets: shape [L]: which tokens have a label, and the label, the token that follows.
-        weights: shape [L], fp32: what a token's loss counts; see `lay_out`.
-        counts: shape [k]: labels of each slot.
-        owners: shape [T]: the index in the store of each token's slot.
-        sources: shape [T]: the index of each token in its slot's flattened (b, s).
+        tokens, positions: shape [T], int64; a position counts from the beginning of the token's sequence.
+        starts: where each sequence begins, and T: shape [n + 1], int32.
+        labelled: shape [L], int64: the indices of the tokens that have a label.
+        targets: shape [L], int64: the label of each of these, which is the token that follows it.
+        weights: shape [L], fp32: the factor of each label's loss; see `build_layout`.
+        counts: shape [k], int64: labels of each slot.
+        owners: shape [T], int64: the index in the adapter store of each token's slot.
+        sources: shape [T], int64: the index of each token in its slot's flattened (b, s).
         offsets: shape [k], int32: where each slot's tokens end.
-        blocks: shape [pieces, 3], int32: slot (from 0), first token and end of each piece of at most `ROWS` tokens.
-        pieces: the same of sequences: sequence, first token, and the sequence's end.
-        even: tokens of each slot where all have the same number, else None.
-        rectangle: how many sequences there are, and how long they are, where all are of one length, else None.
+        blocks: shape [m, 3], int32: for each block of at most `ROWS` tokens of one slot, the slot (from 0), the first
+            token, and where the slot's tokens end.
+        pieces: the same for blocks of one sequence.
+        even: tokens of each slot if all slots have the same number, else None.
+        rectangle: (n, tokens of a sequence) if all sequences have the same length, else None.
     """
 
     rows: tuple[Row, ...]
     first: int
     bounds: tuple[int, ...]
+    longest: int
     tokens: torch.Tensor
     positions: torch.Tensor
     starts: torch.Tensor
-    longest: int
-    picked: torch.Tensor
+    labelled: torch.Tensor
     targets: torch.Tensor
     weights: torch.Tensor
     counts: torch.Tensor
@@ -78,7 +83,7 @@ class Layout:
     pieces: torch.Tensor
     even: int | None = field(init=False)
     rectangle: tuple[int, int] | None = field(init=False)
-    _squares: tuple[torch.Tensor, torch.Tensor] | None = field(default=None)
+    _padded_indices: tuple[torch.Tensor, torch.Tensor] | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         sizes = {end - begin for begin, end in self.segments()}
@@ -88,104 +93,106 @@ class Layout:
 
     @property
     def size(self) -> int:
-        """T."""
+        """T, the number of tokens."""
         return self.bounds[-1]
 
     @property
     def slots(self) -> slice:
-        """The slots as rows of the store."""
+        """The rows of the adapter store that these slots have."""
         return slice(self.first, self.first + len(self.rows))
 
     def segments(self) -> list[tuple[int, int]]:
         """Where each slot's tokens begin and end."""
         return list(zip(self.bounds, self.bounds[1:], strict=False))
 
-    def squares(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Sequences as a padded rectangle, for attention without a kernel for sequences of many lengths.
+    def padded_indices(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Indices between the line and a padded rectangle, for attention that needs sequences of one length.
 
         Returns:
-            index of a token for each place of [n, longest] (padding repeats the sequence's last token), and the place
-            of each token in the flattened rectangle, shape [T].
+            the token of each cell of the rectangle, shape [n, longest] (padding repeats the sequence's last token), and
+            the cell of each token in the flattened rectangle, shape [T].
         """
-        if self._squares is None:
+        if self._padded_indices is None:
             begins, ends = self.starts[:-1].long(), self.starts[1:].long()
-            places = begins[:, None] + torch.arange(self.longest, device=self.tokens.device)
+            cells = begins[:, None] + torch.arange(self.longest, device=self.tokens.device)
             sequence = torch.repeat_interleave(torch.arange(len(begins), device=self.tokens.device), ends - begins)
-            self._squares = torch.minimum(places, ends[:, None] - 1), sequence * self.longest + self.positions
-        return self._squares
+            self._padded_indices = torch.minimum(cells, ends[:, None] - 1), sequence * self.longest + self.positions
+        return self._padded_indices
 
 
-def lay_out(batches: Sequence[dict[str, torch.Tensor]], first: int, ignored: int, device: torch.device) -> Layout:
-    """Lay micro-batches out on one line.
+def build_layout(batches: Sequence[dict[str, torch.Tensor]], first: int, ignored: int, device: torch.device) -> Layout:
+    """The layout of a pass over these micro-batches.
 
-    torchtune multiplies a micro-batch's mean loss, over the labels that follow a token, by the number of all labels.
-    Where a row's first token has a label, which follows none, the two differ: a token counts a little more than once.
+    torchtune multiplies a micro-batch's mean loss, over the labels that follow a token, by the number of all its
+    labels. A label of a row's first token follows none. If a micro-batch has such labels, the two numbers differ, and
+    each label has a weight of a little more than one.
 
     Args:
-        batches: `tokens` and `labels` of shape [b, s] each, on the CPU, for the slots first, first + 1, ….
-        ignored: the label that counts for nothing.
+        batches: `tokens` and `labels` of shape [b, s] each, int64, on the CPU, for the slots first, first + 1, ….
+        first: the index of the first slot in the adapter store.
+        ignored: the label that does not count.
+        device: where the tensors go.
     """
-    sequences = [row for batch in batches for row in batch["tokens"]]
-    tokens = pad_sequence(sequences, batch_first=True)  # [B, S], B rows of all slots
-    labels = pad_sequence(
-        [row for batch in batches for row in batch["labels"]], batch_first=True, padding_value=float(ignored)
-    )
+    tokens, labels = _padded(batches, ignored)  # [B, S]
     targets = torch.full_like(labels, ignored)
     targets[:, :-1] = labels[:, 1:]  # the label of a position is the token that follows it
     counted = targets != ignored
-    places = torch.arange(tokens.shape[1])
-    lengths = torch.where(counted, places + 1, 0).amax(dim=1)  # [B]
-    kept = places < lengths[:, None]
-    widths = torch.tensor([batch["tokens"].shape[1] for batch in batches for _ in batch["tokens"]])
-    own = torch.cat([torch.arange(len(batch["tokens"])) for batch in batches])
-    per_slot = [len(batch["tokens"]) for batch in batches]
-    sizes = [int(part.sum()) for part in lengths.split(per_slot)]  # type: ignore[no-untyped-call]
-    label_counts = [int(part.sum()) for part in counted.sum(dim=1).split(per_slot)]  # type: ignore[no-untyped-call]
-    starts = torch.cat([torch.zeros(1, dtype=torch.int64), lengths[lengths > 0].cumsum(0)]).int()
-    bounds = (0, *accumulate(sizes))
+    positions = torch.arange(tokens.shape[1])
+    lengths = torch.where(counted, positions + 1, 0).amax(dim=1)  # [B]
+    kept = positions < lengths[:, None]
+
+    rows_of_slot = [len(batch["tokens"]) for batch in batches]
+    sizes = [int(part.sum()) for part in lengths.split(rows_of_slot)]  # type: ignore[no-untyped-call]
+    counts = [int(part.sum()) for part in counted.sum(dim=1).split(rows_of_slot)]  # type: ignore[no-untyped-call]
     all_labels = [int((batch["labels"] != ignored).sum()) for batch in batches]
-    weights = [all_ / max(some, 1) for all_, some in zip(all_labels, label_counts, strict=True)]
-    flat = [
-        tokens[kept],
-        places.expand_as(kept)[kept],
-        starts,
-        counted[kept].nonzero().squeeze(1),
-        targets[kept & counted],
-        torch.repeat_interleave(torch.tensor(weights), torch.tensor(label_counts)),
-        torch.tensor(label_counts),
-        torch.repeat_interleave(torch.arange(first, first + len(sizes)), torch.tensor(sizes)),
-        (own * widths)[:, None].add(places)[kept],
-        torch.tensor(bounds[1:], dtype=torch.int32),
-        _blocks(torch.tensor(bounds)),
-        _blocks(starts),
-    ]
-    moved = [one.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else one for one in flat]
+    weights = [labels_ / max(count, 1) for labels_, count in zip(all_labels, counts, strict=True)]
+
+    bounds = (0, *accumulate(sizes))
+    starts = torch.cat([torch.zeros(1, dtype=torch.int64), lengths[lengths > 0].cumsum(0)]).int()
+    tensors = {
+        "tokens": tokens[kept],
+        "positions": positions.expand_as(kept)[kept],
+        "starts": starts,
+        "labelled": counted[kept].nonzero().squeeze(1),
+        "targets": targets[kept & counted],
+        "weights": torch.repeat_interleave(torch.tensor(weights), torch.tensor(counts)),
+        "counts": torch.tensor(counts),
+        "owners": torch.repeat_interleave(torch.arange(first, first + len(sizes)), torch.tensor(sizes)),
+        "sources": (_row_begins(batches)[:, None] + positions)[kept],
+        "offsets": torch.tensor(bounds[1:], dtype=torch.int32),
+        "blocks": _blocks(torch.tensor(bounds)),
+        "pieces": _blocks(starts),
+    }
     rows = tuple(
         Row(first + index, (batch["tokens"].shape[0], batch["tokens"].shape[1]), count)
         for index, (batch, count) in enumerate(zip(batches, all_labels, strict=True))
     )
-    line, positions, begins, picked, wanted, weighed, numbers, owners, sources, offsets, blocks, pieces = moved
-    return Layout(
-        rows=rows,
-        first=first,
-        bounds=bounds,
-        tokens=line,
-        positions=positions,
-        starts=begins,
-        longest=int(lengths.max()),
-        picked=picked,
-        targets=wanted,
-        weights=weighed,
-        counts=numbers,
-        owners=owners,
-        sources=sources,
-        offsets=offsets,
-        blocks=blocks,
-        pieces=pieces,
+    moved = {name: _to(device, tensor) for name, tensor in tensors.items()}
+    return Layout(rows=rows, first=first, bounds=bounds, longest=int(lengths.max()), **moved)
+
+
+def _padded(batches: Sequence[dict[str, torch.Tensor]], ignored: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Tokens and labels of all rows of all slots, padded to the longest, both of shape [B, S]."""
+    tokens = pad_sequence([row for batch in batches for row in batch["tokens"]], batch_first=True)
+    labels = pad_sequence(
+        [row for batch in batches for row in batch["labels"]], batch_first=True, padding_value=float(ignored)
     )
+    return tokens, labels
+
+
+def _row_begins(batches: Sequence[dict[str, torch.Tensor]]) -> torch.Tensor:
+    """Where each row begins in its slot's flattened micro-batch, shape [B]."""
+    widths = torch.tensor([batch["tokens"].shape[1] for batch in batches for _ in batch["tokens"]])
+    return torch.cat([torch.arange(len(batch["tokens"])) for batch in batches]) * widths
+
+
+def _to(device: torch.device, tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor on a device; a copy to a GPU is asynchronous."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
 def _blocks(edges: torch.Tensor) -> torch.Tensor:
+    """Blocks of at most `ROWS` tokens of the segments between these edges: index, first token and segment's end."""
     begins, ends = edges[:-1], edges[1:]
     pieces = (ends - begins + ROWS - 1) // ROWS
     slot = torch.repeat_interleave(torch.arange(len(pieces)), pieces)

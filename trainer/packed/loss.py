@@ -1,6 +1,6 @@
-"""The output projection of a packed decoder with its cross entropy, the gradient made on the way.
+"""The output projection of a packed decoder with its cross entropy, and the gradient of both.
 
-Invariant: logits exist for a chunk of tokens at a time.
+Invariant: logits exist for one chunk of tokens at a time.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ Tensor = torch.Tensor
 
 
 def _cross_entropy(logits: Tensor, targets: Tensor, weights: Tensor, backward: bool) -> Tensor:
-    """Weighted nats of each row, fp32; with `backward`, the logits are overwritten by their gradient."""
+    """Weighted nats of each row, shape [L], fp32; with `backward`, their gradient overwrites the logits [L, V]."""
     if logits.is_cuda:
         from trainer.packed.kernels import basic
 
@@ -29,17 +29,19 @@ def _cross_entropy(logits: Tensor, targets: Tensor, weights: Tensor, backward: b
 
 
 def summed_loss(hidden: Tensor, weight: Tensor, layout: Layout, chunk: int, gradient: bool) -> tuple[Tensor, Tensor]:
-    """Output projection and cross entropy over the tokens with a label, the gradient made on the way.
+    """Output projection and cross entropy over the tokens that have a label.
 
     Args:
-        hidden: [T, D]; weight: of the output projection, [V, D].
-        chunk: tokens whose logits exist at one time.
+        hidden: the last norm's output, [T, D].
+        weight: that of the output projection, [V, D].
+        chunk: how many tokens' logits exist at one time.
+        gradient: whether to compute the gradient of `hidden`.
 
     Returns:
-        nats summed over each slot's labels, shape [k], fp32; the gradient of their sum, shape [T, D] (without
-        `gradient`: empty).
+        nats summed over each slot's labels, shape [k], fp32; and the gradient of their sum, shape [T, D], or an empty
+        tensor without `gradient`.
     """
-    chosen = hidden[layout.picked]
+    chosen = hidden[layout.labelled]
     losses = torch.empty(chosen.shape[0], device=hidden.device)
     back = torch.empty_like(chosen) if gradient else chosen.new_empty(0)
     for start in range(0, chosen.shape[0], chunk):
@@ -50,5 +52,5 @@ def summed_loss(hidden: Tensor, weight: Tensor, layout: Layout, chunk: int, grad
             torch.mm(logits, weight, out=back[part])
     sums: Tensor = torch.segment_reduce(losses, "sum", lengths=layout.counts, initial=0.0, unsafe=True)
     if gradient and chosen.shape[0] != hidden.shape[0]:
-        back = torch.zeros_like(hidden).index_copy_(0, layout.picked, back)
+        back = torch.zeros_like(hidden).index_copy_(0, layout.labelled, back)
     return sums, back

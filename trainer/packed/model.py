@@ -1,13 +1,13 @@
-"""A decoder on flat tokens, from the modules that torchtune's builder made.
+"""A decoder on flat tokens, built from the modules that torchtune's builder made.
 
-Invariants: here, and nowhere else, torchtune's LoRA layers are exchanged for packed ones. The frozen parameters stay
-torchtune's objects; those that share an input are moved into one tensor, of which they become views, so that the base
-is in memory once and a trial alone reads the same numbers. What cannot be exchanged is named and left alone.
+Invariants: torchtune's LoRA layers are replaced by packed ones here and nowhere else. The frozen parameters remain
+torchtune's objects. Those that share an input are moved into one tensor, of which they become views. The base is
+therefore in memory once, and a trial alone reads the same numbers. `unpackable_model` names what cannot be replaced.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,24 +25,24 @@ from torchtune.modules import (
 from torchtune.modules.peft import LoRALinear
 
 from trainer.packed.attention import Heads, attend, warm_up_attention
-from trainer.packed.layout import UNIT, Layout, lay_out
+from trainer.packed.layout import UNIT, Layout, build_layout
 from trainer.packed.loss import summed_loss
-from trainer.packed.mlp import MLP, makes_again, warm_up_mlp
+from trainer.packed.mlp import MLP, recomputes_activation, warm_up_mlp
 from trainer.packed.norms import ADD_NORM, norm
 from trainer.packed.products import PROJECT, Linear, Projection
-from trainer.packed.store import Store
-from trainer.packed.update import stand_still
+from trainer.packed.store import AdapterStore
+from trainer.packed.update import warm_up_adamw
 
-# Logits of so many tokens exist at one time: at 128k words, a gigabyte in bf16.
+# How many tokens' logits exist at one time: 1 GiB in bf16 with a vocabulary of 128k.
 CHUNK = 4096
 
-
-Noise = Sequence[torch.Tensor]
+# The M dropout masks of a group, shape [T, D] each.
+Masks = Sequence[torch.Tensor]
 
 
 @dataclass(slots=True)
 class Group:
-    """A projection with its place among the store's groups; None where none of its layers is adapted."""
+    """A projection with its index among the store's groups; the index is None if none of its layers is adapted."""
 
     frozen: Projection
     index: int | None
@@ -50,7 +50,7 @@ class Group:
 
 @dataclass(slots=True)
 class Block:
-    """One layer: what torchtune calls sa_norm, attn, mlp_norm and mlp."""
+    """One layer of the decoder: torchtune's sa_norm, attn, mlp_norm and mlp."""
 
     attention_norm: RMSNorm
     qkv: Group
@@ -60,8 +60,8 @@ class Block:
     down: Group
 
 
-def unpackable(model: Any) -> str | None:
-    """Why a model's layers cannot be packed, as half a sentence; None where they can."""
+def unpackable_model(model: Any) -> str | None:
+    """Why a model's layers cannot be packed, as half a sentence; None if they can."""
     if type(model) is not TransformerDecoder:
         return f"{type(model).__name__} is no plain decoder"
     if isinstance(model.output, LoRALinear):
@@ -72,14 +72,14 @@ def unpackable(model: Any) -> str | None:
         if isinstance(module, LoRALinear) and module._quantize_base:
             return f"{name} has a quantized base"
     for number, layer in enumerate(model.layers):
-        if found := _odd_layer(layer):
-            return f"layer {number} {found}"
+        if reason := _unpackable_layer(layer):
+            return f"layer {number} {reason}"
     if not isinstance(model.norm, RMSNorm):
         return f"its last norm is a {type(model.norm).__name__}"
     return None
 
 
-def _odd_layer(layer: Any) -> str | None:
+def _unpackable_layer(layer: Any) -> str | None:
     if type(layer) is not TransformerSelfAttentionLayer:
         return f"is a {type(layer).__name__}"
     attn, mlp = layer.attn, layer.mlp
@@ -95,8 +95,9 @@ def _odd_layer(layer: Any) -> str | None:
         return f"has {type(attn.pos_embeddings).__name__} for positions"
     if mlp.w3 is None or not isinstance(mlp.activation, nn.SiLU):
         return "has an MLP other than SwiGLU"
-    if odd := [size for linear in (attn.q_proj, attn.k_proj, mlp.w1) for size in _weight(linear).shape if size % UNIT]:
-        return f"has {odd[0]} features, no multiple of {UNIT}"
+    sizes = [size for linear in (attn.q_proj, attn.k_proj, mlp.w1) for size in _weight(linear).shape]
+    if odd := [size for size in sizes if size % UNIT]:
+        return f"has {odd[0]} features, which is no multiple of {UNIT}"
     return None
 
 
@@ -104,7 +105,7 @@ class Decoder:
     """A decoder for the slots of a store.
 
     Args:
-        model: a packable model of torchtune's, on the base that all slots share.
+        model: a packable model of torchtune, on the base that all slots share.
     """
 
     def __init__(self, model: TransformerDecoder) -> None:
@@ -126,76 +127,77 @@ class Decoder:
 
     @property
     def like(self) -> torch.Tensor:
-        """A tensor of the dtype and on the device of this decoder."""
+        """A tensor of this decoder's dtype, on its device."""
         return self._output
 
     @property
-    def words(self) -> int:
-        """Of the vocabulary."""
+    def vocab_size(self) -> int:
+        """V, the size of the vocabulary."""
         return self._output.shape[0]
 
     def activation_bytes(self, rank: int, dropout: bool) -> int:
-        """An estimate of what one token keeps in memory from the forward to the backward pass, in a store of a rank.
+        """An estimate of the bytes that one token keeps from the forward to the backward pass.
 
         Args:
-            dropout: some slot has it, and all have masks.
+            rank: that of the store.
+            dropout: some slot has dropout, so that all have masks.
         """
         dim = self._output.shape[1]
         first = self._blocks[0]  # norms and residual sums, attention in and out, gate and up, and their product
         wide = first.gate_up.frozen.weight.shape[0]
         per_layer = 4 * dim + first.qkv.frozen.weight.shape[0] + 2 * first.out.frozen.weight.shape[1] + wide
-        if dropout or not makes_again(first.gate_up.frozen, first.down.frozen, rank):
+        if dropout or not recomputes_activation(first.gate_up.frozen, first.down.frozen, rank):
             per_layer += wide // 2
         masks = sum(len(group.names) * group.weight.shape[1] for group in self.groups) if dropout else 0
         return self._output.element_size() * (per_layer * len(self._blocks) + 8 * dim + masks)
 
     def share(self, model: nn.Module) -> None:
-        """Let another trial's model have this one's buffers, its table of positions, for its own."""
+        """Give another trial's model this one's buffers (its table of positions), so that they are in memory once."""
         for name, buffer in list(model.named_buffers()):
             owner, _, leaf = name.rpartition(".")
             if name in self._buffers and self._buffers[name].shape == buffer.shape:
                 model.get_submodule(owner)._buffers[leaf] = self._buffers[name]
 
-    def warm_up(self, store: Store) -> None:
-        """Have all compiled that any pass will need, on a store that holds nothing yet.
+    def warm_up(self, store: AdapterStore) -> None:
+        """Compile all kernels that any pass will need, on a store that is still empty.
 
-        Trials that stand at one position bring micro-batches of one length, others do not; dropout and validation have
-        kernels of their own. What is left for later would be compiled in the middle of training.
+        Micro-batches of equal length, of unequal lengths, dropout and validation use different kernels. A kernel that
+        is not compiled here would be compiled in the middle of training.
         """
         if not self.like.is_cuda:
             return
         tokens = torch.zeros(2, 8, dtype=torch.int64)
-        layout = lay_out([{"tokens": tokens, "labels": tokens}], 0, -1, self.like.device)
+        layout = build_layout([{"tokens": tokens, "labels": tokens}], 0, -1, self.like.device)
         self.loss(store, layout, {}, backward=False)
         self.loss(store, layout, {}, backward=True)
         layout.even = layout.rectangle = None
         self.loss(store, layout, {}, backward=True)
-        noise = [[self.like.new_ones(layout.size, one.weight.shape[1]) for _ in one.names] for one in self.groups]
-        self.loss(store, layout, dict(enumerate(noise)), backward=True)
+        masks = [[self.like.new_ones(layout.size, group.weight.shape[1]) for _ in group.names] for group in self.groups]
+        self.loss(store, layout, dict(enumerate(masks)), backward=True)
         warm_up_mlp(self.like, self._blocks[0].down.frozen.weight.shape[1])
         warm_up_attention(self.like, self._blocks[0].qkv.frozen, self._table, self._heads)
-        stand_still(store)
+        warm_up_adamw(store)
 
-    def loss(self, store: Store, layout: Layout, noise: dict[int, Noise], backward: bool) -> torch.Tensor:
+    def loss(self, store: AdapterStore, layout: Layout, masks: dict[int, Masks], backward: bool) -> torch.Tensor:
         """Nats summed over each slot's labels, shape [k], fp32; with `backward`, gradients are added to the store's.
 
         Args:
-            noise: dropout masks by group, for those groups that have any.
+            masks: dropout masks by the index of the group; empty without dropout.
         """
         with torch.set_grad_enabled(backward):
-            hidden = self._hidden(store, layout, noise)
+            hidden = self._hidden(store, layout, masks)
         sums, gradient = summed_loss(hidden.detach(), self._output, layout, CHUNK, backward)
         if backward:
             torch.autograd.backward(hidden, gradient)
         return sums
 
-    def _hidden(self, store: Store, layout: Layout, noise: dict[int, Noise]) -> torch.Tensor:
+    def _hidden(self, store: AdapterStore, layout: Layout, masks: dict[int, Masks]) -> torch.Tensor:
         """The last norm's output, shape [T, D]."""
         scale = store.scales[layout.owners][:, None]
 
         def linear(group: Group) -> Linear:
             index = group.index
-            lora = None if index is None else store.adapters(index, layout, scale, noise.get(index, ()))
+            lora = None if index is None else store.adapters(index, layout, scale, masks.get(index, ()))
             return Linear(group.frozen, lora)
 
         x = self._embed(layout.tokens)
@@ -243,23 +245,24 @@ class Decoder:
 
 
 def join(parameters: Sequence[nn.Parameter]) -> torch.Tensor:
-    """Weights [N_m, D] as views of one tensor [ΣN_m, D], which is made where they are not yet."""
+    """The tensor [ΣN_m, D] of which these weights [N_m, D] are views; they become such views if they are not yet."""
     if len(parameters) == 1:
         return parameters[0].detach()
     first = parameters[0]
     following = first.data_ptr()
-    for one in parameters:
-        if one.data_ptr() != following or one.untyped_storage().data_ptr() != first.untyped_storage().data_ptr():
+    storage = first.untyped_storage().data_ptr()
+    for parameter in parameters:
+        if parameter.data_ptr() != following or parameter.untyped_storage().data_ptr() != storage:
             break
-        following += one.numel() * one.element_size()
+        following += parameter.numel() * parameter.element_size()
     else:
-        rows = sum(one.shape[0] for one in parameters)
+        rows = sum(parameter.shape[0] for parameter in parameters)
         return first.detach().as_strided((rows, first.shape[1]), (first.shape[1], 1), first.storage_offset())
-    joined = torch.cat([one.detach() for one in parameters])
+    joined = torch.cat([parameter.detach() for parameter in parameters])
     begin = 0
-    for one in parameters:
-        one.data = joined[begin : begin + one.shape[0]]
-        begin += one.shape[0]
+    for parameter in parameters:
+        parameter.data = joined[begin : begin + parameter.shape[0]]
+        begin += parameter.shape[0]
     return joined
 
 
@@ -269,8 +272,7 @@ def _weight(layer: nn.Module) -> nn.Parameter:
 
 
 def _bias(layers: Sequence[nn.Module]) -> torch.Tensor | None:
-    found: Iterator[Any] = (getattr(layer, "bias", None) for layer in layers)
-    parts = list(found)
+    parts: list[Any] = [getattr(layer, "bias", None) for layer in layers]
     if all(part is None for part in parts):
         return None
     return torch.cat(

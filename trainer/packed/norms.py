@@ -1,6 +1,6 @@
 """The RMS norms of a packed decoder, each with the residual sum before it.
 
-Invariant: as torchtune's, they are taken in fp32 and then rounded.
+Invariant: norms are computed in fp32 and then rounded, as torchtune's are.
 """
 
 from __future__ import annotations
@@ -15,7 +15,11 @@ Tensor = torch.Tensor
 
 
 def norm(x: Tensor, scale: Tensor, eps: float) -> Tensor:
-    """RMS norm of [T, D], as torchtune's: in fp32, then rounded."""
+    """RMS norm of x [T, D], in fp32, then rounded to the dtype of x.
+
+    Args:
+        scale: shape [D].
+    """
     if x.is_cuda:
         from trainer.packed.kernels import basic
 
@@ -59,10 +63,10 @@ class AddNorm(Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         h, scale = ctx.saved_tensors
-        dh, dn = grads  # the last sum goes nowhere but into its norm: dh is None there
+        dh, dn = grads  # dh is None for the last sum, which only its norm reads
         d = _norm_back(dh, dn, h, scale, ctx.eps)
         return d, d, None, None
 
 
-# autograd's own entry has no types
+# torch has no types for `apply`
 ADD_NORM: Callable[..., Any] = AddNorm.apply

@@ -1,4 +1,7 @@
-"""Which trials can be in no pack, and why."""
+"""Decides which trials can be in no pack, and why.
+
+Invariant: a trial that is not refused has the same numbers in a pack as alone, up to rounding.
+"""
 
 from __future__ import annotations
 
@@ -9,33 +12,33 @@ from omegaconf import ListConfig
 from torch import nn
 from torchtune.modules.loss import CEWithChunkedOutputLoss
 
-from trainer.packed.model import unpackable
+from trainer.packed.model import unpackable_model
 from trainer.recipe import LoraRecipe
 
 
-def refusal(recipe: LoraRecipe) -> str | None:
-    """Why a trial cannot be in any pack, as a sentence's end; None where it can."""
+def unpackable_reason(recipe: LoraRecipe) -> str | None:
+    """Why a trial cannot be in any pack, as half a sentence; None if it can."""
     cfg = recipe.cfg
     for flag in ("enable_activation_checkpointing", "enable_activation_offloading"):
         if cfg.get(flag):
             return f"{flag} is set"
-    if reason := unpackable(recipe.model):
+    if reason := unpackable_model(recipe.model):
         return reason
     loss: Any = recipe.loss
     plain = isinstance(loss, nn.CrossEntropyLoss) and loss.reduction == "mean" and not loss.label_smoothing
     if not (type(loss) is CEWithChunkedOutputLoss or (plain and loss.weight is None)):
         return f"its loss is {type(loss).__name__}"
-    if reason := _odd_optimizer(recipe.optimizer):
+    if reason := _unpackable_optimizer(recipe.optimizer):
         return reason
-    datasets = cfg.dataset if isinstance(cfg.dataset, ListConfig) else [cfg.dataset]  # several are torchtune's to join
-    if any(one.get("packed") for one in datasets):
+    datasets = cfg.dataset if isinstance(cfg.dataset, ListConfig) else [cfg.dataset]  # torchtune concatenates several
+    if any(dataset.get("packed") for dataset in datasets):
         return "its data set is packed by torchtune"
     if "padded_collate_sft" not in cfg.get("collate_fn", "padded_collate_sft"):
         return f"its collate_fn is {cfg.collate_fn}"
     return None
 
 
-def _odd_optimizer(optimizer: torch.optim.Optimizer) -> str | None:
+def _unpackable_optimizer(optimizer: torch.optim.Optimizer) -> str | None:
     if type(optimizer) is not torch.optim.AdamW:
         return f"its optimizer is {type(optimizer).__name__}, not AdamW"
     if len(optimizer.param_groups) != 1:

@@ -58,7 +58,7 @@ class AttemptSync:
     def put_ended(self, store: ObjectStore) -> None:
         """Upload everything of an ended attempt, its outcome last, and delete the local checkpoint."""
         outcome = self.files.outcome.read_bytes()
-        if not self.files.fence.exists():  # of a fenced attempt, nobody would read it
+        if not self.files.fence.exists():  # nothing reads these files of a fenced attempt
             self.put_checkpoint(store)
             self.put_reports(store)
             self.steps.put(store)

@@ -1,8 +1,8 @@
-"""What an evaluation asks of W&B and tells it: the adapter that no path leads to, and the scores on the trial's run.
+"""Fetches the adapter that an evaluation scores, and adds the scores to the trial's run in W&B.
 
-Invariants: a score that cannot be told ends no evaluation: it lies in the outcome, from where `sweep sync` tells W&B.
-The trial's run keeps its own exit code, 0: only what has completed is judged. An offline run is not gone on with:
-`wandb sync` would put its summary, of scores alone, in the place of the trial's.
+Invariants: a failed upload of scores ends no evaluation. The scores are in the outcome, from which `sweep sync` uploads
+them. The trial's run keeps its exit code, 0, since only completed trials are evaluated. An offline run is not resumed:
+`wandb sync` would replace the trial's summary by one with scores only.
 """
 
 from __future__ import annotations
@@ -16,34 +16,36 @@ from typing import Any
 from trainer.contract import Evaluation, Tracking
 from trainer.room import AttemptDir
 from trainer.store.objects import open_store
-from trainer.tracking.tracker import SETTINGS, await_others, await_trackers, score_summary
+from trainer.tracking.runs import await_others
+from trainer.tracking.summary import score_summary
+from trainer.tracking.tracker import SETTINGS, await_trackers
 
 _log = logging.getLogger(__name__)
 
 
-def fetch_adapter(asked: Evaluation, to: Path) -> Path:
-    """The adapter's directory; brought to `to` from an artifact or an object store.
+def fetch_adapter(evaluation: Evaluation, to: Path) -> Path:
+    """The adapter's directory; an artifact or an object store is downloaded to `to`.
 
     Raises:
-        FileNotFoundError: it is not there. What the client of W&B or of the store raises.
+        FileNotFoundError: there is no adapter. The clients of W&B and of the store raise further errors.
     """
-    if asked.artifact:
+    if evaluation.artifact:
         import wandb
 
-        wandb.Api().artifact(asked.artifact, type="model").download(root=str(to))
+        wandb.Api().artifact(evaluation.artifact, type="model").download(root=str(to))
         return to
-    if "://" in asked.adapter:
-        store = open_store(asked.adapter)
+    if "://" in evaluation.adapter:
+        store = open_store(evaluation.adapter)
         if not [key for key in store.list() if store.fetch(key, to / key)]:
-            raise FileNotFoundError(f"there is no adapter in {asked.adapter}")
+            raise FileNotFoundError(f"there is no adapter in {evaluation.adapter}")
         return to
-    if not Path(asked.adapter).is_dir():
-        raise FileNotFoundError(f"there is no adapter in {asked.adapter}")
-    return Path(asked.adapter)
+    if not Path(evaluation.adapter).is_dir():
+        raise FileNotFoundError(f"there is no adapter in {evaluation.adapter}")
+    return Path(evaluation.adapter)
 
 
-def tell_scores(tracking: Tracking, files: AttemptDir, scores: Mapping[str, float]) -> None:
-    """Put scores into the summary of the trial's run, which ended before; nothing where W&B is not to be asked."""
+def upload_scores(tracking: Tracking, files: AttemptDir, scores: Mapping[str, float]) -> None:
+    """Add scores to the summary of the trial's run, which has ended before; do nothing if the run is offline."""
     if tracking.mode == "offline":
         return
     try:
@@ -62,10 +64,10 @@ def _resume(tracking: Tracking, files: AttemptDir) -> Any:
     os.environ.setdefault("WANDB_SILENT", "true")
     import wandb
 
-    wanted = dict(tracking.init)
-    settings = {**SETTINGS, "x_disable_stats": True, **wanted.pop("settings", {})}
+    arguments = dict(tracking.init)
+    settings = {**SETTINGS, "x_disable_stats": True, **arguments.pop("settings", {})}
     return wandb.init(
-        **wanted,
+        **arguments,
         id=tracking.run,
         mode="online",
         dir=str(files.path),

@@ -1,10 +1,10 @@
-"""A trial's run in W&B: what a `Reporter` receives becomes its history, its files and its artifacts.
+"""Tracks a trial in W&B: what a `Reporter` receives becomes the history, the files and the artifacts of a run.
 
-Invariants: training never waits for W&B and never fails because of it: a thread of the attempt's own talks to W&B, and
-what goes wrong there becomes a line in the worker's log. Everything that is sent also lies in the attempt's directory,
-from where `sweep sync` uploads what did not arrive; `tracked` marks what did. Attempts of one trial go on in one run: a
-step that an earlier attempt has logged is not logged again, and one client writes to it at a time, since a later one
-would overwrite what it has not seen. A run ends with the attempt's true exit code.
+Invariants: training never waits for W&B and never fails because of it. A thread of the attempt's own talks to W&B, and
+an error there becomes a line in the worker's log. Everything that is sent is also in the attempt's directory, from
+which `sweep sync` uploads what did not arrive; the file `tracked` marks what did. All attempts of a trial share one
+run. A step that an earlier attempt has logged is not logged again. One client writes to a run at a time, since a later
+one would overwrite what it has not read. A run ends with the attempt's true exit code.
 """
 
 from __future__ import annotations
@@ -28,10 +28,8 @@ from trainer.components import check_path
 from trainer.contract import (
     OUTCOME_KEY,
     REPORTS_KEY,
-    STOP_TAG,
     ContractError,
     Outcome,
-    OutcomeKind,
     Report,
     Step,
     StopCause,
@@ -41,23 +39,20 @@ from trainer.contract import (
     encode,
 )
 from trainer.room import Room, read_text, write_atomic
+from trainer.tracking.runs import await_others, declare_inputs, stop_cause
+from trainer.tracking.summary import exit_code, summary_of
 
 _log = logging.getLogger(__name__)
 
-# Several runs share one process: what it prints belongs to none of them.
+# Several runs share one process, so that its output belongs to none of them.
 SETTINGS: Mapping[str, Any] = {"silent": True, "console": "off"}
-# Where the controller waits for what a run sends, it is sent more often than the client's every 15 s.
+# If the controller waits for what a run sends, the client sends it every 5 s instead of every 15 s.
 CARRYING_SETTINGS: Mapping[str, Any] = {"x_file_stream_transmit_interval": 5}
-# How long an ending worker waits for what W&B has not got yet: a copy of it stays in the room, or none does.
+# How long an ending worker waits for its uploads to W&B: with a copy in a shared room, and without one.
 FINISH_SECONDS = 30.0
 CARRYING_FINISH_SECONDS = 900.0
 RETRY_SECONDS = 15.0
-# How long a client waits for the one before it; where that one was killed, W&B takes minutes to notice.
-HANDOVER_SECONDS, HANDOVER_LOOK_SECONDS = 15.0, 0.5
-# What a trial's state is called in its run's summary.
-STATE, REASON = "trial/state", "trial/reason"
-
-# The thread of each run's newest client in this process: W&B's client refuses a second one beside it.
+# The thread of each run's newest client in this process; W&B refuses two clients of one run in a process.
 _threads: WeakValueDictionary[str, threading.Thread] = WeakValueDictionary()
 
 T = TypeVar("T")
@@ -66,38 +61,38 @@ Hook = Callable[[Step], Mapping[str, float]]
 
 
 class Tracker:
-    """A `Reporter` (see `trainer.reporter`) that keeps a W&B run.
+    """A `Reporter` (see `trainer.reporter`) that writes to a W&B run.
 
     Args:
-        tracking: the specification's.
+        tracking: that of the specification.
     """
 
     def __init__(self, room: Room, spec: TrialSpec, tracking: Tracking) -> None:
         self._spec, self._tracking = spec, tracking
         self._files = room.attempt(spec.trial, spec.attempt)
-        self._before, self._milestone = _logged_before(room, spec)
+        self._logged_step, self._logged_milestone = _logged_before(room, spec)
         self._hook: Hook | None = None
         self._every = int(spec.config.get("log_every_n_steps") or 1)
         self._last: dict[str, Any] = {}
         self._reports: list[str] = []
-        self._lap: tuple[float, int] | None = None
+        self._last_step: tuple[float, int] | None = None
         self._acts: SimpleQueue[Act | None] = SimpleQueue()
         self._stop = threading.Event()
         try:
             self._hook = _load_hook(tracking.hook, spec.components)
         except Exception as error:
-            self._say(f"wandb.hook={tracking.hook} is not asked: {_short(error)}")
+            self._warn(f"wandb.hook={tracking.hook} cannot be loaded and is not called: {_short(error)}")
         earlier = _threads.get(tracking.run)
         self._thread = _threads[tracking.run] = threading.Thread(target=self._serve, args=(earlier,), daemon=True)
         self._thread.start()
 
-    # --- what the attempt tells ----------------------------------------------------------------------------------
+    # --- what the attempt reports --------------------------------------------------------------------------------
 
     def step(self, step: Step) -> None:
         row = {"global_step": step.step, "tokens": step.tokens, "loss": step.loss, "grad_norm": step.grad_norm}
         row |= {"lr": step.lr, **self._rate(step)}
         if self._hook is not None:
-            row |= self._asked_hook(step)
+            row |= self._hook_row(step)
         self._last |= row
         if step.step % self._every == 0:
             self._acts.put(lambda run: self._log(run, row))
@@ -109,8 +104,8 @@ class Tracker:
         row |= {"val_loss": report.val_loss} if report.val_loss is not None else {}
         self._last |= row
         self._reports.append(encode(report))
-        told = {REPORTS_KEY: self._told("reports", list(self._reports))} if self._tracking.checkpoint else {}
-        self._acts.put(lambda run: self._log_report(run, row, told))
+        message = {REPORTS_KEY: self._message("reports", list(self._reports))} if self._tracking.checkpoint else {}
+        self._acts.put(lambda run: self._log_report(run, row, message))
 
     def adapter(self, path: Path) -> None:
         if not self._tracking.adapter:
@@ -119,9 +114,9 @@ class Tracker:
             import wandb
 
             artifact = wandb.Artifact(self._tracking.adapter, type="model", metadata=self._metadata())
-            artifact.add_dir(str(path))  # copied now: a later adapter overwrites it
+            artifact.add_dir(str(path))  # it copies the files now, since the next adapter overwrites them
         except Exception as error:
-            self._say(f"the adapter was not uploaded: {_short(error)}")
+            self._warn(f"the adapter was not uploaded: {_short(error)}")
             return
         self._acts.put(lambda run: run.log_artifact(artifact, aliases=[f"trial-{self._spec.trial}"]))
 
@@ -129,19 +124,19 @@ class Tracker:
         self._acts.put(lambda run: self._finish(run, outcome))
         self._acts.put(None)
 
-    # --- what the worker asks ------------------------------------------------------------------------------------
+    # --- for the worker ------------------------------------------------------------------------------------------
 
-    def asked_to_stop(self) -> tuple[StopCause, str] | None:
-        """A stop that was asked for in W&B: with its page's button, or by a controller that shares nothing else."""
-        return (self._told_cause(), "it was stopped in W&B") if self._stop.is_set() else None
+    def stop_request(self) -> tuple[StopCause, str] | None:
+        """A stop that was requested in W&B: with the button of its page, or by a controller that shares W&B only."""
+        return (stop_cause(self._tracking), "it was stopped in W&B") if self._stop.is_set() else None
 
     @property
     def patience(self) -> float:
-        """How long to wait for it at a worker's end, seconds."""
+        """How many seconds an ending worker waits for it."""
         return CARRYING_FINISH_SECONDS if self._tracking.checkpoint else FINISH_SECONDS
 
     def wait(self, seconds: float) -> bool:
-        """Wait until everything has been handed to W&B; False where it has not by then."""
+        """Wait until everything has been sent to W&B; False if it has not been after this many seconds."""
         self._thread.join(seconds)
         return not self._thread.is_alive()
 
@@ -154,14 +149,14 @@ class Tracker:
         try:
             run = self._open()
         except Exception as error:
-            self._say(f"not tracked: {_short(error)}")
+            self._warn(f"not tracked: {_short(error)}")
         while (act := self._acts.get()) is not None:
             if run is None:
                 continue
             try:
                 act(run)
             except Exception as error:
-                self._say(_short(error))
+                self._warn(_short(error))
 
     def _open(self) -> Any:
         if self._spec.attempt > 1 and self._tracking.mode != "offline":
@@ -174,23 +169,23 @@ class Tracker:
                 except Exception as error:
                     if not self._tracking.checkpoint or time.monotonic() > deadline:
                         raise
-                    self._say(f"cannot be reached, trying again: {_short(error)}")
+                    self._warn(f"unreachable, retrying: {_short(error)}")
                     time.sleep(RETRY_SECONDS)
         except Exception as error:
             if self._tracking.mode == "offline":
                 raise
-            self._say(f"W&B cannot be reached ({_short(error)}); `sweep sync` uploads this attempt later")
+            self._warn(f"unreachable ({_short(error)}); run `sweep sync` to upload this attempt later")
             return self._init("offline")
 
     def _init(self, mode: str) -> Any:
-        os.environ.setdefault("WANDB_SILENT", "true")  # else each artifact prints a line into the worker's log
+        os.environ.setdefault("WANDB_SILENT", "true")  # otherwise each artifact prints a line into the worker's log
         import wandb
 
-        wanted = dict(self._tracking.init)
+        arguments = dict(self._tracking.init)
         carrying = CARRYING_SETTINGS if self._tracking.checkpoint else {}
-        settings = {**SETTINGS, **carrying, **wanted.pop("settings", {}), "stop_fn": self._stop.set}
+        settings = {**SETTINGS, **carrying, **arguments.pop("settings", {}), "stop_fn": self._stop.set}
         run: Any = wandb.init(
-            **wanted,
+            **arguments,
             id=self._tracking.run,
             mode="offline" if mode == "offline" else "online",
             dir=str(self._files.path),
@@ -202,8 +197,8 @@ class Tracker:
         run.define_metric("*", step_metric="global_step")
         self._save_config(run)
         if not run.offline:
-            self._before = int(run.summary.get("global_step") or 0)
-            self._milestone = int(run.summary.get("milestone") or 0)
+            self._logged_step = int(run.summary.get("global_step") or 0)
+            self._logged_milestone = int(run.summary.get("milestone") or 0)
             declare_inputs(run, self._tracking.inputs)
         return run
 
@@ -218,13 +213,13 @@ class Tracker:
         run.save(str(path), base_path=str(path.parent), policy="now")
 
     def _log(self, run: Any, row: Mapping[str, Any]) -> None:
-        if row["global_step"] > self._before:
+        if row["global_step"] > self._logged_step:
             run.log(dict(row))
 
-    def _log_report(self, run: Any, row: Mapping[str, Any], told: Mapping[str, Any]) -> None:
-        if row["milestone"] > self._milestone:
+    def _log_report(self, run: Any, row: Mapping[str, Any], message: Mapping[str, Any]) -> None:
+        if row["milestone"] > self._logged_milestone:
             run.log(dict(row))
-        run.summary.update(dict(told))
+        run.summary.update(dict(message))
 
     def _finish(self, run: Any, outcome: Outcome | None) -> None:
         try:
@@ -243,39 +238,39 @@ class Tracker:
             run.mark_preempting()
 
     def _carry(self, run: Any, outcome: Outcome) -> None:
-        """Hand over how it ended, after the checkpoint from which the next attempt goes on."""
+        """Upload the checkpoint from which the next attempt resumes, then the outcome."""
         if outcome.resumable and self._files.checkpoint.exists():
             import wandb
 
             artifact = wandb.Artifact(self._tracking.checkpoint, type="checkpoint")
             artifact.add_file(str(self._files.checkpoint))
             run.log_artifact(artifact).wait()
-        run.summary.update({OUTCOME_KEY: self._told("outcome", encode(outcome))})
+        run.summary.update({OUTCOME_KEY: self._message("outcome", encode(outcome))})
 
     # --- parts ---------------------------------------------------------------------------------------------------
 
-    def _told(self, what: str, value: Any) -> str:
+    def _message(self, what: str, value: Any) -> str:
         return json.dumps({"attempt": self._spec.attempt, "worker": self._spec.worker, what: value})
 
     def _rate(self, step: Step) -> dict[str, float]:
-        now, before = time.perf_counter(), self._lap
-        self._lap = now, step.tokens
+        now, before = time.perf_counter(), self._last_step
+        self._last_step = now, step.tokens
         if before is None or now <= before[0]:
             return {}
         return {"tokens_per_second": (step.tokens - before[1]) / (now - before[0])}
 
-    def _asked_hook(self, step: Step) -> dict[str, float]:
+    def _hook_row(self, step: Step) -> dict[str, float]:
         assert self._hook is not None
         try:
             return {str(key): float(value) for key, value in self._hook(step).items()}
         except Exception as error:
-            self._say(f"wandb.hook={self._tracking.hook} failed and is not asked again: {_short(error)}")
+            self._warn(f"wandb.hook={self._tracking.hook} failed and is not called again: {_short(error)}")
             self._hook = None
             return {}
 
     def _metadata(self) -> dict[str, Any]:
         cfg, last = self._spec.config, self._last
-        found = {
+        metadata = {
             "sweep": self._spec.sweep,
             "trial": self._spec.trial,
             "seed": cfg.get("seed"),
@@ -289,95 +284,31 @@ class Tracker:
             "loss": last.get("loss"),
             "val_loss": last.get("val_loss"),
         }
-        return {key: value for key, value in found.items() if value is not None}
+        return {key: value for key, value in metadata.items() if value is not None}
 
-    def _told_cause(self) -> StopCause:
-        """Why the controller asked for the stop, as a tag of the run says; without one, a person did.
-
-        Where W&B is all that is shared, the controller knows who it was, and a checkpoint is kept until it says so.
-        """
-        with suppress(Exception):
-            import wandb
-
-            run = wandb.Api(timeout=10).run(_path_of(self._tracking))
-            causes = [tag.removeprefix(STOP_TAG) for tag in run.tags if tag.startswith(STOP_TAG)]
-            return StopCause(causes[-1])
-        return StopCause.INTERRUPTED if self._tracking.checkpoint else StopCause.CANCELLED
-
-    def _say(self, text: str) -> None:
+    def _warn(self, text: str) -> None:
         _log.warning("trial %d attempt %d: W&B: %s", self._spec.trial, self._spec.attempt, text)
 
 
-def summary_of(outcome: Outcome) -> dict[str, Any]:
-    """How a trial ended, for a run's summary: what a person reads there."""
-    state = outcome.cause.value if outcome.cause is not None else outcome.kind.value
-    if outcome.kind is OutcomeKind.COMPLETED:
-        state = "complete"  # as the sweep's own words are
-    return {STATE: state, REASON: outcome.reason, **score_summary(outcome.scores)}
-
-
-def score_summary(scores: Mapping[str, float]) -> dict[str, float]:
-    """An evaluation's scores as keys of a run's summary."""
-    return {f"eval/{name}": value for name, value in scores.items()}
-
-
-def exit_code(outcome: Outcome | None) -> int:
-    """A run's exit code: 0 for all that went as it was meant to, 143 for a preempted attempt, 1 for a failed one."""
-    if outcome is None or outcome.kind is OutcomeKind.FAILED:
-        return 1
-    return 143 if outcome.cause is StopCause.PREEMPTED else 0
-
-
 def await_trackers(run: str) -> None:
-    """Wait until the trackers of a run in this process have ended; not for a tracker's own thread."""
+    """Wait until the trackers of a run in this process have ended. A tracker's own thread must not call it."""
     if (newest := _threads.get(run)) is not None:
         newest.join()  # each has waited for the one before it
 
 
-def await_others(tracking: Tracking) -> None:
-    """Wait until W&B knows of no client that writes to the run, `HANDOVER_SECONDS` at most.
-
-    A client takes in the summary that it finds and sends it whole: what another sends in its last seconds, the end of
-    training itself, would be lost.
-    """
-    import wandb
-
-    end = time.monotonic() + HANDOVER_SECONDS
-    with suppress(Exception):  # no such run, or W&B is away, which `init` will say
-        api: Any = wandb.Api(timeout=10)
-        while api.run(_path_of(tracking)).state in ("running", "preempting") and time.monotonic() < end:
-            time.sleep(HANDOVER_LOOK_SECONDS)
-            api.flush()
-
-
-def _path_of(tracking: Tracking) -> str:
-    """The run's path for W&B's public API; without an entity its own default serves."""
-    return "/".join(part for part in (tracking.init.get("entity"), tracking.init.get("project"), tracking.run) if part)
-
-
-def declare_inputs(run: Any, inputs: Mapping[str, Any]) -> None:
-    """Record by reference what a run's adapter is made of: `name` to `type` and `uri`."""
-    import wandb
-
-    for name, source in inputs.items():
-        artifact = wandb.Artifact(name, type=source["type"], metadata={"uri": source["uri"]})
-        artifact.add_reference(source["uri"], name="source", checksum=False)
-        run.use_artifact(artifact)
-
-
 def _logged_before(room: Room, spec: TrialSpec) -> tuple[int, int]:
-    """The last optimizer step and the last milestone that an earlier attempt of this trial logged."""
+    """The last optimizer step and the last milestone that earlier attempts of this trial logged."""
     step = milestone = 0
     for number in room.attempts(spec.trial):
         if number < spec.attempt:
             files = room.attempt(spec.trial, number)
-            step = max([step, *(one.step for one in _whole(Step, files.steps))])
-            milestone = max([milestone, *(one.milestone for one in _whole(Report, files.reports))])
+            step = max([step, *(record.step for record in _whole(Step, files.steps))])
+            milestone = max([milestone, *(record.milestone for record in _whole(Report, files.reports))])
     return step, milestone
 
 
 def _whole(kind: type[T], path: Path) -> Iterator[T]:
-    """What the lines of a file say; a torn one says nothing."""
+    """The messages in the lines of a file, except damaged ones."""
     for line in (read_text(path) or "").splitlines():
         with suppress(ContractError):
             yield decode(kind, line)

@@ -55,7 +55,7 @@ from trainer.contract import (
     encode,
 )
 from trainer.evaluation.evaluate import lm_eval_config
-from trainer.evaluation.external import EvaluationError, filled, numbers, read_scores, table_scores
+from trainer.evaluation.external import EvaluationError, fill_placeholders, numbers, read_scores, table_scores
 from trainer.room import Room, write_atomic
 from trainer.store.objects import open_store
 from trainer.tracking.scores import fetch_adapter
@@ -297,7 +297,7 @@ def test_scores_are_read_from_json_or_else_from_tables(tmp_path: Path) -> None:
     output.write_text('{"results": {"t": {"f1": 0.1}}, "config": {"seed": 1}}')
     assert read_scores(output, said) == {"t/f1": 0.1}
     output.write_text("[]")
-    with pytest.raises(EvaluationError, match="left no score"):
+    with pytest.raises(EvaluationError, match="has no score"):
         read_scores(output, said)
     output.write_text("{")
     with pytest.raises(EvaluationError, match="no JSON"):
@@ -305,7 +305,7 @@ def test_scores_are_read_from_json_or_else_from_tables(tmp_path: Path) -> None:
 
 
 def test_only_known_placeholders_are_filled() -> None:
-    assert filled(["{a}/x", '{"b": "{a}"}', "{c}"], {"a": "1"}) == ["1/x", '{"b": "1"}', "{c}"]
+    assert fill_placeholders(["{a}/x", '{"b": "{a}"}', "{c}"], {"a": "1"}) == ["1/x", '{"b": "1"}', "{c}"]
 
 
 # --- which trials ----------------------------------------------------------------------------------------------------

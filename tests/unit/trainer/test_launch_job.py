@@ -56,7 +56,7 @@ def test_the_job_is_read_also_where_the_agent_has_cut_it_into_parts(parts: int) 
     ],
 )
 def test_what_is_no_job_is_refused_with_the_way_to_get_one(env: Mapping[str, str]) -> None:
-    with pytest.raises(JobError, match=r"holds no job of a sweep.*pushed by `sweep run queue=launch_"):
+    with pytest.raises(JobError, match=r"holds no job of a sweep.*start jobs with `sweep run queue=launch_"):
         read_job(env)
 
 
@@ -224,9 +224,9 @@ def test_what_its_run_is_told_later_reaches_its_inbox(monkeypatch: pytest.Monkey
     told = {JOB_KEY: {"inbox": [plain(SPEC)], "drain": False}}
     run = SimpleNamespace(config=told, load=lambda force: None)
     monkeypatch.setattr("wandb.Api", lambda: SimpleNamespace(run=lambda path: run))
-    monkeypatch.setattr(launch_job, "ASK_SECONDS", 0.001)
+    monkeypatch.setattr(launch_job, "POLL_SECONDS", 0.001)
     room = Room(tmp_path)
-    with launch_job._inbox(JobSpec("w0001", "wandb", run="s-w0001", init=INIT, more=True), room):
+    with launch_job._follow_inbox(JobSpec("w0001", "wandb", run="s-w0001", init=INIT, more=True), room):
         wait(lambda: room.worker("w0001").assignments() == [(3, 1)])
         assert not room.worker("w0001").drain.exists()
         told[JOB_KEY]["drain"] = True

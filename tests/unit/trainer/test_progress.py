@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainer.contract import Guard, Step
-from trainer.progress import WARMUP_STEPS, DivergenceGuard, MicroBatch, Milestones
+from trainer.progress import MAX_REFERENCE_STEPS, DivergenceGuard, MicroBatch, Milestones
 
 FAST = settings(deadline=None, max_examples=40)
 NAN, INF = math.nan, math.inf
@@ -140,7 +140,7 @@ def guard(losses: list[float], norms: list[float], rules: Guard | None = None) -
     return [watch.after_step(Step(step, 0, loss, norm, 1e-3)) for step, (loss, norm) in numbered]
 
 
-CALM = [1.0] * WARMUP_STEPS
+CALM = [1.0] * MAX_REFERENCE_STEPS
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from trainer import files as files_module
 from trainer import room as room_module
 from trainer.room import (
     AttemptDir,
@@ -198,7 +199,7 @@ def test_the_block_of_a_held_lock_may_fail(tmp_path: Path) -> None:
 
 
 def test_another_process_is_turned_away_and_leaves_the_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(room_module, "LOCK_PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr(files_module, "LOCK_PAUSE_SECONDS", 0.0)
     lock = tmp_path / "lock"
     with hold(lock, "me"), holder(lock) as other:
         assert said(other) == "False"
@@ -237,7 +238,7 @@ def test_a_moment_of_held_does_not_turn_a_holder_away(tmp_path: Path, monkeypatc
         real(file, how)
 
     monkeypatch.setattr(fcntl, "flock", flock)
-    monkeypatch.setattr(room_module, "LOCK_PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr(files_module, "LOCK_PAUSE_SECONDS", 0.0)
     with hold(lock, "") as mine:
         assert mine
 

@@ -30,8 +30,10 @@ from trainer.contract import (
     encode,
 )
 from trainer.room import Room, write_atomic
+from trainer.tracking import runs
 from trainer.tracking import tracker as tracking
-from trainer.tracking.tracker import Tracker, exit_code
+from trainer.tracking.summary import exit_code
+from trainer.tracking.tracker import Tracker
 
 INIT = {"entity": "team", "project": "p", "name": "s-3"}
 ONLINE = Tracking(
@@ -166,7 +168,7 @@ def wandb(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeWandb]:
     made = FakeWandb()
     monkeypatch.setitem(sys.modules, "wandb", made)
     monkeypatch.setattr(tracking, "RETRY_SECONDS", 0.0)
-    monkeypatch.setattr(tracking, "HANDOVER_LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(runs, "HANDOVER_LOOK_SECONDS", 0.0)
     return made
 
 
@@ -253,7 +255,7 @@ def test_a_hook_that_fails_is_asked_no_more(wandb: FakeWandb, room: Room, capsys
     assert [row.get("extra") for row in wandb.run.rows] == [1.0, None, None]
     said = capsys.readouterr().out
     assert (
-        said.count("wandb.hook=tests.unit.trainer.hooks.failing_at_two failed and is not asked again: ValueError: two")
+        said.count("wandb.hook=tests.unit.trainer.hooks.failing_at_two failed and is not called again: ValueError: two")
         == 1
     )
 
@@ -266,7 +268,7 @@ def test_a_hook_that_cannot_be_had_is_told_and_done_without(
     tracker.step(step(1))
     close(tracker)
     assert len(wandb.run.rows) == 1
-    assert f"wandb.hook={path} is not asked" in capsys.readouterr().out
+    assert f"wandb.hook={path} cannot be loaded and is not called" in capsys.readouterr().out
 
 
 # --- attempts of one trial -------------------------------------------------------------------------------------------
@@ -311,7 +313,7 @@ def test_clients_of_one_process_follow_each_other_also_offline(wandb: FakeWandb,
 def test_an_earlier_attempt_that_was_killed_is_not_waited_for_long(
     wandb: FakeWandb, room: Room, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tracking, "HANDOVER_SECONDS", 0.01)
+    monkeypatch.setattr(runs, "HANDOVER_SECONDS", 0.01)
     wandb.states = ["running"]
     close(track(room, replace(SPEC, attempt=2)))
     assert wandb.run.codes == [0]
@@ -344,7 +346,7 @@ def test_where_wandb_cannot_be_reached_the_run_is_kept_for_later(
     assert [begun["mode"] for begun in wandb.begun] == ["online", "offline"]
     assert len(wandb.run.rows) == 1
     assert not (room.attempt(3, 1).path / "tracked").exists()
-    assert "`sweep sync` uploads this attempt later" in capsys.readouterr().out
+    assert "run `sweep sync` to upload this attempt later" in capsys.readouterr().out
 
 
 def test_a_trial_goes_on_while_wandb_keeps_its_answer(
@@ -525,10 +527,10 @@ def test_a_stop_that_was_asked_for_in_wandb(
     """By the controller, whose reason is a tag; else by a person."""
     tracker = track(room, tracked=tracked)
     tracker.step(step(1))
-    assert tracker.asked_to_stop() is None
+    assert tracker.stop_request() is None
     while not wandb.runs:
         tracker.wait(0.001)
     wandb.tags = tags
     wandb.run.settings.stop_fn()
-    assert tracker.asked_to_stop() == (cause, "it was stopped in W&B")
+    assert tracker.stop_request() == (cause, "it was stopped in W&B")
     close(tracker)

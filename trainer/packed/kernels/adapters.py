@@ -1,14 +1,15 @@
-"""Triton kernels in which each slot's tokens meet its own matrices.
+"""Triton kernels that multiply each slot's tokens by its own matrices.
 
-They are there for two reasons (docs/performance.md). torch's grouped product writes to a tensor of its own, which must
-then be copied to where it belongs. And between two products, SwiGLU reads what the adapters have just added: done in
-one kernel, their sum is never written.
+Notation: T tokens of k slots, R the rank, N features out, F features of gate and of up.
 
-Invariants: imported only where there is a GPU; Triton comes with torch there. Sums are fp32. Whatever can differ
-between two passes on one base, the number of tokens, of slots, the rank and how rows lie in the store, is an argument
-that Triton does not specialise on, so that nothing is compiled again when slots come and go, or the rank grows.
-Distances between rows are given in units of `UNIT` numbers, of which all are multiples, so that reads stay 16 bytes
-wide.
+There are two reasons for them (docs/performance.md). torch's grouped product writes to a tensor of its own, which must
+then be copied to its place. And SwiGLU reads what the adapters have just added: in one kernel, their sum is never
+written to memory.
+
+Invariants: this module is imported only if there is a GPU, where torch brings Triton. Sums are fp32. The number of
+tokens and of slots, the rank and the strides of the store can differ between two passes on one base. They are arguments
+on which Triton does not specialise, so that nothing is compiled again when a slot is added or removed, or the rank
+grows. Strides are passed in units of `UNIT` numbers, of which all are multiples, so that reads stay 16 bytes wide.
 """
 
 from __future__ import annotations
@@ -24,29 +25,29 @@ from trainer.packed.layout import ROWS
 
 Tensor = torch.Tensor
 UNIT = tl.constexpr(layout.UNIT)
-RANK = 16  # of a matrix, at a time
+RANK = 16  # columns of A or B at a time
 COLUMNS = 128
-FEATURES = 64  # of gate and of up, for one program
+FEATURES = 64  # of gate and of up, in one program
 
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _adapted(  # type: ignore[no-untyped-def]  # noqa: PLR0913, PLR0917
     total, h_ptr, h_row, row, rows, w_ptr, w_row, column, columns, rank, ALONG: tl.constexpr, RANK: tl.constexpr
 ):
-    """total + h · wᵀ, h [T, R], w [N, R]; w lies with R next to one another, or with N (`ALONG`)."""
+    """total + h · wᵀ, h [T, R], w [N, R]; R is contiguous in w, or N if `ALONG`."""
     for start in range(0, rank, RANK):
         inner = start + tl.arange(0, RANK)
-        known = inner < rank
-        h = tl.load(h_ptr + row[:, None] * h_row + inner[None, :], mask=rows[:, None] & known[None, :], other=0.0)
+        inside = inner < rank
+        h = tl.load(h_ptr + row[:, None] * h_row + inner[None, :], mask=rows[:, None] & inside[None, :], other=0.0)
         at = column[None, :] + inner[:, None] * w_row if ALONG else column[None, :] * w_row + inner[:, None]
-        w = tl.load(w_ptr + at, mask=columns[None, :] & known[:, None], other=0.0)
+        w = tl.load(w_ptr + at, mask=columns[None, :] & inside[:, None], other=0.0)
         total += tl.dot(h, w, input_precision="ieee")
     return total
 
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _piece(blocks_ptr, size, ROWS: tl.constexpr, COLUMNS: tl.constexpr):  # type: ignore[no-untyped-def]
-    """This program's slot, rows and columns, and which of them there are. Neighbours share their rows."""
+    """The slot, rows and columns of this program, with masks of those that exist. Neighbouring programs share rows."""
     block = blocks_ptr + 3 * tl.program_id(1)
     row = tl.load(block + 1).to(tl.int64) + tl.arange(0, ROWS)
     column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
@@ -81,13 +82,13 @@ def _expand(  # type: ignore[no-untyped-def]  # noqa: PLR0913, PLR0917
 
 
 def expand(h: Tensor, weights: Tensor, blocks: Tensor, out: Tensor) -> None:
-    """out = h · wᵀ for each slot's own w: h [T, R], weights [k, N, R]; out [T, N] may be columns of a wider one.
+    """out = h · wᵀ for each slot's own w: h [T, R], weights [k, N, R]; out [T, N] may be columns of a wider tensor.
 
     Args:
-        blocks: for each piece of at most `ROWS` tokens of one slot its slot, first token and end: [pieces, 3], int32.
+        blocks: slot, first token and the slot's end of each block of at most `ROWS` tokens: [m, 3], int32.
     """
     _expand[_grid(blocks, weights.shape[1], COLUMNS)](
-        h, *units(h.stride(0)), weights, *places(weights), out, blocks,
+        h, *units(h.stride(0)), weights, *weight_units(weights), out, blocks,
         OUT=out.stride(0), SIZE=weights.shape[1], ALONG=weights.stride(2) != 1,
         ROWS=ROWS, COLUMNS=COLUMNS, RANK=RANK, num_warps=4,
     )  # fmt: skip
@@ -124,12 +125,13 @@ def swiglu(both: Tensor, blocks: Tensor, adapters: tuple[Tensor, Tensor, Tensor]
     """silu(gate) · up: gate and up side by side [T, 2 F] → [T, F].
 
     Args:
-        adapters: what is to be added to gate and up first: h [T, 2 R] and B of either, [k, F, R].
+        blocks: as `expand` takes them.
+        adapters: h [T, 2 R], and B of gate and of up, [k, F, R], whose products are first added to gate and up.
     """
     rows, size = both.shape[0], both.shape[1] // 2
     out = both.new_empty(rows, size)
     _swiglu[_grid(blocks, size, FEATURES)](
-        both, out, blocks, *_outer(both, adapters),
+        both, out, blocks, *_outer_arguments(both, adapters),
         SIZE=size, ADDS=adapters is not None, ROWS=ROWS, COLUMNS=FEATURES, RANK=RANK, num_warps=8,
     )  # fmt: skip
     return out
@@ -183,39 +185,40 @@ def swiglu_back(
     outer: tuple[Tensor, Tensor, Tensor] | None,
     inner: tuple[Tensor, Tensor] | None,
 ) -> Tensor:
-    """Gradient of silu(gate) · up, from that of its output, d [T, F]; it takes the place of `both` [T, 2 F].
+    """Gradient of gate and up from d, that of silu(gate) · up, [T, F]; it overwrites `both`, [T, 2 F].
 
     Args:
-        outer: as `swiglu` was given.
-        inner: what is to be added to d first: dh [T, R] and A of each slot, [k, R, F].
+        outer: the `adapters` of `swiglu`.
+        inner: dh [T, R] and A of each slot, [k, R, F], whose product is first added to d.
     """
     size = d.shape[1]
     dh, a = inner or (both, None)
-    of_a = (0, 0, 0) if a is None else places(a.transpose(1, 2))
+    of_a = (0, 0, 0) if a is None else weight_units(a.transpose(1, 2))
     _swiglu_back[_grid(blocks, size, FEATURES)](
-        d, both, blocks, *_outer(both, outer), dh, *units(0 if a is None else dh.stride(0)),
+        d, both, blocks, *_outer_arguments(both, outer), dh, *units(0 if a is None else dh.stride(0)),
         both if a is None else a, *of_a,
         SIZE=size, ADDS=outer is not None, ADDS_D=a is not None, ROWS=ROWS, COLUMNS=FEATURES, RANK=RANK, num_warps=4,
     )  # fmt: skip
     return both
 
 
-def _outer(both: Tensor, adapters: tuple[Tensor, Tensor, Tensor] | None) -> tuple[Any, ...]:
-    """h, the distance of its rows, both B, and how they lie; anything where there are none."""
+def _outer_arguments(both: Tensor, adapters: tuple[Tensor, Tensor, Tensor] | None) -> tuple[Any, ...]:
+    """h, the stride of its rows, both B, and their strides; placeholders without adapters."""
     if adapters is None:
         return both, 0, both, both, 0, 0, 0
     h, gate, up = adapters
     assert gate.stride() == up.stride(), "they are rows of one store"
-    return h, *units(h.stride(0)), gate, up, *places(gate)
+    return h, *units(h.stride(0)), gate, up, *weight_units(gate)
 
 
-def places(weights: Tensor) -> tuple[int, ...]:
-    """Of [k, N, R], in units: from slot to slot, from row to row, be R next to one another or N, and R."""
+def weight_units(weights: Tensor) -> tuple[int, ...]:
+    """Of [k, N, R], in units: the strides of slots and of rows (of columns if N is contiguous), and R."""
     row = weights.stride(1) if weights.stride(2) == 1 else weights.stride(2)
     return units(weights.stride(0), row, weights.shape[2])
 
 
 def units(*numbers: int) -> tuple[int, ...]:
+    """Numbers in units of `UNIT`, of which they must be multiples."""
     for number in numbers:
         assert number % UNIT.value == 0, f"{number} is no multiple of {UNIT.value}"
     return tuple(number // UNIT.value for number in numbers)

@@ -1,13 +1,12 @@
-"""Triton kernels for attention over short sequences, and those of many lengths, forward and backward, on flat tokens.
+"""Triton kernels for attention over short sequences, and over sequences of unequal lengths, on flat tokens.
 
-The kernels that come with torch are made for long sequences: over rows of a few hundred tokens cuDNN's backward pass,
-four kernels in all, takes nearly twice as long as these, and flash attention's for sequences of many lengths more than
-that (docs/performance.md). Turning back by the positions is left to a kernel of its own: within these it took as long
-as all the rest (measured on an H200).
+torch's kernels are made for long sequences. With rows of a few hundred tokens, cuDNN's backward pass of four kernels
+takes nearly twice as long as these, and flash attention for unequal lengths takes longer still (docs/performance.md).
+The inverse rotation has a kernel of its own: within these it took as long as all the rest (measured on an H200).
 
-Invariants: imported only where there is a GPU; Triton comes with torch there. A token sees its own sequence, up to
-itself. Sums are fp32, each one program's in one order, so that the same pass gives the same numbers. All sizes that a
-kernel is compiled for are the base's, none is a pass's.
+Invariants: this module is imported only if there is a GPU, where torch brings Triton. A token attends to its own
+sequence, up to itself. Sums are fp32, and one program computes each in a fixed order, so that the same pass gives the
+same numbers. All sizes for which a kernel is compiled belong to the base, none to a pass.
 """
 
 from __future__ import annotations
@@ -25,19 +24,18 @@ import triton.language as tl
 from trainer.packed.layout import ROWS
 
 Tensor = torch.Tensor
-# The GPUs of which a multiprocessor has more than 160 KiB of shared memory; others have 100.
-ROOMY = {(8, 0), (9, 0), (10, 0), (10, 3)}
+# Compute capabilities with more than 160 KiB of shared memory a multiprocessor; the others have 100 KiB.
+LARGE_SHARED_MEMORY = {(8, 0), (9, 0), (10, 0), (10, 3)}
 LOG2_E = tl.constexpr(math.log2(math.e))
 
 
 @dataclass(frozen=True, slots=True)
 class Sequences:
-    """Where sequences lie among T tokens.
+    """Where n sequences begin and end among T tokens.
 
     Args:
-        starts: where each begins, and T: [n + 1], int32.
-        pieces: for each piece of at most `ROWS` tokens of a sequence its sequence, first token and the sequence's end:
-            [pieces, 3], int32.
+        starts: where each begins, and T: shape [n + 1], int32.
+        pieces: sequence, first token and the sequence's end of each block of at most `ROWS` tokens: [m, 3], int32.
     """
 
     starts: Tensor
@@ -46,14 +44,14 @@ class Sequences:
 
 @triton.jit
 def _piece(starts_ptr, pieces_ptr, nth):  # type: ignore[no-untyped-def]
-    """Where its sequence begins, where the piece does, and where the sequence ends."""
+    """Where the sequence begins, where the block begins, and where the sequence ends."""
     piece = pieces_ptr + 3 * nth
     return tl.load(starts_ptr + tl.load(piece)), tl.load(piece + 1), tl.load(piece + 2)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _rows(ptr, at, end, column, ROW: tl.constexpr, SIZE: tl.constexpr):  # type: ignore[no-untyped-def]
-    """A head's features of some tokens, [tokens, SIZE]."""
+    """A head's features of these tokens, [tokens, SIZE]; zeros behind the end."""
     where = ptr + at.to(tl.int64)[:, None] * ROW + column + tl.arange(0, SIZE)[None, :]
     return tl.load(where, mask=(at < end)[:, None], other=0.0)
 
@@ -100,8 +98,8 @@ def forward(x: Tensor, sequences: Sequences, heads: Sequence[int]) -> tuple[Tens
     """Causal attention within each sequence.
 
     Args:
-        x: turned queries, turned keys and values side by side, [T, (queries + 2 keys) · size].
-        heads: how many queries, how many keys, and the size of a head.
+        x: rotated queries, rotated keys and values side by side, [T, (queries + 2 keys) · size].
+        heads: the numbers of query and of key heads, and the features of a head.
 
     Returns:
         [T, queries · size], and the base-2 logarithm of each softmax's sum, [queries, T], fp32.
@@ -174,13 +172,14 @@ def _keys_back(  # type: ignore[no-untyped-def]  # noqa: PLR0913, PLR0917
 
 
 def backward(d: Tensor, x: Tensor, out: Tensor, sums: Tensor, sequences: Sequences, heads: Sequence[int]) -> Tensor:
-    """Gradient of x, from that of `out`, d; the others as `forward` took and gave them."""
+    """Gradient of x from d, that of `out`; the other arguments and results are those of `forward`."""
     queries, keys, size = heads
     dx, deltas, d = torch.empty_like(x), torch.empty_like(sums), d.contiguous()
     where = dx, sequences.starts, sequences.pieces, size**-0.5, x.shape[0]
     count = sequences.pieces.shape[0]
     _queries_back[(queries, count)](x, out, d, sums, deltas, *where, **_tile(x, heads, 2), num_warps=4)
-    few = {"maxnreg": 168} if size == 64 and torch.version.hip is None else {}  # three programs at a time, not two
+    # so that three programs fit on a multiprocessor instead of two
+    few = {"maxnreg": 168} if size == 64 and torch.version.hip is None else {}
     _keys_back[(keys, count)](x, d, sums, deltas, *where, **_tile(x, heads, 1), num_warps=4, **few)
     return dx
 
@@ -189,10 +188,10 @@ def _tile(like: Tensor, heads: Sequence[int], stages: int) -> dict[str, Any]:
     """What a kernel is compiled for.
 
     Args:
-        stages: how many steps of its loop are under way (measured on an H200), where there is shared memory for it.
+        stages: how many steps of its loop overlap (measured on an H200), if there is shared memory for it.
     """
     queries, keys, size = heads
-    steps = stages if _capability(like.device) in ROOMY else 1
+    steps = stages if _capability(like.device) in LARGE_SHARED_MEMORY else 1
     return {"QUERIES": queries, "KEYS": keys, "SIZE": size, "ROWS": ROWS, "STAGES": steps}
 
 

@@ -1,13 +1,15 @@
-"""Triton kernels for SwiGLU between adapted gate, up and down, which walk: forward along the features of some tokens,
-backward down the tokens of a slot.
+"""Triton kernels that fuse SwiGLU with the adapters of gate, up and down.
 
-What a step of the walk makes is used while it is at hand (docs/performance.md). Forward, silu(gate) · up meets down's A
-before it is written. Backward, it is made again from gate and up, so that nobody keeps it, and the gradients of down's
-A and of gate's and up's B grow where what they are made of arises, so that none of it is read again for them.
+Notation: T tokens of k slots, F features of gate and of up, R the rank.
 
-Invariants: as those of `packed_adapter_kernels`, whose kernels do the same under dropout and for larger ranks than
-`RANKS`. A rank is walked in the next larger of these; each of them is compiled when a base is taken. Every sum over
-tokens is one program's, in their order, so that the same pass gives the same numbers.
+The forward kernel loops over the features of a block of tokens. It multiplies silu(gate) · up by down's A before it
+writes it. The backward kernel loops over the tokens of a slot. It recomputes silu(gate) · up from gate and up, so that
+nothing keeps it, and sums the gradients of down's A and of gate's and up's B from values that it has in registers
+(docs/performance.md).
+
+Invariants: as those of `kernels.adapters`, whose kernels serve dropout and ranks above `RANKS[-1]`. A rank is padded to
+the next larger of `RANKS`; the kernels are compiled for each of these when the pack gets its base. One program computes
+each sum over tokens, in their order, so that the same pass gives the same numbers.
 """
 
 from __future__ import annotations
@@ -19,14 +21,14 @@ import triton
 import triton.language as tl
 
 from trainer.packed import layout
-from trainer.packed.kernels.adapters import places, units
+from trainer.packed.kernels.adapters import units, weight_units
 from trainer.packed.layout import RANKS, ROWS
 
 Tensor = torch.Tensor
 UNIT = tl.constexpr(layout.UNIT)
-# Programs that share a row: where tokens are few, and where there are as many blocks of them as keep a GPU busy.
-FEW, MANY = 8, 2
-BUSY = 256
+# How many programs share the features of a block of tokens: with few blocks, and with enough to keep a GPU busy.
+FEW_TOKEN_PROGRAMS, MANY_TOKEN_PROGRAMS = 8, 2
+MANY_BLOCKS = 256  # from this many blocks of tokens on
 
 
 @triton.jit(do_not_specialize=["h_units", "b_slot", "b_row", "rank_units", "a_slot", "a_row", "tokens"])  # type: ignore[untyped-decorator]
@@ -41,11 +43,11 @@ def _forward(  # type: ignore[no-untyped-def]  # noqa: PLR0913, PLR0917
     row = tl.load(block + 1).to(tl.int64) + tl.arange(0, ROWS)
     rows = row < tl.load(block + 2)
     inner = tl.arange(0, RANK)
-    known = inner < rank_units * UNIT
+    inside = inner < rank_units * UNIT
     kind = both_ptr.dtype.element_ty
     h_at = h_ptr + row[:, None] * (h_units * UNIT) + inner[None, :]
-    gate_h = tl.load(h_at, mask=rows[:, None] & known[None, :], other=0.0)
-    up_h = tl.load(h_at + rank_units * UNIT, mask=rows[:, None] & known[None, :], other=0.0)
+    gate_h = tl.load(h_at, mask=rows[:, None] & inside[None, :], other=0.0)
+    up_h = tl.load(h_at + rank_units * UNIT, mask=rows[:, None] & inside[None, :], other=0.0)
     gate_ptr += slot * (b_slot * UNIT)
     up_ptr += slot * (b_slot * UNIT)
     a_ptr += slot * (a_slot * UNIT)
@@ -54,11 +56,11 @@ def _forward(  # type: ignore[no-untyped-def]  # noqa: PLR0913, PLR0917
     for start in tl.range(first, min(first + PART, SIZE), COLUMNS, num_stages=STAGES):
         column = start + tl.arange(0, COLUMNS)
         if SIZE % COLUMNS == 0:  # a mask costs time
-            mask, b_mask, a_mask = rows[:, None], known[:, None], known[None, :]
+            mask, b_mask, a_mask = rows[:, None], inside[:, None], inside[None, :]
         else:
             columns = column < SIZE
-            mask, b_mask = rows[:, None] & columns[None, :], columns[None, :] & known[:, None]
-            a_mask = columns[:, None] & known[None, :]
+            mask, b_mask = rows[:, None] & columns[None, :], columns[None, :] & inside[:, None]
+            a_mask = columns[:, None] & inside[None, :]
         at = both_ptr + row[:, None] * (2 * SIZE) + column[None, :]
         gate = tl.load(at, mask=mask, other=0.0).to(tl.float32)
         up = tl.load(at + SIZE, mask=mask, other=0.0).to(tl.float32)
@@ -77,26 +79,27 @@ def _forward(  # type: ignore[no-untyped-def]  # noqa: PLR0913, PLR0917
 
 
 def forward(both: Tensor, blocks: Tensor, h: Tensor, b: Sequence[Tensor], a: Tensor) -> tuple[Tensor, Tensor]:
-    """silu(gate) · up, and what down's A makes of it.
+    """silu(gate) · up, and its product with down's A.
 
     Args:
-        both: gate and up side by side without the adapters' parts, [T, 2 F].
-        blocks: as `packed_adapter_kernels.expand` takes them.
-        h: what gate's and up's A made of their input, scaled, [T, 2 R]; b: B of either, [k, F, R].
+        both: gate and up side by side, without the adapters' parts, [T, 2 F].
+        blocks: as `kernels.adapters.expand` takes them.
+        h: the scaled x Aᵀ of gate and of up, [T, 2 R].
+        b: B of gate and of up, [k, F, R] each.
         a: A of down, [k, R, F].
 
     Returns:
-        [T, F], and [T, R], fp32, which is not scaled.
+        silu(gate) · up, [T, F], and its product with Aᵀ, [T, R], fp32, which is not scaled.
     """
     tokens, size, rank = both.shape[0], both.shape[1] // 2, a.shape[1]
-    programs = FEW if blocks.shape[0] < BUSY else MANY
+    programs = FEW_TOKEN_PROGRAMS if blocks.shape[0] < MANY_BLOCKS else MANY_TOKEN_PROGRAMS
     tile = _tile(both, rank, (4, 3, 1))
     part = tile["COLUMNS"] * triton.cdiv(size, tile["COLUMNS"] * programs)
     active = both.new_empty(tokens, size)
     sums = torch.empty(programs, tokens, tile["RANK"], device=both.device)
     _forward[(programs, blocks.shape[0])](
-        both, active, sums, blocks, h, *units(h.stride(0)), *b, *places(b[0]), a, *places(a.transpose(1, 2))[:2],
-        tokens, SIZE=size, PART=part, ROWS=ROWS, **tile, num_warps=4,
+        both, active, sums, blocks, h, *units(h.stride(0)), *b, *weight_units(b[0]),
+        a, *weight_units(a.transpose(1, 2))[:2], tokens, SIZE=size, PART=part, ROWS=ROWS, **tile, num_warps=4,
     )  # fmt: skip
     return active, sums[:, :, :rank].sum(0)
 
@@ -114,11 +117,11 @@ def _backward(  # type: ignore[no-untyped-def]  # noqa: PLR0913, PLR0917
     end = tl.load(ends_ptr + slot)
     column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     inner = tl.arange(0, RANK)
-    known = inner < rank_units * UNIT
+    inside = inner < rank_units * UNIT
     kind = both_ptr.dtype.element_ty
     b_at = slot * (b_slot * UNIT) + column[:, None] * (b_row * UNIT) + inner[None, :]
     a_at = slot * (a_slot * UNIT) + inner[None, :] * (a_row * UNIT) + column[:, None]
-    there = (column < SIZE)[:, None] & known[None, :]
+    there = (column < SIZE)[:, None] & inside[None, :]
     gate_b = tl.trans(tl.load(gate_ptr + b_at, mask=there, other=0.0))
     up_b = tl.trans(tl.load(up_ptr + b_at, mask=there, other=0.0))
     a = tl.trans(tl.load(a_ptr + a_at, mask=there, other=0.0))
@@ -135,9 +138,9 @@ def _backward(  # type: ignore[no-untyped-def]  # noqa: PLR0913, PLR0917
         d = tl.load(d_ptr + row[:, None] * SIZE + column[None, :], mask=mask, other=0.0).to(tl.float32)
         h_at = h_ptr + row[:, None] * (h_units * UNIT) + inner[None, :]
         dh_at = dh_ptr + row[:, None] * (dh_units * UNIT) + inner[None, :]
-        gate_h = tl.load(h_at, mask=rows[:, None] & known[None, :], other=0.0)
-        up_h = tl.load(h_at + rank_units * UNIT, mask=rows[:, None] & known[None, :], other=0.0)
-        dh = tl.load(dh_at, mask=rows[:, None] & known[None, :], other=0.0)
+        gate_h = tl.load(h_at, mask=rows[:, None] & inside[None, :], other=0.0)
+        up_h = tl.load(h_at + rank_units * UNIT, mask=rows[:, None] & inside[None, :], other=0.0)
+        dh = tl.load(dh_at, mask=rows[:, None] & inside[None, :], other=0.0)
         gate = tl.dot(gate_h, gate_b, gate, input_precision="ieee").to(kind).to(tl.float32)
         up = tl.dot(up_h, up_b, up, input_precision="ieee").to(kind).to(tl.float32)
         d = tl.dot(dh, a, d, input_precision="ieee")
@@ -166,14 +169,14 @@ def backward(  # noqa: PLR0913, PLR0917
     d: Tensor, both: Tensor, ends: Tensor, h: Tensor, dh: Tensor, b: Sequence[Tensor], b_grads: Sequence[Tensor],
     a: Tensor, a_grad: Tensor
 ) -> Tensor:  # fmt: skip
-    """Gradient of gate and up, [T, 2 F], which takes the place of `both`; adds to those of their B and of down's A.
+    """Gradient of gate and up, [T, 2 F], which overwrites `both`; adds to the gradients of their B and of down's A.
 
     Args:
         d: gradient of silu(gate) · up without the part of down's adapter, [T, F].
-        both, h, b, a: as `forward` took them.
-        ends: where each slot's tokens end, [k], int32.
-        dh: gradient of what down's A puts out, scaled, [T, R].
-        b_grads, a_grad: of the shapes and strides of b and a.
+        both, h, b, a: as `forward` takes them.
+        ends: where each slot's tokens end, shape [k], int32.
+        dh: gradient of the product with down's Aᵀ, scaled, [T, R].
+        b_grads, a_grad: gradients of b and a, of the same shapes and strides.
     """
     size, rank = d.shape[1], a.shape[1]
     for gradient, value in (*zip(b_grads, b, strict=True), (a_grad, a)):
@@ -181,19 +184,19 @@ def backward(  # noqa: PLR0913, PLR0917
     tile = _tile(both, rank, (3, 3, 3))
     rows = ROWS if tile["RANK"] == RANKS[0] or tile["STAGES"] == 1 else ROWS // 2
     _backward[(triton.cdiv(size, tile["COLUMNS"]), ends.shape[0])](
-        d, both, ends, h, *units(h.stride(0)), dh, *units(dh.stride(0)), *b, *places(b[0]),
-        a, *places(a.transpose(1, 2))[:2], *b_grads, a_grad, SIZE=size, ROWS=rows, **tile, num_warps=4,
+        d, both, ends, h, *units(h.stride(0)), dh, *units(dh.stride(0)), *b, *weight_units(b[0]),
+        a, *weight_units(a.transpose(1, 2))[:2], *b_grads, a_grad, SIZE=size, ROWS=rows, **tile, num_warps=4,
     )  # fmt: skip
     return both
 
 
 def _tile(like: Tensor, rank: int, stages: Sequence[int]) -> dict[str, int]:
-    """The rank to walk in, features at a time, and how many steps of the walk are under way.
+    """The padded rank, the features at a time, and how many steps of the loop overlap.
 
     Args:
-        stages: the last, for each of `RANKS` (measured on an H200).
+        stages: how many steps overlap, for each of `RANKS` (measured on an H200).
     """
-    walked, steps = next(pair for pair in zip(RANKS, stages, strict=True) if rank <= pair[0])
+    padded, steps = next(pair for pair in zip(RANKS, stages, strict=True) if rank <= pair[0])
     if like.dtype is torch.float32:  # twice the memory
-        return {"RANK": walked, "COLUMNS": 32, "STAGES": 1}
-    return {"RANK": walked, "COLUMNS": 64, "STAGES": steps}
+        return {"RANK": padded, "COLUMNS": 32, "STAGES": 1}
+    return {"RANK": padded, "COLUMNS": 64, "STAGES": steps}
