@@ -28,7 +28,7 @@ class KernelParameters:
     """The parameters of the kernel; variances in units of the additive part's variance.
 
     Args:
-        lengths: length scales of the Matérn kernels, in widths of a coordinate: one for each coordinate, or a single one.
+        lengths: length scales of the Matérn kernels, in widths of a coordinate: one for each coordinate, or just one.
         moving: w, the share of the effect of hyperparameters that changes with progress.
         seed: D2, also the variance of a report's noise.
         features: B2, the variance of the effects of the features.
