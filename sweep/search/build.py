@@ -1,6 +1,6 @@
-"""The sampler and the pruner that a configuration names by `_target_`.
+"""Builds the sampler and the pruner that a configuration names by `_target_`.
 
-Invariant: they come from an allow-list, those within their arguments too; nothing else is imported for a configuration.
+Invariant: every `_target_`, also within arguments, is checked against an allow-list before anything is imported.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ from sweep.errors import ConfigError
 from sweep.resources import conf_dir
 
 ALLOWED_TARGETS = {"sampler": ("optuna.samplers.", "sweep."), "pruner": ("optuna.pruners.", "sweep.")}
-# Where version 0.1 kept its own: the configurations frozen into its rooms name them so.
+# Names of our classes in version 0.1, which the frozen configurations of its rooms contain.
 MOVED = {
     "sweep.sampler.ForecastSampler": "sweep.search.forecast_sampler.ForecastSampler",
     "sweep.strategy.AsynchronousHalving": "sweep.search.strategy.halving.AsynchronousHalving",
     "sweep.strategy.freeze_thaw.FreezeThaw": "sweep.search.strategy.freeze_thaw.FreezeThaw",
 }
-# What tells a sampler and a pruner from other classes.
+# Methods by which a sampler and a pruner are recognised.
 METHODS = {"sampler": ("sample_relative",), "pruner": ("prune", "verdict")}
-# What arguments are checked to be before anything runs.
+# Types of arguments that are checked before anything runs, as error messages name them.
 PLAIN = {"int": "a whole number", "float": "a number", "str": "a word", "bool": "true or false", "None": "null"}
 
 
 def build_sampler(settings: Settings, seed: int) -> Any:
-    """The Optuna sampler of a configuration with a seed of its own where its class takes one.
+    """The Optuna sampler of a configuration, with this seed if its class takes one and the configuration sets none.
 
     Raises:
-        ConfigError: it is none, Optuna refuses the arguments, or the space does not fit the sampler.
+        ConfigError: the target is no sampler, refuses its arguments, or cannot search the space.
     """
     node = _current(settings.sampler)
     kind = _class_of("sampler", node)
@@ -49,10 +49,10 @@ def build_sampler(settings: Settings, seed: int) -> Any:
 
 
 def build_pruner(settings: Settings) -> Any:
-    """The pruner of a configuration: Optuna's, or one of `sweep.search.strategy`, which is told the objective.
+    """The pruner of a configuration: one of Optuna, or a strategy of ours, which is given the objective's metric.
 
     Raises:
-        ConfigError: it is none, or Optuna refuses the arguments.
+        ConfigError: the target is no pruner, or refuses its arguments.
     """
     node = _current(settings.pruner)
     kind = _class_of("pruner", node)
@@ -62,11 +62,12 @@ def build_pruner(settings: Settings) -> Any:
 
 
 def _check_types(section: str, node: Mapping[str, Any], kind: type) -> None:
-    """Refuse a number or a word of another type than the class asks for, which would fail in the middle of a sweep."""
+    """Raise a ConfigError for an argument of a wrong type, which would fail in the middle of a sweep."""
     for key, parameter in inspect.signature(kind).parameters.items():
-        asked = parameter.annotation
-        # as it is written: other names in a signature may be there for the type checker alone
-        names = (asked if isinstance(asked, str) else getattr(asked, "__name__", str(asked))).split(" | ")
+        annotation = parameter.annotation
+        # as text: names in an annotation may be imported for the type checker alone
+        text = annotation if isinstance(annotation, str) else getattr(annotation, "__name__", str(annotation))
+        names = text.split(" | ")
         if key not in node or not PLAIN.keys() >= set(names):
             continue
         given = "None" if node[key] is None else type(node[key]).__name__
@@ -76,12 +77,12 @@ def _check_types(section: str, node: Mapping[str, Any], kind: type) -> None:
 
 
 def keeps_one_seed(settings: Settings) -> bool:
-    """Whether the sampler's seed names a sequence that all trials share."""
+    """Whether the sampler's seed identifies a sequence that all trials share."""
     return str(settings.sampler["_target_"]).endswith((".GridSampler", ".QMCSampler", ".BruteForceSampler"))
 
 
 def targets(node: Any, at: str = "") -> Iterator[tuple[str, str]]:
-    """Every `(key, value)` of `_target_` in a plain configuration."""
+    """The dotted key and the value of every `_target_` in a plain configuration."""
     if isinstance(node, Mapping):
         for key, value in node.items():
             if key == "_target_":
@@ -93,10 +94,10 @@ def targets(node: Any, at: str = "") -> Iterator[tuple[str, str]]:
 
 
 def check_target(section: str, target: str) -> None:
-    """Refuse code outside the allow-list of a section, `sampler` or `pruner`.
+    """Check that the target of a section, `sampler` or `pruner`, is allowed.
 
     Raises:
-        ConfigError: naming what is allowed.
+        ConfigError: it is not; the message names what is.
     """
     allowed = ALLOWED_TARGETS[section]
     if not target.startswith(allowed):
@@ -104,7 +105,7 @@ def check_target(section: str, target: str) -> None:
 
 
 def _current(node: Any) -> Any:
-    """A section with today's names of our own classes, those within its arguments too."""
+    """A section in which the names of version 0.1 are replaced, also within arguments."""
     if isinstance(node, Mapping):
         return {key: MOVED.get(value, value) if key == "_target_" else _current(value) for key, value in node.items()}
     return [_current(value) for value in node] if isinstance(node, list) else node
@@ -117,10 +118,10 @@ def _class_of(section: str, node: Mapping[str, Any]) -> type:
     for _, target in targets(node):
         check_target(section, target)
     module, _, name = str(node["_target_"]).rpartition(".")
-    found = getattr(_module(section, module), name, None)
-    if not isinstance(found, type) or not any(hasattr(found, method) for method in METHODS[section]):
+    kind = getattr(_module(section, module), name, None)
+    if not isinstance(kind, type) or not any(hasattr(kind, method) for method in METHODS[section]):
         raise ConfigError(f"{section}._target_={module}.{name} is no {section}; see {ALLOWED_TARGETS[section][0]}*")
-    return found
+    return kind
 
 
 def _module(section: str, name: str) -> ModuleType:

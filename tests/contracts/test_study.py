@@ -151,10 +151,8 @@ def test_a_study_of_no_pauses_gives_no_verdict(any_study: OpenStudy) -> None:
 def test_only_a_study_that_can_pause_and_train_finals_says_so(any_study: OpenStudy) -> None:
     study = any_study()
     ports = Ports(study, cast(Channel, None), cast(Dispatcher, None), StillClock())
-    can = not isinstance(study, EvaluationStudy)
-    whole: object = study
-    assert (ports.pausing is whole, ports.finals is whole) == (can, can)
-    assert can or (ports.pausing, ports.finals) == (None, None)
+    able = None if isinstance(study, EvaluationStudy) else study
+    assert [ports.pausing, ports.finals] == [able, able]
 
 
 # --- PausingStudy ----------------------------------------------------------------------------------------------------

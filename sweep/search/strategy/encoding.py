@@ -1,8 +1,8 @@
-"""Hyperparameters as points: what the surrogate calls near.
+"""Encodes hyperparameters as points, whose distances the kernel uses.
 
-Invariants: pure; a parameter that takes numbers is one coordinate in [0, 1] over its range, by its logarithm where all
-values are positive and span a factor of at least `LOG_SPAN`; any other parameter is one coordinate for each of its
-values. A parameter that a trial lacks (a conditional one) stands in the middle of its coordinates.
+Invariants: pure. A numeric parameter is one coordinate in [0, 1] over its range. The coordinate is logarithmic if all
+values are positive and span a factor of at least `LOG_SPAN`. Any other parameter is one coordinate for each of its
+values. A parameter that a trial lacks (a conditional one) is encoded as the middle of its coordinates.
 """
 
 from __future__ import annotations
@@ -20,28 +20,36 @@ LOG_SPAN = 8.0
 
 
 def is_number(value: Any) -> bool:
+    """Whether a value is a finite number; booleans are not."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """One parameter: a range of numbers, or `words` where its values are not numbers."""
+    """The coordinates of one parameter: a range of numbers, or `categories` if its values are not numbers.
+
+    Args:
+        log: whether the coordinate is logarithmic.
+        categories: the values as text, ascending.
+    """
 
     key: str
     low: float = 0.0
     high: float = 1.0
     log: bool = False
-    words: tuple[str, ...] = ()
+    categories: tuple[str, ...] = ()
 
     @property
     def width(self) -> int:
-        return len(self.words) or 1
+        """How many coordinates it has."""
+        return len(self.categories) or 1
 
     def encode(self, values: Sequence[Any]) -> Floats:
-        """Coordinates of values, shape (len(values), width)."""
-        if self.words:
-            # Two different words lie one apart, as the ends of a range do.
-            return np.array([[math.sqrt(0.5) * (str(value) == word) for word in self.words] for value in values])
+        """The coordinates of values, shape (len(values), width)."""
+        if self.categories:
+            # Two different categories are one apart, as are the ends of a range.
+            apart = math.sqrt(0.5)
+            return np.array([[apart * (str(value) == name) for name in self.categories] for value in values])
         if set(map(type, values)) <= {int, float}:
             at = np.array(values, dtype=np.float64)
             at[~np.isfinite(at)] = math.nan
@@ -55,35 +63,38 @@ class Axis:
 
 
 def axis(key: str, values: Iterable[Any], log: bool | None = None) -> Axis:
-    """The axis of a parameter from its values, or from the bounds of its range."""
-    known = [value for value in values if value is not None]
-    numbers = [float(value) for value in known if is_number(value)]
-    if len(numbers) < len(known) or not numbers:
-        return Axis(key, words=tuple(sorted({str(value) for value in known})))
+    """The axis of a parameter, from its values or from the bounds of its range.
+
+    Args:
+        log: whether it is logarithmic; None: decided by the values.
+    """
+    given = [value for value in values if value is not None]
+    numbers = [float(value) for value in given if is_number(value)]
+    if len(numbers) < len(given) or not numbers:
+        return Axis(key, categories=tuple(sorted({str(value) for value in given})))
     low, high = min(numbers), max(numbers)
     return Axis(key, low, high, log if log is not None else low > 0 and high >= LOG_SPAN * low)
 
 
 def axes_of(params: Sequence[Mapping[str, Any]]) -> tuple[Axis, ...]:
-    """The axes that the parameters of some trials span; those that never vary are left out."""
-    keys = sorted({key for one in params for key in one})
-    found = []
-    for key in keys:
-        values = [one[key] for one in params if key in one]
+    """The axes of the parameters of some trials; parameters that never vary are left out."""
+    axes = []
+    for key in sorted({key for trial in params for key in trial}):
+        values = [trial[key] for trial in params if key in trial]
         if any(value != values[0] for value in values):
-            found.append(axis(key, values))
-    return tuple(found)
+            axes.append(axis(key, values))
+    return tuple(axes)
 
 
 def encode(axes: Sequence[Axis], params: Sequence[Mapping[str, Any]]) -> Floats:
-    """Points of shape (len(params), sum of the axes' widths)."""
+    """The points of trials, shape (len(params), sum of the axes' widths)."""
     if not params or not axes:
         return np.zeros((len(params), sum(a.width for a in axes)))
-    return np.hstack([a.encode([one.get(a.key) for one in params]) for a in axes])
+    return np.hstack([a.encode([trial.get(a.key) for trial in params]) for a in axes])
 
 
 def gaps(x: Floats, others: Floats) -> Floats:
-    """The greatest difference in any coordinate, shape (len(x), len(others))."""
+    """The greatest difference in any coordinate between two sets of points, shape (len(x), len(others))."""
     gap = np.zeros((len(x), len(others)))
     for k in range(x.shape[1]):
         np.maximum(gap, np.abs(x[:, k, None] - others[None, :, k]), out=gap)

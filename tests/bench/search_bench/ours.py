@@ -37,7 +37,7 @@ class OurMethod:
     def next(self, place: str) -> Job | None:
         found = self._strategy.promote(self._curves, self._table.milestones, place)
         if found is not None:
-            self._stand(found.trial, TrialStatus.RUNNING)
+            self._set_status(found.trial, TrialStatus.RUNNING)
             return Job(found.trial, self._curves[found.trial].params, self._table.milestones)
         self._study.view = self._history.view
         trial = self._study.ask()
@@ -55,19 +55,19 @@ class OurMethod:
         self._curves[trial] = replace(curve, reports=(*curve.reports, report), worker=place)
         if report.final:
             self._study.tell(self._open[trial], report.val_loss)
-            return self._stand(trial, TrialStatus.COMPLETE)
+            return self._set_status(trial, TrialStatus.COMPLETE)
         self.last = verdict = self._strategy.verdict(trial, self._curves, self._table.milestones)
         if verdict is None:
-            return self._stand(trial, TrialStatus.RUNNING)
+            return self._set_status(trial, TrialStatus.RUNNING)
         if verdict.ruling is Ruling.STOP:
             self._study.tell(self._open[trial], state=optuna.trial.TrialState.PRUNED)
-            return self._stand(trial, TrialStatus.PRUNED)
-        return self._stand(trial, TrialStatus.PAUSED)
+            return self._set_status(trial, TrialStatus.PRUNED)
+        return self._set_status(trial, TrialStatus.PAUSED)
 
-    def _stand(self, trial: int, standing: TrialStatus) -> Decision:
-        self._curves[trial] = replace(self._curves[trial], status=standing)
+    def _set_status(self, trial: int, status: TrialStatus) -> Decision:
+        self._curves[trial] = replace(self._curves[trial], status=status)
         frozen = self._frozen(trial)
-        match standing:
+        match status:
             case TrialStatus.RUNNING:
                 self._history.add_running(frozen)
                 return Decision.GO_ON
@@ -76,7 +76,7 @@ class OurMethod:
                 return Decision.PAUSE
             case _:
                 self._history.add_ended(frozen)
-                return Decision.STOP if standing is TrialStatus.PRUNED else Decision.GO_ON
+                return Decision.STOP if status is TrialStatus.PRUNED else Decision.GO_ON
 
     def _frozen(self, trial: int) -> optuna.trial.FrozenTrial:
         return stored_trial(self._study, self._open[trial])

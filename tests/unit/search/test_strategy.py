@@ -13,11 +13,14 @@ from hypothesis import strategies as st
 
 from sweep.model import Ruling
 from sweep.search.forecast_sampler import ForecastSampler
+from sweep.search.strategy.acquisition import acquisition, log_improvement
 from sweep.search.strategy.encoding import axes_of, axis, encode
-from sweep.search.strategy.forecast import forecast, log_improvement
+from sweep.search.strategy.forecast import forecast
 from sweep.search.strategy.freeze_thaw import FreezeThaw, rungs
-from sweep.search.strategy.gaussian_process import DEFAULT, Points, believing, fit_shape
-from sweep.search.strategy.observations import Known
+from sweep.search.strategy.gaussian_process import condition_on_means, fit
+from sweep.search.strategy.kernel import Points
+from sweep.search.strategy.likelihood import DEFAULT
+from sweep.search.strategy.observations import TrialData
 from sweep.search.strategy.protocol import Curve, TrialStatus
 from tests.bench.search_bench.ours import our_arms
 from tests.bench.search_bench.replay import Workers, replay, report_of
@@ -111,7 +114,7 @@ def test_the_design_comes_first_and_the_last_report_is_never_judged() -> None:
 @given(sweeps())
 def test_nothing_is_paused_that_would_go_on_at_once(curves: dict[int, Curve]) -> None:
     strategy, last = FreezeThaw("val_loss"), max(curves)
-    verdict = strategy.verdict(last, curves, MILESTONES, new=False)
+    verdict = strategy.verdict(last, curves, MILESTONES, new_allowed=False)
     if verdict is None:
         return
     paused = {**curves, last: replace(curves[last], status=TrialStatus.PAUSED)}
@@ -127,7 +130,7 @@ def test_a_new_trial_that_cannot_be_had_pauses_nothing() -> None:
     said = {}
     for number, one in curves.items():
         running = {**curves, number: replace(one, status=TrialStatus.RUNNING)}
-        said[number] = [strategy.verdict(number, running, MILESTONES, new=new) for new in (True, False)]
+        said[number] = [strategy.verdict(number, running, MILESTONES, new_allowed=new) for new in (True, False)]
     assert all(with_new is not None for with_new, _ in said.values()), "a new one promises more than any of them"
     assert sum(without is None for _, without in said.values()) == 1, "the best of them goes on where there is none"
 
@@ -168,7 +171,7 @@ def test_several_workers_try_different_configurations() -> None:
 
 def test_axes_are_logarithmic_where_values_span_much() -> None:
     found = axes_of([{"a": 2, "b": "x", "c": 1, "d": 0.0}, {"a": 64, "b": "y", "c": 1, "d": 0.1}])
-    assert [(one.key, one.log, one.words) for one in found] == [
+    assert [(one.key, one.log, one.categories) for one in found] == [
         ("a", True, ()),
         ("b", False, ("x", "y")),
         ("d", False, ()),
@@ -187,11 +190,11 @@ def test_log_improvement_is_the_logarithm_of_the_expected_improvement(z: float) 
 
 
 def test_a_complete_trial_is_predicted_where_it_ended() -> None:
-    known = [Known(n, {LR: TABLE.rates[n]}, tuple(TABLE.val_loss[3, n, 0, 0]), complete=True) for n in range(2, 8)]
+    known = [TrialData(n, {LR: TABLE.rates[n]}, tuple(TABLE.val_loss[3, n, 0, 0]), complete=True) for n in range(2, 8)]
     seen = forecast(known, (axis(LR, TABLE.rates),), MILESTONES)
     assert seen is not None
     best = min(known, key=lambda one: one.losses[-1])
-    mean, sd = seen.ends(seen.points([best]))
+    mean, sd = seen.ends(seen.observations.ends([best]))
     assert math.exp(float(mean[0])) == pytest.approx(best.losses[-1], rel=0.01)
     assert float(sd[0]) < 0.02
     assert forecast(known[:1], (), MILESTONES) is None
@@ -200,7 +203,7 @@ def test_a_complete_trial_is_predicted_where_it_ended() -> None:
 @given(st.floats(-2.0, 50.0))
 def test_an_end_far_behind_stands_for_a_loss_that_was_seen(mean: float) -> None:
     """What lies far behind is squashed: undone, it would be beyond all numbers."""
-    known = [Known(n, {LR: TABLE.rates[n]}, tuple(TABLE.val_loss[3, n, 0, 0]), complete=True) for n in range(2, 8)]
+    known = [TrialData(n, {LR: TABLE.rates[n]}, tuple(TABLE.val_loss[3, n, 0, 0]), complete=True) for n in range(2, 8)]
     seen = forecast(known, (axis(LR, TABLE.rates),), MILESTONES)
     assert seen is not None
     worst = max(max(one.losses) for one in known)
@@ -210,25 +213,26 @@ def test_an_end_far_behind_stands_for_a_loss_that_was_seen(mean: float) -> None:
 
 def test_where_others_run_the_one_that_looks_best_goes_on_though_none_is_complete() -> None:
     """It cannot better itself: measured against its own end it would be paused for being the best."""
-    known = [Known(n, {LR: TABLE.rates[n]}, tuple(TABLE.val_loss[3, n, 0, 0][:15])) for n in range(2, 8)]
+    known = [TrialData(n, {LR: TABLE.rates[n]}, tuple(TABLE.val_loss[3, n, 0, 0][:15])) for n in range(2, 8)]
     seen = forecast(known, (axis(LR, TABLE.rates),), MILESTONES)
     assert seen is not None
-    front = int(seen.ends(seen.points(known))[0].argmin())
+    front = int(seen.ends(seen.observations.ends(known))[0].argmin())
     others, rest = known[:front] + known[front + 1 : -1], [known[front], known[-1]]
-    promise = seen.assuming(others).promise(seen.points(rest), np.full(2, 9.0))
-    assert promise[0] > promise[1]
-    assert seen.promise(seen.points(rest), np.full(2, 9.0))[0] < promise[0]
-    done = forecast([*known[:-1], replace(known[-1], complete=True)], seen.axes, MILESTONES)
+    alone, ends = acquisition(seen), seen.observations.ends(rest)
+    value = alone.assuming(others).value(ends, np.full(2, 9.0))
+    assert value[0] > value[1]
+    assert alone.value(ends, np.full(2, 9.0))[0] < value[0]
+    done = forecast([*known[:-1], replace(known[-1], complete=True)], seen.observations.axes, MILESTONES)
     assert done is not None
-    assert done.rival is None
+    assert done.runner_up is None
 
 
-def test_believing_keeps_the_mean_and_takes_the_doubt_away() -> None:
+def test_conditioning_on_means_keeps_them_and_takes_the_deviation_away() -> None:
     rng = np.random.default_rng(3)
     seen = Points(rng.random((6, 2)), np.ones(6), np.arange(6), np.zeros((6, 0)), np.zeros(6))
-    model = fit_shape(seen, rng.random(6), DEFAULT)
+    model = fit(seen, rng.random(6), DEFAULT)
     at = Points(np.array([[0.3, 0.9]]), np.ones(1), np.array([-1]), np.zeros((1, 0)), np.zeros(1))
-    after = believing(model, at)
+    after = condition_on_means(model, at)
     (before_mean, before_sd), (mean, sd) = model.predict(at), after.predict(at)
     assert mean == pytest.approx(before_mean, abs=1e-3)
     assert sd < 0.5 * before_sd

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 
 from sweep.search.strategy.freeze_thaw import FreezeThaw
 from sweep.search.strategy.protocol import Curve, TrialStatus
-from sweep.search.strategy.worker_speed import GAIN, Places, paces, places
+from sweep.search.strategy.worker_speed import MIN_GAIN, WorkerSpeeds, relative_speeds, worker_speeds
 from tests.bench.search_bench.ours import OurMethod, our_arms
 from tests.bench.search_bench.replay import Decision, Job, Workers, replay
 from tests.bench.search_bench.tables import MILESTONES, synthetic
@@ -45,35 +45,35 @@ def test_a_worker_s_speed_is_told_apart_from_what_its_trials_batches_do(each: in
         rank = curve(number, (number % 6, 0, 0), 1, TrialStatus.RUNNING).params[RANK]
         noise = math.exp(0.03 * rng.standard_normal())
         curves.append(trained(number, worker, rate_of(batch, rank) * SPEEDS[worker] * noise, batch))
-    found = paces(curves)
+    found = relative_speeds(curves)
     assert found == pytest.approx(SPEEDS, rel=0.12)
 
 
 def test_equal_workers_count_as_equal_whatever_they_train() -> None:
     curves = {n: trained(n, f"w{n % 5:04d}", rate_of(2 ** (n % 5), 8), 2 ** (n % 5)) for n in range(20)}
-    found = places(curves, paces(curves.values()), list(curves), ())
+    found = worker_speeds(curves, relative_speeds(curves.values()), list(curves), ())
     assert not any(found.faster(one.worker, MILESTONES, MILESTONES) for one in curves.values())
 
 
 def test_rates_that_say_nothing_are_left_out() -> None:
     curves = [trained(n, f"w{n}", rate, 1) for n, rate in enumerate((math.nan, 0.0, math.inf))]
-    assert paces(curves) == {}
-    assert paces([trained(0, "w0001", 5.0, 1)]) == {}
-    assert paces([replace(trained(n, "", 5.0 + n, 1), worker="") for n in range(4)]) == {}
+    assert relative_speeds(curves) == {}
+    assert relative_speeds([trained(0, "w0001", 5.0, 1)]) == {}
+    assert relative_speeds([replace(trained(n, "", 5.0 + n, 1), worker="") for n in range(4)]) == {}
 
 
 def test_what_is_saved_decides() -> None:
-    found = Places({"slow": 0.8, "fast": 1.6}, early=("fast", "unknown"))
+    found = WorkerSpeeds({"slow": 0.8, "fast": 1.6}, early=("fast", "unknown"))
     assert found.faster("slow", MILESTONES, MILESTONES) == 2  # one that is not known counts as an average one
     assert found.faster("unknown", MILESTONES, MILESTONES) == 1
     assert found.faster("fast", MILESTONES, MILESTONES) == 0
-    least = math.ceil(GAIN * MILESTONES / (1 / 0.8 - 1 / 1.6))
+    least = math.ceil(MIN_GAIN * MILESTONES / (1 / 0.8 - 1 / 1.6))
     assert [found.faster("slow", left, MILESTONES) for left in (least - 1, least)] == [0, 1]
 
 
 def test_contenders_are_few_and_no_early_trial_is_one() -> None:
     curves = {n: trained(n, f"w{n % 16:04d}", 1000.0 * (1 + n % 16), 1, 1 if n < 16 else 6) for n in range(32)}
-    found = places(curves, paces(curves.values()), list(curves), {5})
+    found = worker_speeds(curves, relative_speeds(curves.values()), list(curves), {5})
     assert found.contenders == (0, 1, 2, 3)
     assert set(found.early) == {f"w{n:04d}" for n in range(4, 16)} - {"w0005"}
 
