@@ -224,6 +224,11 @@ HEAVY = {"torch", "torchtune", "wandb", "optuna", "hydra", "omegaconf", "rich", 
         ),
         ("import sweep.controller.loop, sweep.controller.room_channel, trainer.contract, trainer.room", HEAVY),
         (
+            "from sweep.queues import backend\nfrom sweep.config.queues import queue_kinds\n"
+            "assert [backend(kind) for kind in queue_kinds()]",
+            HEAVY,
+        ),
+        (
             "import sweep.cli.start, sweep.queues.local.dispatcher",
             {"torch", "torchtune", "wandb", "optuna", "rich", "plotly"},
         ),
@@ -235,7 +240,7 @@ HEAVY = {"torch", "torchtune", "wandb", "optuna", "hydra", "omegaconf", "rich", 
             {"torch", "torchtune", "wandb", "rich", "plotly"},
         ),
     ],
-    ids=["sweep --help", "completion", "the controller", "a verb", "a composed sweep"],
+    ids=["sweep --help", "completion", "the controller", "the queues", "a verb", "a composed sweep"],
 )
 def test_a_process_loads_nothing_heavy(code: str, absent: set[str]) -> None:
     script = f"{code}\nimport sys; print(' '.join(name for name in sys.modules if '.' not in name))"

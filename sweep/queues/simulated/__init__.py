@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from sweep.config.queues import Queue
-from sweep.config.torchtune import has_key, value_at
 from sweep.errors import ConfigError
 from sweep.queues.backend import Backend, OpenQueue, Recording, SpecBuilder, unchanged
 from sweep.queues.simulated.section import SimulatedQueue
@@ -53,6 +52,8 @@ class SimulatedBackend(Backend):
         return SimulatedDispatcher(_world(room, settings)).poll
 
     def check(self, settings: Settings) -> None:
+        from sweep.config.torchtune import has_key, value_at
+
         queue = _section(settings.queue)
         if queue.workers is None or queue.slots == "auto":
             raise ConfigError("queue=simulated needs numbers for queue.workers and queue.slots")
@@ -70,6 +71,8 @@ class SimulatedBackend(Backend):
 
     def spec_builder(self, settings: Settings) -> SpecBuilder:
         """Builds specifications whose configuration is flat: a value for each key of the table, and perhaps a seed."""
+        from sweep.config.torchtune import value_at
+
         keys = _table(_section(settings.queue)).grid
         base = {key: value_at(settings.torchtune, key) for key in keys if key not in settings.space}
         tokens, every = settings.milestone_tokens, settings.trial.checkpoint_every
