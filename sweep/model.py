@@ -141,6 +141,19 @@ class Verdict:
 
 
 @dataclass(frozen=True, slots=True)
+class AttemptId:
+    """Which execution of a trial is meant, and the worker that it was given to.
+
+    Args:
+        attempt: number of the execution, from 1.
+    """
+
+    trial: int
+    attempt: int
+    worker: str
+
+
+@dataclass(frozen=True, slots=True)
 class AttemptFacts:
     """One attempt (execution) of a trial.
 

@@ -165,9 +165,9 @@ def _sections(groups: Mapping[str, Mapping[str, Path]], chosen: Mapping[str, str
 
 
 def _queue_section(kind: str) -> type:
-    from sweep.config.queues import KINDS
+    from sweep.config.queues import queue_kinds, section_class
 
-    return KINDS.get(kind, KINDS["local"])
+    return section_class(kind if kind in queue_kinds() else "local")
 
 
 def _kind(groups: Mapping[str, Mapping[str, Path]], chosen: Mapping[str, str], group: str) -> str:

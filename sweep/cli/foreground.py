@@ -19,12 +19,12 @@ from sweep.errors import GiveUp, RetryLater
 from sweep.model import Finish, Finished, Mode
 from sweep.report.terminal import console
 from sweep.wiring.rooms import controller_lock, controller_whereabouts, load_settings, whereabouts
-from sweep.wiring.session import make_controller, open_world, with_evaluations
+from sweep.wiring.session import OpenSweep, make_controller, open_world, with_evaluations
 from trainer.room import Room, hold
 
 if TYPE_CHECKING:
     from sweep.config.settings import Settings
-    from sweep.controller.ports import Channel, Ports
+    from sweep.controller.ports import Channel
     from sweep.processes import PreforkServer
     from sweep.search.study import OptunaStudy
 
@@ -56,10 +56,10 @@ def drive(room: Room, control: RunControl, prefork: PreforkServer, continues: bo
                 # A request to an earlier controller is void. It is removed at once, since from here on a person may
                 # ask something of this one; the sync with a store does the same with the request there.
                 control_path(room).unlink(missing_ok=True)
-            with closing(prefork), open_world(room, settings, prefork) as world:
-                finish = _run_controller(room, settings, world, prefork, control)
+            with closing(prefork), open_world(room, settings, prefork) as opened:
+                finish = _run_controller(room, settings, opened, prefork, control)
                 if finish.how is not Finished.HANDED_OVER:
-                    _clear_requests(room, world[1].channel)
+                    _clear_requests(room, opened.ports.channel)
         except OSError as error:
             raise GiveUp(
                 f"the controller cannot write to {room.root}: {error}; repair that, then `sweep resume`"
@@ -79,12 +79,12 @@ def second_interrupt(control: RunControl) -> bool:
 
 
 def _run_controller(
-    room: Room, settings: Settings, world: tuple[OptunaStudy, Ports], prefork: PreforkServer, control: RunControl
+    room: Room, settings: Settings, opened: OpenSweep, prefork: PreforkServer, control: RunControl
 ) -> Finish:
-    log = LineLog(world[0], settings.metric)
-    search = make_controller(room, settings, world, log, control)
-    both = with_evaluations(search, room, settings, (world[0], prefork), EvaluationLog(log, room))
-    with _publishing(room, settings, log), signals_handled(control), _live(log, room, world[0]), both as controller:
+    log = LineLog(opened.study, settings.metric)
+    search = make_controller(room, settings, opened, log, control)
+    both = with_evaluations(search, room, settings, (opened.study, prefork), EvaluationLog(log, room))
+    with _publishing(room, settings, log), signals_handled(control), _live(log, room, opened.study), both as controller:
         finish = controller.run()
         if finish.how is Finished.DETACHED and second_interrupt(control):
             finish = controller.run()

@@ -14,16 +14,15 @@ from typing import Any
 
 import yaml
 
-from sweep.config.queues import LaunchQueue
 from sweep.config.settings import Settings
-from sweep.errors import ConfigError
 from sweep.queues.launch.agent_config import agent_text, cluster_text
 from sweep.queues.launch.agents import Agent, find_agents
-from sweep.queues.launch.automation import Wish
+from sweep.queues.launch.automation import Automation
 from sweep.queues.launch.automation import automate as make_automation
 from sweep.queues.launch.jobs import job_name
 from sweep.queues.launch.queue import Connection, ServerQueue, connect, differences, find, find_job, job_path, make_job
 from sweep.queues.launch.queue import create as make_queue
+from sweep.queues.launch.section import LaunchQueue, is_launch, launch_queue
 from sweep.tracking.runs import wandb_location
 from sweep.wiring.compose import compose_config, freeze
 
@@ -43,11 +42,7 @@ def connected(settings: Settings) -> tuple[LaunchQueue, Connection]:
     Raises:
         ConfigError: it is a queue of another kind; or what `connect` raises.
     """
-    queue = settings.queue
-    if not isinstance(queue, LaunchQueue):
-        raise ConfigError(
-            f"queue.kind={queue.kind} has nothing in W&B; choose a Launch queue, e.g. queue=launch_local_process"
-        )
+    queue = launch_queue(settings)
     return queue, connect(queue, wandb_location(settings))
 
 
@@ -61,7 +56,7 @@ def create(settings: Settings) -> int:
 def show(settings: Settings, as_json: bool) -> int:
     """Print the configured queue and, for one of Launch, what W&B has of it."""
     configured = dataclasses.asdict(settings.queue)
-    on_server = _OnServer.read(settings) if isinstance(settings.queue, LaunchQueue) else None
+    on_server = _OnServer.read(settings) if is_launch(settings) else None
     if as_json:
         wandb = {"wandb": on_server.to_json()} if on_server else {}
         print(json.dumps({"configured": configured, **wandb}, default=dict))
@@ -166,7 +161,7 @@ def agent_objects(settings: Settings, namespace: str) -> int:
     return 0
 
 
-def automate(settings: Settings, wish: Wish) -> int:
+def automate(settings: Settings, automation: Automation) -> int:
     """Create the automation, or change the one of its name."""
-    print(make_automation(connected(settings)[1], wish))
+    print(make_automation(connected(settings)[1], automation))
     return 0

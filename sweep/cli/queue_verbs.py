@@ -128,9 +128,10 @@ def automate(  # noqa: PLR0913, PLR0917 - each parameter is an option
     """Create W&B's automation for each new best adapter."""
     from sweep.cli import launch_queue
     from sweep.errors import ConfigError
-    from sweep.queues.launch.automation import Wish
+    from sweep.queues.launch.automation import Automation
 
     if webhook is None and not slack:
         raise ConfigError("say what W&B does at the event: --webhook NAME, or --slack")
     settings = launch_queue.compose(overrides, config_dir)
-    return launch_queue.automate(settings, Wish(event, alias, collection, artifact_type, webhook, channel, name))
+    automation = Automation(event, alias, collection, artifact_type, webhook, channel, name)
+    return launch_queue.automate(settings, automation)

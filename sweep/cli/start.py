@@ -12,9 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sweep.config.queues import SimulatedQueue
 from sweep.model import Finish, Finished
-from sweep.wiring import backends, rooms, session
+from sweep.wiring import backends, creation, rooms
 from trainer.room import Room
 
 if TYPE_CHECKING:
@@ -94,14 +93,14 @@ def _room_of(composed: Composed, prefork: PreforkServer) -> Room:
         rooms.check_same_sweep(existing, settings)
         return existing
     tokens = settings.trial_tokens  # of a recorded table
-    if isinstance(settings.queue, SimulatedQueue):
-        return session.create_room(composed, tokens)
+    if settings.queue.simulated:
+        return creation.create_room(composed, tokens)
     if settings.queue.offline:
         check_base(settings)
     if settings.objective.milestone_tokens is None or settings.queue.offline:
         print("counting the data …", file=sys.stderr, flush=True)
         tokens = probe_data(settings, prefork).trial_tokens
-    return session.create_room(composed, tokens)
+    return creation.create_room(composed, tokens)
 
 
 def _control(room: Room, detach: bool, prefork: PreforkServer) -> int:

@@ -1,1 +1,1 @@
-"""The sections of a configuration as typed values, and the grammars in which they are written."""
+"""The sections of a configuration as typed values, the search space, and the torchtune YAML of the user."""

@@ -1,8 +1,8 @@
 """The settings of a whole sweep, frozen into `sweep.json` and read back from it.
 
 Invariants: a value that exists is valid in itself; what depends on several sections is checked in `wiring.compose`.
-The frozen form is plain JSON, so that a sweep can be resumed without the files that it was composed from.
-OmegaConf and Hydra are imported when a section is read and not before, so that the command line can complete keys.
+The frozen form is plain JSON, so that a sweep can be resumed without the files that it was composed from. Hydra is
+imported when a space is parsed and not before, so that the command line can complete keys quickly.
 """
 
 from __future__ import annotations
@@ -14,8 +14,7 @@ from functools import cached_property
 from typing import Any
 
 from sweep.config.evaluate import EVALUATORS, Evaluator, NoEvaluation
-from sweep.config.launch_template import check_launch
-from sweep.config.queues import CONTROLLER_WORDS, KINDS, SHARED_WORDS, LaunchQueue, Queue, SlurmQueue, Submitit
+from sweep.config.queues import Queue, section_class
 from sweep.config.section_reader import read_section
 from sweep.config.sections import SECTIONS, Objective, Recipe, Search, Trial, Wandb, WarmStart
 from sweep.config.space import Space
@@ -67,7 +66,7 @@ class Settings:
     @cached_property
     def space(self) -> Space:
         """The search space. It is parsed once for each object: `dataclasses.replace` makes one that parses anew."""
-        from sweep.config.space_grammar import parse_space  # Hydra, which the completion of keys does without
+        from sweep.config.space_grammar import parse_space
 
         return parse_space(self.space_raw)
 
@@ -92,11 +91,8 @@ class Settings:
 
     @property
     def store_url(self) -> str | None:
-        """The object store that carries the room between controller and jobs; None if they share a file system."""
-        queue = self.queue
-        if isinstance(queue, LaunchQueue) and queue.channel == "room" and queue.room and "://" in queue.room:
-            return f"{queue.room.rstrip('/')}/{self.name}"
-        return None
+        """The object store that carries the room between controller and jobs; None where they share it."""
+        return self.queue.store_url(self.name)
 
     @property
     def guard(self) -> Guard:
@@ -159,16 +155,11 @@ def read_queue(raw: Any) -> Queue:
     """The section `queue`, as the dataclass of its kind.
 
     Raises:
-        ConfigError: an unknown kind, or what `read_section` refuses, in `queue.controller` too.
+        ConfigError: a kind that is not installed, what `read_section` refuses, or values that do not fit each other.
     """
     kind = raw.get("kind", "local") if isinstance(raw, Mapping) else "local"
-    if kind not in KINDS:
-        raise ConfigError(f"queue.kind={kind} is not allowed; it must be {' or '.join(KINDS)}")
-    queue = read_section(KINDS[kind], raw, "queue")
-    if isinstance(queue, SlurmQueue):
-        controller_job(queue)
-    if isinstance(queue, LaunchQueue):
-        check_launch(queue)
+    queue = read_section(section_class(kind), raw, "queue")
+    queue.check_section()
     return queue
 
 
@@ -182,13 +173,3 @@ def read_evaluator(raw: Any) -> Evaluator:
     if kind not in EVALUATORS:
         raise ConfigError(f"evaluate.kind={kind} is not allowed; it must be {' or '.join(EVALUATORS)}")
     return read_section(EVALUATORS[kind], raw, "evaluate")
-
-
-def controller_job(queue: SlurmQueue) -> Submitit:
-    """The resources that the controller's own SLURM job asks for.
-
-    Raises:
-        ConfigError: `queue.controller` has an unknown key or a wrong value.
-    """
-    shared = {key: getattr(queue, key) for key in SHARED_WORDS}
-    return read_section(Submitit, {**shared, **CONTROLLER_WORDS, **queue.controller}, "queue.controller")

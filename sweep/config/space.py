@@ -1,7 +1,7 @@
-"""The search space: which torchtune keys vary, over what, and when.
+"""The search space: which torchtune keys vary, over which values, and under which conditions.
 
-Invariants: values are validated on construction, so that a `Space` is always usable; no sampling here, no Hydra,
-no Optuna. A parameter's conditions name parameters that stand before it in `ordered`.
+Invariants: values are validated on construction, so that a `Space` is always usable. A parameter's conditions name
+parameters that precede it in the space. Nothing is sampled here, and neither Hydra nor Optuna is imported.
 """
 
 from __future__ import annotations
@@ -19,18 +19,22 @@ from sweep.errors import ConfigError
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """One of some values; lists and mappings are allowed."""
+    """One of several values; lists and mappings are allowed.
+
+    Raises:
+        ConfigError: fewer than two values, or one of them twice.
+    """
 
     values: tuple[Any, ...]
 
     def __post_init__(self) -> None:
         if len(self.values) < 2:
             raise ConfigError(f"choice({', '.join(map(label, self.values))}) has fewer than two values")
-        for one, other in combinations(self.values, 2):
-            if label(one) == label(other):
-                raise ConfigError(f"choice(…) holds {label(one)} twice; remove one")
-            if one == other:
-                raise ConfigError(f"choice(…) holds {label(one)} twice, once as {label(other)}; remove one")
+        for first, second in combinations(self.values, 2):
+            if label(first) == label(second):
+                raise ConfigError(f"choice(…) holds {label(first)} twice; remove one")
+            if first == second:
+                raise ConfigError(f"choice(…) holds {label(first)} twice, once as {label(second)}; remove one")
 
     def __str__(self) -> str:
         return f"choice({', '.join(map(label, self.values))})"
@@ -41,8 +45,12 @@ class Interval:
     """Numbers from low to high, both included.
 
     Args:
-        step: the distance between allowed numbers; None for any.
+        log: the scale is logarithmic.
+        step: the distance between allowed numbers, from `low` on; None: every number is allowed.
         integer: whole numbers only.
+
+    Raises:
+        ConfigError: an end is not finite, the interval is empty, or scale, step and integer do not fit each other.
     """
 
     low: float
@@ -56,7 +64,7 @@ class Interval:
         if not (math.isfinite(self.low) and math.isfinite(self.high)):
             raise ConfigError(f"{text} needs finite ends")
         if self.low >= self.high:
-            raise ConfigError(f"{text} is empty; its low end must lie below its high end")
+            raise ConfigError(f"{text} is empty; its low end must be below its high end")
         if self.log and self.low <= 0:
             raise ConfigError(f"{text} has a logarithmic scale, so its low end must be above 0")
         if self.integer and not all(float(number).is_integer() for number in (self.low, self.high, self.step or 1)):
@@ -81,8 +89,8 @@ class Parameter:
     """A torchtune key that varies.
 
     Args:
-        when: keys of other parameters with the values under which this one exists; all must hold.
-        adds: the key is new to the torchtune configuration (written `+key`).
+        when: conditions, as keys of other parameters with their allowed values. The parameter exists if all hold.
+        adds: the torchtune configuration lacks the key (written `+key`).
     """
 
     key: str
@@ -91,12 +99,17 @@ class Parameter:
     adds: bool = False
 
     def exists(self, params: Mapping[str, Any]) -> bool:
+        """Whether the conditions hold for these values of other parameters."""
         return all(key in params and params[key] in values for key, values in self.when)
 
 
 @dataclass(frozen=True, slots=True)
 class Space:
-    """Parameters in an order in which each condition can be checked when its turn comes."""
+    """Parameters, each after those that its conditions name.
+
+    Raises:
+        ConfigError: no parameter, a key twice, or a condition that names no parameter, never holds, or is circular.
+    """
 
     parameters: tuple[Parameter, ...]
 
@@ -117,7 +130,9 @@ class Space:
         try:
             order = list(TopologicalSorter(graph).static_order())
         except CycleError as error:
-            raise ConfigError(f"space: these parameters wait for each other: {' -> '.join(error.args[1])}") from error
+            raise ConfigError(
+                f"space: the conditions of these parameters are circular: {' -> '.join(error.args[1])}"
+            ) from error
         if any(list(graph).index(other) > list(graph).index(key) for key, others in graph.items() for other in others):
             object.__setattr__(self, "parameters", tuple(keys[key] for key in order))
 
@@ -136,18 +151,21 @@ class Space:
     def check(self, params: Mapping[str, Any], where: str) -> None:
         """Refuse values that this space could not have proposed.
 
+        Args:
+            where: what holds the values, for error texts.
+
         Raises:
-            ConfigError: an unknown key, a value outside its domain, or a missing one.
+            ConfigError: an unknown key, or a value outside its domain.
         """
         for key, value in params.items():
             if key not in self:
                 known = ", ".join(p.key for p in self.parameters)
                 raise ConfigError(f"{where}: {key} is not in the space; its keys are {known}")
             if not contains(self[key].domain, value):
-                raise ConfigError(f"{where}: {key}={value} lies outside {self[key].domain}")
+                raise ConfigError(f"{where}: {key}={value} is outside {self[key].domain}")
 
     def describe(self) -> dict[str, str]:
-        """Key to a text that tells this space from another, conditions included."""
+        """By key, the domain and its conditions as a text. Spaces with the same texts are equal."""
         return {
             p.key: f"{p.domain}" + "".join(f" when {k} in {[label(v) for v in vs]}" for k, vs in p.when)
             for p in self.parameters
@@ -155,7 +173,7 @@ class Space:
 
 
 def contains(domain: Domain, value: Any) -> bool:
-    """Whether a domain could have proposed a value."""
+    """Whether a value belongs to a domain."""
     match domain:
         case Choice(values):
             return any(label(value) == label(own) and isinstance(value, str) == isinstance(own, str) for own in values)
@@ -167,7 +185,7 @@ def contains(domain: Domain, value: Any) -> bool:
 
 
 def label(value: Any) -> str:
-    """A text that identifies a choice: strings as they are, everything else as JSON."""
+    """A text that identifies a choice: a string as it is, any other value as JSON."""
     return value if isinstance(value, str) else json.dumps(value)
 
 

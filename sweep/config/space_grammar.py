@@ -2,12 +2,12 @@
 
     model.lora_rank: choice(4, 8, 16)
     optimizer.lr: tag(log, interval(1e-5, 1e-3))
-    epochs: range(1, 4)                                  # Hydra's range leaves its end out
+    epochs: range(1, 4)                                  # Hydra's range excludes its upper end
     +optimizer.momentum:                                 # `+`: a key that the configuration lacks
       value: interval(0.0, 0.95)
       when: {optimizer._component_: torch.optim.SGD}     # or a list of values
 
-Invariant: texts in, `Space` out; every error names the key, what was written and what is allowed.
+Invariant: every error names the key, what was written and what is allowed.
 """
 
 from __future__ import annotations
@@ -31,7 +31,10 @@ FORMS = (
 
 
 def parse_space(raw: Mapping[str, Any]) -> Space:
-    """A space from the `space` section of a configuration, dotted or nested.
+    """A space from the section `space` of a configuration.
+
+    Args:
+        raw: domains by dotted or nested key; a null takes the key out of the space.
 
     Raises:
         ConfigError: a value that is no sweep of Hydra's grammar, an empty one, or a condition that cannot hold.
@@ -40,24 +43,24 @@ def parse_space(raw: Mapping[str, Any]) -> Space:
 
 
 def merged(*layers: Mapping[str, Any]) -> dict[str, Any]:
-    """Flat keys and leaves of mappings, later ones over earlier ones, however each is written.
+    """Mappings joined into one with flat keys; a later mapping overrides an earlier one.
 
-    Dotted and nested keys are the same, and so are `a.b`, `+a.b` and `a.+b`; the result has the `+` in front where
-    any of them has one. A leaf also takes the place of all that stood below its key; a leaf with `value` or `when`
-    alone keeps the other.
+    Dotted and nested keys are the same key, and so are `a.b`, `+a.b` and `a.+b`; the key of the result begins with `+`
+    if any of them has one. A leaf also replaces everything below its key. A leaf with `value` or `when` alone keeps the
+    other one.
     """
-    found: dict[str, Any] = {}
+    joined: dict[str, Any] = {}
     for name, value in (item for layer in layers for item in flatten(layer)):
         key = name.replace("+", "")
-        beaten = [old for old in found if f"{old.removeprefix('+')}.".startswith(f"{key}.")]
-        adds = "+" in name or f"+{key}" in beaten
-        before = {old.removeprefix("+"): found.pop(old) for old in beaten}.get(key)
-        found["+" * adds + key] = _joined(before, value)
-    return found
+        overridden = [old for old in joined if f"{old.removeprefix('+')}.".startswith(f"{key}.")]
+        adds = "+" in name or f"+{key}" in overridden
+        before = {old.removeprefix("+"): joined.pop(old) for old in overridden}.get(key)
+        joined["+" * adds + key] = _joined(before, value)
+    return joined
 
 
 def flatten(raw: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted keys and leaves; a mapping with `value` and perhaps `when` is a leaf."""
+    """The dotted key and the value of each leaf; a mapping with `value`, or with `when` alone, is a leaf."""
     for key, value in raw.items():
         if isinstance(value, Mapping) and not _is_leaf(value):
             yield from flatten(value, f"{prefix}{key}.")
@@ -66,10 +69,10 @@ def flatten(raw: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
 
 
 def parse_domain(key: str, text: Any) -> Domain:
-    """One value of the space.
+    """The domain that a text of the section `space` describes.
 
     Raises:
-        ConfigError: it is no sweep, or an impossible one.
+        ConfigError: the text cannot be read, does not vary, or describes an impossible domain.
     """
     integer = isinstance(text, str) and "int(" in text.replace(" ", "")
     try:
@@ -130,7 +133,7 @@ def _range(start: float | None, stop: float | None, step: float, tags: set[str])
     if start is None or stop is None or step <= 0 or not all(map(math.isfinite, (start, stop, step))):
         raise ConfigError(f"range({start}, {stop}, {step}) needs two finite ends and a step above 0")
     low, end, width = (Decimal(str(number)) for number in (start, stop, step))  # 0.9 is three times 0.3 in decimals
-    high = low + (math.ceil((end - low) / width) - 1) * width  # Hydra's range leaves its end out
+    high = low + (math.ceil((end - low) / width) - 1) * width  # Hydra's range excludes its upper end
     integer = all(float(number).is_integer() for number in (start, stop, step))
     return Interval(start, int(high) if integer else float(high), log="log" in tags, step=step, integer=integer)
 

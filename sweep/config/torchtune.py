@@ -1,7 +1,7 @@
-"""The torchtune configuration of a sweep: found, changed, checked, resolved for a trial, and exported.
+"""The torchtune configuration of a sweep: finds it, applies overrides, checks it, resolves it for a trial, exports it.
 
-Invariants: torchtune is not imported. The user's file is read once, when the sweep is created; what is exported
-differs from it in the changed keys alone, comments and order included.
+Invariants: torchtune is not imported. The user's file is read once, when the sweep is created. An exported YAML differs
+from the user's file in the changed keys alone, comments and order included.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from sweep.errors import ConfigError, unknown_key
 from sweep.resources import embedded_dir, torchtune_recipes
 from trainer.components import ComponentError, check_components, components, current_path
 
-# Keys that the trainer reads and that a configuration may lack.
+# Keys that the trainer reads and that a torchtune configuration may lack.
 OPTIONAL_KEYS = (
     "batch_size_val",
     "clip_grad_norm",
@@ -52,7 +52,7 @@ REQUIRED_KEYS = (
     "dtype",
     "output_dir",
 )
-# torchtune's other recipes with adapters, by a key that theirs have: run as ours they would leave it out.
+# torchtune's other recipes with adapters, by a key of theirs that our recipe would ignore.
 OTHER_RECIPES = {
     "teacher_model": "knowledge_distillation_single_device",
     "quantizer": "qat_lora_finetune_distributed",
@@ -75,10 +75,13 @@ for _name, _function in _RESOLVERS.items():
 
 
 def find_torchtune_config(name: str) -> Path:
-    """The file of a torchtune configuration: a path, or a name that `tune ls` prints.
+    """The file of a torchtune configuration.
+
+    Args:
+        name: a path, or a name that `tune ls` prints.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: no such file, and no such name.
     """
     own = torchtune_recipes() / f"{name.removesuffix('.yaml')}.yaml"
     path = Path(name).expanduser()
@@ -97,10 +100,10 @@ def find_torchtune_config(name: str) -> Path:
 
 
 def load_torchtune_config(path: Path, overrides: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """A torchtune configuration with overrides, interpolations unresolved, and the changes as dotted keys.
+    """A torchtune configuration with overrides, and the overrides as dotted keys. Interpolations stay unresolved.
 
     Raises:
-        ConfigError: the file is no YAML mapping, is no LoRA configuration, or an override names no key of it.
+        ConfigError: the file is no YAML mapping or no LoRA configuration, or an override names a key that it lacks.
     """
     try:
         cfg = OmegaConf.load(path)
@@ -173,10 +176,14 @@ def value_at(config: Any, key: str) -> Any:
 
 
 def check_key(config: Any, key: str, section: str, file: str = "") -> None:
-    """Refuse a key of a section that a torchtune configuration lacks.
+    """Refuse a key that a torchtune configuration lacks.
+
+    Args:
+        section: the section that names the key, for the error text.
+        file: the file's name, for the error text.
 
     Raises:
-        ConfigError: naming the keys beside it and how to add one.
+        ConfigError: with the keys at the same level, and how to add one.
     """
     if has_key(config, key):
         return
@@ -190,32 +197,32 @@ def check_key(config: Any, key: str, section: str, file: str = "") -> None:
 
 
 def check_space(config: Mapping[str, Any], space: Space, derive: Mapping[str, Any]) -> None:
-    """Refuse a space or derivation that the torchtune configuration cannot take.
+    """Refuse a space or a derivation that does not fit the torchtune configuration.
 
     Raises:
-        ConfigError: an unknown key, a key both varied and derived, or a derivation that cannot be computed.
+        ConfigError: an unknown key, or a key that is both varied and derived.
     """
     derived = {key.removeprefix("+") for key in derive}
     for parameter in space:
         if not parameter.adds and parameter.key not in OPTIONAL_KEYS:
             check_key(config, parameter.key, "space")
         if parameter.key in derived:
-            raise ConfigError(f"derive.{parameter.key}: the key is in the space too; it can be one of the two")
+            raise ConfigError(f"derive.{parameter.key}: the key is in the space too; remove it from one of the two")
     for key in derive:
         if not key.startswith("+") and key not in OPTIONAL_KEYS:
             check_key(config, key, "derive")
 
 
 def equal_data(config: Mapping[str, Any], space: Iterable[str]) -> dict[str, str]:
-    """The derivation that gives every trial the same rows, where a limit in optimizer steps would not.
+    """The derivation of `max_steps_per_epoch` with which every trial trains on the same rows; empty if none is needed.
 
-    A limit of steps with varying rows per step means varying data; torchtune has no other limit.
+    torchtune limits an epoch by optimizer steps only. If the rows of a step vary, one limit means different data.
 
     Args:
         space: the keys that vary.
 
     Raises:
-        ConfigError: the limit or what makes a step is no whole number.
+        ConfigError: the limit, the batch size or the accumulation is no whole number.
     """
     keys = ("max_steps_per_epoch", "batch_size", "gradient_accumulation_steps")
     if config.get(keys[0]) is None or keys[0] in space or not set(keys) & set(space):
@@ -231,7 +238,12 @@ def equal_data(config: Mapping[str, Any], space: Iterable[str]) -> dict[str, str
 
 
 def resolve(config: Mapping[str, Any], params: Mapping[str, Any], derive: Mapping[str, Any]) -> dict[str, Any]:
-    """The torchtune configuration of one trial, all interpolations resolved.
+    """The torchtune configuration of a trial, all interpolations resolved.
+
+    Args:
+        config: the torchtune configuration of the sweep.
+        params: the trial's hyperparameters, by dotted key.
+        derive: the section `derive`.
 
     Raises:
         ConfigError: an interpolation names nothing, or a derivation fails.
@@ -248,22 +260,26 @@ def resolve(config: Mapping[str, Any], params: Mapping[str, Any], derive: Mappin
 
 
 def trial_changes(config: Mapping[str, Any], params: Mapping[str, Any], derive: Mapping[str, Any]) -> dict[str, Any]:
-    """What a trial changes in the torchtune configuration: its hyperparameters and what is derived from them."""
+    """The keys of the torchtune configuration that a trial changes, with their values: varied and derived ones."""
     resolved = resolve(config, params, derive)
     return {**params, **{key.removeprefix("+"): value_at(resolved, key.removeprefix("+")) for key in derive}}
 
 
 def seed_of_final(seed: int, index: int) -> int:
-    """The seed that a trial is trained again with: of no index is it the search's own.
+    """The seed of a final, which differs from the trial's own seed for every index.
 
     Args:
-        seed: the trial's. index: which of the finals' seeds, from 0.
+        seed: the trial's own seed.
+        index: which of the finals' seeds, from 0.
     """
     return seed + 1 + index
 
 
 def check_trusted(config: Mapping[str, Any], extra: list[str]) -> None:
     """Refuse a configuration that names code outside the allow-list.
+
+    Args:
+        extra: further allowed prefixes.
 
     Raises:
         ConfigError: with the key and the allowed prefixes.
@@ -275,13 +291,16 @@ def check_trusted(config: Mapping[str, Any], extra: list[str]) -> None:
 
 
 def export_yaml(original: str, changes: Mapping[str, Any], header: str) -> str:
-    """The user's own YAML with these dotted keys changed and nothing else, comments and order kept.
+    """The user's YAML with these dotted keys changed and nothing else; comments and order are kept.
+
+    Old names of components are replaced by today's.
 
     Args:
-        header: lines of a comment to put above.
+        original: the text of the user's YAML.
+        header: lines to put above it as a comment.
 
     Raises:
-        ConfigError: a change has no place in this YAML.
+        ConfigError: a key cannot be changed in this YAML.
     """
     named = [(re.sub(r"\[(\d+)\]", r".\1", key), path) for key, path in components(yaml.safe_load(original))]
     named += [(key, path) for key, path in changes.items() if key.endswith("_component_") and isinstance(path, str)]

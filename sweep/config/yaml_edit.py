@@ -1,9 +1,9 @@
 """Changes single values in a YAML text and leaves every other character as it is.
 
-Invariants: only the spans of changed values and lines of new keys differ; PyYAML's own parser finds them. (Its
-dumper, and ruamel's round trip, would rewrite `True`, `null` and quotes throughout.) What comes out has been read
-back, with numbers as OmegaConf reads them, and is the original with these keys changed. Where an edit would reach
-beyond its key through an alias, aliases are written out first.
+Invariants: only the spans of changed values and the lines of new keys differ. PyYAML's parser finds these spans; its
+dumper, and ruamel's round trip, would rewrite `True`, `null` and quotes throughout. Every result is read back, with
+numbers as OmegaConf reads them, and equals the original data with these keys changed. If an edit would change more than
+its key through an alias, aliases are written out first.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _FLOATS = (_FLOAT, re.compile(r"^[-+]?(?:[0-9][0-9_]*\.?[0-9_]*|\.[0-9_]+)[eE][-
 
 
 class _Loader(yaml.SafeLoader):
-    """Reads plain values as OmegaConf does, and keeps where each alias stands."""
+    """Reads plain values as OmegaConf does, and records the position of each alias."""
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
@@ -41,7 +41,7 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes what OmegaConf would not read as a text; writes no anchors and no text over several lines."""
+    """Quotes a text that OmegaConf would read as another type; writes no anchors, and each text on one line."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
@@ -55,14 +55,20 @@ _Dumper.add_representer(str, _Dumper.text)
 _Dumper.add_implicit_resolver(*_FLOATS)
 _Loader.add_implicit_resolver(*_FLOATS)
 _Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in found if tag != _TIME]
-    for first, found in _Loader.yaml_implicit_resolvers.items()
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != _TIME]
+    for first, resolvers in _Loader.yaml_implicit_resolvers.items()
 }
 
 
 @dataclass(frozen=True, slots=True)
 class _Spot:
-    """A value in the text, the key in front of it where it has one, and whether it stands inside `{}` or `[]`."""
+    """A value in the text.
+
+    Args:
+        node: the value.
+        key: the key before it; None for an item of a list and for the root.
+        flow: the value is inside `{}` or `[]`.
+    """
 
     node: yaml.Node
     key: yaml.Node | None = None
@@ -70,11 +76,11 @@ class _Spot:
 
 
 def edit_yaml(text: str, changes: Mapping[str, Any]) -> str:
-    """The text with these dotted keys set; keys that it lacks are added to the end of their mapping.
+    """The text with these dotted keys set; a key that it lacks is added at the end of its mapping.
 
     Raises:
-        KeyError: a key leads through a value that is no mapping, list or null, or one whose place in the text
-            cannot be changed alone.
+        KeyError: a key leads through a value that is no mapping, list or null, or the key cannot be changed without
+            changing more of the text.
     """
     data = _read(text)
     for key, value in changes.items():
@@ -94,7 +100,7 @@ def _edit(text: str, path: Path, value: Any, wanted: Any) -> str:
 
 
 def _updated(data: Any, path: Path, value: Any, depth: int = 0) -> Any:
-    """The plain data with the value below `path[depth:]` set; null counts as an empty mapping."""
+    """The data with the value below `path[depth:]` set; null counts as an empty mapping."""
     if depth == len(path):
         return value
     part = path[depth]
@@ -156,10 +162,10 @@ def _append(text: str, at: int, lines: str) -> str:
 
 
 def _end(text: str, node: yaml.Node) -> int:
-    """Where a value's own text ends; a block's mark lies at the next token, beyond comments and blank lines."""
+    """The index at which a value's text ends. A block's end mark is later: at the next token, after blank lines."""
     if isinstance(node, yaml.MappingNode) and _is_block(node):
         key, value = node.value[-1]
-        return max(int(key.end_mark.index), _end(text, value))  # the value may be an alias, which lies elsewhere
+        return max(int(key.end_mark.index), _end(text, value))  # the value may be an alias, whose text is elsewhere
     if isinstance(node, yaml.SequenceNode) and _is_block(node):
         return _end(text, node.value[-1])
     start, end = node.start_mark.index, node.end_mark.index
@@ -173,12 +179,12 @@ def _is_block(node: yaml.Node) -> bool:
 
 
 def _line_end(text: str, at: int) -> int:
-    found = text.find("\n", at)
-    return len(text) if found < 0 else found
+    end = text.find("\n", at)
+    return len(text) if end < 0 else end
 
 
 def _flow(value: Any, inside: bool) -> str:
-    """A value on one line; inside a flow collection more texts need quotes."""
+    """A value on one line. Inside `{}` or `[]` more texts need quotes."""
     text = _dump([value] if inside else value, flow=True)
     return text[1:-1] if inside else text.removesuffix("\n...")
 
@@ -203,7 +209,7 @@ def _read(text: str) -> Any:
 
 
 def _without_aliases(text: str) -> str:
-    """The text with each alias written out."""
+    """The text with each alias replaced by the value that it refers to."""
     loader = _Loader(text)
     loader.get_single_node()
     for start, end, node in reversed(loader.aliases):
@@ -212,7 +218,7 @@ def _without_aliases(text: str) -> str:
 
 
 def _same(left: Any, right: Any) -> bool:
-    """Equal in value and type, NaN included; a tuple is a list, and the order of keys does not count."""
+    """Whether two values are equal in value and type, NaN included; tuples equal lists, and keys have no order."""
     if isinstance(left, Mapping) and isinstance(right, Mapping):
         return left.keys() == right.keys() and all(_same(left[key], right[key]) for key in left)
     if isinstance(left, list | tuple) and isinstance(right, list | tuple):

@@ -20,11 +20,11 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from sweep.config.evaluate import PLACEHOLDERS, Command, Evaluator, Heldout, LmEval, NoEvaluation, Torchtune
-from sweep.config.queues import LaunchQueue, SimulatedQueue, SlurmQueue
 from sweep.config.settings import Settings
 from sweep.config.torchtune import check_trusted, find_torchtune_config
 from sweep.errors import ConfigError
-from sweep.tracking.runs import adapter_name, carries, tracking_of, wandb_location
+from sweep.model import AttemptId
+from sweep.tracking.runs import adapter_name, tracking_of, wandb_location
 from trainer.contract import Evaluation, TrialSpec, decode
 from trainer.room import Room, read_text
 
@@ -60,7 +60,7 @@ def check(settings: Settings) -> None:
     Raises:
         ConfigError: it cannot; names the key, its value and what is allowed.
     """
-    if wanted(settings.evaluate) and isinstance(settings.queue, SimulatedQueue):
+    if wanted(settings.evaluate) and settings.queue.simulated:
         raise ConfigError("evaluate: a simulated queue trains no adapter that could be judged; set evaluate=none")
     match settings.evaluate:
         case Heldout(dataset=None) if not settings.torchtune.get("dataset_val"):
@@ -88,13 +88,8 @@ def check(settings: Settings) -> None:
 
 
 def evaluation_settings(settings: Settings) -> Settings:
-    """The settings of the sweep that runs the evaluations: the same queue with one worker, and no budget."""
-    queue, search = settings.queue, settings.search
-    queue = replace(queue, workers=1, slots=1)
-    if isinstance(queue, LaunchQueue):
-        queue = replace(queue, room=f"{queue.room.rstrip('/')}/{settings.name}") if queue.room else queue
-    elif not isinstance(queue, SlurmQueue):
-        queue = replace(queue, threads=1)  # the trials use the other cores
+    """The settings of the sweep that evaluates: the same queue with one worker, and no budget."""
+    queue, search = settings.queue.for_evaluations(settings.name), settings.search
     search = replace(search, trials=None, tokens=None, seconds=None, target=None, max_failure_share=1.0)
     wandb = replace(
         settings.wandb, group=wandb_location(settings).group, job_type="evaluation", artifacts="none", hook=None
@@ -102,30 +97,28 @@ def evaluation_settings(settings: Settings) -> Settings:
     return replace(settings, name=f"{settings.name}-{DIRECTORY}", queue=queue, search=search, wandb=wandb)
 
 
-def evaluation_spec(
-    settings: Settings, room: Room, identity: tuple[int, int, str], stopped: Collection[str] = ()
-) -> TrialSpec:
-    """The specification of an evaluation's attempt (trial, attempt, worker).
+def evaluation_spec(settings: Settings, room: Room, identity: AttemptId, stopped: Collection[str] = ()) -> TrialSpec:
+    """The specification of an attempt of an evaluation.
 
     Args:
         settings, room: of the sweep whose trials are judged.
         stopped: W&B runs of evaluations that were asked to stop, so that no attempt continues in them.
     """
-    trial, attempt, worker = identity
+    trial = identity.trial
     judged = room.attempts(trial)[-1]
     done = decode(TrialSpec, read_text(room.attempt(trial, judged).spec) or "")
-    launched = isinstance(settings.queue, LaunchQueue)  # its job is a run in any case
+    is_run = settings.queue.jobs_are_runs
     options = {key: value for key, value in dataclasses.asdict(settings.evaluate).items() if key != "kind"}
-    carried = carries(settings)
+    carried = settings.queue.reports_over_wandb
     return TrialSpec(
         sweep=settings.name,
         trial=trial,
-        attempt=attempt,
-        worker=worker,
+        attempt=identity.attempt,
+        worker=identity.worker,
         config=done.config,
         milestone_tokens=done.milestone_tokens,
         components=done.components,
-        tracking=tracking_of(evaluation_settings(settings), trial, done.config, stopped) if launched else None,
+        tracking=tracking_of(evaluation_settings(settings), trial, done.config, stopped) if is_run else None,
         evaluate=Evaluation(
             kind=settings.evaluate.kind,
             options=options,
@@ -144,8 +137,7 @@ def wanted(evaluator: Evaluator) -> bool:
 def _adapter(settings: Settings, room: Room, trial: int, attempt: int) -> str:
     """The path of an attempt's adapter on the host of the job, where the room may have another path than here."""
     path = room.attempt(trial, attempt).adapter
-    seen = settings.queue.room if isinstance(settings.queue, LaunchQueue) else None
-    return f"{seen.rstrip('/')}/{settings.name}/{path.relative_to(room.root)}" if seen else str(path)
+    return f"{settings.queue.room_in_jobs(room.root)}/{path.relative_to(room.root)}"
 
 
 def _yaml(name: str) -> dict[str, Any]:
@@ -172,9 +164,7 @@ def _check_placeholders(where: str, words: Iterable[str]) -> None:
 def _check_lm_eval(settings: Settings, asked: LmEval) -> None:
     if not asked.tasks:
         raise ConfigError("evaluate.tasks is empty; name tasks of lm-eval, e.g. evaluate.tasks=[hellaswag]")
-    queue = settings.queue
-    elsewhere = isinstance(queue, LaunchQueue) or (isinstance(queue, SlurmQueue) and queue.python is not None)
-    if not elsewhere and importlib.util.find_spec("lm_eval") is None:
+    if not settings.queue.own_interpreter and importlib.util.find_spec("lm_eval") is None:
         raise ConfigError(
             "evaluate=lm_eval needs lm-eval, which is not installed here; "
             "pip install 'sweeps-on-launch[lm-eval]', or choose evaluate=heldout"

@@ -9,19 +9,16 @@ from __future__ import annotations
 import json
 import os
 import socket
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from sweep.config.settings import Settings, settings_from_json
 from sweep.errors import ConfigError, RetryLater
-from trainer.room import Room, append_line, held, hold, read_json, read_text, write_atomic
+from trainer.room import Room, held, hold, read_json, read_text, write_atomic
 
 DEFAULT_ROOMS = "sweeps"
 CHANGEABLE = ("search", "queue")
-# The last job that the controller was, or is to be: `detached` writes it on SLURM, `controllerjob` on a Launch queue.
-CONTROLLER_RECORD = "controller.json"
 
 
 def rooms_dir() -> Path:
@@ -192,21 +189,6 @@ def worker_log(room: Room, name: str) -> Path:
     return Path(job["log"]) if isinstance(job, dict) and "log" in job else room.worker(name).log
 
 
-def mark_stopped(room: Room, run: str) -> None:
-    """Remember that W&B was asked to stop this run: no later attempt goes on in it, since the request may stand."""
-    with stopped_path(room).open("a") as file:
-        append_line(file, run)
-
-
-def stopped_runs(room: Room) -> set[str]:
-    """The W&B runs that were asked to stop."""
-    return set((read_text(stopped_path(room)) or "").split())
-
-
-def stopped_path(room: Room) -> Path:
-    return room.root / "stopped_runs"
-
-
 def journal_path(room: Room) -> Path:
     return room.root / "study.journal"
 
@@ -234,17 +216,6 @@ def controller_elsewhere(room: Room) -> str:
     from sweep.store.remote import controller_at
 
     return controller_at(url, room.root)
-
-
-def controller_record(room: Room) -> dict[str, Any]:
-    """What is known of the controller's last job: its number; on SLURM its name, its id once it is there and the id of
-    the job before; on a Launch queue its run, its item once it is pushed, and whether it was withdrawn."""
-    found = read_json(room.root / CONTROLLER_RECORD)
-    return found if isinstance(found, dict) else {}
-
-
-def record_controller(room: Room, record: Mapping[str, Any]) -> None:
-    write_atomic(room.root / CONTROLLER_RECORD, json.dumps(record))
 
 
 def controller_whereabouts(room: Room) -> str:

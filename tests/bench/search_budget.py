@@ -22,9 +22,9 @@ import numpy as np
 import optuna
 import yaml
 
-from sweep.config.queues import SimulationModel
 from sweep.config.space_grammar import parse_space
 from sweep.model import Finished, Limits
+from sweep.queues.simulated.section import SimulationModel
 from sweep.queues.simulated.tables import Table, load_table
 from sweep.queues.simulated.world import World
 from sweep.search.forecast_sampler import ForecastSampler

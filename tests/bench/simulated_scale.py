@@ -21,9 +21,9 @@ from pathlib import Path
 
 import optuna
 
-from sweep.config.queues import SimulationModel
 from sweep.config.space_grammar import parse_space
 from sweep.model import Effect, Finished, Limits, Tell
+from sweep.queues.simulated.section import SimulationModel
 from sweep.queues.simulated.tables import Table, load_table
 from sweep.queues.simulated.world import SimAttempt, World
 from sweep.search.storage import memory_storage

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from sweep.config.queues import SimulationModel
 from sweep.controller.ports import Channel
 from sweep.controller.room_channel import RoomChannel
 from sweep.queues.launch.api import Runs
 from sweep.queues.launch.channel import WandbChannel
 from sweep.queues.simulated.dispatcher import SimulatedChannel, SimulatedClock
+from sweep.queues.simulated.section import SimulationModel
 from sweep.queues.simulated.tables import load_table
 from sweep.queues.simulated.world import SimAttempt, World
 from sweep.store.channel import StoreChannel

@@ -11,7 +11,7 @@ from sweep.controller.ports import Ports
 from sweep.controller.room_channel import RoomChannel
 from sweep.evaluation.controller import CombinedController, EvaluationMode, EvaluationStudy, read_ending
 from sweep.evaluation.jobs import evaluation_settings, evaluation_spec, evaluations_room
-from sweep.model import Finished, Mode
+from sweep.model import AttemptId, Finished, Mode
 from sweep.report.reader import open_reader, read_evaluation
 from sweep.search.study import OptunaStudy
 from sweep.wiring import session
@@ -44,7 +44,7 @@ def together(room: Room, listener: Quiet, mode: Mode = Mode.RUN) -> CombinedCont
     judging = Controller(
         ports=Ports(study, RoomChannel(beside), dispatcher, session.WallClock()),
         limits=inner.limits(1),
-        spec=lambda trial, attempt, worker: evaluation_spec(settings, room, (trial, attempt, worker)),
+        spec=lambda trial, attempt, worker: evaluation_spec(settings, room, AttemptId(trial, attempt, worker)),
         listener=listener,
         mode=evaluation_mode,
         created=settings.created,

@@ -20,7 +20,7 @@ from sweep.controller.loop import Controller
 from sweep.controller.ports import Ports
 from sweep.evaluation.controller import CombinedController, EvaluationMode, EvaluationStudy
 from sweep.evaluation.jobs import evaluation_settings, evaluation_spec, evaluations_room
-from sweep.model import Finished, Mode
+from sweep.model import AttemptId, Finished, Mode
 from sweep.report.reader import open_reader
 from sweep.search.study import OptunaStudy
 from sweep.store.channel import StoreChannel, hold_store
@@ -28,6 +28,7 @@ from sweep.store.lease import Lease
 from sweep.store.remote import LEASE_RECORD, download
 from sweep.wiring import backends, session
 from sweep.wiring.rooms import controller_lock, load_settings, save_settings
+from sweep.wiring.specifications import trial_spec
 from tests.helpers.fakes import FarDispatcher
 from tests.helpers.kill_points import STEP_SECONDS, Quiet, check_ledger, check_sweep, make_room, wait_for_workers
 from tests.helpers.stores import Faulty, faulty, s3_server
@@ -62,7 +63,7 @@ class Far:
         return Controller(
             ports=Ports(study, channel, dispatcher, session.WallClock()),
             limits=settings.limits(backends.worker_count(settings)),
-            spec=lambda t, a, w: session.trial_spec(settings, study.params(t), (t, a, w)),
+            spec=lambda t, a, w: trial_spec(settings, study.params(t), AttemptId(t, a, w)),
             listener=listener,
             mode=lambda: mode,
             created=settings.created,
@@ -132,7 +133,7 @@ class Judged(Far):
             evaluations = Controller(
                 ports=Ports(study, judging, dispatcher, session.WallClock()),
                 limits=inner.limits(1),
-                spec=lambda t, a, w: evaluation_spec(settings, self.room, (t, a, w)),
+                spec=lambda t, a, w: evaluation_spec(settings, self.room, AttemptId(t, a, w)),
                 listener=listener,
                 mode=evaluation_mode,
                 created=settings.created,

@@ -106,7 +106,7 @@ def yaml_keys(path: Path) -> list[Key]:
 def section_keys(kind: type, where: str) -> list[Key]:
     """The fields of a section's dataclass, `kind` apart."""
     described = described_fields(kind)
-    ranges = ranges_of(kind, where)
+    ranges = ranges_of(kind)
     keys = []
     for field in dataclasses.fields(kind):
         if field.name == "kind":
@@ -193,7 +193,7 @@ def _blocks() -> dict[str, str]:
 
 
 def _groups() -> str:
-    defaults = {}
+    defaults: dict[str, Any] = {}
     for entry in yaml.safe_load((conf_dir() / "config.yaml").read_text())["defaults"]:
         defaults |= entry if isinstance(entry, dict) else {}
     rows = [

@@ -17,13 +17,13 @@ from omegaconf import OmegaConf
 from sweep.cli.foreground import drive
 from sweep.cli.main import main
 from sweep.cli.run_control import RunControl, control_path
-from sweep.config.queues import SimulationModel
 from sweep.config.space_grammar import parse_space
 from sweep.controller.ledger import read_ledger
 from sweep.controller.loop import Controller
 from sweep.errors import ConfigError
-from sweep.model import Ask, Effect, Finish, Finished, Limits, Mode, Stop
+from sweep.model import Ask, AttemptId, Effect, Finish, Finished, Limits, Mode, Stop
 from sweep.queues.simulated.dispatcher import simulated_ports
+from sweep.queues.simulated.section import SimulationModel
 from sweep.queues.simulated.tables import load_table
 from sweep.queues.simulated.world import World
 from sweep.search.forecast_sampler import ForecastSampler
@@ -31,10 +31,11 @@ from sweep.search.storage import journal_storage, memory_storage
 from sweep.search.strategy.freeze_thaw import FreezeThaw
 from sweep.search.strategy.halving import AsynchronousHalving, Promotion
 from sweep.search.study import OptunaStudy, StudyConfig
-from sweep.wiring import backends, session
+from sweep.wiring import backends, creation, session
 from sweep.wiring.compose import compose_config, freeze
 from sweep.wiring.rooms import find_room, load_settings
 from sweep.wiring.simulate import Silent, simulate
+from sweep.wiring.specifications import trial_spec
 from tests.bench.replay_agreement import PRUNERS, compare
 from tests.bench.simulated_scale import SPACE, run
 from tests.helpers.tables import write_table
@@ -178,6 +179,7 @@ def test_the_world_goes_on_under_the_next_controller(table: Path, tmp_path: Path
 WORDS = ["space.optimizer.lr=tag(log,interval(1e-5,1e-1))", "objective=val_loss", "queue.workers=3"]
 
 
+@pytest.mark.slow
 def test_the_verbs(table: Path, rooms: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sweep = ["run", "name=s", "queue=simulated", f"queue.table={table}", "pruner=asha", "search.trials=12", *WORDS]
     assert main(sweep) == 0
@@ -200,6 +202,7 @@ def test_the_verbs(table: Path, rooms: Path, capsys: pytest.CaptureFixture[str])
     assert "all 16 trials have ended" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_replay_says_what_another_pruner_would_have_done(
     table: Path, rooms: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -219,7 +222,7 @@ def test_a_replay_says_what_another_pruner_would_have_done(
         assert found["cut"] == 0, "every trial was recorded to its end"
     assert (found["winner_fate"], found["best"]) == ("pruned", None)
     assert main(["replay", "full", "sampler=random"]) == 2
-    assert "the sampler stays" in capsys.readouterr().err
+    assert "a replay keeps the sweep's trials" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -261,7 +264,7 @@ def test_a_resumed_room_takes_up_what_another_process_left(
     from sweep.queues.simulated import dispatcher
 
     words = ["queue=simulated", f"queue.table={table}", "pruner=asha", "search.trials=10", "queue.charge=false", *WORDS]
-    room = session.create_room(freeze(compose_config(words), "s"), 8000)
+    room = creation.create_room(freeze(compose_config(words), "s"), 8000)
     settings = freeze(compose_config(words), "s").settings
     stopping = RunControl(room, Mode.RUN)
     monkeypatch.setattr(RunControl, "__call__", lambda self: Mode.STOP if len(room.trials()) > 4 else Mode.RUN)
@@ -282,7 +285,7 @@ def test_a_stop_while_the_study_is_being_opened_is_obeyed_and_an_earlier_one_is_
 ) -> None:
     words = ["queue=simulated", f"queue.table={table}", "pruner=asha", "search.trials=3", *WORDS]
     composed = freeze(compose_config(words), "s")
-    room = session.create_room(composed, 8000)
+    room = creation.create_room(composed, 8000)
     opened = session.open_study
 
     def slowly(*words: Any) -> OptunaStudy:
@@ -296,6 +299,7 @@ def test_a_stop_while_the_study_is_being_opened_is_obeyed_and_an_earlier_one_is_
     assert drive(room, RunControl(room), backends.make_prefork(composed.settings)).how is Finished.DONE
 
 
+@pytest.mark.slow
 def test_a_database_is_found_from_anywhere_and_holds_each_name_once(
     table: Path, rooms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -345,6 +349,7 @@ def test_a_storage_that_cannot_be_is_refused_in_a_sentence(
     assert not list(rooms.rglob("sweep.json"))
 
 
+@pytest.mark.slow
 def test_finalists_are_trained_again_over_seeds_and_ties_are_said(
     table: Path, rooms: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -369,7 +374,7 @@ def test_finalists_are_trained_again_over_seeds_and_ties_are_said(
     for row in finals:
         assert main(["export", "s", "--trial", str(row["number"]), "-o", "-"]) == 0
         exported = OmegaConf.create(capsys.readouterr().out)
-        spec = session.trial_spec(settings, row["params"], (row["number"], 1, "w0001"), row["final"][1])
+        spec = trial_spec(settings, row["params"], AttemptId(row["number"], 1, "w0001"), row["final"][1])
         assert exported.seed == spec.config["seed"] == ordinary_seed + 1 + row["final"][1]
     standings = said[said.index("finals over 3 seeds") : said.index("best trial")].strip()
     assert main(["best", "s"]) == 0

@@ -19,13 +19,13 @@ from wandb.sdk.launch.agent.config import AgentConfig
 
 from sweep.cli import launch_queue
 from sweep.cli.main import main
-from sweep.config.queues import LaunchQueue
 from sweep.config.settings import Settings
 from sweep.errors import RetryLater, SweepError
 from sweep.queues.launch.agent_config import cluster_objects
 from sweep.queues.launch.agents import agents_field, agents_query
-from sweep.queues.launch.doctor import launch_looks
+from sweep.queues.launch.doctor import launch_checks
 from sweep.queues.launch.queue import asking, stage_code
+from sweep.queues.launch.section import LaunchQueue
 from sweep.wiring.compose import Composed, compose_config, freeze
 from tests.standin.model import Agent, Item, Queue
 from tests.standin.operations.introspection import LISTS_AGENTS, named
@@ -378,7 +378,7 @@ def test_a_server_that_is_down(sweep: Sweep, standin: StandIn) -> None:  # noqa:
 def doctor(*words: str) -> dict[str, str]:
     """What each look says, or `wrong: …`."""
     found = {}
-    for name, look in launch_looks(settings_of(*words)):
+    for name, look in launch_checks(settings_of(*words)):
         try:
             found[name] = look()
         except SweepError as error:
@@ -388,16 +388,16 @@ def doctor(*words: str) -> dict[str, str]:
 
 def test_doctor_says_what_is_missing_one_after_the_other(sweep: Sweep, standin: StandIn) -> None:  # noqa: F811
     found = doctor(LOCAL)
-    assert found["W&B key"].startswith("taken by http://127.0.0.1")
+    assert found["W&B key"].startswith("accepted by http://127.0.0.1")
     assert found["W&B entity"] == "team"
-    assert found["W&B queue"] == "wrong: there is no queue team/sweep; make it with `sweep queue create queue=…`"
-    assert found["W&B agent"] == "wrong: could not be looked at: there is no queue"
-    assert found["W&B job"].startswith("wrong: there is no job team/sweep/job-sweep:latest; make it with")
+    assert found["W&B queue"] == "wrong: there is no queue team/sweep; create it with `sweep queue create queue=…`"
+    assert found["W&B agent"] == "wrong: not checked: there is no queue"
+    assert found["W&B job"].startswith("wrong: there is no job team/sweep/job-sweep:latest; create it with")
 
     sweep("create", LOCAL)
     found = doctor(LOCAL)
     assert found["W&B queue"] == "team/sweep: local-process, no items"
-    assert found["W&B agent"].startswith("this server does not say who polls; no items")
+    assert found["W&B agent"].startswith("this server does not list agents; no items")
     add_item(standin)
     found = doctor(LOCAL)
     assert found["W&B agent"].startswith("wrong: 1 items wait and none was ever taken, so no agent seems to poll")
@@ -419,7 +419,7 @@ def test_doctor_without_a_key_says_so_once(sweep: Sweep, monkeypatch: pytest.Mon
     monkeypatch.setenv("NETRC", "/nonexistent")
     found = doctor(LOCAL)
     assert "no API key" in found.pop("W&B key")
-    assert set(found.values()) == {"wrong: could not be looked at: see the W&B key above"}
+    assert set(found.values()) == {"wrong: not checked: see the W&B key above"}
 
 
 @pytest.mark.parametrize(
@@ -449,7 +449,7 @@ def test_which_field_lists_agents(schema: dict[str, Any], query: str | None) -> 
 def test_a_server_that_does_not_tell_its_schema_says_nothing_of_agents(sweep: Sweep, standin: StandIn) -> None:  # noqa: F811
     sweep("create", LOCAL)
     standin.faults.answer(400, operation="LaunchAgentFields")
-    assert doctor(LOCAL)["W&B agent"].startswith("this server does not say who polls")
+    assert doctor(LOCAL)["W&B agent"].startswith("this server does not list agents")
 
 
 # --- what stands in the server ------------------------------------------------------------------------------------

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ast
+import re
 import subprocess
 import sys
+from collections.abc import Collection
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -110,10 +113,68 @@ def test_a_package_is_imported_by_its_owners_only(package: str) -> None:
 
 
 def test_queues_do_not_know_each_other() -> None:
-    queues = {name for name in SWEEP if name.startswith("sweep.queues.")}
-    for module in queues:
-        mine = ".".join(module.split(".")[:3])
-        assert {name for name in GRAPH.own(module) & queues if not within(name, {mine})} == set()
+    """Each is a folder; the modules beside the folders are for all of them, and import none."""
+    packages = {name for name in SWEEP if name.startswith("sweep.queues.") and GRAPH.modules[name].stem == "__init__"}
+    queues = {name for name in SWEEP if within(name, packages)}
+    assert len(packages) >= 4
+    for module in (name for name in SWEEP if within(name, {"sweep.queues"})):
+        mine = {name for name in packages if within(module, {name})}
+        assert {name for name in GRAPH.own(module) & queues if not within(name, mine)} == set()
+
+
+def queue_classes() -> dict[str, str]:
+    """The sections of the queues, by class name, and the folder that each belongs to."""
+    return {
+        node.name: module.rpartition(".")[0]
+        for module, path in GRAPH.modules.items()
+        if module.startswith("sweep.queues.")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ClassDef) and "Queue" in {ast.unparse(base) for base in node.bases}
+    }
+
+
+def kind_questions(tree: ast.AST, classes: Collection[str]) -> list[str]:
+    """Where code asks which kind a queue is: by its class, or by its `kind`."""
+    asks = []
+    for node in ast.walk(tree):
+        match node:
+            case ast.Call(func=ast.Name("isinstance" | "issubclass"), args=[_, kinds]):
+                names = {name.id for name in ast.walk(kinds) if isinstance(name, ast.Name)}
+                names |= {name.attr for name in ast.walk(kinds) if isinstance(name, ast.Attribute)}
+                asks += [ast.unparse(node)] if names & set(classes) else []
+            case ast.MatchClass(cls=kind):
+                asks += [ast.unparse(kind)] if ast.unparse(kind).rpartition(".")[2] in classes else []
+            case ast.Compare(left=left, comparators=others):
+                sides = [ast.unparse(side) for side in (left, *others)]
+                asks += [ast.unparse(node)] if any(re.search(r"\bqueue\.kind$", side) for side in sides) else []
+            case ast.Match(subject=subject):
+                asks += [ast.unparse(subject)] if ast.unparse(subject).endswith("queue.kind") else []
+    return asks
+
+
+def test_the_walk_sees_who_asks_for_the_kind_of_a_queue() -> None:
+    code = """
+isinstance(settings.queue, SlurmQueue | LaunchQueue)
+isinstance(queue, (section.SlurmQueue, int))
+match queue:
+    case SlurmQueue() as found: pass
+    case LaunchQueue(room=room): pass
+if settings.queue.kind == "slurm": pass
+if queue.kind in ("slurm", "launch"): pass
+match settings.queue.kind:
+    case "slurm": pass
+"""
+    assert len(kind_questions(ast.parse(code), {"SlurmQueue", "LaunchQueue"})) == 7
+    harmless = "isinstance(evaluator, Command); backend(settings.queue.kind); evaluator.kind == 'none'"
+    assert kind_questions(ast.parse(harmless), {"SlurmQueue"}) == []
+
+
+@pytest.mark.parametrize("module", SWEEP)
+def test_only_a_queue_s_own_folder_asks_for_its_kind(module: str) -> None:
+    """So that a new queue is a new folder, and no other module needs a line."""
+    foreign = {name for name, package in queue_classes().items() if not within(module, {package})}
+    assert {"SlurmQueue", "LaunchQueue", "SimulatedQueue", "LocalQueue"} == set(queue_classes())
+    assert kind_questions(ast.parse(GRAPH.modules[module].read_text()), foreign) == []
 
 
 def test_decide_imports_nothing_that_acts() -> None:

@@ -17,6 +17,7 @@ from sweep.cli.run_control import RunControl
 from sweep.errors import GiveUp, RetryLater
 from sweep.model import Finish, Finished
 from sweep.queues.slurm import commands
+from sweep.queues.slurm import controller_job as slurm_job
 from sweep.queues.slurm.submit import job_name
 from sweep.wiring.rooms import load_settings
 from tests.helpers.kill_points import make_room
@@ -41,7 +42,7 @@ class Cluster:
         self.submitted: list[str] = []
         self.jobs: list[commands.QueuedJob] = []
         self.cancelled: list[str] = []
-        monkeypatch.setattr(background, "submit_calls", self.submit)
+        monkeypatch.setattr(slurm_job, "submit_calls", self.submit)
         monkeypatch.setattr(background, "_drive", self.drive)
         monkeypatch.setattr(commands, "queue", lambda names: [job for job in self.jobs if job.name in names])
         monkeypatch.setattr(commands, "cancel", self.cancelled.extend)
@@ -128,7 +129,7 @@ def test_a_hand_over_that_fails_ends_in_a_sentence_before_the_job_does(
     assert failed.value.__suppress_context__
     assert tries(len(cluster.submitted))
     assert set(cluster.submitted) == {name(room, 2)}
-    assert cluster.now <= 1000 + DELAY_SECONDS - background.LAST_WORD_SECONDS
+    assert cluster.now <= 1000 + DELAY_SECONDS - slurm_job.REPORT_SECONDS
     assert controller_log(room).name == "5_0_log.out", "`sweep logs --controller` shows what was said"
 
 

@@ -16,7 +16,7 @@ from sweep.cli import foreground, launch_controller
 from sweep.cli.launch_controller import check_controller, is_wanted, push_controller, withdraw_controller
 from sweep.cli.main import main
 from sweep.errors import ConfigError, RetryLater
-from sweep.queues.launch import api as launchapi
+from sweep.queues.launch import dispatcher as launch_dispatch
 from sweep.store.channel import open_store_channel
 from sweep.wiring.rooms import controller_lock, current_room, load_settings
 from tests.helpers.kill_points import make_room
@@ -33,7 +33,7 @@ WORDS = ("queue=launch_local_process", "controller=launch", "wandb.entity=e", "w
 @pytest.fixture
 def api(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeLaunchApi:
     found = FakeLaunchApi(tmp_path / "wandb")
-    for module in (launch_controller, launchapi):
+    for module in (launch_controller, launch_dispatch):
         monkeypatch.setattr(module, "make_api", lambda queue, place, job: found)
     monkeypatch.setattr(foreground, "_publishing", lambda room, settings, log: nullcontext())
     return found

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from sweep.config import settings as module
+from sweep.config import space_grammar
 from sweep.config.queues import Queue
 from sweep.config.sections import Objective, Recipe, Search, Trial, WarmStart
 from sweep.config.settings import Settings, settings_from_json
@@ -45,7 +45,7 @@ def parsed(monkeypatch: pytest.MonkeyPatch) -> list[Mapping[str, Any]]:
         parses.append(raw)
         return parse_space(raw)
 
-    monkeypatch.setattr(module, "parse_space", count)
+    monkeypatch.setattr(space_grammar, "parse_space", count)
     return parses
 
 

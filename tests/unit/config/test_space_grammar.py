@@ -170,7 +170,7 @@ def test_a_condition_may_stand_before_what_it_names() -> None:
         ({"x": {"value": None}}, ["space.x=None", "does not vary"]),
         (
             {"x": {"value": TWO, "when": {"y": 1}}, "y": {"value": TWO, "when": {"x": 1}}},
-            ["wait for each other", "x", "y"],
+            ["are circular", "x", "y"],
         ),
         ({"a": TWO, "x": {"when": {"a": 1}}}, ["space.x", "value"]),
     ],

@@ -18,8 +18,22 @@ from sweep.controller.room_channel import RoomChannel
 from sweep.errors import ConfigError, GiveUp
 from sweep.evaluation.controller import CombinedController, EvaluationMode, EvaluationStudy, read_ending
 from sweep.evaluation.jobs import evaluation_settings, evaluation_spec, evaluations_room
-from sweep.model import Ask, Assign, Effect, Ending, Finish, Finished, Job, JobState, Limits, Mode, Tell, View
-from sweep.queues.launch.api import RunFacts, Runs
+from sweep.model import (
+    Ask,
+    Assign,
+    AttemptId,
+    Effect,
+    Ending,
+    Finish,
+    Finished,
+    Job,
+    JobState,
+    Limits,
+    Mode,
+    Tell,
+    View,
+)
+from sweep.queues.launch.api import ObservedRun, Runs
 from sweep.queues.launch.channel import WandbChannel
 from sweep.queues.launch.jobs import payload, run_of
 from sweep.report.reader import read_evaluation
@@ -134,7 +148,7 @@ def test_the_specification_names_adapter_kind_and_the_trial_s_own_run(tmp_path: 
     settings = replace(composed("evaluate=heldout", "evaluate.max_tokens=7"), created=1.0)
     tracking = Tracking("r-00003", "offline", {"project": "p"})
     room = room_with_a_trial(tmp_path, settings, tracking)
-    spec = evaluation_spec(settings, room, (3, 1, "w0005"))
+    spec = evaluation_spec(settings, room, AttemptId(3, 1, "w0005"))
     assert spec.evaluate == Evaluation(
         "heldout",
         {"dataset": None, "batch_size": None, "max_tokens": 7, "seconds": None},
@@ -159,7 +173,7 @@ def test_a_launch_job_has_a_run_of_its_own_and_sees_the_room_as_jobs_do(tmp_path
     words = ("queue=launch_local_process", "evaluate=heldout", "queue.room=/mnt/s", "wandb.entity=e")
     settings = replace(composed(*words), created=1.0)
     room = room_with_a_trial(tmp_path, settings)
-    spec = evaluation_spec(settings, room, (3, 1, "w0001"))
+    spec = evaluation_spec(settings, room, AttemptId(3, 1, "w0001"))
     assert spec.evaluate is not None
     assert spec.evaluate.adapter == "/mnt/s/s/trials/00003/2/adapter"
     assert spec.tracking is not None
@@ -177,7 +191,7 @@ def test_in_an_object_store_the_job_is_told_where_the_adapter_lies_there(tmp_pat
     words = ("queue=launch_local_process", "queue.room=s3://b/sweeps/", "evaluate=heldout", "wandb.entity=e")
     settings = replace(composed(*words), created=1.0)
     room = room_with_a_trial(tmp_path, settings)
-    spec = evaluation_spec(settings, room, (3, 1, "w0001"))
+    spec = evaluation_spec(settings, room, AttemptId(3, 1, "w0001"))
     assert spec.evaluate is not None
     assert spec.evaluate.adapter == "s3://b/sweeps/s/trials/00003/2/adapter"
     job = payload(evaluation_settings(settings), evaluations_room(room), "w0001", [spec], False)[JOB_KEY]
@@ -202,7 +216,7 @@ def test_an_adapter_is_fetched_from_a_store_whole_or_said_to_be_absent(tmp_path:
 def test_where_wandb_is_all_that_is_shared_the_job_fetches_an_artifact(tmp_path: Path) -> None:
     words = ("queue=launch_local_process", "queue.channel=wandb", "evaluate=heldout", "wandb.entity=e")
     settings = replace(composed(*words), created=1.0)
-    spec = evaluation_spec(settings, room_with_a_trial(tmp_path, settings), (3, 1, "w0001"))
+    spec = evaluation_spec(settings, room_with_a_trial(tmp_path, settings), AttemptId(3, 1, "w0001"))
     assert spec.evaluate is not None
     assert (spec.evaluate.adapter, spec.evaluate.artifact) == ("", "e/sweep/s-adapter:trial-3")
     assert spec.tracking is not None
@@ -231,10 +245,10 @@ def test_lm_eval_runs_on_the_trial_s_own_model_without_its_adapter() -> None:
 class Wandb:
     """Runs as W&B shows them; asked for an adapter, it fails the test."""
 
-    def __init__(self, facts: RunFacts) -> None:
+    def __init__(self, facts: ObservedRun) -> None:
         self.facts = facts
 
-    def runs(self, ids: Sequence[str]) -> Mapping[str, RunFacts]:
+    def runs(self, ids: Sequence[str]) -> Mapping[str, ObservedRun]:
         return {self.facts.id: self.facts}
 
     def fetch_adapter(self, name: str, directory: str) -> None:
@@ -244,11 +258,11 @@ class Wandb:
 def test_scores_come_back_through_wandb_where_that_is_all_that_is_shared(tmp_path: Path) -> None:
     words = ("queue=launch_local_process", "queue.channel=wandb", "evaluate=heldout", "wandb.entity=e")
     settings = replace(composed(*words), created=1.0)
-    spec = evaluation_spec(settings, room_with_a_trial(tmp_path, settings), (3, 1, "w0001"))
+    spec = evaluation_spec(settings, room_with_a_trial(tmp_path, settings), AttemptId(3, 1, "w0001"))
     assert spec.tracking is not None
     outcome = Outcome(OutcomeKind.COMPLETED, scores={"loss": 1.5})
     said = json.dumps({"attempt": 1, "worker": "w0001", "outcome": encode(outcome)})
-    facts = RunFacts(
+    facts = ObservedRun(
         spec.tracking.run, "finished", sweep={"attempt": 1, "worker": "w0001"}, summary={OUTCOME_KEY: said}
     )
     api: Any = Wandb(facts)

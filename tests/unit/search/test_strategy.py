@@ -146,6 +146,7 @@ def test_rungs_ascend_below_the_end() -> None:
     assert rungs(3, 3) == [3]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arm", ["ours", "ours (loss alone)"])
 def test_on_a_parametric_family_trials_are_promoted_and_the_best_is_found(arm: str) -> None:
     """The family is drawn by our own code; a limit of 40 is a third of what random search needs on it at the median."""

@@ -112,6 +112,7 @@ class Watched:
         return decision
 
 
+@pytest.mark.slow
 def test_contenders_move_to_faster_workers() -> None:
     table, workers = synthetic(3), Workers(24, 0.4, limit=12.0)
     watched = Watched(our_arms()["ours"](table, 1))

@@ -638,6 +638,7 @@ def test_the_end_of_a_job_makes_the_next_observation_pull(world: World) -> None:
     assert paced.listings(1.75, [3]) == 0
 
 
+@pytest.mark.slow
 def test_many_reports_are_read_in_turn_within_the_budget_and_none_is_lost(world: World) -> None:
     running = list(range(20))
     workers = {trial: world.worker(f"w{trial:04d}") for trial in running}

@@ -550,7 +550,7 @@ NO_DATA = {"recipe.overrides.dataset_val": None, "objective.metric": "val_loss"}
         ("derive.optimizer.rate", "1", ["derive: there is no key optimizer.rate"]),
         ("derive.model.lora_alpha", "${mul:2,${nothing}}", ["model.lora_alpha", "'nothing' not found"]),
         ("search.trials", None, ["search has no limit", "search.trials", "search.tokens"]),
-        ("warm_start.enqueue", [{"model.lora_rank": 5}], ["warm_start.enqueue[0]", "model.lora_rank=5 lies outside"]),
+        ("warm_start.enqueue", [{"model.lora_rank": 5}], ["warm_start.enqueue[0]", "model.lora_rank=5 is outside"]),
         ("warm_start.enqueue", [{}, {"lr": 5}], ["warm_start.enqueue[1]", "lr is not in the space"]),
         ("", NO_DATA, ["objective.metric=val_loss", "dataset_val", "objective.metric=loss"]),
         ("sampler", {"_target_": "optuna.samplers.GridSampler"}, ["sampler=grid", "optimizer.lr", "choice(…)"]),
@@ -573,7 +573,7 @@ NO_DATA = {"recipe.overrides.dataset_val": None, "objective.metric": "val_loss"}
         ("sampler._target_", "sweep.cli.start.run_sweep", ["sampler._target_=sweep.cli.start.run_sweep is no sampler"]),
         ("pruner._target_", "sweep.errors.GiveUp", ["pruner._target_=sweep.errors.GiveUp is no pruner"]),
         ("recipe.overrides.checkpointer.output_dir", "${root}/base/x", ["output_dir=", "/base/x is or lies inside"]),
-        ("warm_start.enqueue", [{"model.lora_rank": "8"}], ["lies outside"]),
+        ("warm_start.enqueue", [{"model.lora_rank": "8"}], ["is outside"]),
     ],
 )
 def test_a_mistake_in_a_composition_is_answered_in_one_line(key: str, value: Any, said: list[str]) -> None:
@@ -609,7 +609,7 @@ def test_a_name_is_that_of_one_directory(name: str) -> None:
         ("trial", {"loss_ratio": 1}, ["trial.loss_ratio=1.0", "above 1"]),
         ("trial", {"grad_norm_ratio": 0.5}, ["trial.grad_norm_ratio=0.5", "above 1"]),
         ("trial", {"checkpoint_every": -1}, ["trial.checkpoint_every=-1", "0 or more"]),
-        ("queue", {"kind": "lsf"}, ["queue.kind=lsf", "local or slurm"]),
+        ("queue", {"kind": "lsf"}, ["queue.kind=lsf", "local or simulated or slurm"]),
         ("queue", {"slots": 0}, ["queue.slots=0", "at least 1, or auto"]),
         ("queue", {"slots": "many"}, ["queue.slots=many", "at least 1, or auto"]),
         ("queue", {"workers": 0}, ["queue.workers=0", "at least 1"]),
