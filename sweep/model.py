@@ -228,8 +228,8 @@ class StudyFacts:
     """What the study knows of the trials of this sweep; imported trials are not counted.
 
     Args:
-        open: numbers of the trials that were asked for and not told, ascending, without those in `aside`.
-        aside: numbers of paused trials whose attempts have ended. They need not be observed until they are promoted.
+        open: numbers of the trials that were asked for and not told, ascending, without the `suspended` ones.
+        suspended: numbers of paused trials whose attempts have ended; they are not observed until they are promoted.
         complete, pruned, failed, cancelled: how many trials ended in each way.
         best: the lowest objective of a complete trial; `best_trial` is its number.
         tokens: label tokens of the ended trials.
@@ -242,7 +242,7 @@ class StudyFacts:
     """
 
     open: tuple[int, ...] = ()
-    aside: tuple[int, ...] = ()
+    suspended: tuple[int, ...] = ()
     complete: int = 0
     pruned: int = 0
     failed: int = 0
@@ -265,7 +265,7 @@ class StudyFacts:
     @property
     def asked(self) -> int:
         """How many trials were asked for."""
-        return self.ended + len(self.open) + len(self.aside)
+        return self.ended + len(self.open) + len(self.suspended)
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,7 +273,7 @@ class View:
     """All facts of one moment, on which the controller decides.
 
     Args:
-        trials: the open trials, without those that the study has laid aside.
+        trials: the open trials, without the suspended ones.
         mode: what the user wants.
         tokens: label tokens trained by all trials so far.
         seconds: since the sweep was created.

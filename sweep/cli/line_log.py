@@ -18,7 +18,7 @@ from trainer.contract import Report
 from trainer.room import Room
 
 if TYPE_CHECKING:
-    from sweep.search.strategy.halving import Promotion
+    from sweep.search.strategy.protocol import Promotion
     from sweep.search.study import OptunaStudy
 
 logger = logging.getLogger(__name__)

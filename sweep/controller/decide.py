@@ -231,7 +231,7 @@ class _Decision:
             return None
         if situation.abort_reason:
             return Finish(Finished.FAILED, situation.abort_reason)
-        open_trials = bool(view.trials or view.study.aside)
+        open_trials = bool(view.trials or view.study.suspended)
         left = open_trials or self._budget.new_trials > 0 or situation.finals > 0
         if view.mode is Mode.STOP and left:
             return Finish(Finished.STOPPED, "trials were stopped with a checkpoint and go on with `sweep resume`")

@@ -25,8 +25,8 @@ class Endings:
         """What to tell the study of the trials that have ended."""
         tells = [tell for tell in self._by_trial.values() if tell]
         if self._situation.paused_are_final:
-            # a trial that was laid aside in this very observation is among both
-            tells += [_not_promoted(number) for number in self._view.study.aside if not self._by_trial.get(number)]
+            # a trial that was suspended in this very observation is among both
+            tells += [_not_promoted(number) for number in self._view.study.suspended if not self._by_trial.get(number)]
         return tells
 
     @cached_property

@@ -19,7 +19,7 @@ from sweep.model import Ruling, SweepState, TrialStatus, Verdict
 from trainer.room import Room, append_line, cut_torn_line, read_text
 
 if TYPE_CHECKING:
-    from sweep.search.strategy.halving import Promotion
+    from sweep.search.strategy.protocol import Promotion
 
 PROMOTED = "promote"
 

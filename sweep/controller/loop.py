@@ -116,7 +116,8 @@ class Controller:
             case Ask(new, worker):
                 return self._ask(new, worker)
             case AskFinal():
-                ports.study.ask_final()
+                assert ports.finals is not None, "a study that announces finals implements FinalsStudy"
+                ports.finals.ask_final()
             case Assign(trial, attempt, worker):
                 ports.channel.assign(self.spec(trial, attempt, worker))
             case Send(worker):
@@ -137,8 +138,9 @@ class Controller:
 
     def _ask(self, new: bool, worker: str) -> bool:
         """Promote a paused trial or ask for a new one; False if none is to be promoted and no new one is allowed."""
-        study = self.ports.study
-        if (promotion := study.promote(new, reusable_worker(worker, self.limits))) is not None:
+        study, pausing = self.ports.study, self.ports.pausing
+        promotion = pausing.promote(new, reusable_worker(worker, self.limits)) if pausing else None
+        if promotion is not None:
             self.observer.trials.forget(promotion.trial)
             self.ledger.add_promotion(promotion)
             self.listener.promoted(promotion)

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 
 from sweep.controller.budget import trials_left
 from sweep.controller.first_seen import FirstSeen
-from sweep.controller.ports import Ledger, Listener, ObservedWorker, Ports
+from sweep.controller.ports import Ledger, Listener, ObservedAttempt, ObservedWorker, Ports
 from sweep.controller.report_buffer import ReportBuffer
 from sweep.controller.trial_observer import TrialObserver
 from sweep.model import Job, JobState, Limits, Mode, View, WorkerFacts
@@ -47,7 +47,7 @@ class Observer:
     trials: TrialObserver = field(init=False)
     _first_seen: FirstSeen = field(init=False)
     _reports: ReportBuffer = field(init=False)
-    _recalled: bool = False
+    _restored: bool = False
     _jobs: Mapping[str, Job] = field(default_factory=dict)
     _last_earlier_worker: int | None = None
     _last_worker: int = 0
@@ -56,7 +56,9 @@ class Observer:
     def __post_init__(self) -> None:
         self._first_seen = FirstSeen(self.ports.clock)
         self._reports = ReportBuffer(self.ports.channel)
-        self.trials = TrialObserver(self.ports.study, self.listener, self.ledger, self.limits, self._first_seen)
+        self.trials = TrialObserver(
+            self.ports.study, self.ports.pausing, self.listener, self.ledger, self.limits, self._first_seen
+        )
 
     def observe(self) -> View:
         """All facts of this moment.
@@ -65,7 +67,7 @@ class Observer:
             RetryLater, OSError: a port cannot answer now. Reports that were read are processed in the next round.
         """
         study = self.ports.study
-        self._recall()
+        self._restore_reports()
         before = study.facts()
         self.trials.new_trials_allowed = trials_left(before, self.limits) > 0
         self._poll_jobs()
@@ -94,12 +96,18 @@ class Observer:
         """The position of a worker among the queue's workers, as of the last poll."""
         return self._jobs[worker].place
 
-    def _recall(self) -> None:
+    def _restore_reports(self) -> None:
         """Once: hand the study the reports of trials that ended under an earlier controller, if it judges by them."""
-        if not self._recalled:
-            observed, _ = self._reports.observe(self.ports.study.unknown(), [])
-            self._reports.process(observed, self.trials.recall)
-            self._recalled = True
+        pausing = self.ports.pausing
+        if pausing is None or self._restored:
+            return
+
+        def restore(number: int, attempts: Sequence[ObservedAttempt]) -> None:
+            pausing.restore_reports(number, [report for attempt in attempts for report in attempt.reports])
+
+        observed, _ = self._reports.observe(pausing.trials_without_reports(), [])
+        self._reports.process(observed, restore)
+        self._restored = True
 
     def _poll_jobs(self) -> None:
         self._jobs = self.ports.dispatcher.poll()

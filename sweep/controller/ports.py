@@ -1,20 +1,22 @@
 """The protocols through which the controller reaches the world.
 
 Invariants: each protocol has few methods, none of which could be built from the others. Every implementation passes
-its protocol's contract suite in `tests/contracts/`. Every method that acts is safe to repeat.
+its protocol's contract suite in `tests/contracts/`. Every method that acts is safe to repeat. A study that does not
+pause trials or train finals does not implement `PausingStudy` or `FinalsStudy`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from sweep.model import Effect, Job, StudyFacts, Tell, Verdict, View
 from trainer.contract import Outcome, Report, StopCause, TrialSpec
 
 if TYPE_CHECKING:
-    from sweep.search.strategy.halving import Promotion
+    from sweep.search.strategy.protocol import Promotion
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,52 +173,73 @@ class Ledger(Protocol):
 
 
 class Study(Protocol):
-    """Proposes trials, judges their reports, and remembers how they ended."""
+    """Proposes trials, judges their reports and records how they ended."""
 
     def ask(self) -> int:
-        """The number of a new trial."""
+        """Create a new trial and return its number."""
 
     def params(self, number: int) -> Mapping[str, Any]:
-        """A trial's hyperparameters by torchtune key."""
+        """The hyperparameters of an open trial by torchtune key."""
 
-    def record(self, number: int, reports: Sequence[Report], worker: str = "", new: bool = True) -> Verdict | None:
-        """Take a trial's new reports in, in order; the verdict that stands.
+    def record(
+        self, number: int, reports: Sequence[Report], worker: str = "", new_allowed: bool = True
+    ) -> Verdict | None:
+        """Add the new reports of a trial, in order, and return the verdict that holds after them.
 
-        Reports after a stop are ignored; those after a pause are held back until the trial is promoted.
-
-        Args:
-            worker: that made them, where it goes on to other trials; else empty.
-            new: a new trial may be asked for in its place.
-        """
-
-    def reinstate(self, number: int, reason: str) -> None:
-        """A pause that an earlier controller decided on stands, unless a promotion has ended it."""
-
-    def lay_aside(self, number: int) -> None:
-        """A paused trial has stopped: it is open no more, until it is promoted."""
-
-    def promote(self, new: bool, worker: str = "") -> Promotion | None:
-        """The paused trial that deserves a free slot most: its pause is over. None: a new trial deserves it more.
+        Reports after a stop are ignored. Reports after a pause are held back until the trial is promoted.
 
         Args:
-            new: a new trial may be asked for; where not, None means that no paused one is worth going on with.
-            worker: whose slot it is, where known.
+            worker: the worker that made them, if it trains further trials; else empty.
+            new_allowed: the budget allows a new trial in place of this one.
         """
 
-    def unknown(self) -> Sequence[int]:
-        """Ended trials whose reports it needs to judge others, and has not seen."""
+    def tell(self, result: Tell, tokens: int, seconds: float = 0.0) -> None:
+        """Record how a trial ended. Does nothing if its end is recorded already.
 
-    def recall(self, number: int, reports: Sequence[Report]) -> None:
-        """Take in what a trial reported in an earlier controller's time."""
-
-    def ask_final(self) -> int:
-        """The number of the next final: one of the best trials again, with another seed; it is never judged."""
-
-    def tell(self, told: Tell, tokens: int, seconds: float = 0.0) -> None:
-        """Say how a trial ended, how many label tokens and how long it trained; nothing where it was told before."""
+        Args:
+            tokens: label tokens that it trained.
+            seconds: seconds that it trained.
+        """
 
     def facts(self) -> StudyFacts:
         """Counts, open trials and the best value."""
+
+
+@runtime_checkable
+class PausingStudy(Protocol):
+    """A study whose verdicts may pause trials, and which promotes paused trials."""
+
+    def restore_pause(self, number: int, reason: str) -> None:
+        """Restore a pause that an earlier controller decided on, unless a promotion has ended it since."""
+
+    def suspend(self, number: int) -> None:
+        """Note that the attempt of a paused trial has ended. The trial is not open again until it is promoted."""
+
+    def promote(self, new_allowed: bool, worker: str = "") -> Promotion | None:
+        """End the pause of the trial that should get a free slot. None: a new trial should get it.
+
+        Args:
+            new_allowed: the budget allows a new trial. If not, None means that no paused trial is worth continuing.
+            worker: the worker with the free slot, if it is known.
+        """
+
+    def trials_without_reports(self) -> Sequence[int]:
+        """Ended trials whose reports this study needs to judge others, and does not have."""
+
+    def restore_reports(self, number: int, reports: Sequence[Report]) -> None:
+        """Add what an ended trial reported to an earlier controller."""
+
+
+@runtime_checkable
+class FinalsStudy(Protocol):
+    """A study that trains its best trials again with further seeds."""
+
+    def ask_final(self) -> int:
+        """Create the next final and return its number. A final is never judged."""
+
+
+class SearchStudy(Study, PausingStudy, FinalsStudy, Protocol):
+    """A study with everything that a search may need."""
 
 
 @dataclass
@@ -227,3 +250,13 @@ class Ports:
     channel: Channel
     dispatcher: Dispatcher
     clock: Clock
+
+    @cached_property
+    def pausing(self) -> PausingStudy | None:
+        """The study, if it can pause trials."""
+        return self.study if isinstance(self.study, PausingStudy) else None
+
+    @cached_property
+    def finals(self) -> FinalsStudy | None:
+        """The study, if it can train finals."""
+        return self.study if isinstance(self.study, FinalsStudy) else None

@@ -33,15 +33,11 @@ class ReportBuffer:
         Raises:
             RetryLater, OSError: see `Channel.observe`.
         """
-        shown, observed_workers = self.channel.observe(trials, workers)
-        observed = dict(shown)
-        for number in [number for number in self._unprocessed if number in shown]:
-            earlier = self._unprocessed.pop(number)
-            # a new list: the channel may show its own one again
-            observed[number] = [
-                replace(attempt, reports=(*earlier.get(attempt.number, ()), *attempt.reports))
-                for attempt in shown[number]
-            ]
+        observed, observed_workers = self.channel.observe(trials, workers)
+        unprocessed = {number: self._unprocessed.pop(number) for number in [*self._unprocessed] if number in observed}
+        if unprocessed:
+            # new lists in a new mapping: the channel may show its own ones again
+            observed = {**observed, **{n: _with_earlier(observed[n], unprocessed[n]) for n in unprocessed}}
         return observed, observed_workers
 
     def process(self, observed: ObservedTrials, handle: Callable[[int, list[ObservedAttempt]], T]) -> list[T]:
@@ -61,3 +57,10 @@ class ReportBuffer:
                 self._unprocessed[number] = {attempt.number: attempt.reports for attempt in observed[number]}
             raise
         return results
+
+
+def _with_earlier(
+    attempts: Sequence[ObservedAttempt], earlier: Mapping[int, Sequence[Report]]
+) -> list[ObservedAttempt]:
+    """These attempts with earlier reports, by attempt, in front of their own."""
+    return [replace(a, reports=(*earlier.get(a.number, ()), *a.reports)) for a in attempts]

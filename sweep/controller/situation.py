@@ -48,7 +48,7 @@ class Situation:
     @cached_property
     def has_paused(self) -> bool:
         """Whether there are paused trials of which no attempt can be running."""
-        return bool(self.view.study.aside) or any(
+        return bool(self.view.study.suspended) or any(
             trial.paused and not self.occupancy.is_running(trial) for trial in self.view.trials
         )
 

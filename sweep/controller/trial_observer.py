@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from sweep.controller.first_seen import FirstSeen
-from sweep.controller.ports import Ledger, Listener, ObservedAttempt, Study
+from sweep.controller.ports import Ledger, Listener, ObservedAttempt, PausingStudy, Study
 from sweep.controller.usage import Usage
 from sweep.model import AttemptFacts, Limits, TrialFacts, Verdict
 from trainer.contract import OutcomeKind, StopCause
@@ -30,15 +30,17 @@ class TrialObserver:
     """Observes the trials of one sweep.
 
     Args:
+        pausing: the study, if it can pause trials.
         new_trials_allowed: whether trial number and sampler permit a new trial; updated in each round.
         usage: of the open trials, added up from their reports.
         _facts: by trial the attempts as the channel showed them, and the facts made of them. They are used again as
             long as the channel shows the very same list.
         _verdicts: by trial the last verdict that was passed to the ledger.
-        _handled_stops: attempts whose pause needs no reinstating: this controller sent the stop, or did reinstate it.
+        _handled_stops: attempts whose pause this controller decided itself, or has restored already.
     """
 
     study: Study
+    pausing: PausingStudy | None
     listener: Listener
     ledger: Ledger
     limits: Limits
@@ -59,10 +61,6 @@ class TrialObserver:
             self._facts[number] = (attempts, facts)
         return facts
 
-    def recall(self, number: int, attempts: Sequence[ObservedAttempt]) -> None:
-        """Hand the study the reports of a trial that ended before this controller started."""
-        self.study.recall(number, [report for attempt in attempts for report in attempt.reports])
-
     def stop_sent(self, trial: int, attempt: int) -> None:
         """Note that this controller itself asks an attempt to stop."""
         self._handled_stops.add((trial, attempt))
@@ -79,8 +77,8 @@ class TrialObserver:
         if verdict is not None:
             self._enter(number, verdict)
         facts = TrialFacts(number, tuple(self._attempt_facts(number, attempt) for attempt in attempts), verdict)
-        if facts.paused and attempts and _can_be_promoted(attempts[-1]):
-            self.study.lay_aside(number)
+        if self.pausing and facts.paused and attempts and _can_be_promoted(attempts[-1]):
+            self.pausing.suspend(number)
         return facts
 
     def _process(self, number: int, attempts: Sequence[ObservedAttempt]) -> Verdict | None:
@@ -107,9 +105,9 @@ class TrialObserver:
     def _judge(self, number: int, attempt: ObservedAttempt, is_last: bool) -> Verdict | None:
         """The study's verdict after an attempt's new reports."""
         key = (number, attempt.number)
-        if attempt.stop is StopCause.PAUSED and is_last and key not in self._handled_stops:
+        if self.pausing and attempt.stop is StopCause.PAUSED and is_last and key not in self._handled_stops:
             self._handled_stops.add(key)
-            self.study.reinstate(number, attempt.stop_reason)
+            self.pausing.restore_pause(number, attempt.stop_reason)
         worker = reusable_worker(attempt.worker, self.limits)
         return self.study.record(number, attempt.reports, worker, self.new_trials_allowed)
 

@@ -17,12 +17,11 @@ from typing import Any
 
 from sweep.controller.loop import Controller, idle
 from sweep.model import Effect, Ending, Finish, Finished, Mode, StudyFacts, Tell, Verdict
-from sweep.search.strategy.halving import Promotion
 from trainer.contract import Report
 from trainer.room import Room, read_json, write_atomic
 
-ASKED = "asked"
-TOLD = "told.json"
+ASKED_FILE = "asked"
+ENDING_FILE = "told.json"
 
 
 @dataclass
@@ -39,59 +38,43 @@ class EvaluationStudy:
     room: Room
     winners: Callable[[], Sequence[int]]
     _asked: set[int] = field(default_factory=set)
-    _told: dict[int, str] = field(default_factory=dict)
+    _endings: dict[int, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for number in self.room.trials():
             folder = self.room.trial(number)
-            if (folder / ASKED).exists():
+            if (folder / ASKED_FILE).exists():
                 self._asked.add(number)
                 if (ending := read_ending(self.room, number)) is not None:
-                    self._told[number] = ending["ending"]
+                    self._endings[number] = ending["ending"]
 
     def ask(self) -> int:
         number = self._candidates()[-1]
-        write_atomic(self.room.trial(number) / ASKED, "")
+        write_atomic(self.room.trial(number) / ASKED_FILE, "")
         self._asked.add(number)
         return number
 
     def params(self, number: int) -> Mapping[str, Any]:
         return {}
 
-    def record(self, number: int, reports: Sequence[Report], worker: str = "", new: bool = True) -> Verdict | None:
+    def record(
+        self, number: int, reports: Sequence[Report], worker: str = "", new_allowed: bool = True
+    ) -> Verdict | None:
         return None
 
-    def reinstate(self, number: int, reason: str) -> None:
-        pass  # an evaluation is never paused
-
-    def lay_aside(self, number: int) -> None:
-        pass
-
-    def promote(self, new: bool, worker: str = "") -> Promotion | None:
-        return None
-
-    def unknown(self) -> Sequence[int]:
-        return ()
-
-    def recall(self, number: int, reports: Sequence[Report]) -> None:
-        pass
-
-    def ask_final(self) -> int:
-        raise NotImplementedError("an evaluation has no finals: the limits ask for none")
-
-    def tell(self, told: Tell, tokens: int, seconds: float = 0.0) -> None:
-        folder = self.room.trial(told.trial)
-        if told.trial not in self._asked or told.trial in self._told:
+    def tell(self, result: Tell, tokens: int, seconds: float = 0.0) -> None:
+        folder = self.room.trial(result.trial)
+        if result.trial not in self._asked or result.trial in self._endings:
             return
-        write_atomic(folder / TOLD, json.dumps({"ending": told.ending.value, "reason": told.reason}))
-        self._told[told.trial] = told.ending.value
+        write_atomic(folder / ENDING_FILE, json.dumps({"ending": result.ending.value, "reason": result.reason}))
+        self._endings[result.trial] = result.ending.value
 
     def facts(self) -> StudyFacts:
-        complete = sum(1 for ending in self._told.values() if ending == Ending.COMPLETE)
+        complete = sum(1 for ending in self._endings.values() if ending == Ending.COMPLETE)
         return StudyFacts(
-            open=tuple(sorted(self._asked - set(self._told))),
+            open=tuple(sorted(self._asked - set(self._endings))),
             complete=complete,
-            failed=len(self._told) - complete,
+            failed=len(self._endings) - complete,
             exhausted=not self._candidates(),
         )
 
@@ -106,7 +89,7 @@ def read_ending(room: Room, number: int) -> dict[str, str] | None:
         room: of the evaluations.
         number: of the trial that is judged.
     """
-    raw = read_json(room.trial(number) / TOLD)
+    raw = read_json(room.trial(number) / ENDING_FILE)
     return raw if isinstance(raw, dict) else None
 
 

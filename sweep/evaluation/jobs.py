@@ -88,7 +88,7 @@ def check(settings: Settings) -> None:
 
 
 def evaluation_settings(settings: Settings) -> Settings:
-    """The settings of the sweep that evaluates: the same queue with one worker, and no budget."""
+    """The settings of the sweep that runs the evaluations: the same queue with one worker, and no budget."""
     queue, search = settings.queue.for_evaluations(settings.name), settings.search
     search = replace(search, trials=None, tokens=None, seconds=None, target=None, max_failure_share=1.0)
     wandb = replace(
@@ -154,11 +154,11 @@ def _yaml(name: str) -> dict[str, Any]:
     return {str(key): value for key, value in raw.items()}
 
 
-def _check_placeholders(where: str, words: Iterable[str]) -> None:
+def _check_placeholders(key: str, words: Iterable[str]) -> None:
     known = ", ".join(f"{{{name}}}" for name in PLACEHOLDERS)
     for word in words:
         if unknown := [name for name in re.findall(r"\{(\w+)\}", word) if name not in PLACEHOLDERS]:
-            raise ConfigError(f"{where}: {{{unknown[0]}}} stands for nothing; allowed: {known}")
+            raise ConfigError(f"{key}: {{{unknown[0]}}} is no placeholder; allowed: {known}")
 
 
 def _check_lm_eval(settings: Settings, asked: LmEval) -> None:

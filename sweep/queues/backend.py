@@ -17,7 +17,7 @@ from sweep.config.queues import Queue
 
 if TYPE_CHECKING:
     from sweep.config.settings import Settings
-    from sweep.controller.ports import Channel, Clock, Dispatcher, Study
+    from sweep.controller.ports import Channel, Clock, Dispatcher, SearchStudy
     from sweep.model import AttemptId, Job
     from sweep.processes import PreforkServer
     from sweep.queues.controller_job import ControllerJob, RunController
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 NamedCheck = tuple[str, Callable[[], str]]
 
 
-def unchanged(study: Study) -> Study:
+def unchanged(study: SearchStudy) -> SearchStudy:
     """The study itself."""
     return study
 
@@ -48,7 +48,7 @@ class OpenQueue:
     channel: Channel
     clock: Clock | None = None
     ended: Callable[[], object] = object
-    study: Callable[[Study], Study] = unchanged
+    study: Callable[[SearchStudy], SearchStudy] = unchanged
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,7 @@ class RequestBudget:
             return self._refill()
 
     def spend(self, requests: int) -> None:
-        """Count requests that are made now, whether or not so many are left."""
+        """Count requests that are made now, even if fewer are left."""
         with self._lock:
             self.spent += requests
             self._left = max(self._refill() - requests, -self.capacity)

@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from sweep.evaluation.controller import CombinedController
     from sweep.processes import PreforkServer
     from sweep.queues.backend import OpenQueue
-    from sweep.search.study import OptunaStudy, StudyConfig
+    from sweep.search.study import OptunaStudy
+    from sweep.search.study_config import StudyConfig
 
 
 class WallClock:
@@ -51,7 +52,7 @@ class OpenSweep(NamedTuple):
 def study_config(settings: Settings) -> StudyConfig:
     """The configuration of the study of these settings."""
     from sweep.search.build import build_pruner, build_sampler, keeps_one_seed
-    from sweep.search.study import StudyConfig
+    from sweep.search.study_config import StudyConfig
 
     return StudyConfig(
         name=settings.name,

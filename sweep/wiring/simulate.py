@@ -19,7 +19,7 @@ from sweep.queues.simulated.world import World
 from trainer.contract import Report, TrialSpec
 
 if TYPE_CHECKING:
-    from sweep.search.strategy.halving import Promotion
+    from sweep.search.strategy.protocol import Promotion
     from sweep.search.study import OptunaStudy
 
 COLLECT_EVERY = 200_000  # new objects

@@ -32,7 +32,7 @@ from sweep.queues.slurm.dispatcher import SlurmDispatcher
 from sweep.queues.slurm.section import SlurmQueue
 from sweep.queues.slurm.submit import Submission
 from sweep.report.reader import open_reader
-from sweep.search.strategy.halving import Promotion
+from sweep.search.strategy.protocol import Promotion
 from sweep.tracking.stopped_runs import stopped_runs
 from sweep.wiring import backends, creation, session
 from sweep.wiring.compose import compose_config, freeze

@@ -29,8 +29,10 @@ from sweep.queues.simulated.world import World
 from sweep.search.forecast_sampler import ForecastSampler
 from sweep.search.storage import journal_storage, memory_storage
 from sweep.search.strategy.freeze_thaw import FreezeThaw
-from sweep.search.strategy.halving import AsynchronousHalving, Promotion
-from sweep.search.study import OptunaStudy, StudyConfig
+from sweep.search.strategy.halving import AsynchronousHalving
+from sweep.search.strategy.protocol import Promotion
+from sweep.search.study import OptunaStudy
+from sweep.search.study_config import StudyConfig
 from sweep.wiring import backends, creation, session
 from sweep.wiring.compose import compose_config, freeze
 from sweep.wiring.rooms import find_room, load_settings
@@ -75,7 +77,7 @@ def test_pausing_over_crashes_and_preemptions_loses_nothing(table: Path) -> None
     world = World(load_table(str(table)), simulation_model, slots=3)
     simulate(study, world, Limits(trials=60, workers=4, slots=3, max_attempts=20))
     facts = study.facts()
-    assert (facts.asked, facts.open, facts.aside, facts.failed) == (60, (), (), 0)
+    assert (facts.asked, facts.open, facts.suspended, facts.failed) == (60, (), (), 0)
     assert facts.complete > 0
     assert facts.pruned > 0
     last = [attempts[max(attempts)] for attempts in world.attempts.values()]
@@ -170,7 +172,7 @@ def test_the_world_goes_on_under_the_next_controller(table: Path, tmp_path: Path
     assert finished
     assert lives > 10
     facts = study.facts()
-    assert (facts.asked, facts.open, facts.aside, facts.failed) == (12, (), (), 0)
+    assert (facts.asked, facts.open, facts.suspended, facts.failed) == (12, (), (), 0)
     for number, attempts in world.attempts.items():
         overlapping = [a for a in attempts.values() if a.running]
         assert overlapping == [], f"trial {number} still runs"

@@ -17,7 +17,7 @@ from trainer.contract import TrialSpec
 
 if TYPE_CHECKING:
     from sweep.config.settings import Settings
-    from sweep.controller.ports import Study
+    from sweep.controller.ports import SearchStudy
     from sweep.model import AttemptId, Job
     from sweep.processes import PreforkServer
     from sweep.queues.simulated.tables import Table
@@ -41,7 +41,7 @@ class SimulatedBackend(Backend):
         queue, world = _section(settings.queue), _world(room, settings)
         clock = SimulatedClock(world)
 
-        def charged(study: Study) -> Study:
+        def charged(study: SearchStudy) -> SearchStudy:
             return ChargedStudy(study, clock)
 
         channel = SimulatedChannel(world, queue.look_seconds)

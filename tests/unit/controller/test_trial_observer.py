@@ -10,7 +10,7 @@ import pytest
 
 from sweep.controller.first_seen import FirstSeen
 from sweep.controller.ledger import NoLedger
-from sweep.controller.ports import ObservedAttempt, Study
+from sweep.controller.ports import ObservedAttempt, PausingStudy, Study
 from sweep.controller.trial_observer import TrialObserver
 from sweep.model import Limits, Ruling, Verdict
 from sweep.wiring.simulate import Silent
@@ -27,12 +27,12 @@ class Paused:
         self.milestones: list[int] = []
         self.workers: set[str] = set()
 
-    def record(self, number: int, reports: Sequence[Report], worker: str = "", new: bool = True) -> Verdict:
+    def record(self, number: int, reports: Sequence[Report], worker: str = "", new_allowed: bool = True) -> Verdict:
         self.milestones += [report.milestone for report in reports]
         self.workers.add(worker)
         return PAUSE
 
-    def lay_aside(self, number: int) -> None:
+    def suspend(self, number: int) -> None:
         pass
 
 
@@ -43,7 +43,9 @@ def observed(number: int, *reports: Report, outcome: Outcome | None = None) -> O
 def observer(study: Paused, limits: Limits, *stopped: tuple[int, int]) -> TrialObserver:
     """One that has itself asked these attempts to stop."""
     clock = cast(Any, SimpleNamespace(now=lambda: 0.0))
-    observer = TrialObserver(cast(Study, study), Silent(), NoLedger(), limits, FirstSeen(clock))
+    observer = TrialObserver(
+        cast(Study, study), cast(PausingStudy, study), Silent(), NoLedger(), limits, FirstSeen(clock)
+    )
     for attempt in stopped:
         observer.stop_sent(*attempt)
     return observer

@@ -37,7 +37,7 @@ from sweep.queues.launch.api import ObservedRun, Runs
 from sweep.queues.launch.channel import WandbChannel
 from sweep.queues.launch.jobs import payload, run_of
 from sweep.report.reader import read_evaluation
-from sweep.search.strategy.halving import Promotion
+from sweep.search.strategy.protocol import Promotion
 from sweep.tracking.runs import run_id
 from sweep.wiring.compose import compose_config, freeze
 from trainer.contract import (
@@ -109,11 +109,11 @@ def test_a_sweep_of_before_evaluations_is_read() -> None:
         (["evaluate=torchtune", "evaluate.config=nowhere"], "evaluate.config=nowhere is no file"),
         (
             ["evaluate=torchtune", "evaluate.config=eleuther_evaluation", "evaluate.overrides={a: '{adaptor}'}"],
-            "evaluate.overrides: {adaptor} stands for nothing; allowed: {adapter}, {base}",
+            "evaluate.overrides: {adaptor} is no placeholder; allowed: {adapter}, {base}",
         ),
         (["evaluate=command"], "evaluate.command=None is no command"),
         (["evaluate=command", "evaluate.command='a \"b'"], "cannot be split into words"),
-        (["evaluate=command", "evaluate.command=[a,'{out}']"], "evaluate.command: {out} stands for nothing"),
+        (["evaluate=command", "evaluate.command=[a,'{out}']"], "evaluate.command: {out} is no placeholder"),
         (["evaluate=lm_eval", "evaluate.tasks=[]"], "evaluate.tasks is empty"),
     ],
 )
@@ -370,8 +370,8 @@ class World:
         return ""
 
     def assign(self, spec: TrialSpec) -> None:
-        sight = ObservedAttempt(spec.attempt, spec.worker, True, True, None, "", None, ())
-        self.attempts.setdefault(spec.trial, {})[spec.attempt] = sight
+        attempt = ObservedAttempt(spec.attempt, spec.worker, True, True, None, "", None, ())
+        self.attempts.setdefault(spec.trial, {})[spec.attempt] = attempt
 
     def stop(self, trial: int, attempt: int, cause: StopCause, reason: str) -> None:
         stopped = Outcome(OutcomeKind.STOPPED, reason, cause=cause)
@@ -384,9 +384,9 @@ class World:
         self, trials: Sequence[int], workers: Sequence[str]
     ) -> tuple[dict[int, list[ObservedAttempt]], dict[str, ObservedWorker]]:
         for trial in self.finished & set(self.attempts):
-            number, sight = max(self.attempts[trial].items())
-            if sight.outcome is None:
-                self.attempts[trial][number] = replace(sight, outcome=Outcome(OutcomeKind.COMPLETED))
+            number, attempt = max(self.attempts[trial].items())
+            if attempt.outcome is None:
+                self.attempts[trial][number] = replace(attempt, outcome=Outcome(OutcomeKind.COMPLETED))
         found = {trial: list(self.attempts.get(trial, {}).values()) for trial in trials}
         return found, {name: ObservedWorker(name, "1", 0, name in self.drained) for name in workers}
 

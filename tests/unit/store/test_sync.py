@@ -49,7 +49,7 @@ class World:
     def worker(self, name: str = "w0001") -> WorkerSync:
         return WorkerSync(self.connect(), Room(self.tmp_path / name), name, NOW)
 
-    def sight(self, number: int = 1):  # type: ignore[no-untyped-def]
+    def attempt(self, number: int = 1):  # type: ignore[no-untyped-def]
         return next(s for s in self.channel.observe([3], ["w0001", "w0002"])[0][3] if s.number == number)
 
 
@@ -96,13 +96,13 @@ def test_reports_and_an_outcome_reach_the_controller(world: World) -> None:
     worker.sync_small()
     report(worker, 1)
     worker.sync_small()
-    assert [r.milestone for r in world.sight().reports] == [1]
+    assert [r.milestone for r in world.attempt().reports] == [1]
     report(worker, 2)
     end(worker)
     worker.put_bulk()
-    sight = world.sight()
-    assert [r.milestone for r in sight.reports] == [2]
-    assert sight.outcome is not None
+    attempt = world.attempt()
+    assert [r.milestone for r in attempt.reports] == [2]
+    assert attempt.outcome is not None
 
 
 def test_a_worker_sees_nothing_of_others_trials(world: World) -> None:
@@ -209,9 +209,9 @@ def test_the_next_attempt_goes_on_from_the_fenced_checkpoint_and_late_puts_do_no
     following.sync_small()
     room = following.room
     assert room.attempt(3, 1).resume_point().read_text() == "state at 1"
-    sights = world.channel.observe([3], ["w0001", "w0002"])[0][3]
-    assert [r.milestone for r in sights[0].reports] == [1]
-    assert (sights[1].number, sights[1].outcome) == (2, None)
+    attempts = world.channel.observe([3], ["w0001", "w0002"])[0][3]
+    assert [r.milestone for r in attempts[0].reports] == [1]
+    assert (attempts[1].number, attempts[1].outcome) == (2, None)
     elsewhere = Room(world.tmp_path / "elsewhere")
     download_room(world.store, elsewhere)
     again = world.controller(elsewhere).observe([3], [])[0][3]
@@ -241,7 +241,7 @@ def test_every_milestone_of_a_fenced_checkpoint_has_a_report_that_counts(world: 
     following = world.worker("w0002")
     following.sync_small()
     resumed = int(following.room.attempt(3, 1).resume_point().read_text())
-    counted = [r.milestone for r in world.sight(1).reports]
+    counted = [r.milestone for r in world.attempt(1).reports]
     assert 1 <= resumed <= max(counted)
     assert counted == list(range(1, max(counted) + 1))
 
@@ -280,9 +280,9 @@ def test_a_room_in_the_room_is_carried_below_it_and_asks_nothing_while_nothing_i
         worker.sync_small()
         write_atomic(worker.room.attempt(3, 1).outcome, encode(Outcome(OutcomeKind.COMPLETED, scores={"loss": 1.5})))
         worker.put_bulk()
-        (sight,) = channel.observe([3], ["w0001"])[0][3]
-        assert sight.outcome is not None
-        assert sight.outcome.scores == {"loss": 1.5}
+        (attempt,) = channel.observe([3], ["w0001"])[0][3]
+        assert attempt.outcome is not None
+        assert attempt.outcome.scores == {"loss": 1.5}
         write_atomic(beside.trial(3) / "told.json", "{}")
         channel.observe([], ["w0001"])
         assert "evaluations/trials/00003/told.json" in world.store.list(), "what was told last is put too"
@@ -291,7 +291,7 @@ def test_a_room_in_the_room_is_carried_below_it_and_asks_nothing_while_nothing_i
     beside = Room(elsewhere.root / "evaluations")
     assert read_text(beside.trial(3) / "told.json") == "{}"
     with world.controller(elsewhere).within(beside, "evaluations") as channel:
-        assert channel.observe([3], [])[0][3][0].outcome == sight.outcome
+        assert channel.observe([3], [])[0][3][0].outcome == attempt.outcome
 
 
 # --- a store that fails ---------------------------------------------------------------------------------------------
@@ -349,9 +349,9 @@ def test_a_worker_s_passes_go_on_wherever_they_failed(world: World, fails: int, 
             write_atomic(worker.room.attempt(3, 1).checkpoint, str(written))
             if written == 3:
                 end(worker)
-    sight = world.sight()
-    assert [r.milestone for r in sight.reports] == [1, 2, 3]
-    assert sight.outcome is not None
+    attempt = world.attempt()
+    assert [r.milestone for r in attempt.reports] == [1, 2, 3]
+    assert attempt.outcome is not None
     assert store.fail_at == 0, "that many requests were made"
     assert world.store.get(["trials/00003/1/checkpoint.pt"]) == {"trials/00003/1/checkpoint.pt": b"3"}
 
@@ -368,12 +368,12 @@ def test_a_worker_that_was_cut_off_catches_up(world: World) -> None:
     end(worker)
     with pytest.raises(StoreError):
         worker.put_bulk()
-    assert world.sight().reports == ()
+    assert world.attempt().reports == ()
     worker.store.fail = 0  # type: ignore[attr-defined]
     passes(worker)
-    sight = world.sight()
-    assert [r.milestone for r in sight.reports] == [1, 2, 3]
-    assert sight.outcome is not None
+    attempt = world.attempt()
+    assert [r.milestone for r in attempt.reports] == [1, 2, 3]
+    assert attempt.outcome is not None
 
 
 def test_a_worker_goes_on_while_the_store_keeps_its_answer(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -394,12 +394,12 @@ def test_a_worker_goes_on_while_the_store_keeps_its_answer(world: World, monkeyp
         report(worker, milestone)
         write_atomic(worker.room.attempt(3, 1).checkpoint, str(milestone))
     end(worker)
-    assert world.sight().reports == (), "no answer has come yet"
+    assert world.attempt().reports == (), "no answer has come yet"
     held.set()
     worker.stop()
-    sight = world.sight()
-    assert [one.milestone for one in sight.reports] == [1, 2, 3]
-    assert sight.outcome is not None
+    attempt = world.attempt()
+    assert [one.milestone for one in attempt.reports] == [1, 2, 3]
+    assert attempt.outcome is not None
 
 
 def test_after_an_outage_of_the_store_the_silence_of_workers_begins_anew(world: World) -> None:
@@ -437,8 +437,8 @@ def test_nothing_is_left_behind_when_a_worker_ends(world: World) -> None:
         write_atomic(room.attempt(3, 1).adapter / "adapter_config.json", "{}")
         room.worker("w0001").log.write_text("hello\n")
         end(worker)
-    sight = world.sight()
-    assert (len(sight.reports), sight.outcome is not None) == (1, True)
+    attempt = world.attempt()
+    assert (len(attempt.reports), attempt.outcome is not None) == (1, True)
     assert {"workers/w0001/log", "trials/00003/1/adapter/adapter_config.json"} <= set(world.store.list())
 
 
@@ -462,7 +462,7 @@ def test_a_second_process_under_a_name_disturbs_nothing(world: World) -> None:
         with synced_room(world.url, world.tmp_path / "2", "w0001", NOW) as second:
             assert (second.worker("w0001").path / "claim").exists()
             assert second.trials() == []
-        assert world.sight().outcome is None, "what the first trains was not given back"
+        assert world.attempt().outcome is None, "what the first trains was not given back"
     with synced_room(world.url, world.tmp_path / "3", "w0001", NOW) as third:
         assert (third.worker("w0001").path / "claim").exists()
 
@@ -657,8 +657,8 @@ def test_many_reports_are_read_in_turn_within_the_budget_and_none_is_lost(world:
                 with worker.room.attempt(trial, 1).reports.open("a") as file:
                     append_line(file, encode(replace(REPORT, milestone=written[trial])))
                 worker.sync_small()
-        for trial, sights in paced.channel.observe(running, [])[0].items():
-            seen[trial] += [one.milestone for one in sights[0].reports]
+        for trial, attempts in paced.channel.observe(running, [])[0].items():
+            seen[trial] += [one.milestone for one in attempts[0].reports]
     assert seen == {trial: list(range(1, 15)) for trial in running}, "40 reports a minute, and 20 requests"
     assert paced.budget.spent - spent <= 20 * 10 + paced.budget.capacity
 
@@ -702,7 +702,7 @@ def test_a_room_of_many_trials_is_listed_by_those_that_are_open(world: World, mo
     world.store.put("control", b"stop")
     worker.sync_small()
     world.channel.sync._room_size = sync._room_size
-    assert len(world.sight().reports) == 1
+    assert len(world.attempt().reports) == 1
     assert read_text(sync.room.root / "control") == "stop"
     assert cost(list(range(20))) == 5 + 2, "fewer requests than one for each; what is new is read"
     assert cost(list(range(20))) == 5
