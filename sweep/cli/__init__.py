@@ -1,1 +1,1 @@
-"""The command line: what each verb does, and the processes that it starts."""
+"""The command line: the verbs, and the controllers that they run in the foreground, in the background or as jobs."""

@@ -1,4 +1,4 @@
-"""`python -m sweep.cli`: the command line, where the script `sweep` is not on the path."""
+"""`python -m sweep.cli`: the command line, for processes that have no script `sweep` on their path."""
 
 import sys
 

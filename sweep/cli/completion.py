@@ -119,10 +119,10 @@ def groups_in(directories: Iterable[Path]) -> dict[str, dict[str, Path]]:
     from sweep.resources import launch_queues_dir
 
     files = [path for directory in directories for path in sorted(directory.glob("*/*.yaml"))]
-    found: dict[str, dict[str, Path]] = {"queue": {path.stem: path for path in launch_queues_dir().glob("*.yaml")}}
+    groups: dict[str, dict[str, Path]] = {"queue": {path.stem: path for path in launch_queues_dir().glob("*.yaml")}}
     for path in files:
-        found.setdefault(path.parent.name, {})[path.stem] = path
-    return found
+        groups.setdefault(path.parent.name, {})[path.stem] = path
+    return groups
 
 
 def _directories(config_dir: Path | None) -> list[Path]:

@@ -1,6 +1,6 @@
 """The actions of `sweep queue`: what each does with the configured queue and with W&B.
 
-Invariant: one function an action; it takes the settings that the overrides compose, and returns the exit code.
+Invariant: each action is one function; it takes the settings that the overrides compose, and returns the exit code.
 """
 
 from __future__ import annotations

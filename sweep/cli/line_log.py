@@ -1,7 +1,7 @@
 """Turns what a controller does into log lines.
 
-Invariants: one line an event. What a person must know though all went on is a warning: a failed trial, a cancelled job,
-an error after which the controller retries.
+Invariants: each event is one line. A failed trial, a cancelled worker and an error after which the controller retries
+are warnings, so that `--quiet` shows them.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Completion in bash, zsh and fish: the script that each sources, and the answers that it asks `sweep` for.
 
 Invariants: a script hands over the command line up to the cursor in `COMP_LINE`, and `sweep` splits it, since bash also
-splits words at `=` and `:`. The answers are one a line; what they mean for the shell is decided here.
+splits words at `=` and `:`. Each line of an answer is one candidate, formatted for the shell that asks.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from sweep.config import torchtune as torchtune_recipe
-from sweep.config.overrides import GIVEN, hydra_error, keyed_section, section_of, split_words
+from sweep.config.overrides import GIVEN, hydra_error, keyed_section, section_of, split_overrides
 from sweep.config.section_reader import read_section
 from sweep.config.sections import Objective, Recipe, Search, Trial, Wandb, WarmStart
 from sweep.config.settings import Settings, read_evaluator, read_queue
@@ -54,7 +54,7 @@ def compose_config(overrides: Sequence[str], config_dir: Path | None = None) -> 
         ConfigError: an unknown group, option or key, or an override that cannot be read.
     """
     _register_queues()
-    words, given = split_words(overrides)
+    words, given = split_overrides(overrides)
     keys = {word.partition("=")[0].lstrip("+") for word in words}
     if "recipe.config" in keys and "recipe" not in keys:  # another configuration: the default's overrides are not its
         words.insert(0, "recipe=torchtune")
