@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 
-from xdist.scheduler import LoadScopeScheduling
+from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
 
 # These files take minutes and mostly wait: for an agent of W&B, for SLURM, for a sweep. They begin first, so that none
 # of them runs alone at the end.
@@ -48,7 +48,7 @@ def in_order(nodeids: Iterable[str]) -> list[str]:
     return sorted(nodeids, key=lambda it: (rank.get(file_of(it), len(rank)), -counts[file_of(it)], file_of(it)))
 
 
-class FileScheduling(LoadScopeScheduling):
+class FileScheduling(LoadScopeScheduling):  # type: ignore[misc]
     """xdist's `--dist loadfile`, but for the files that are divided."""
 
     def _split_scope(self, nodeid: str) -> str:
