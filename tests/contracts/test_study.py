@@ -19,6 +19,7 @@ from sweep.search.strategy.freeze_thaw import FreezeThaw
 from sweep.search.study import OptunaStudy, StudyConfig
 from sweep.wiring.compose import compose_config, freeze
 from sweep.wiring.session import study_config as study_config_of
+from tests.helpers.made_reports import MILESTONES, report
 from trainer.contract import Report
 
 SPACE = {
@@ -26,7 +27,6 @@ SPACE = {
     "model.lora_rank": "choice(4, 8, 16)",
     "model.lora_attn_modules": "choice([q_proj, v_proj], [q_proj, k_proj, v_proj])",
 }
-MILESTONES = 6
 
 Open = Callable[[], OptunaStudy]
 
@@ -51,10 +51,6 @@ def opened(request: pytest.FixtureRequest, tmp_path: Path) -> Open:
         return OptunaStudy(study_config(), f"sqlite:///{tmp_path}/study.db")
 
     return journal if request.param == "journal" else sqlite
-
-
-def report(milestone: int, loss: float) -> Report:
-    return Report(milestone, milestone, milestone * 10, 0, loss, 1.0, 1e-3, 1.0, 0.1, final=milestone == MILESTONES)
 
 
 def test_a_trial_from_ask_to_tell(opened: Open) -> None:

@@ -12,7 +12,7 @@ from sweep.controller.loop import Controller
 from sweep.controller.ports import ObservedAttempt, Ports
 from sweep.model import Limits, Mode, Ruling, Verdict
 from sweep.wiring.simulate import Silent
-from tests.contracts.test_study import report
+from tests.helpers.made_reports import report
 from trainer.contract import Outcome, OutcomeKind, Report, StopCause
 
 PAUSE = Verdict(3, 1.0, "another step promises more", Ruling.PAUSE)

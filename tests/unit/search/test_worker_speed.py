@@ -16,7 +16,7 @@ from sweep.search.strategy.worker_speed import GAIN, Places, paces, places
 from tests.bench.search_bench.ours import OurMethod, our_arms
 from tests.bench.search_bench.replay import Decision, Job, Workers, replay
 from tests.bench.search_bench.tables import MILESTONES, synthetic
-from tests.unit.search.test_strategy import RANK, curve, sweeps
+from tests.helpers.curves import RANK, curve, sweeps
 from trainer.contract import Report
 
 BATCH = "batch_size"
