@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 
-from tests.helpers.schedule import FileScheduling, in_order
-from tests.helpers.warm import start_server
+pytest.register_assert_rewrite("tests.helpers")  # so that a failed assertion there says its values too
+
+from tests.helpers.schedule import FileScheduling, in_order  # noqa: E402
+from tests.helpers.warm import start_server  # noqa: E402
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")

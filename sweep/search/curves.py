@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from sweep.model import Ruling, Verdict
-from sweep.search.strategy.protocol import Curve, Promotion, Strategy, TrialStatus
+from sweep.search.strategy.protocol import Curve, CurveStatus, Promotion, Strategy
 from sweep.search.strategy.rungs import RankedCurves
 from trainer.contract import Report
 
@@ -28,7 +28,7 @@ class Curves:
     milestones: int
     _curves: RankedCurves = field(default_factory=RankedCurves)
 
-    def begin(self, number: int, params: Mapping[str, Any], status: TrialStatus = TrialStatus.RUNNING) -> None:
+    def begin(self, number: int, params: Mapping[str, Any], status: CurveStatus = CurveStatus.RUNNING) -> None:
         """Add a trial without reports."""
         self._curves[number] = Curve(number, params, (), status)
 
@@ -38,7 +38,7 @@ class Curves:
         if not curve.reports or report.milestone > curve.reports[-1].milestone:
             self._curves[number] = replace(curve, reports=(*curve.reports, report), worker=worker)
 
-    def set_status(self, number: int, status: TrialStatus) -> None:
+    def set_status(self, number: int, status: CurveStatus) -> None:
         """Change the status of a trial."""
         if self._curves[number].status is not status:
             self._curves[number] = replace(self._curves[number], status=status)
@@ -51,7 +51,7 @@ class Curves:
         """
         verdict = self.strategy.verdict(number, self._curves, self.milestones, new_allowed)
         if verdict is not None:
-            self.set_status(number, TrialStatus.PAUSED if verdict.ruling is Ruling.PAUSE else TrialStatus.PRUNED)
+            self.set_status(number, CurveStatus.PAUSED if verdict.ruling is Ruling.PAUSE else CurveStatus.PRUNED)
         return verdict
 
     def promote(self, new_allowed: bool, worker: str = "") -> Promotion | None:
@@ -66,7 +66,7 @@ class Curves:
         else:
             promotion = self.strategy.finish(self._curves, self.milestones)
         if promotion is not None:
-            self.set_status(promotion.trial, TrialStatus.RUNNING)
+            self.set_status(promotion.trial, CurveStatus.RUNNING)
         return promotion
 
     def without_reports(self) -> list[int]:
@@ -74,5 +74,5 @@ class Curves:
         return [
             number
             for number, curve in self._curves.items()
-            if curve.status not in (TrialStatus.RUNNING, TrialStatus.PAUSED) and not curve.reports
+            if curve.status not in (CurveStatus.RUNNING, CurveStatus.PAUSED) and not curve.reports
         ]

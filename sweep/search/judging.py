@@ -18,14 +18,14 @@ from sweep.search.curves import Curves
 from sweep.search.open_trial import OpenTrial
 from sweep.search.ranking import Ranking
 from sweep.search.storage import STOPPED
-from sweep.search.strategy.protocol import Promotion, Strategy, TrialStatus
+from sweep.search.strategy.protocol import CurveStatus, Promotion, Strategy
 from trainer.contract import Report
 
 STATUSES = {
-    TrialState.RUNNING: TrialStatus.RUNNING,
-    TrialState.COMPLETE: TrialStatus.COMPLETE,
-    TrialState.PRUNED: TrialStatus.PRUNED,
-    TrialState.FAIL: TrialStatus.FAILED,
+    TrialState.RUNNING: CurveStatus.RUNNING,
+    TrialState.COMPLETE: CurveStatus.COMPLETE,
+    TrialState.PRUNED: CurveStatus.PRUNED,
+    TrialState.FAIL: CurveStatus.FAILED,
 }
 
 
@@ -78,7 +78,7 @@ class TrialJudge:
         if trial.verdict is not None or self._curves is None or promoted_since:
             return False
         trial.verdict = Verdict(last, trial.values.get(last, math.nan), reason, Ruling.PAUSE)
-        self._curves.set_status(trial.number, TrialStatus.PAUSED)
+        self._curves.set_status(trial.number, CurveStatus.PAUSED)
         return True
 
     def add(self, trial: OpenTrial, report: Report, worker: str) -> bool:

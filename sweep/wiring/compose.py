@@ -7,6 +7,7 @@ the files that it was composed from. Nothing is written here.
 from __future__ import annotations
 
 import copy
+import functools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -240,6 +241,7 @@ def recipe_name(cfg: DictConfig) -> str:
         raise ConfigError(f"{key} is not set; name it on the command line: {key}=…") from error
 
 
+@functools.cache  # Hydra copies what it takes from its store
 def _register_queues() -> None:
     store = ConfigStore.instance()
     for path in sorted(launch_queues_dir().glob("*.yaml")):

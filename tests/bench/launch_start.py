@@ -21,7 +21,7 @@ import tempfile
 from pathlib import Path
 
 from tests.helpers.cli import command
-from tests.integration.test_wandb import SMALL, make_job
+from tests.helpers.launch_sweeps import SMALL, make_job
 from tests.standin.model import Run
 from tests.standin.plugin import environment, here
 from tests.standin.server import StandIn

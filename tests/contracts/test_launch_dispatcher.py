@@ -9,7 +9,7 @@ from pathlib import Path
 
 from sweep.controller.ports import WorkerSpec
 from sweep.model import JobState
-from tests.contracts.test_dispatcher import begin, give, launched, state
+from tests.helpers.dispatcher_contract import begin, give, launched, state
 from tests.helpers.launch_fakes import FakeLaunchApi
 from trainer.contract import JOB_KEY
 from trainer.room import Room, write_atomic

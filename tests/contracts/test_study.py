@@ -27,6 +27,7 @@ from sweep.search.study import OptunaStudy
 from sweep.search.study_config import StudyConfig
 from sweep.wiring.compose import compose_config, freeze
 from sweep.wiring.session import study_config as study_config_of
+from tests.helpers.made_reports import MILESTONES, report
 from trainer.contract import Report
 from trainer.room import Room
 
@@ -35,7 +36,6 @@ SPACE = {
     "model.lora_rank": "choice(4, 8, 16)",
     "model.lora_attn_modules": "choice([q_proj, v_proj], [q_proj, k_proj, v_proj])",
 }
-MILESTONES = 6
 
 Open = Callable[[], OptunaStudy]
 OpenStudy = Callable[[], Study]
@@ -67,10 +67,6 @@ def opened(request: pytest.FixtureRequest, tmp_path: Path) -> Open:
         return OptunaStudy(study_config(), f"sqlite:///{tmp_path}/study.db")
 
     return journal if request.param == "journal" else sqlite
-
-
-def report(milestone: int, loss: float) -> Report:
-    return Report(milestone, milestone, milestone * 10, 0, loss, 1.0, 1e-3, 1.0, 0.1, final=milestone == MILESTONES)
 
 
 class StillClock:
@@ -151,8 +147,8 @@ def test_a_study_of_no_pauses_gives_no_verdict(any_study: OpenStudy) -> None:
 def test_only_a_study_that_can_pause_and_train_finals_says_so(any_study: OpenStudy) -> None:
     study = any_study()
     ports = Ports(study, cast(Channel, None), cast(Dispatcher, None), StillClock())
-    able = None if isinstance(study, EvaluationStudy) else study
-    assert [ports.pausing, ports.finals] == [able, able]
+    able: object = None if isinstance(study, EvaluationStudy) else study
+    assert (ports.pausing is able, ports.finals is able) == (True, True)
 
 
 # --- PausingStudy ----------------------------------------------------------------------------------------------------

@@ -12,8 +12,8 @@ from omegaconf import OmegaConf
 
 from sweep.report.export import compare, read_tune_log, run_tune
 from tests.conftest import embedded_config
+from tests.helpers.attempts import run, spec
 from tests.helpers.cli import SMALL, status, sweep
-from tests.integration.test_attempt import run, spec
 from trainer import checkpoint
 from trainer.base import Cache
 from trainer.contract import FailureKind, OutcomeKind

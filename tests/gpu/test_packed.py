@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from tests.bench.packed_parity import compiled
-from tests.integration.test_packed import TRIALS, Change, alone, drive, make, worst
-from tests.integration.test_scheduler import Hands
+from tests.helpers.packs import TRIALS, Change, alone, drive, make, worst
+from tests.helpers.schedulers import Hands
 from trainer.base import Cache
 from trainer.contract import FailureKind, OutcomeKind, Step
 from trainer.packed.pack import Pack

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,17 +15,14 @@ import torch
 import torch._dynamo
 from torch._dynamo.utils import counters
 
-from tests.conftest import embedded_config
+from tests.helpers.attempts import reports, run, spec, steps, stop_after
 from trainer import checkpoint
-from trainer.attempt import Attempt
 from trainer.base import Cache
 from trainer.contract import (
     FailureKind,
     Guard,
     Outcome,
     OutcomeKind,
-    Report,
-    Step,
     StopCause,
     TrialSpec,
     decode,
@@ -33,44 +30,15 @@ from trainer.contract import (
 )
 from trainer.recipe import LoraRecipe
 from trainer.reporter import RoomReporter
-from trainer.room import Room, Tail, write_atomic
+from trainer.room import Room, write_atomic
 from trainer.worker import Worker
 
 pytestmark = pytest.mark.slow
-
-Stops = Callable[[], tuple[StopCause, str] | None]
 
 
 @pytest.fixture(scope="module")
 def cache() -> Cache:
     return Cache()
-
-
-def spec(number: int = 1, **changes: Any) -> TrialSpec:
-    return TrialSpec("s", 0, number, "w0001", embedded_config(**changes), milestone_tokens=180)
-
-
-def run(room: Room, cache: Cache, wanted: TrialSpec, stop: Stops = lambda: None) -> Outcome:
-    files = room.attempt(wanted.trial, wanted.attempt)
-    write_atomic(files.spec, encode(wanted))
-    reporter = RoomReporter(files)
-    try:
-        return Attempt(room, wanted, cache, reporter, stop).run()
-    finally:
-        reporter.close(None)
-
-
-def stop_after(count: int, cause: StopCause) -> Stops:
-    calls = iter(range(count))
-    return lambda: None if next(calls, None) is not None else (cause, "enough")
-
-
-def reports(room: Room, number: int = 1) -> list[Report]:
-    return [decode(Report, line) for line in Tail(room.attempt(0, number).reports).lines()]
-
-
-def steps(room: Room, number: int = 1) -> list[Step]:
-    return [decode(Step, line) for line in Tail(room.attempt(0, number).steps).lines()]
 
 
 def test_completed(cache: Cache, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.conftest import embedded_config
-from tests.integration.test_attempt import run
+from tests.helpers.attempts import run
 from trainer.base import Cache
 from trainer.contract import Evaluation, FailureKind, Outcome, OutcomeKind, Report, StopCause, TrialSpec, decode
 from trainer.evaluation import evaluate as evaluation

@@ -13,19 +13,19 @@ import torch
 from torchtune import config
 
 from tests.conftest import embedded_config
-from tests.integration.test_attempt import Stops, steps
-from tests.integration.test_packed import TOLERANCE, worst
+from tests.helpers.attempts import Stops, steps
+from tests.helpers.packs import TOLERANCE, worst
+from tests.helpers.schedulers import Hands
 from trainer import base, logs
 from trainer.attempt import Attempt
 from trainer.base import Cache
-from trainer.contract import FailureKind, Outcome, OutcomeKind, Report, StopCause, TrialSpec, decode, encode
-from trainer.packed.memory import Memory, MemoryProbe, device_memory
+from trainer.contract import FailureKind, Outcome, OutcomeKind, Report, StopCause, decode
+from trainer.packed.memory import Memory
 from trainer.packed.pack import Pack
 from trainer.packed.slot import Slot
 from trainer.recipe import LoraRecipe
-from trainer.reporter import RoomReporter
-from trainer.room import Room, Tail, write_atomic
-from trainer.scheduler import Scheduler, Task
+from trainer.room import Room, Tail
+from trainer.scheduler import Scheduler
 
 pytestmark = pytest.mark.slow
 
@@ -48,32 +48,6 @@ def counted() -> Iterator[None]:
     gc.disable()
     yield
     gc.enable()
-
-
-class Hands:
-    """Gives attempts to a scheduler, and keeps what became of them."""
-
-    def __init__(self, room: Room, cache: Cache, slots: int, memory_probe: MemoryProbe = device_memory) -> None:
-        self.room, self.cache = room, cache
-        self.scheduler = Scheduler(slots, cache, lambda _: None, memory_probe)
-        self.ended: dict[int, Outcome] = {}
-
-    def give(self, trial: int, stop: Stops = lambda: None, attempt: int = 1, **changes: Any) -> None:
-        spec = TrialSpec("s", trial, attempt, "w0001", embedded_config(**changes), milestone_tokens=180)
-        files = self.room.attempt(trial, attempt)
-        write_atomic(files.spec, encode(spec))
-        reporter = RoomReporter(files)
-
-        def end(outcome: Outcome) -> None:
-            assert trial not in self.ended, "told once"
-            reporter.close(outcome)
-            self.ended[trial] = outcome
-
-        self.scheduler.add(Task(spec, lambda: Attempt(self.room, spec, self.cache, reporter, stop), end))
-
-    def finish(self) -> None:
-        while self.scheduler.busy:
-            self.scheduler.step()
 
 
 def numbers(room: Room, trial: int) -> list[Report]:

@@ -14,9 +14,9 @@ from sweep.controller.ports import ObservedAttempt
 from sweep.store.channel import StoreChannel, open_store_channel
 from sweep.store.remote import download
 from tests.conftest import embedded_config
+from tests.helpers.attempts import steps
 from tests.helpers.stores import s3_server
 from tests.helpers.waiting import until
-from tests.integration.test_attempt import steps
 from trainer.contract import OutcomeKind, StopCause, TrialSpec, encode
 from trainer.room import Room, write_atomic
 

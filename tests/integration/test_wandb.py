@@ -21,6 +21,7 @@ from typing import Any
 import pytest
 
 from tests.helpers.cli import command
+from tests.helpers.launch_sweeps import SMALL, make_job
 from tests.helpers.stores import s3_server
 from tests.helpers.waiting import until
 from tests.helpers.warm import WarmPopen, warm_processes, write_python
@@ -31,24 +32,6 @@ from trainer.room import Room, read_json, read_text
 
 pytestmark = pytest.mark.slow
 
-SPACE = (
-    "space.optimizer.lr=choice(1e-3,2e-3)",
-    "space.model.lora_rank=null",
-    "space.gradient_accumulation_steps=null",
-    "derive.lr_scheduler.num_warmup_steps=null",
-)
-SMALL = (
-    "experiment=demo",
-    "recipe.overrides.dataset.split=train[:64]",
-    "recipe.overrides.dataset_val.split=train[:16]",
-    "objective.milestone_tokens=240",
-    "queue.threads=1",
-    *SPACE,
-    "trial.equal_data=false",
-    "wandb.project=lab",
-    "wandb.entity=team",
-    "wandb.init={settings: {x_file_stream_transmit_interval: 1}}",
-)
 LRS = "warm_start.enqueue=[{optimizer.lr: 1e-3}, {optimizer.lr: 2e-3}]"
 SHORT = ("recipe.overrides.epochs=1", "pruner=none", "search.trials=2", "queue.workers=2", LRS)
 LAUNCHED = (
@@ -151,26 +134,6 @@ def scene(tmp_path_factory: pytest.TempPathFactory, warm: None) -> Iterator[Scen
             for process in [agent, *sweeps.values()]:
                 process.kill()
                 process.wait()
-
-
-def make_job(place: Path, env: dict[str, str]) -> None:
-    place.mkdir()
-    (place / "requirements.txt").write_text("wandb\n")
-    words = [
-        "-e",
-        "team",
-        "-p",
-        "lab",
-        "-n",
-        "sweep",
-        "-E",
-        "python -m trainer.entry.launch_job",
-        "--runtime",
-        "3.11",
-        "code",
-    ]
-    made = [sys.executable, "-m", "wandb", "job", "create", *words, str(place)]
-    subprocess.run(made, env=env, check=True, capture_output=True)
 
 
 def run_sweep(name: str, words: tuple[str, ...], log: Path, env: dict[str, str]) -> subprocess.Popen[bytes]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from sweep.queues.slurm.section import SlurmQueue
-from tests.contracts.test_dispatcher import (  # noqa: F401 - these are the tests
+from tests.helpers.dispatcher_contract import (  # noqa: F401 - these are the tests
     Make,
     hands,
     room,

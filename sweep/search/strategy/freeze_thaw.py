@@ -26,7 +26,7 @@ from dataclasses import dataclass, field
 
 from sweep.model import Ruling, Verdict
 from sweep.search.strategy.policy import POLICY
-from sweep.search.strategy.protocol import Curve, Promotion, TrialStatus
+from sweep.search.strategy.protocol import Curve, CurveStatus, Promotion
 from sweep.search.strategy.sweep_forecast import ForecastCache, SweepForecast
 from sweep.search.strategy.trial_data import loss_of
 from trainer.contract import Report
@@ -79,7 +79,7 @@ class FreezeThaw:
     def finish(self, curves: Mapping[int, Curve], milestones: int) -> Promotion | None:
         """The paused trial that is worth most, if two standard deviations of its end reach the best complete trial."""
         promotion = self._promotion(curves, milestones, "", new_allowed=False)
-        if promotion is None or not any(curve.status is TrialStatus.COMPLETE for curve in curves.values()):
+        if promotion is None or not any(curve.status is CurveStatus.COMPLETE for curve in curves.values()):
             return promotion
         best, end, sd = (promotion.basis[key] for key in ("best", "end", "end_sd"))
         return promotion if may_reach(math.log(best), math.log(end), sd) else None
@@ -110,7 +110,7 @@ class FreezeThaw:
 
     def _best_end(self, curves: Mapping[int, Curve]) -> float | None:
         """The smallest loss at the end of a complete trial; None without one."""
-        complete = [curve for curve in curves.values() if curve.status is TrialStatus.COMPLETE and curve.reports]
+        complete = [curve for curve in curves.values() if curve.status is CurveStatus.COMPLETE and curve.reports]
         return min((loss_of(curve.reports[-1], self.metric) for curve in complete), default=None)
 
     def _promotion(
@@ -120,7 +120,7 @@ class FreezeThaw:
 
         The best trials wait for a faster worker if this one is too slow for them.
         """
-        paused = any(curve.status is TrialStatus.PAUSED for curve in curves.values())
+        paused = any(curve.status is CurveStatus.PAUSED for curve in curves.values())
         if not paused or (new_allowed and len(curves) < self.design):
             return None
         sweep = self._cache.get(curves, milestones)

@@ -15,7 +15,7 @@ from sweep.model import Verdict
 from trainer.contract import Report
 
 
-class TrialStatus(StrEnum):
+class CurveStatus(StrEnum):
     """The status of a trial as a strategy sees it."""
 
     RUNNING = "running"
@@ -37,7 +37,7 @@ class Curve:
     number: int
     params: Mapping[str, Any]
     reports: tuple[Report, ...]
-    status: TrialStatus
+    status: CurveStatus
     worker: str = ""
 
 

@@ -10,7 +10,7 @@ from bisect import bisect_left, insort
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from sweep.search.strategy.protocol import Curve, TrialStatus
+from sweep.search.strategy.protocol import Curve, CurveStatus
 from trainer.contract import Report
 
 
@@ -44,7 +44,7 @@ class Rung:
 
     def _is_paused_here(self, curve: Curve) -> bool:
         return (
-            curve.status is TrialStatus.PAUSED and bool(curve.reports) and curve.reports[-1].milestone == self.milestone
+            curve.status is CurveStatus.PAUSED and bool(curve.reports) and curve.reports[-1].milestone == self.milestone
         )
 
     def _rank(self, curve: Curve | None) -> tuple[float, int] | None:

@@ -15,11 +15,11 @@ from sweep.search.strategy.acquisition import Acquisition, acquisition
 from sweep.search.strategy.encoding import Floats, axes_of, encode
 from sweep.search.strategy.forecast import forecast
 from sweep.search.strategy.observations import TrialData
-from sweep.search.strategy.protocol import Curve, TrialStatus
+from sweep.search.strategy.protocol import Curve, CurveStatus
 from sweep.search.strategy.trial_data import trial_data
 from sweep.search.strategy.worker_speed import WorkerSpeeds, relative_speeds, worker_speeds
 
-ENDED = (TrialStatus.COMPLETE, TrialStatus.FAILED)
+ENDED = (CurveStatus.COMPLETE, CurveStatus.FAILED)
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class SweepForecast:
         paused = [
             self.trials[number]
             for number, curve in sorted(self.curves.items())
-            if curve.status is TrialStatus.PAUSED and number not in excluded and curve.reports
+            if curve.status is CurveStatus.PAUSED and number not in excluded and curve.reports
         ]
         if not paused:
             return None, -np.inf
@@ -87,7 +87,7 @@ class SweepForecast:
         speeds = self._worker_speeds() if self.curves[number].worker else None
         if speeds is None or number not in speeds.contenders:
             return False
-        others = sum(self.curves[other].status is TrialStatus.PAUSED for other in speeds.contenders)
+        others = sum(self.curves[other].status is CurveStatus.PAUSED for other in speeds.contenders)
         return speeds.faster(self.curves[number].worker, self._remaining(number), self.milestones) > others
 
     def waiting_for_faster(self, worker: str) -> list[int]:
@@ -97,7 +97,7 @@ class SweepForecast:
             return []
         waiting: list[int] = []
         for number in speeds.contenders:
-            paused = self.curves[number].status is TrialStatus.PAUSED
+            paused = self.curves[number].status is CurveStatus.PAUSED
             if paused and speeds.faster(worker, self._remaining(number), self.milestones) > len(waiting):
                 waiting.append(number)
         return waiting
@@ -113,7 +113,7 @@ class SweepForecast:
         trials = [
             self.trials[number]
             for number, curve in sorted(self.curves.items())
-            if curve.reports and curve.status in (TrialStatus.RUNNING, TrialStatus.PAUSED)
+            if curve.reports and curve.status in (CurveStatus.RUNNING, CurveStatus.PAUSED)
         ]
         order = np.argsort(-self.acquisition.value_of_trials(trials, guarantee=False), kind="stable")
         guaranteed = {trial.number for trial in trials if self.acquisition.is_guaranteed(trial)}
@@ -150,7 +150,7 @@ class ForecastCache:
             self._key = (milestones, ends)
         if self._acquisition is None:
             return None
-        running = [self._trials[n] for n, c in curves.items() if c.status is TrialStatus.RUNNING and n != judged]
+        running = [self._trials[n] for n, c in curves.items() if c.status is CurveStatus.RUNNING and n != judged]
         return SweepForecast(curves, milestones, self._trials, self._acquisition.assuming(running))
 
 

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from sweep.search.strategy.observations import TrialData
-from sweep.search.strategy.protocol import Curve, TrialStatus
+from sweep.search.strategy.protocol import Curve, CurveStatus
 from trainer.contract import Report
 
 
@@ -30,7 +30,7 @@ def trial_data(curves: Mapping[int, Curve], metric: str, with_features: bool) ->
     Args:
         with_features: whether features are computed.
     """
-    kept = [curve for _, curve in sorted(curves.items()) if curve.status is not TrialStatus.FAILED]
+    kept = [curve for _, curve in sorted(curves.items()) if curve.status is not CurveStatus.FAILED]
     features = _features(kept, metric) if with_features else {}
     return {
         curve.number: TrialData(
@@ -38,7 +38,7 @@ def trial_data(curves: Mapping[int, Curve], metric: str, with_features: bool) ->
             dict(curve.params),
             tuple(loss_of(report, metric) for report in curve.reports),
             features.get(curve.number, ()),
-            complete=curve.status is TrialStatus.COMPLETE,
+            complete=curve.status is CurveStatus.COMPLETE,
         )
         for curve in kept
     }

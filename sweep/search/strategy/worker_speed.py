@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sweep.search.strategy.encoding import Floats, axes_of, encode
-from sweep.search.strategy.protocol import Curve, TrialStatus
+from sweep.search.strategy.protocol import Curve, CurveStatus
 
 # The speed of workers is estimated from this many trials, the newest.
 TRIALS = 512
@@ -62,7 +62,7 @@ def worker_speeds(
         ranked: trials that have reported and are running or paused, the best first.
         guaranteed: those of them that continue in any case.
     """
-    running = {number for number, curve in curves.items() if curve.status is TrialStatus.RUNNING}
+    running = {number for number, curve in curves.items() if curve.status is CurveStatus.RUNNING}
     contenders = tuple(ranked[: max(1, len(running) // TRIALS_PER_CONTENDER)])
     early = [
         curves[number].worker

@@ -14,7 +14,7 @@ from sweep.search.history import History
 from sweep.search.optuna_private import filtered, stored_trial
 from sweep.search.strategy.freeze_thaw import FreezeThaw
 from sweep.search.strategy.halving import AsynchronousHalving
-from sweep.search.strategy.protocol import Curve, Strategy, TrialStatus
+from sweep.search.strategy.protocol import Curve, CurveStatus, Strategy
 from tests.bench.search_bench.optuna_arms import suggest
 from tests.bench.search_bench.replay import Decision, Job
 from tests.bench.search_bench.tables import Table
@@ -37,14 +37,14 @@ class OurMethod:
     def next(self, place: str) -> Job | None:
         found = self._strategy.promote(self._curves, self._table.milestones, place)
         if found is not None:
-            self._set_status(found.trial, TrialStatus.RUNNING)
+            self._set_status(found.trial, CurveStatus.RUNNING)
             return Job(found.trial, self._curves[found.trial].params, self._table.milestones)
         self._study.view = self._history.view
         trial = self._study.ask()
         params = suggest(trial, self._table)
         self._study.view = None
         self._open[trial.number] = trial
-        self._curves[trial.number] = Curve(trial.number, params, (), TrialStatus.RUNNING)
+        self._curves[trial.number] = Curve(trial.number, params, (), CurveStatus.RUNNING)
         self._history.add_running(self._frozen(trial.number))
         return Job(trial.number, params, self._table.milestones)
 
@@ -55,28 +55,28 @@ class OurMethod:
         self._curves[trial] = replace(curve, reports=(*curve.reports, report), worker=place)
         if report.final:
             self._study.tell(self._open[trial], report.val_loss)
-            return self._set_status(trial, TrialStatus.COMPLETE)
+            return self._set_status(trial, CurveStatus.COMPLETE)
         self.last = verdict = self._strategy.verdict(trial, self._curves, self._table.milestones)
         if verdict is None:
-            return self._set_status(trial, TrialStatus.RUNNING)
+            return self._set_status(trial, CurveStatus.RUNNING)
         if verdict.ruling is Ruling.STOP:
             self._study.tell(self._open[trial], state=optuna.trial.TrialState.PRUNED)
-            return self._set_status(trial, TrialStatus.PRUNED)
-        return self._set_status(trial, TrialStatus.PAUSED)
+            return self._set_status(trial, CurveStatus.PRUNED)
+        return self._set_status(trial, CurveStatus.PAUSED)
 
-    def _set_status(self, trial: int, status: TrialStatus) -> Decision:
+    def _set_status(self, trial: int, status: CurveStatus) -> Decision:
         self._curves[trial] = replace(self._curves[trial], status=status)
         frozen = self._frozen(trial)
         match status:
-            case TrialStatus.RUNNING:
+            case CurveStatus.RUNNING:
                 self._history.add_running(frozen)
                 return Decision.GO_ON
-            case TrialStatus.PAUSED:
+            case CurveStatus.PAUSED:
                 self._history.add_paused(frozen)
                 return Decision.PAUSE
             case _:
                 self._history.add_ended(frozen)
-                return Decision.STOP if status is TrialStatus.PRUNED else Decision.GO_ON
+                return Decision.STOP if status is CurveStatus.PRUNED else Decision.GO_ON
 
     def _frozen(self, trial: int) -> optuna.trial.FrozenTrial:
         return stored_trial(self._study, self._open[trial])

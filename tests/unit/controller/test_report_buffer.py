@@ -9,7 +9,7 @@ import pytest
 
 from sweep.controller.ports import Channel, ObservedAttempt, ObservedWorker
 from sweep.controller.report_buffer import ReportBuffer
-from tests.contracts.test_study import report
+from tests.helpers.made_reports import report
 from trainer.contract import Report
 
 

@@ -14,7 +14,7 @@ from sweep.controller.ports import ObservedAttempt, PausingStudy, Study
 from sweep.controller.trial_observer import TrialObserver
 from sweep.model import Limits, Ruling, Verdict
 from sweep.wiring.simulate import Silent
-from tests.contracts.test_study import report
+from tests.helpers.made_reports import report
 from trainer.contract import Outcome, OutcomeKind, Report, StopCause
 
 PAUSE = Verdict(3, 1.0, "another step promises more", Ruling.PAUSE)

@@ -1,4 +1,4 @@
-"""What every `Dispatcher` must keep, over all of them."""
+"""What every `Dispatcher` must keep: a test module imports these tests, and makes dispatchers in a fixture `make`."""
 
 from __future__ import annotations
 
@@ -15,18 +15,14 @@ import pytest
 from sweep.controller.ports import Dispatcher, WorkerSpec
 from sweep.controller.room_channel import RoomChannel
 from sweep.model import JobState
-from sweep.processes import PreforkServer
-from sweep.queues.launch import dispatcher as launch_dispatch
 from sweep.queues.launch.api import Runs
 from sweep.queues.launch.dispatcher import LaunchDispatcher
 from sweep.queues.launch.section import LaunchQueue
-from sweep.queues.local.dispatcher import LocalDispatcher
 from sweep.queues.simulated.dispatcher import SimulatedDispatcher
 from sweep.queues.simulated.section import SimulationModel
 from sweep.queues.simulated.tables import load_table
 from sweep.queues.simulated.world import World
-from tests.helpers.fakes import FastDispatcher
-from tests.helpers.launch_fakes import Agent, FakeLaunchApi
+from tests.helpers.launch_fakes import FakeLaunchApi
 from tests.helpers.tables import write_table
 from tests.helpers.waiting import until
 from trainer.contract import JOB_KEY, Tracking, TrialSpec, encode
@@ -34,23 +30,6 @@ from trainer.room import Room, held, read_text, write_atomic
 
 # Makes a dispatcher on a room; called again, it is what a restarted controller would make.
 Make = Callable[[Room], Dispatcher]
-
-
-@pytest.fixture(scope="module")
-def prefork() -> Iterator[PreforkServer]:
-    """One that all tests share; a worker of it is the real one."""
-    found = PreforkServer()
-    yield found
-    found.close()
-
-
-KINDS = [
-    "local",
-    "simulated",
-    "launch",
-    pytest.param("forked", marks=pytest.mark.slow),
-    pytest.param("spare", marks=pytest.mark.slow),
-]
 
 
 def launched(room: Room, api: FakeLaunchApi) -> LaunchDispatcher:
@@ -63,26 +42,6 @@ def launched(room: Room, api: FakeLaunchApi) -> LaunchDispatcher:
         return specs[0].tracking.run if specs[0].tracking is not None else worker
 
     return LaunchDispatcher(room, LaunchQueue(), api, Runs(api, 0.02), payload, run_of, lambda run: None)
-
-
-@pytest.fixture(params=KINDS)
-def make(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
-    if request.param == "local":
-        yield lambda room: FastDispatcher(room, (), 1)
-        return
-    if request.param == "launch":
-        monkeypatch.setattr(launch_dispatch, "CANCEL_SECONDS", 0.5)
-        with Agent(FakeLaunchApi(tmp_path / "wandb")):
-            yield lambda room: launched(room, FakeLaunchApi(tmp_path / "wandb"))
-        return
-    if request.param == "simulated":
-        world = make_world(request.getfixturevalue("tmp_path"))
-        yield lambda room: SimulatedDispatcher(world)
-        return
-    source: PreforkServer = request.getfixturevalue("prefork") if request.param == "forked" else PreforkServer([{}])
-    yield lambda room: LocalDispatcher(room, (), 1, prefork=source)
-    if request.param == "spare":
-        source.close()
 
 
 @pytest.fixture
@@ -234,39 +193,3 @@ def test_preview_starts_nothing(make: Make, room: Room) -> None:
     text = make(room).preview([WorkerSpec("w0001", 0)])
     assert "w0001" in text
     assert make(room).poll() == {}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("spares", [(), ({},)])
-def test_a_prefork_that_died_is_done_without(spares: tuple[dict[str, str], ...], room: Room) -> None:
-    dead = PreforkServer(spares)
-    process = dead._at(0).popen
-    process.kill()
-    process.wait()
-    dispatcher = FastDispatcher(room, (), 1, prefork=dead)
-    dispatcher.start([WorkerSpec("w0001", 0)])
-    until(room.worker("w0001").beat.exists)
-    dead.close()
-
-
-@pytest.mark.slow
-def test_a_spare_becomes_one_worker_and_the_next_is_started_by_itself(room: Room) -> None:
-    spare = PreforkServer([{}])
-    dispatcher = FastDispatcher(room, (), 1, prefork=spare)
-    dispatcher.start([WorkerSpec("w0001", 0)])
-    until(room.worker("w0001").beat.exists, seconds=60)
-    assert (read_text(room.worker("w0001").lock) or "").strip() == str(spare._at(0).popen.pid)
-    dispatcher.start([WorkerSpec("w0002", 0)])
-    until(room.worker("w0002").beat.exists)
-    spare.close()
-
-
-@pytest.mark.slow
-def test_forked_workers_outlive_their_prefork(room: Room) -> None:
-    forks = PreforkServer()
-    LocalDispatcher(room, (), 1, prefork=forks).start([WorkerSpec("w0001", 0)])
-    until(room.worker("w0001").beat.exists, seconds=60)
-    process = forks._at(0).popen
-    forks.close()
-    assert process.wait(120) == 0
-    assert state(LocalDispatcher(room, (), 1), "w0001") is JobState.RUNNING
