@@ -1,4 +1,4 @@
-# `make demo` and `make test` work on a fresh Debian machine with Python 3.11: they make the environment first.
+# `make demo`, `make check` and `make test` work on a fresh Debian machine with Python 3.11: they make the environment first.
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
@@ -6,7 +6,7 @@ export OMP_NUM_THREADS ?= 1
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: demo test test-all unit lint check docs install clean
+.PHONY: demo unit check test test-all lint lint-all docs install clean
 
 install: $(VENV)/installed
 
@@ -20,18 +20,29 @@ $(VENV)/installed: pyproject.toml
 demo: install
 	$(BIN)/sweep run experiment=demo
 
-test: install lint
-	$(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder --durations=15 -m "not deep"
-
-test-all: install lint
-	$(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder --durations=15
+# Of the tests, `unit` runs those of single modules, `check` all that are quick, `test` all but the variants marked deep,
+# and `test-all` those too, with no process shared. Tests wait as much as they compute: more workers than processors.
+PYTEST = $(BIN)/pytest --dist loadfile --no-loadscope-reorder --durations=15
 
 unit: install
-	$(BIN)/pytest tests/unit
+	$(BIN)/pytest -m "not slow" tests/unit
 
+check: install lint
+	$(PYTEST) -n 2 -m "not slow and not deep"
+
+test: install lint-all
+	$(PYTEST) -n 4 -m "not deep"
+
+test-all: install lint-all
+	SWEEP_TESTS_COLD=1 $(PYTEST) -n 4
+
+# tests/bench is no part of the program, and costs mypy as much as a fifth of all the rest
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy --exclude '^tests/bench/'
+
+lint-all: lint
 	$(BIN)/mypy
 
 docs: install

@@ -1,6 +1,6 @@
-"""Errors, named by what the caller must do about them.
+"""Errors, named after what the caller has to do about them.
 
-Invariant: the text of each is one or two sentences for a person: the key, its value, what is allowed, what to do.
+Invariant: the text of an error is one or two sentences for a person: the key, its value, what is allowed, what to do.
 """
 
 from __future__ import annotations
@@ -10,24 +10,24 @@ from difflib import get_close_matches
 
 
 class SweepError(Exception):
-    """Something that a person is told without a traceback."""
+    """An error that is shown to the user without a traceback."""
 
 
 class ConfigError(SweepError):
-    """Fix the input: nothing was started."""
+    """The input is wrong and has to be fixed; nothing was started."""
 
 
 class RetryLater(SweepError):
-    """The same call may succeed later: a busy scheduler, a full disk, another controller."""
+    """The same call may succeed later, for example because a scheduler is busy or another controller runs."""
 
 
 class GiveUp(SweepError):
-    """The sweep cannot go on as it is; the text says why and what was kept."""
+    """The sweep cannot continue as it is; the text says why, and what is kept."""
 
 
-def unknown_key(where: str, key: str, allowed: Iterable[str]) -> ConfigError:
-    """An error for a key that does not exist, naming what does and what was probably meant."""
+def unknown_key(section: str, key: str, allowed: Iterable[str]) -> ConfigError:
+    """The error for a key that does not exist in a section; it lists the allowed keys and suggests the closest one."""
     names = sorted(set(allowed))
     close = get_close_matches(key, names, n=1)
     meant = f" (did you mean {close[0]}?)" if close else ""
-    return ConfigError(f"{where}: there is no key {key}{meant}; allowed: {', '.join(names)}")
+    return ConfigError(f"{section}: there is no key {key}{meant}; allowed: {', '.join(names)}")

@@ -1,6 +1,9 @@
-"""The frozen values that the controller reasons about: facts, limits and effects.
+"""The frozen values of a sweep: facts, limits and effects for the controller, rows and states for a person.
 
-Invariants: no behaviour beyond derived properties; times are seconds on the controller's own clock.
+The controller gathers facts into a `View`, `decide` turns a `View` and `Limits` into effects, and the controller
+carries these out. A reader turns a room and its study into a `SweepState`.
+
+Invariants: values only, without behaviour beyond derived properties. All times are seconds on the controller's clock.
 """
 
 from __future__ import annotations
@@ -12,36 +15,20 @@ from typing import Any
 
 from trainer.contract import Outcome, Report, StopCause
 
+# --- words for states -------------------------------------------------------------------------------------------------
+
 
 class JobState(StrEnum):
-    """What a queue says of a worker's job. A planned one is given its first trials, and then sent to the queue."""
+    """The state of a worker's job on its queue."""
 
-    PLANNED = "planned"
+    PLANNED = "planned"  # not submitted yet: it is submitted together with its first trials
     PENDING = "pending"
     RUNNING = "running"
     GONE = "gone"
 
 
-@dataclass(frozen=True, slots=True)
-class Job:
-    """A worker's job as its queue shows it.
-
-    Args:
-        place: the worker's position among the queue's workers.
-        handle: what the queue calls the job: a SLURM job id; empty where it has no name of its own.
-        node: where it runs.
-        reason: why it waits, or how it ended, in plain words.
-    """
-
-    place: int
-    state: JobState
-    handle: str = ""
-    node: str = ""
-    reason: str = ""
-
-
 class Ending(StrEnum):
-    """How a trial is told to the study; Optuna's own words."""
+    """How the study is told that a trial ended; the values are Optuna's names."""
 
     COMPLETE = "COMPLETE"
     PRUNED = "PRUNED"
@@ -49,17 +36,17 @@ class Ending(StrEnum):
 
 
 class Mode(StrEnum):
-    """What the person wants of the controller."""
+    """What the user wants of a running controller."""
 
     RUN = "run"
-    HANDOVER = "handover"  # leave all as it is: another controller goes on
-    DETACH = "detach"  # ask no more, let running trials go on without us
-    STOP = "stop"  # stop running trials with a checkpoint, to go on later
+    HANDOVER = "handover"  # exit at once and change nothing: another controller continues
+    DETACH = "detach"  # start nothing more, let running trials finish without a controller
+    STOP = "stop"  # stop running trials at a checkpoint, to be resumed later
     CANCEL = "cancel"  # stop running trials for good
 
 
 class Finished(StrEnum):
-    """Why a controller's run ended."""
+    """How a controller's run ended."""
 
     DONE = "done"
     DETACHED = "detached"
@@ -70,18 +57,75 @@ class Finished(StrEnum):
 
 
 class Ruling(StrEnum):
-    """What a verdict asks for: an end, or a rest from which the trial may be called back."""
+    """What a verdict does with a trial."""
 
-    STOP = "stop"
-    PAUSE = "pause"
+    STOP = "stop"  # for good: the trial ends as PRUNED
+    PAUSE = "pause"  # until the study promotes the trial, which then resumes from its checkpoint
+
+
+class TrialStatus(StrEnum):
+    """The state of a trial as a person sees it."""
+
+    RUNNING = "running"
+    WAITING = "waiting"  # for a worker
+    PAUSED = "paused"
+    ENDED = "ended"  # its attempt has ended, but no controller runs that could tell the study
+    COMPLETE = "complete"
+    PRUNED = "pruned"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def is_final(self) -> bool:
+        """Whether the study knows how the trial ended."""
+        return self in (TrialStatus.COMPLETE, TrialStatus.PRUNED, TrialStatus.FAILED, TrialStatus.CANCELLED)
+
+
+class EvaluationStatus(StrEnum):
+    """The state of a trial's evaluation as a person sees it."""
+
+    NONE = ""
+    WAITING = "waiting"
+    RUNNING = "running"
+    COMPLETE = "complete"
+    FAILED = "failed"
+
+    @property
+    def is_final(self) -> bool:
+        """Whether the evaluation has ended."""
+        return self in (EvaluationStatus.COMPLETE, EvaluationStatus.FAILED)
+
+
+# --- facts ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A worker's job as its queue shows it.
+
+    Args:
+        place: the worker's position among the queue's workers, from 0.
+        handle: the queue's own name of the job, e.g. a SLURM job id; empty if it has none.
+        node: the host that it runs on; empty if unknown.
+        reason: why it is pending, or how it ended, as text for a person.
+    """
+
+    place: int
+    state: JobState
+    handle: str = ""
+    node: str = ""
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """A pruner's decision to stop or pause a trial, with what it was based on.
+    """A pruner's decision to stop or pause a trial.
 
     Args:
-        basis: the numbers that it was based on, for the ledger.
+        milestone: of the report on which it was decided, from 1; 0 if an earlier controller decided it.
+        value: the objective at that milestone.
+        reason: one sentence for a person.
+        basis: the numbers that the decision was based on, by name, for the ledger.
     """
 
     milestone: int
@@ -91,19 +135,35 @@ class Verdict:
     basis: Mapping[str, float] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """The fields of a stop, from which `Verdict(**fields)` makes the same."""
+        """The fields of a verdict that stops; `Verdict(**fields)` makes an equal one."""
         assert self.ruling is Ruling.STOP
         return {"milestone": self.milestone, "value": self.value, "reason": self.reason, "basis": dict(self.basis)}
 
 
 @dataclass(frozen=True, slots=True)
-class AttemptFacts:
-    """One attempt, as the room shows it.
+class AttemptId:
+    """Which execution of a trial is meant, and the worker that it was given to.
 
     Args:
-        delivered: its worker has it in the inbox.
-        begun: its worker has taken it; only then can it have been the trial that ended the worker.
-        stop_since: when the controller first saw the stop, None without one.
+        attempt: number of the execution, from 1.
+    """
+
+    trial: int
+    attempt: int
+    worker: str
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptFacts:
+    """One attempt (execution) of a trial.
+
+    Args:
+        number: from 1, counted for each trial.
+        delivered: it is in its worker's inbox.
+        begun: its worker has started it. Only then may the attempt itself have ended the worker.
+        stop: why it was asked to stop; None if it was not.
+        stop_since: when this controller first saw the stop; None without one.
+        outcome: how it ended; None while it may be running, or if it was lost with its worker.
     """
 
     number: int
@@ -117,10 +177,11 @@ class AttemptFacts:
 
 @dataclass(frozen=True, slots=True)
 class TrialFacts:
-    """A trial that the study has not been told yet.
+    """An open trial: the study has not been told how it ended.
 
     Args:
-        verdict: what stands: a stop for good, a pause until the study promotes the trial.
+        attempts: oldest first.
+        verdict: the verdict that stands. A pause stands until the study promotes the trial.
     """
 
     number: int
@@ -129,20 +190,23 @@ class TrialFacts:
 
     @property
     def paused(self) -> bool:
+        """Whether its verdict is a pause, even if its attempt has not stopped yet."""
         return self.verdict is not None and self.verdict.ruling is Ruling.PAUSE
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerFacts:
-    """A worker that has been started and is not known to be gone, or whose attempts are still open.
+    """A worker that was started and is not known to be gone, or that ended lately.
 
     Args:
-        place: its position among the queue's workers (a GPU or a core).
-        ready: its beat was seen.
-        started, beat: when the controller first saw it, and when its beat last changed.
+        place: its position among the queue's workers, from 0; on this machine its GPU or its share of the cores.
+        ready: its first heartbeat was seen, so that it takes trials.
+        started: when this controller first saw the job in its present state.
+        beat: when this controller last saw a new heartbeat.
         assigned: attempts ever put into its inbox.
-        slots: how many it holds at a time, where it has chosen by itself.
-        handle, node, reason: see `Job`; for a person.
+        draining: it was asked to end after the attempts that it has.
+        slots: how many attempts it runs at a time, if it has chosen that itself; None: as many as the limits say.
+        handle, node, reason: see `Job`.
     """
 
     name: str
@@ -161,22 +225,24 @@ class WorkerFacts:
 
 @dataclass(frozen=True, slots=True)
 class StudyFacts:
-    """What the study knows of this sweep's own trials, imported ones left out.
+    """What the study knows of the trials of this sweep; imported trials are not counted.
 
     Args:
-        open: numbers asked and not told, ascending, without those of `aside`.
-        aside: paused trials whose attempts have ended, which nobody need look at until they are promoted or told.
+        open: numbers of the trials that were asked for and not told, ascending, without the `suspended` ones.
+        suspended: numbers of paused trials whose attempts have ended; they are not observed until they are promoted.
+        complete, pruned, failed, cancelled: how many trials ended in each way.
+        best: the lowest objective of a complete trial; `best_trial` is its number.
         tokens: label tokens of the ended trials.
         exhausted: the sampler has nothing left to propose.
-        seconds: that the ended trials trained, as they said, finals included.
-        gain: by how much the objective is expected to fall for each second of training more; None: too little is known.
-        finals: finals still to be asked for, once all else has ended.
-        searching: some open trial is no final.
-        stuck: asked for a paused trial worth going on, it had none, and has learnt nothing since.
+        stuck: when last asked to promote, it had no paused trial worth resuming, and nothing has changed since.
+        seconds: training time of the ended trials as their workers measured it, finals included.
+        gain: the expected decrease of the objective for each further second of training; None if too little is known.
+        finals: how many finals are still to be asked for after everything else has ended.
+        searching: whether an open trial is not a final.
     """
 
     open: tuple[int, ...] = ()
-    aside: tuple[int, ...] = ()
+    suspended: tuple[int, ...] = ()
     complete: int = 0
     pruned: int = 0
     failed: int = 0
@@ -193,22 +259,26 @@ class StudyFacts:
 
     @property
     def ended(self) -> int:
+        """How many trials have ended."""
         return self.complete + self.pruned + self.failed + self.cancelled
 
     @property
     def asked(self) -> int:
-        return self.ended + len(self.open) + len(self.aside)
+        """How many trials were asked for."""
+        return self.ended + len(self.open) + len(self.suspended)
 
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """All facts of one moment.
+    """All facts of one moment, on which the controller decides.
 
     Args:
+        trials: the open trials, without the suspended ones.
+        mode: what the user wants.
         tokens: label tokens trained by all trials so far.
         seconds: since the sweep was created.
-        trained: seconds of training over all trials so far, as they said.
-        start_failures: workers in a row that ended without ever being ready.
+        trained: seconds of training over all trials so far, as their workers measured them.
+        start_failures: how many workers in a row ended before they were ready.
         start_failure: how the last of them ended.
     """
 
@@ -225,11 +295,25 @@ class View:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What the configuration allows. None: no limit.
+    """What the configuration allows. None means no limit.
 
     Args:
-        gpu_hours: of training; a worker's slots share its hours.
-        min_gain: expected fall of the objective for each hour of a GPU, below which nothing more is begun.
+        trials: how many trials may be asked for.
+        tokens: label tokens over all trials.
+        seconds: since the sweep was created.
+        target: an objective that ends the search when a trial reaches it.
+        gpu_hours: hours of training. The trials that share a GPU share its hours.
+        min_gain: the expected decrease of the objective for each GPU-hour below which nothing more is started.
+        workers: how many workers run at a time.
+        slots: how many trials a worker runs at a time, unless it chooses that itself.
+        trials_per_worker: after this many trials a worker ends and a new one is started.
+        max_attempts: lost or failed attempts after which a trial fails.
+        max_failure_share: the share of failed trials above which the sweep ends with an error, once
+            `min_ended_for_share` trials have ended.
+        max_start_failures: workers in a row that end before they are ready, after which the sweep ends with an error.
+        stop_grace: seconds that an attempt has to obey a stop before its worker is cancelled.
+        silence: seconds without a heartbeat after which a worker is cancelled.
+        start_grace: seconds that a running job has until its worker is ready.
     """
 
     trials: int | None = None
@@ -250,20 +334,23 @@ class Limits:
     start_grace: float = 600.0
 
 
+# --- effects ----------------------------------------------------------------------------------------------------------
+
+
 @dataclass(frozen=True, slots=True)
 class StartWorkers:
-    """Start a worker at each of these places."""
+    """Start a new worker at each of these places."""
 
     places: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """Ask the study what a free slot shall train: a paused trial that deserves it, or a new one.
+    """Ask the study what a free slot should train: a paused trial that it promotes, or a new trial.
 
     Args:
-        new: the budget allows a new one.
-        worker: whose slot it is; empty where no worker has started yet.
+        new: whether the budget allows a new trial.
+        worker: whose slot it is; empty if no worker has been started for it yet.
     """
 
     new: bool = True
@@ -277,7 +364,7 @@ class AskFinal:
 
 @dataclass(frozen=True, slots=True)
 class Assign:
-    """Write the attempt's specification where it is missing, then put it into the worker's inbox."""
+    """Write the attempt's specification unless it exists, then put it into the worker's inbox."""
 
     trial: int
     attempt: int
@@ -296,14 +383,14 @@ class Stop:
 
 @dataclass(frozen=True, slots=True)
 class Send:
-    """Hand a planned worker to its queue, with the trials that it was given."""
+    """Submit the job of a planned worker together with the trials that were assigned to it."""
 
     worker: str
 
 
 @dataclass(frozen=True, slots=True)
 class Cancel:
-    """Have the queue end a worker's job."""
+    """Have the queue cancel a worker's job."""
 
     worker: str
     reason: str
@@ -311,7 +398,12 @@ class Cancel:
 
 @dataclass(frozen=True, slots=True)
 class Tell:
-    """Tell the study how a trial ended."""
+    """Tell the study how a trial ended.
+
+    Args:
+        reason: one sentence for a person.
+        cancelled: the trial was cancelled, by the user or as the search ended; it is told as FAIL and marked.
+    """
 
     trial: int
     ending: Ending
@@ -321,14 +413,14 @@ class Tell:
 
 @dataclass(frozen=True, slots=True)
 class Drain:
-    """Let a worker end after what it has."""
+    """Ask a worker to end after the attempts that it has."""
 
     worker: str
 
 
 @dataclass(frozen=True, slots=True)
 class Finish:
-    """The controller's run is over."""
+    """End the controller's run."""
 
     how: Finished
     reason: str
@@ -336,24 +428,28 @@ class Finish:
 
 Effect = StartWorkers | Ask | AskFinal | Assign | Send | Stop | Cancel | Tell | Drain | Finish
 
+# --- what a person sees -----------------------------------------------------------------------------------------------
+
 
 @dataclass(frozen=True, slots=True)
 class TrialRow:
-    """A trial as a person sees it, told or not.
+    """One trial as a person sees it.
 
     Args:
-        state: running, waiting (for a worker), paused, ended (and not told yet: no controller runs), complete, pruned,
-            failed or cancelled.
-        value: the objective of a complete trial, else its last reported one.
-        reports: one per milestone, ascending, over all attempts.
-        final: the trial that this one repeats, and with which of the seeds.
-        evaluation: waiting, running, complete or failed; empty where there is none.
-        evaluation_reason: why it failed.
-        scores: what it found, by name.
+        params: hyperparameters by torchtune key.
+        value: the objective of a complete trial, else the last one that it reported; None before the first report.
+        reason: why it ended as it did, one sentence.
+        attempts: how many attempts it has had.
+        worker: of its last attempt.
+        reports: one for each milestone, ascending, over all attempts.
+        adapter: the path of its adapter; None if it has none.
+        final: the number of the trial that this final repeats, and the index of its seed; None if it is no final.
+        evaluation_reason: why its evaluation failed.
+        scores: of its evaluation, by name.
     """
 
     number: int
-    state: str
+    state: TrialStatus
     params: Mapping[str, Any]
     value: float | None = None
     reason: str = ""
@@ -362,16 +458,18 @@ class TrialRow:
     reports: tuple[Report, ...] = ()
     adapter: str | None = None
     final: tuple[int, int] | None = None
-    evaluation: str = ""
+    evaluation: EvaluationStatus = EvaluationStatus.NONE
     evaluation_reason: str = ""
     scores: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def last(self) -> Report | None:
+        """Its last report."""
         return self.reports[-1] if self.reports else None
 
     @property
     def tokens(self) -> int:
+        """Label tokens that it has trained by its last report."""
         return self.reports[-1].tokens if self.reports else 0
 
 
@@ -380,8 +478,11 @@ class SweepState:
     """A whole sweep as a person sees it.
 
     Args:
-        trial_tokens: label tokens of a trial that runs to its end, as probed; 0 where unknown.
-        controller: a controller is running it now.
+        metric: the name of the objective, which is minimised.
+        workers: those whose jobs are not gone.
+        seconds: since the sweep was created; if no controller runs, until its study last changed.
+        trial_tokens: label tokens of a trial that runs to its end, measured before the sweep began; 0 if unknown.
+        controller: whether a controller is running the sweep now.
     """
 
     name: str
@@ -395,25 +496,31 @@ class SweepState:
 
     @property
     def best(self) -> TrialRow | None:
-        """The complete trial of the least value; of finalists, the one of the least mean over their finals."""
-        done = [row for row in self.rows if row.state == "complete" and row.value is not None and row.final is None]
+        """The complete trial with the lowest objective, finals left out; None if no trial is complete.
+
+        If finals have been trained, it is the finalist whose finals have the lowest mean objective.
+        """
+        done = [row for row in self.rows if row.state is TrialStatus.COMPLETE and row.value is not None]
+        done = [row for row in done if row.final is None]
         means = {number: sum(values.values()) / len(values) for number, values in self.finals.items()}
         done = [row for row in done if row.number in means] or done
         return min(done, key=lambda row: means.get(row.number, row.value or 0.0), default=None)
 
     @property
     def finals(self) -> dict[int, dict[int, float]]:
-        """By finalist, the values of its finals by seed; those finalists that have most of them."""
-        found: dict[int, dict[int, float]] = {}
+        """By finalist the objectives of its complete finals by seed; only finalists that have the most of them."""
+        values: dict[int, dict[int, float]] = {}
         for row in self.rows:
-            if row.final is not None and row.state == "complete" and row.value is not None:
-                found.setdefault(row.final[0], {})[row.final[1]] = row.value
-        most = max(map(len, found.values()), default=0)
-        return {number: values for number, values in found.items() if len(values) == most}
+            if row.final is not None and row.state is TrialStatus.COMPLETE and row.value is not None:
+                values.setdefault(row.final[0], {})[row.final[1]] = row.value
+        most = max(map(len, values.values()), default=0)
+        return {number: by_seed for number, by_seed in values.items() if len(by_seed) == most}
 
     @property
     def tokens(self) -> int:
+        """Label tokens that all trials have trained by their last reports."""
         return sum(row.tokens for row in self.rows)
 
-    def count(self, state: str) -> int:
-        return sum(1 for row in self.rows if row.state == state)
+    def count(self, state: TrialStatus) -> int:
+        """How many trials are in this state."""
+        return sum(1 for row in self.rows if row.state is state)

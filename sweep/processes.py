@@ -1,11 +1,11 @@
-"""The controller's end of `trainer.entry.prefork`: processes that import torch while the data are counted.
+"""The controller's side of `trainer.entry.prefork`: processes that have imported torch before a worker is needed.
 
-On the CPU one process imports torch, counts, and forks every worker in milliseconds. CUDA does not survive a fork,
-and torchtune asks for a GPU's capability when it is imported: there one spare process a place is started with
-that place's environment, and becomes its worker itself.
+On the CPU one process imports torch, counts the data, and then forks every worker in milliseconds. CUDA does not
+survive a fork, and torchtune queries a GPU's capability when it is imported. So on GPUs one process for each place
+is started with that place's environment, and becomes the place's worker itself.
 
-Invariants: started at the first use and no sooner. Everything works without them, only slower: where none is
-left, workers are started by themselves. They end with the controller; workers that came from them do not.
+Invariants: no process is started before the first use. They only save time: if none is left, workers are started
+without them. They end with the controller, but workers that were made of them do not.
 """
 
 from __future__ import annotations
@@ -27,16 +27,17 @@ OWN_ENV = {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
 
 
 def clean_env() -> dict[str, str]:
-    """This process's environment, less what must not be handed down."""
+    """This process's environment without the variables that a child process must not inherit."""
     return {key: value for key, value in os.environ.items() if key not in DROPPED_ENV}
 
 
 class PreforkServer:
-    """Processes that have imported what workers need. May be used by one controller.
+    """Processes that have imported what workers need, for one controller.
 
     Args:
-        spares: for each place the environment of its worker; empty: one process forks them all.
-        env: further variables of the one that forks.
+        spares: by place, the environment of its worker; each place then has a process of its own. If it is empty, one
+            process forks all workers.
+        env: additional environment variables of the process that forks.
     """
 
     def __init__(self, spares: Sequence[Mapping[str, str]] = (), env: Mapping[str, str] | None = None) -> None:
@@ -45,14 +46,14 @@ class PreforkServer:
         self._processes: list[_Process] = []
 
     def ask(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Send a request and wait for its answer; `{"error": sentence}` where the process died."""
+        """Send a request and wait for its answer; `{"error": its last line of output}` if the process has died."""
         process = self._at(0)
         data = process.channel.recv(ANSWER_BYTES) if process.send(request, ()) else b""
-        answer: dict[str, Any] = json.loads(data) if data else {"error": process.last_words()}
+        answer: dict[str, Any] = json.loads(data) if data else {"error": process.last_line()}
         return answer
 
     def start(self, place: int, request: dict[str, Any], files: Sequence[int]) -> bool:
-        """Have a worker made of a request and its open files; False where no process is left to do it."""
+        """Make a worker from a request and its open files, at this place; False if no process is left to do it."""
         index = 0 if self._forks else place
         if index >= len(self._envs):
             return False
@@ -63,7 +64,7 @@ class PreforkServer:
         return True
 
     def close(self) -> None:
-        """Let go of the processes: what is no worker by now ends."""
+        """Close the sockets: processes that have not become workers end."""
         for process in self._processes:
             process.close()
 
@@ -74,11 +75,11 @@ class PreforkServer:
 
 
 class _Process:
-    """One process with its end of the socket."""
+    """One such process and this end of its socket."""
 
     def __init__(self, env: Mapping[str, str], forks: bool) -> None:
         self.taken = False
-        # a sequenced packet is one request: none is ever cut or joined with the next
+        # SOCK_SEQPACKET keeps the boundaries of requests
         self.channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed in close()
         command = [sys.executable, "-m", "trainer", "prefork", str(theirs.fileno())]
@@ -90,11 +91,11 @@ class _Process:
                 stderr=self._errors,
                 env=clean_env() | OWN_ENV | dict(env),
                 pass_fds=(theirs.fileno(),),
-                start_new_session=True,  # a Ctrl-C in the terminal is the controller's
+                start_new_session=True,  # Ctrl-C in the terminal must reach the controller only
             )
 
     def send(self, request: dict[str, Any], files: Sequence[int]) -> bool:
-        """False where the process is gone."""
+        """Send a request with open files; False if the process has ended."""
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", files))] if files else []
         try:
             self.channel.sendmsg([json.dumps(request).encode()], rights)
@@ -102,7 +103,8 @@ class _Process:
             return False
         return self.popen.poll() is None
 
-    def last_words(self) -> str:
+    def last_line(self) -> str:
+        """The last line that the process wrote to standard error."""
         self._errors.seek(0)
         lines = self._errors.read().decode(errors="replace").strip().splitlines()
         return lines[-1] if lines else "no output"

@@ -1,6 +1,6 @@
-"""Where the files that travel with the program lie, in a checkout and in an installed wheel.
+"""Paths of the files that are shipped with the program, in a checkout and in an installed wheel.
 
-Invariant: nothing heavy is imported; torchtune is located, not loaded.
+Invariant: imports nothing heavy; torchtune is located but not imported.
 """
 
 from __future__ import annotations
@@ -14,37 +14,37 @@ _PACKAGE = Path(__file__).resolve().parent
 
 @cache
 def conf_dir() -> Path:
-    """The shipped Hydra configuration."""
+    """The directory of the shipped Hydra configuration."""
     installed = _PACKAGE / "_conf"
     return installed if installed.is_dir() else _PACKAGE.parent / "conf"
 
 
 @cache
 def launch_queues_dir() -> Path:
-    """The shipped queue configurations: Hydra's group `queue`."""
+    """The directory of the shipped queue configurations, which are Hydra's group `queue`."""
     installed = _PACKAGE / "_launch_queues"
     return installed if installed.is_dir() else _PACKAGE.parent / "launch_queues"
 
 
 @cache
 def trainer_dir() -> Path:
-    """The package that runs on the nodes."""
-    return _found("trainer")
+    """The directory of the package that runs on the workers' nodes."""
+    return _package_dir("trainer")
 
 
 @cache
 def embedded_dir() -> Path:
-    """The embedded base, tokenizer and data."""
+    """The directory of the embedded base model, tokenizer and data set."""
     return trainer_dir() / "embedded"
 
 
 @cache
 def torchtune_recipes() -> Path:
-    """torchtune's own configurations, as `tune ls` names them below this directory."""
-    return _found("torchtune").parent / "recipes" / "configs"
+    """The directory of torchtune's own configurations; `tune ls` prints their paths relative to it."""
+    return _package_dir("torchtune").parent / "recipes" / "configs"
 
 
-def _found(package: str) -> Path:
+def _package_dir(package: str) -> Path:
     spec = importlib.util.find_spec(package)
     assert spec is not None and spec.origin is not None, f"{package} is not installed"
     return Path(spec.origin).parent

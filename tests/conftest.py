@@ -3,30 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.helpers.schedule import FileScheduling, in_order
+from tests.helpers.warm import start_server
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TIKTOKEN_CACHE_DIR", "")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-# With `--dist loadfile` a file's tests run one after the other. These files have few, which take minutes and mostly
-# wait: for an agent, for a scheduler. Begun first, they do not run alone in the end.
-LONGEST = (
-    "tests/integration/test_launch_docs.py",
-    "tests/slurm/test_sweep.py",
-    "tests/slurm/test_docs.py",
-    "tests/integration/test_readme.py",
-    "tests/slurm/test_detached.py",
-    "tests/integration/test_store_room.py",
-    "tests/integration/test_pausing.py",
-    "tests/standin/test_agents.py",
-)
-
+SLOW_FOLDERS = ("faults", "gpu", "slurm")  # marked as a whole, or run by hand
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
@@ -37,14 +28,34 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest files first, then those with the most tests."""
-    rank = {name: at for at, name in enumerate(LONGEST)}
-    counts = Counter(_file(item) for item in items)
-    items.sort(key=lambda item: (rank.get(_file(item), len(rank)), -counts[_file(item)], _file(item)))
+    place = {nodeid: at for at, nodeid in enumerate(in_order(item.nodeid for item in items))}
+    items.sort(key=lambda item: place[item.nodeid])
 
 
-def _file(item: pytest.Item) -> str:
-    return item.nodeid.partition("::")[0]
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> FileScheduling | None:
+    return FileScheduling(config, log) if config.getoption("dist") == "loadfile" else None
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Do not even import what `-m "not slow"` would leave out: torch, W&B's client and a server of S3 take seconds."""
+    if "not slow" not in config.getoption("markexpr") or collection_path.suffix != ".py":
+        return None
+    folder = collection_path.relative_to(Path(__file__).parent).parts[0]
+    slow = re.search(r"^pytestmark = .*mark\.slow\b", collection_path.read_text(), re.MULTILINE)
+    return True if folder in SLOW_FOLDERS or slow else None
+
+
+@pytest.fixture(scope="session")
+def warm(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """From now on a fork server makes the processes of `tests.helpers.cli`; all workers of pytest-xdist share it.
+
+    With SWEEP_TESTS_COLD=1 each process starts anew.
+    """
+    base, parallel = tmp_path_factory.getbasetemp(), "PYTEST_XDIST_WORKER" in os.environ
+    path = (base.parent if parallel else base) / "fork-server"
+    if os.environ.get("SWEEP_TESTS_COLD") != "1" and len(str(path)) < 100:  # the path of a socket has 107 at most
+        start_server(path, until=os.getppid() if parallel else os.getpid())
 
 
 @pytest.fixture

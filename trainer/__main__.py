@@ -10,7 +10,7 @@ import os
 import sys
 from pathlib import Path
 
-from trainer import PROCESS_ENV
+from trainer import PROCESS_ENV, logs
 
 
 def main() -> int:
@@ -45,6 +45,7 @@ def main() -> int:
     from trainer.worker import Worker, run_worker
 
     limit_exit()
+    logs.configure()
     room = Room(args.room)
     worker = Worker(room, args.worker, args.trials, args.idle_seconds, slots=args.slots)
     return run_worker(room, worker, args.lock_held)

@@ -10,6 +10,7 @@ writes lies in its own directory. It goes on from the newest checkpoint of an ea
 
 from __future__ import annotations
 
+import logging
 import math
 import shutil
 import time
@@ -28,6 +29,8 @@ from trainer.progress import DivergenceGuard, MicroBatch, Milestones
 from trainer.recipe import LoraRecipe
 from trainer.reporter import Reporter
 from trainer.room import AttemptDir, Room
+
+_log = logging.getLogger(__name__)
 
 # How a stop reaches an attempt: its cause and a sentence, or None to go on.
 StopSignal = Callable[[], tuple[StopCause, str] | None]
@@ -92,7 +95,7 @@ class Attempt:
     def fail(self, error: Exception) -> Outcome:
         """End with what went wrong."""
         text = "".join(traceback.format_exception(error))
-        print(f"trial {self.spec.trial} attempt {self.spec.attempt} failed:\n{text}", flush=True)
+        _log.error("trial %d attempt %d failed:\n%s", self.spec.trial, self.spec.attempt, text)
         for one in _chain(error):
             one.__traceback__ = None  # its frames hold the model, and often the error too: a cycle
         return self._close(self._outcome(OutcomeKind.FAILED, describe(error), failure=classify(error)))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import io
+import logging
 import random
 import time
 from pathlib import Path
@@ -18,6 +19,8 @@ import numpy as np
 import torch
 
 from trainer.room import write_atomic
+
+_log = logging.getLogger(__name__)
 
 VERSION = 1
 PARTS = ("recipe", "milestones", "guard")
@@ -44,7 +47,7 @@ def save(path: Path, state: dict[str, Any]) -> None:
         except OSError as error:
             if error.errno not in NO_SPACE or time.monotonic() > deadline:
                 raise
-            print(f"checkpoint not written yet: {error}", flush=True)
+            _log.warning("the checkpoint is not written yet, retrying: %s", error)
             time.sleep(1.0)
 
 

@@ -1,32 +1,66 @@
-"""Where the log lines of a process go, and what they look like.
+"""Configures the log lines of a process: their format, their level and their stream.
 
-    2026-11-30 10:56:28 INFO trial 3 began (attempt 1)
+    2026-11-30 10:56:28 INFO trial 3 attempt 1 starts
 
-Invariants: the standard library only. Log lines go through the loggers of `sweep` and `trainer`, so that other libraries
-keep their own levels; nothing is logged before `configure` is called but warnings.
+Invariants: the standard library only. Every module logs to `logging.getLogger(__name__)`, below `sweep` or `trainer`,
+so that other libraries keep their own levels. A process that never calls `configure` prints warnings and errors only.
 """
 
 from __future__ import annotations
 
 import logging
-import sys
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TextIO
 
+# DEBUG, INFO, WARNING or ERROR. A controller that is started with `--verbose` sets it; its workers and jobs inherit it.
+LEVEL_ENV = "SWEEP_LOG_LEVEL"
 FORMAT = "%(asctime)s %(levelname)s %(message)s"
 DATE_FORMAT = "%Y-%m-%d %H:%M:%S"
 PACKAGES = ("sweep", "trainer")
 
 
-def configure(level: int = logging.INFO, stream: TextIO | None = None) -> None:
-    """Send the log lines of this program to a stream, standard output by default, each at once.
+class _StandardOutput(logging.Handler):
+    """Writes to the standard output of the moment: a forked worker's, or the one that a test captures."""
 
-    A second call takes the place of the first. `level` is one of the standard library's: `logging.DEBUG`, `logging.INFO`,
-    `logging.WARNING`.
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            print(self.format(record), flush=True)
+        except Exception:  # for example a full disk, which must not end a training
+            self.handleError(record)
+
+
+def configure(level: int | None = None, stream: TextIO | None = None) -> None:
+    """Send the log lines of this program to a stream, each line at once. A second call replaces the first.
+
+    Args:
+        level: a level of the standard library, for example `logging.DEBUG`; None: `level_from_env()`.
+        stream: None for standard output.
     """
-    handler = logging.StreamHandler(stream or sys.stdout)
+    handler = _StandardOutput() if stream is None else logging.StreamHandler(stream)
     handler.setFormatter(logging.Formatter(FORMAT, DATE_FORMAT))
     for package in PACKAGES:
         logger = logging.getLogger(package)
         logger.handlers[:] = [handler]
-        logger.setLevel(level)
+        logger.setLevel(level_from_env() if level is None else level)
         logger.propagate = False
+
+
+def level_from_env() -> int:
+    """The level that the environment variable `SWEEP_LOG_LEVEL` names; INFO if it is unset or names none."""
+    return logging.getLevelNamesMapping().get(os.environ.get(LEVEL_ENV, "").upper(), logging.INFO)
+
+
+@contextmanager
+def redirected(handler: logging.Handler) -> Iterator[None]:
+    """Send the log lines of this program to this handler alone while the block runs."""
+    loggers = [logging.getLogger(package) for package in PACKAGES]
+    before = [logger.handlers[:] for logger in loggers]
+    for logger in loggers:
+        logger.handlers[:] = [handler]
+    try:
+        yield
+    finally:
+        for logger, handlers in zip(loggers, before, strict=True):
+            logger.handlers[:] = handlers

@@ -9,6 +9,7 @@ to itself, is built once more without the kept base.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import deque
 from collections.abc import Callable
@@ -25,6 +26,8 @@ from trainer.packed.pack import Pack
 from trainer.packed.slot import Slot
 from trainer.randomness import Randomness
 from trainer.slots import MOST, Growth
+
+_log = logging.getLogger(__name__)
 
 # LoRA hyperparameters that trials of one pack may differ in; all else of the model must be the same.
 FREE_KEYS = ("lora_rank", "lora_alpha", "lora_dropout")
@@ -96,7 +99,7 @@ class Scheduler:
             self.slots = 1
             self._growth = Growth() if torch.cuda.is_available() else None
             if self._growth is None:
-                print("slots: auto holds one trial at a time on the CPU, where packing does not pay", flush=True)
+                _log.info("slots: auto holds one trial at a time: packing does not pay on the CPU")
             self.announce(self.slots)
         self._pack = Pack(memories=self.memories)
 
@@ -151,7 +154,7 @@ class Scheduler:
                 self._pack = self._another_pack()  # lets go of the base before the next one is loaded
         ended, reason = task.attempt.begin(), None
         if ended is not None and ended.failure is FailureKind.OUT_OF_MEMORY and not beside and self._let_go():
-            print(f"trial {task.spec.trial} begins anew: no memory for its model beside the kept base", flush=True)
+            _log.warning("trial %d begins anew: no memory for its model beside the kept base", task.spec.trial)
             task.anew()
             ended = task.attempt.begin()
         if ended is None:
@@ -164,7 +167,7 @@ class Scheduler:
                 ended = task.attempt.fail(error)
         if ended is not None:
             if ended.failure is FailureKind.OUT_OF_MEMORY and beside:
-                print(f"trial {task.spec.trial} waits: no memory beside {len(self._packed)} others", flush=True)
+                _log.info("trial %d waits: no memory beside %d other trials", task.spec.trial, len(self._packed))
                 task.anew()
                 torch.cuda.empty_cache()
                 self._waiting.appendleft(task)
@@ -173,7 +176,7 @@ class Scheduler:
             self._end(task, ended)
             return True
         if not self._one_by_one:
-            print(f"trial {task.spec.trial} trains by itself: {reason}", flush=True)
+            _log.info("trial %d trains by itself: %s", task.spec.trial, reason)
         self._alone = task, Randomness()
         return False
 
@@ -205,7 +208,7 @@ class Scheduler:
             return None
         if (reason := self._pack.never_fits(*task.size)) is None:
             return None
-        print(f"trial {task.spec.trial} is refused: {reason}", flush=True)
+        _log.warning("trial %d is refused: %s", task.spec.trial, reason)
         return Outcome(OutcomeKind.FAILED, reason, failure=FailureKind.OUT_OF_MEMORY)
 
     def _fits(self, task: Task) -> bool:
@@ -214,10 +217,11 @@ class Scheduler:
             return True
         need, memory = short
         if self._crowded > len(self._packed):
-            print(
-                f"trial {task.spec.trial} waits: with it a pass needs about {need / GIB:.3g} GiB, "
-                f"and {memory.free / GIB:.3g} GiB are free",
-                flush=True,
+            _log.info(
+                "trial %d waits: with it a pass needs about %.3g GiB, and %.3g GiB are free",
+                task.spec.trial,
+                need / GIB,
+                memory.free / GIB,
             )
         self._no_more()
         return False
@@ -261,7 +265,7 @@ class Scheduler:
     def _choose(self, sentence: str | None) -> None:
         if sentence is None or self._growth is None:
             return
-        print(f"slots: auto holds {sentence}", flush=True)
+        _log.info("slots: auto holds %s", sentence)
         self.slots = self._growth.slots
         if self.slots == 1:
             self._pack.budget = 1  # those that are here already take turns

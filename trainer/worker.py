@@ -7,6 +7,7 @@ The beat starts when the worker can train, and ends with the process.
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import threading
@@ -35,6 +36,8 @@ from trainer.scheduler import Scheduler, Task
 
 if TYPE_CHECKING:
     from trainer.tracking.tracker import Tracker
+
+_log = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.02
 STOP_POLL_SECONDS = 0.1
@@ -130,14 +133,14 @@ class Worker:
         except ContractError as error:
             _end(attempt, Outcome(OutcomeKind.FAILED, str(error), failure=FailureKind.BAD_CONFIG))
             return
-        print(f"trial {trial} attempt {number} starts", flush=True)
+        _log.info("trial %d attempt %d starts", trial, number)
         tracker = self._track(spec)
         reporter = Reporters((RoomReporter(attempt), *([tracker] if tracker else [])))
         should_stop = StopPoll(self, attempt, tracker)
 
         def end(outcome: Outcome) -> None:
             reporter.close(outcome)
-            print(f"trial {trial} attempt {number} {outcome.kind}: {outcome.reason or 'done'}", flush=True)
+            _log.info("trial %d attempt %d %s: %s", trial, number, outcome.kind, outcome.reason or "done")
             _end(attempt, outcome)
 
         if spec.evaluate is not None:
@@ -161,7 +164,7 @@ class Worker:
         began = time.monotonic()
         behind = sum(not t.wait(max(0.0, began + t.patience - time.monotonic())) for t in self._trackers)
         if behind:
-            print(f"W&B has not got all of {behind} attempts; `sweep sync` uploads the rest", flush=True)
+            _log.warning("W&B has not received all of %d attempts; run `sweep sync` to upload the rest", behind)
 
     @property
     def told_to_end(self) -> str:
@@ -220,7 +223,7 @@ def run_worker(room: Room, worker: Worker, lock_held: bool) -> int:
         return 0
     with hold(lock, str(os.getpid())) as mine:
         if not mine:
-            print(f"worker {worker.name} is already running", flush=True)
+            _log.error("worker %s is already running in another process", worker.name)
             return 1
         worker.run()
     return 0
@@ -233,7 +236,7 @@ def _end(attempt: AttemptDir, outcome: Outcome) -> None:
             write_atomic(attempt.outcome, encode(outcome))
             return
         except OSError as error:
-            print(f"outcome not written yet: {error}", flush=True)
+            _log.warning("the outcome is not written yet, retrying: %s", error)
             time.sleep(1.0)
     raise SystemExit(f"no outcome could be written to {attempt.outcome}; the controller will see a lost worker")
 

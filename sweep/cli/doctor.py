@@ -1,6 +1,6 @@
-"""Checks that a machine can run a sweep, and says what to do where it cannot.
+"""Checks that this machine and the queue can run a sweep, and says what to do if not.
 
-Invariant: changes nothing; each check is independent, so that one failure does not hide the next.
+Invariant: nothing is changed. Checks are independent of each other, so that one failure does not hide the next.
 """
 
 from __future__ import annotations
@@ -12,22 +12,20 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from rich.table import Table
 from rich.text import Text
 
-from sweep.config.queues import LaunchQueue, SlurmQueue
 from sweep.config.settings import Settings
 from sweep.errors import SweepError
-from sweep.queues.launch.doctor import launch_looks
-from sweep.queues.slurm.doctor import cluster_looks
 from sweep.report.export import TUNE
 from sweep.wiring import backends, rooms
 from sweep.wiring.compose import compose_config, freeze
 from sweep.wiring.probe import check_base, probe_data
 
-# What torchtune 0.6.1 is known to work with; other versions fail at import.
+# The versions that torchtune 0.6.1 works with; it fails to import with others.
 VERSIONS = {"torchtune": "0.6.1", "torchao": "0.15.0"}
 PACKAGES = ("torch", "torchtune", "torchao", "optuna", "hydra-core", "omegaconf", "rich", "plotly")
 MIN_FREE_GIB = 1.0
@@ -46,7 +44,7 @@ Completed = subprocess.CompletedProcess[str]
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One thing that was looked at."""
+    """The result of one check: what was found, or what is wrong."""
 
     name: str
     ok: bool
@@ -54,42 +52,42 @@ class Check:
 
 
 def checks(overrides: Sequence[str], config_dir: Path | None) -> list[Check]:
-    """Look at this machine and at the configuration that these overrides compose."""
-    found = [_check("packages", _packages), _check("versions", _versions)]
-    tried = _try_torchtune()
-    found += [_check("torchtune imports", lambda: _imports(tried)), _check("command tune", lambda: _tune(tried))]
-    found.append(_check("rooms", _rooms))
+    """Check this machine and the configuration that these overrides compose."""
+    torchtune = _try_torchtune()
+    results = [
+        _check("packages", _packages),
+        _check("versions", _versions),
+        _check("torchtune imports", lambda: _imports(torchtune)),
+        _check("command tune", lambda: _tune(torchtune)),
+        _check("rooms", _rooms),
+    ]
     composed: list[Settings] = []
 
     def compose() -> str:
         composed.append(freeze(compose_config(overrides, config_dir), "doctor", config_dir).settings)
         return f"{composed[0].recipe.config} over {', '.join(composed[0].space.describe())}"
 
-    found.append(_check("configuration", compose))
-    if composed:
-        found.append(_check("queue", lambda: _queue(composed[0])))
-        if isinstance(queue := composed[0].queue, SlurmQueue):
-            looks = cluster_looks(queue, backends.on_gpu(composed[0]), rooms.rooms_dir())
-            found += [_check(name, look) for name, look in looks]
-        if isinstance(composed[0].queue, LaunchQueue):
-            found += [_check(name, look) for name, look in launch_looks(composed[0])]
-        found.append(_check("data", lambda: _data(composed[0])))
-        found.append(_check("base", lambda: check_base(composed[0])))
-    return found
+    results.append(_check("configuration", compose))
+    for settings in composed:
+        results.append(_check("queue", partial(_queue, settings)))
+        results += [_check(*named) for named in backends.backend_of(settings).doctor(settings, rooms.rooms_dir())]
+        results.append(_check("data", partial(_data, settings)))
+        results.append(_check("base", partial(check_base, settings)))
+    return results
 
 
-def checks_table(found: Sequence[Check]) -> Table:
-    """The checks for a terminal."""
+def checks_table(results: Sequence[Check]) -> Table:
+    """The checks as a table for a terminal."""
     table = Table(box=None, show_header=False, pad_edge=False)
-    for check in found:
+    for check in results:
         mark = Text("ok", style="green") if check.ok else Text("wrong", style="bold red")
         table.add_row(mark, check.name, Text(check.found))
     return table
 
 
-def _check(name: str, look: Callable[[], str]) -> Check:
+def _check(name: str, check: Callable[[], str]) -> Check:
     try:
-        return Check(name, True, look())
+        return Check(name, True, check())
     except SweepError as error:
         return Check(name, False, str(error))
 
@@ -99,47 +97,47 @@ def _packages() -> str:
 
 
 def _versions() -> str:
-    for name, wanted in VERSIONS.items():
+    for name, required in VERSIONS.items():
         version = importlib.metadata.version(name)
-        if version != wanted:
+        if version != required:
             raise SweepError(
-                f"{name} {version} is installed; torchtune's recipe needs {name}=={wanted}: pip install it"
+                f"{name} {version} is installed; torchtune's recipe needs {name}=={required}: pip install it"
             )
     return "as tested"
 
 
 def _try_torchtune() -> Completed:
-    """Import torchtune, say what torch sees, have `tune` say its usage: in one process, since either imports torch."""
+    """Import torchtune, count torch's GPUs and print the usage of `tune`, in one process since each imports torch."""
     return subprocess.run([sys.executable, "-c", TRY_TORCHTUNE], capture_output=True, text=True, check=False)
 
 
-def _imports(tried: Completed) -> str:
-    said = [line for line in tried.stdout.splitlines() if line.startswith(IMPORTED)]
-    if not said:
-        raise SweepError(f"import torchtune fails: {_last_words(tried)}")
-    _, version, gpus = said[0].split()
+def _imports(process: Completed) -> str:
+    lines = [line for line in process.stdout.splitlines() if line.startswith(IMPORTED)]
+    if not lines:
+        raise SweepError(f"import torchtune fails: {_last_line(process)}")
+    _, version, gpus = lines[0].split()
     return f"torch {version}, {gpus} CUDA devices"
 
 
-def _tune(tried: Completed) -> str:
-    if tried.returncode != 0:
-        raise SweepError(f"`tune` does not run ({_last_words(tried)}); `sweep export --verify` needs torchtune==0.6.1")
+def _tune(process: Completed) -> str:
+    if process.returncode != 0:
+        raise SweepError(f"`tune` does not run ({_last_line(process)}); `sweep export --verify` needs torchtune==0.6.1")
     return " ".join(TUNE[1:])
 
 
-def _last_words(tried: Completed) -> str:
-    return (tried.stderr.strip().splitlines() or ["no output"])[-1]
+def _last_line(process: Completed) -> str:
+    return (process.stderr.strip().splitlines() or ["no output"])[-1]
 
 
 def _rooms() -> str:
-    found = rooms.rooms_dir().resolve()
-    parent = next(path for path in (found, *found.parents) if path.exists())
+    directory = rooms.rooms_dir().resolve()
+    parent = next(path for path in (directory, *directory.parents) if path.exists())
     if not os.access(parent, os.W_OK):
-        raise SweepError(f"{found} is not writable; set SWEEP_ROOMS to a directory that is")
+        raise SweepError(f"{directory} is not writable; set SWEEP_ROOMS to a directory that is")
     free = shutil.disk_usage(parent).free / 2**30
     if free < MIN_FREE_GIB:
-        raise SweepError(f"{parent} has {free:.1f} GiB free; checkpoints need room, set SWEEP_ROOMS elsewhere")
-    return f"{found}, {free:.0f} GiB free"
+        raise SweepError(f"{parent} has {free:.1f} GiB free; checkpoints need space, set SWEEP_ROOMS to another disk")
+    return f"{directory}, {free:.0f} GiB free"
 
 
 def _queue(settings: Settings) -> str:
@@ -148,6 +146,6 @@ def _queue(settings: Settings) -> str:
 
 
 def _data(settings: Settings) -> str:
-    found = probe_data(settings)
-    rows = f"{found.rows:,} rows, {found.validation_rows:,} for validation"
-    return f"{rows}; a trial sees {found.trial_tokens:,} label tokens"
+    data = probe_data(settings)
+    rows = f"{data.rows:,} rows, {data.validation_rows:,} for validation"
+    return f"{rows}; a trial sees {data.trial_tokens:,} label tokens"

@@ -1,6 +1,6 @@
-"""What `sweep queue ACTION` does, in terms of the other modules.
+"""The actions of `sweep queue`: what each does with the configured queue and with W&B.
 
-Invariant: one function an action, named like it; it takes the parsed arguments and the configured queue.
+Invariant: one function an action; it takes the settings that the overrides compose, and returns the exit code.
 """
 
 from __future__ import annotations
@@ -8,116 +8,145 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import yaml
 
-from sweep.config.queues import LaunchQueue
 from sweep.config.settings import Settings
-from sweep.errors import ConfigError
 from sweep.queues.launch.agent_config import agent_text, cluster_text
 from sweep.queues.launch.agents import Agent, find_agents
-from sweep.queues.launch.automation import Wish
+from sweep.queues.launch.automation import Automation
 from sweep.queues.launch.automation import automate as make_automation
 from sweep.queues.launch.jobs import job_name
 from sweep.queues.launch.queue import Connection, ServerQueue, connect, differences, find, find_job, job_path, make_job
 from sweep.queues.launch.queue import create as make_queue
+from sweep.queues.launch.section import LaunchQueue, is_launch, launch_queue
 from sweep.tracking.runs import wandb_location
 from sweep.wiring.compose import compose_config, freeze
 
 
-def queue(args: Namespace) -> int:
-    """The action that the first word names; `show` where it names none."""
-    action: Callable[[Namespace, Settings], int] = show
-    if args.overrides and args.overrides[0] in ACTIONS:
-        action = ACTIONS[args.overrides.pop(0)]
-    elif args.overrides and "=" not in args.overrides[0]:
-        raise ConfigError(f"queue {args.overrides[0]}: there is no such action; allowed: {', '.join(ACTIONS)}")
-    return action(args, freeze(compose_config(args.overrides, args.config_dir), "queue", args.config_dir).settings)
-
-
-def launched(settings: Settings) -> tuple[LaunchQueue, Connection]:
-    """The queue, where it is one of Launch, and a connection for it.
+def compose(overrides: Sequence[str], config_dir: Path | None) -> Settings:
+    """The settings that these overrides compose.
 
     Raises:
-        ConfigError: it is not; or what `connect` raises.
+        ConfigError: the composition is refused.
     """
-    found = settings.queue
-    if not isinstance(found, LaunchQueue):
-        raise ConfigError(
-            f"queue.kind={found.kind} has nothing in W&B; choose one of Launch: queue=launch_local_process"
-        )
-    return found, connect(found, wandb_location(settings))
+    return freeze(compose_config(overrides, config_dir), "queue", config_dir).settings
 
 
-def create(args: Namespace, settings: Settings) -> int:
-    wished, connection = launched(settings)
-    print(f"{connection.entity}/{wished.name}: {make_queue(connection, wished)}")
+def connected(settings: Settings) -> tuple[LaunchQueue, Connection]:
+    """The configured Launch queue, and a connection for it.
+
+    Raises:
+        ConfigError: it is a queue of another kind; or what `connect` raises.
+    """
+    queue = launch_queue(settings)
+    return queue, connect(queue, wandb_location(settings))
+
+
+def create(settings: Settings) -> int:
+    """Create the queue in W&B, or change it to what is configured."""
+    queue, connection = connected(settings)
+    print(f"{connection.entity}/{queue.name}: {make_queue(connection, queue)}")
     return 0
 
 
-def show(args: Namespace, settings: Settings) -> int:
-    found = dataclasses.asdict(settings.queue)
-    if not isinstance(settings.queue, LaunchQueue):
-        print(json.dumps({"configured": found}) if args.json else yaml.safe_dump(found, sort_keys=False), end="")
+def show(settings: Settings, as_json: bool) -> int:
+    """Print the configured queue and, for one of Launch, what W&B has of it."""
+    configured = dataclasses.asdict(settings.queue)
+    on_server = _OnServer.read(settings) if is_launch(settings) else None
+    if as_json:
+        wandb = {"wandb": on_server.to_json()} if on_server else {}
+        print(json.dumps({"configured": configured, **wandb}, default=dict))
         return 0
-    configured, connection = launched(settings)
-    server, job = find(connection, configured), job_path(connection, job_name(settings))
-    version = find_job(connection, job) if not configured.docker_image or configured.job else configured.docker_image
-    agents = find_agents(connection, configured.name) if server else []
-    if args.json:
-        seen = {
-            "entity": connection.entity,
-            "home": connection.home,
-            "queue": dataclasses.asdict(server) if server else None,
-            "differs": differences(server, configured) if server else [],
-            "job": version,
-            "agents": None if agents is None else [dataclasses.asdict(one) for one in agents],
+    print(yaml.safe_dump(configured, sort_keys=False), end="")
+    if on_server:
+        print("\n".join(on_server.lines()))
+    return 0
+
+
+@dataclasses.dataclass(frozen=True)
+class _OnServer:
+    """What W&B has of a configured queue.
+
+    Args:
+        server: the queue; None: it is absent.
+        agents: its agents; None: the server does not list them.
+        job: the job's version or the image that a push names; empty: there is none.
+        job_path: where the job is looked for.
+    """
+
+    queue: LaunchQueue
+    connection: Connection
+    server: ServerQueue | None
+    agents: Sequence[Agent] | None
+    job: str | None
+    job_path: str
+
+    @classmethod
+    def read(cls, settings: Settings) -> _OnServer:
+        queue, connection = connected(settings)
+        server, path = find(connection, queue), job_path(connection, job_name(settings))
+        job = find_job(connection, path) if not queue.docker_image or queue.job else queue.docker_image
+        agents = find_agents(connection, queue.name) if server else []
+        return cls(queue, connection, server, agents, job, path)
+
+    @property
+    def differences(self) -> list[str]:
+        """The settings in which W&B's queue differs from the configured one."""
+        return differences(self.server, self.queue) if self.server else []
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "entity": self.connection.entity,
+            "home": self.connection.home,
+            "queue": dataclasses.asdict(self.server) if self.server else None,
+            "differs": self.differences,
+            "job": self.job,
+            "agents": None if self.agents is None else [dataclasses.asdict(agent) for agent in self.agents],
         }
-        print(json.dumps({"configured": found, "wandb": seen}, default=dict))
-        return 0
-    print(yaml.safe_dump(found, sort_keys=False), end="")
-    print(f"# W&B at {connection.url}")
-    print("\n".join(_queue_lines(f"{connection.entity}/{configured.name}", configured, server, agents)))
-    print(f"# job: {version or f'{job} is absent; make it with `sweep queue job queue=…`'}")
-    return 0
+
+    def lines(self) -> list[str]:
+        """Comments below the YAML."""
+        absent = f"{self.job_path} is absent; create it with `sweep queue job queue=…`"
+        return [f"# W&B at {self.connection.url}", *self._queue_lines(), f"# job: {self.job or absent}"]
+
+    def _queue_lines(self) -> list[str]:
+        name = f"{self.connection.entity}/{self.queue.name}"
+        if self.server is None:
+            return [f"# {name}: absent; create it with `sweep queue create queue=…`"]
+        state = "as configured"
+        if self.differences:
+            state = f"differs in {', '.join(self.differences)}; `sweep queue create queue=…` changes it"
+        items = ", ".join(f"{count} {state}" for state, count in self.server.items.items())
+        no_agents = "none" if self.agents is not None else "this server does not list them"
+        return [
+            f"# {name}: {self.server.resource}, {state}",
+            f"# items: {items or 'none'}",
+            *([f"# agent: {agent}" for agent in self.agents or []] or [f"# agents: {no_agents}"]),
+        ]
 
 
-def _queue_lines(
-    where: str, configured: LaunchQueue, server: ServerQueue | None, agents: list[Agent] | None
-) -> list[str]:
-    if server is None:
-        return [f"# {where}: absent; make it with `sweep queue create queue=…`"]
-    differing = differences(server, configured)
-    same = "as configured"
-    if differing:
-        same = f"differs in {', '.join(differing)}; `sweep queue create queue=…` changes it"
-    items = ", ".join(f"{count} {state}" for state, count in server.items.items())
-    heard = "none" if agents is not None else "this server does not list them"
-    return [
-        f"# {where}: {server.resource}, {same}",
-        f"# items: {items or 'none'}",
-        *([f"# agent: {agent}" for agent in agents or []] or [f"# agents: {heard}"]),
-    ]
-
-
-def job(args: Namespace, settings: Settings) -> int:
-    wished, connection = launched(settings)
+def job(settings: Settings) -> int:
+    """Create the job artifact and print its path."""
+    queue, connection = connected(settings)
     path = job_path(connection, job_name(settings))
-    version = make_job(connection, wished, path)
+    version = make_job(connection, queue, path)
     print(f"{path}\n# {version}")
     return 0
 
 
-def agent(args: Namespace, settings: Settings) -> int:
-    wished, connection = launched(settings)
-    if args.kubernetes:
-        print(cluster_text(wished, connection.entity, args.namespace, connection.url), end="")
-        return 0
-    text = agent_text(wished, connection.entity, args.region)
-    if wished.resource == "kubernetes":
+def agent(settings: Settings, region: str | None) -> int:
+    """Print the agent's configuration file.
+
+    Args:
+        region: the cloud's, for SageMaker and Vertex AI.
+    """
+    queue, connection = connected(settings)
+    text = agent_text(queue, connection.entity, region)
+    if queue.resource == "kubernetes":
         text += "# in the cluster: `sweep queue agent queue=… --kubernetes | kubectl apply -f -`\n"
     if os.environ.get("WANDB_BASE_URL"):
         text += f"# with WANDB_BASE_URL={connection.url} in its environment\n"
@@ -125,18 +154,14 @@ def agent(args: Namespace, settings: Settings) -> int:
     return 0
 
 
-def automate(args: Namespace, settings: Settings) -> int:
-    wish = Wish(args.on, args.alias, args.collection, args.type, args.webhook, args.channel, args.called)
-    if args.webhook is None and not args.slack:
-        raise ConfigError("name what W&B shall do: --webhook NAME, or --slack")
-    print(make_automation(launched(settings)[1], wish))
+def agent_objects(settings: Settings, namespace: str) -> int:
+    """Print the Kubernetes objects that run the agent in a cluster."""
+    queue, connection = connected(settings)
+    print(cluster_text(queue, connection.entity, namespace, connection.url), end="")
     return 0
 
 
-ACTIONS: dict[str, Callable[[Namespace, Any], int]] = {
-    "create": create,
-    "show": show,
-    "job": job,
-    "agent": agent,
-    "automate": automate,
-}
+def automate(settings: Settings, automation: Automation) -> int:
+    """Create the automation, or change the one of its name."""
+    print(make_automation(connected(settings)[1], automation))
+    return 0

@@ -1,18 +1,28 @@
-"""The queues' sections of a configuration as typed values: this machine, SLURM in submitit's words, W&B Launch, and a
-simulation.
+"""The part of the section `queue` that every kind of queue shares, and the look-up of a kind.
 
-Invariant: a value that exists is valid in itself. The fields of `Submitit` are the words of submitit's `AutoExecutor`
-and mean what they mean there; those that only we may set (the name, the log, one task on one node) are left out.
-Those of `LaunchQueue` are W&B's words where W&B has one.
+Invariants: a section is valid in itself once `read_queue` has returned it. What the configuration, the tracking and the
+evaluation must know of a queue is a property or method of its section, with the default of a queue on this machine; no
+other code asks which kind a queue is. This folder never imports `sweep.queues`: `queue_package` loads a kind by its
+name, when a section of that kind is read.
 """
 
 from __future__ import annotations
 
-import dataclasses
-from dataclasses import dataclass, field
-from typing import Any
+import importlib
+import pkgutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from importlib.metadata import entry_points
+from pathlib import Path
+from types import ModuleType
+from typing import Any, ClassVar, Self
 
-# What keeps Hugging Face's libraries and W&B from asking the internet.
+from sweep.config.ranges import AT_LEAST_ONE, POSITIVE, Range
+from sweep.errors import ConfigError
+
+# The package whose folders are the kinds of queue, and the group of entry points under which others install theirs.
+QUEUES = "sweep.queues"
+# Environment variables that keep the libraries of Hugging Face and W&B from using the network.
 OFFLINE_ENV = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "WANDB_MODE": "offline"}
 
 
@@ -21,7 +31,7 @@ class Queue:
     """Where the workers of a sweep run.
 
     Args:
-        kind: the kind of queue: local, slurm, launch or simulated.
+        kind: the kind of queue: local, slurm, launch, simulated, or one that another package installs.
         workers: workers that run at once. null (queue=local only): one per GPU, or one per core if the recipe trains
             on the CPU.
         slots: trials that one worker trains side by side. auto: the worker raises the number while that makes it
@@ -51,242 +61,119 @@ class Queue:
     stop_grace_seconds: float = 60.0
     poll_seconds: float = 0.2
 
+    RANGES: ClassVar[Mapping[str, Range]] = {
+        "workers": AT_LEAST_ONE,
+        "slots": (lambda value: value == "auto" or (isinstance(value, int) and value >= 1), "at least 1, or auto"),
+        "trials_per_worker": AT_LEAST_ONE,
+        "threads": AT_LEAST_ONE,
+        "idle_seconds": POSITIVE,
+        "silence_seconds": POSITIVE,
+        "start_seconds": POSITIVE,
+        "stop_grace_seconds": POSITIVE,
+        "poll_seconds": POSITIVE,
+    }
+
+    # --- what a worker is started with --------------------------------------------------------------------------
+
     @property
     def worker_slots(self) -> int:
-        """What a worker is told: 0 for a number that it chooses by measuring."""
+        """The number of slots that a worker is started with; 0 if it chooses the number itself."""
         return 0 if self.slots == "auto" else int(self.slots)
 
     @property
     def worker_env(self) -> dict[str, str]:
-        """Variables that each worker gets, and whoever looks whether it could train."""
+        """Environment variables of each worker, and of the process that checks whether a worker could train."""
         return {**(OFFLINE_ENV if self.offline else {}), **self.env}
 
-
-@dataclass
-class Submitit:
-    """What a SLURM job requests, in submitit's words. null: the cluster's default.
-
-    Args:
-        timeout_min: time limit of the job, in minutes. A worker stops with checkpoints before it, and is replaced.
-        cpus_per_task: processors of a job.
-        gpus_per_node: GPUs of a job.
-        mem_gb: memory of a job, in GiB.
-        slurm_account: account that is charged.
-        slurm_additional_parameters: further options of sbatch, by name without dashes.
-        slurm_array_parallelism: jobs of one array that run at once, at most.
-        slurm_comment: comment of a job.
-        slurm_constraint: features that a node must have.
-        slurm_cpus_per_gpu: processors for each GPU.
-        slurm_dependency: jobs that must start or end first.
-        slurm_exclude: nodes that are not used.
-        slurm_exclusive: whether a job has its node to itself.
-        slurm_gpus_per_task: GPUs of a job's task.
-        slurm_gres: generic resources, such as `gpu:a100:1`.
-        slurm_mail_type: events for which SLURM sends mail.
-        slurm_mail_user: address of that mail.
-        slurm_mem: memory of a job, in SLURM's notation; it replaces `mem_gb`.
-        slurm_mem_per_cpu: memory for each processor.
-        slurm_mem_per_gpu: memory for each GPU.
-        slurm_nodelist: nodes that are used.
-        slurm_partition: partition of the jobs.
-        slurm_qos: quality of service of the jobs.
-        slurm_setup: lines of the batch script before the command.
-        slurm_signal_delay_s: seconds before the time limit at which a worker is signalled to end.
-        slurm_srun_args: further arguments of srun.
-        slurm_teardown: lines of the batch script after the command.
-        slurm_wckey: workload characterization key of the jobs.
-    """
-
-    timeout_min: int = 60
-    cpus_per_task: int | None = None
-    gpus_per_node: int | None = None
-    mem_gb: float | None = None
-    slurm_account: str | None = None
-    slurm_additional_parameters: dict[str, Any] = field(default_factory=dict)
-    slurm_array_parallelism: int = 256
-    slurm_comment: str | None = None
-    slurm_constraint: str | None = None
-    slurm_cpus_per_gpu: int | None = None
-    slurm_dependency: str | None = None
-    slurm_exclude: str | None = None
-    slurm_exclusive: bool | None = None
-    slurm_gpus_per_task: int | None = None
-    slurm_gres: str | None = None
-    slurm_mail_type: str | None = None
-    slurm_mail_user: str | None = None
-    slurm_mem: str | None = None
-    slurm_mem_per_cpu: str | None = None
-    slurm_mem_per_gpu: str | None = None
-    slurm_nodelist: str | None = None
-    slurm_partition: str | None = None
-    slurm_qos: str | None = None
-    slurm_setup: list[str] = field(default_factory=list)
-    slurm_signal_delay_s: int = 90
-    slurm_srun_args: list[str] = field(default_factory=list)
-    slurm_teardown: list[str] = field(default_factory=list)
-    slurm_wckey: str | None = None
+    # --- facts that a kind of queue may change ------------------------------------------------------------------
 
     @property
-    def asks_for_gpus(self) -> bool:
-        words = [self.gpus_per_node, self.slurm_gpus_per_task, self.slurm_gres]
-        extra = {str(key).lstrip("-").replace("_", "-") for key in self.slurm_additional_parameters}
-        return any(words) or bool(extra & {"gres", "gpus", "gpus-per-node", "gpus-per-task", "gpus-per-socket"})
-
-
-@dataclass
-class SlurmQueue(Queue, Submitit):
-    """Workers that are jobs of a SLURM cluster.
-
-    Args:
-        python: the interpreter on the nodes, or a command that starts one (a container). null: the one that runs
-            `sweep`.
-        query_seconds: seconds between two queries of the scheduler, at least.
-        controller: submitit's words for the controller's own job (`sweep run --detach`). It takes the partition, the
-            account, the QOS and the setup lines of the queue unless they are set here.
-    """
-
-    kind: str = "slurm"
-    python: str | None = None
-    query_seconds: float = 10.0
-    controller: dict[str, Any] = field(default_factory=dict)
+    def on_this_machine(self) -> bool:
+        """Whether the workers share this machine's processors and GPUs with the controller."""
+        return True
 
     @property
-    def job(self) -> Submitit:
-        """What a worker's job asks for."""
-        return Submitit(**{f.name: getattr(self, f.name) for f in dataclasses.fields(Submitit)})
-
-
-@dataclass
-class LaunchQueue(Queue):
-    """Workers that are jobs of a W&B Launch queue, which agents take and start.
-
-    Args:
-        trials_per_worker: trials of one job. 1: a job for each trial.
-        name: name of the queue in W&B.
-        entity: user or team that owns the queue. null: that of the section `wandb`, otherwise W&B's default.
-        project: project of the jobs' runs. null: that of the section `wandb`.
-        project_queue: project that owns the queue. null: the one in which W&B keeps queues (model-registry).
-        resource: where the agent starts jobs: kubernetes, sagemaker, gcp-vertex, local-container or local-process.
-        job: job artifact that is pushed, `entity/project/job-NAME:latest`. null: the one that `sweep queue job` makes.
-        docker_image: image that is pushed instead of a job artifact; not for local-process.
-        priority: 0 critical, 1 high, 2 medium, 3 low. It counts only if the queue has `prioritization`.
-        variables: values of the queue's template variables, for each push.
-        resource_args: replaces the queue's `template` at each push, by resource; not together with `variables`.
-        template: resource configuration that `sweep queue create` gives the queue. `{{name}}` stands for a template
-            variable; what the agent fills in is written with a backslash: `\\${image_uri}`.
-        template_variables: mapping by name with `schema` (a JSON schema with its default) and `description`.
-        prioritization: whether the queue takes priorities into account.
-        max_jobs: jobs that one agent runs at once. -1: no limit.
-        channel: how reports and stops travel. room: a file system or an object store; wandb: W&B only.
-        room: directory below which jobs see the room of the sweep, by its name: a path, or the URL of an object store.
-            null: jobs see it at the same path as the controller.
-        query_seconds: seconds between two queries of W&B, at least.
-        pending_seconds: seconds after which a pushed job that has not started is withdrawn and pushed again. null: it
-            waits.
-    """
-
-    kind: str = "launch"
-    workers: int | None = 4
-    trials_per_worker: int | None = 1
-    name: str = "sweep"
-    entity: str | None = None
-    project: str | None = None
-    project_queue: str | None = None
-    resource: str = "local-process"
-    job: str | None = None
-    docker_image: str | None = None
-    priority: int = 2
-    variables: dict[str, Any] = field(default_factory=dict)
-    resource_args: dict[str, Any] = field(default_factory=dict)
-    template: dict[str, Any] = field(default_factory=dict)
-    template_variables: dict[str, Any] = field(default_factory=dict)
-    prioritization: bool = True
-    max_jobs: int = 1
-    channel: str = "room"
-    room: str | None = None
-    query_seconds: float = 10.0
-    pending_seconds: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class WandbLocation:
-    """Where a sweep's runs are: entity (None: the key's own), project and group."""
-
-    entity: str | None
-    project: str
-    group: str
+    def simulated(self) -> bool:
+        """Whether nothing is trained and the clock is not the wall clock."""
+        return False
 
     @property
-    def path(self) -> str:
-        return f"{self.entity}/{self.project}" if self.entity else self.project
-
-
-@dataclass
-class SimulationModel:
-    """What a simulated world does to workers and trials.
-
-    Args:
-        trial_seconds: seconds of a whole trial that is alone on a worker of speed 1.
-        slot_cost: share by which a trial takes longer for each other trial in its worker.
-        startup_seconds: seconds from the start of a job until its worker is ready.
-        wait_seconds: mean seconds that a job waits in the queue before it starts.
-        startup_spread: spread of the start-up times.
-        speed_spread: spread of the speeds of the workers.
-        stragglers: share of attempts that are slowed down by `straggler_factor`.
-        straggler_factor: how many times longer such an attempt takes.
-        crashes: share of attempts during which the worker is lost.
-        preemptions: share of attempts during which the worker is signalled to end.
-        stop_seconds: seconds until a running trial obeys a stop.
-    """
-
-    trial_seconds: float = 600.0
-    slot_cost: float = 0.05
-    startup_seconds: float = 20.0
-    startup_spread: float = 0.3
-    wait_seconds: float = 0.0
-    speed_spread: float = 0.1
-    stragglers: float = 0.0
-    straggler_factor: float = 4.0
-    crashes: float = 0.0
-    preemptions: float = 0.0
-    stop_seconds: float = 0.5
-
-
-@dataclass
-class SimulatedQueue(Queue, SimulationModel):
-    """Simulated workers that replay recorded curves in simulated time (docs/simulated.md).
-
-    Args:
-        table: path of the curves, a .npz file.
-        columns: torchtune keys by array of the table, for arrays whose key the program does not know.
-        seed: seed of everything that happens to workers and trials.
-        look_seconds: seconds until a controller that waits observes what has happened.
-        charge: whether the time that the study takes to propose and to judge passes on the simulated clock too.
-    """
-
-    kind: str = "simulated"
-    workers: int | None = 8
-    table: str = ""
-    columns: dict[str, str] = field(default_factory=dict)
-    seed: int = 0
-    look_seconds: float = 0.2
-    charge: bool = True
-    poll_seconds: float = 60.0
+    def own_interpreter(self) -> bool:
+        """Whether jobs run under another Python than this one, so that packages cannot be checked here."""
+        return False
 
     @property
-    def simulation_model(self) -> SimulationModel:
-        """What happens to workers and trials."""
-        return SimulationModel(**{f.name: getattr(self, f.name) for f in dataclasses.fields(SimulationModel)})
+    def jobs_are_runs(self) -> bool:
+        """Whether every job is a W&B run, also if the recipe logs nothing to W&B."""
+        return False
+
+    @property
+    def wandb_project(self) -> str | None:
+        """The W&B project that the jobs' runs are in; None: that of the section `wandb`."""
+        return None
+
+    @property
+    def max_run_id(self) -> int | None:
+        """The longest id of a run, which then has letters, digits and dashes only; None: W&B's own limits."""
+        return None
+
+    @property
+    def reports_over_wandb(self) -> bool:
+        """Whether reports and stops travel through W&B, since jobs and controller share no file system."""
+        return False
+
+    def store_url(self, sweep: str) -> str | None:
+        """The URL of the object store that carries the room of a sweep; None if jobs and controller share the room."""
+        return None
+
+    def room_in_jobs(self, root: Path) -> str:
+        """The path or URL at which jobs see the room whose directory here is `root`."""
+        return str(root)
+
+    def for_evaluations(self, sweep: str) -> Self:
+        """The section of the queue on which the adapters of a sweep are evaluated: one worker with one slot.
+
+        On this machine the worker has one thread, as the trials use the cores.
+        """
+        return replace(self, workers=1, slots=1, threads=1 if self.on_this_machine else self.threads)
+
+    def check_section(self) -> None:
+        """Refuse values that do not fit each other.
+
+        Raises:
+            ConfigError: with the key, its value and what is allowed.
+        """
 
 
-RESOURCES = ("kubernetes", "sagemaker", "gcp-vertex", "local-container", "local-process")
-CHANNELS = ("room", "wandb")
-KINDS: dict[str, type[Queue]] = {
-    "local": Queue,
-    "slurm": SlurmQueue,
-    "launch": LaunchQueue,
-    "simulated": SimulatedQueue,
-}
-# What the controller's own job takes from its queue where `queue.controller` does not say it.
-SHARED_WORDS = ("slurm_account", "slurm_partition", "slurm_qos", "slurm_setup")
-CONTROLLER_WORDS: dict[str, Any] = {"timeout_min": 1440, "cpus_per_task": 1, "mem_gb": 2, "slurm_signal_delay_s": 120}
+def queue_kinds() -> list[str]:
+    """The kinds of queue that are installed: the folders of `sweep.queues`, then entry points of the same name."""
+    folders = [info.name for info in pkgutil.iter_modules(importlib.import_module(QUEUES).__path__) if info.ispkg]
+    return sorted({*folders, *entry_points(group=QUEUES).names})
+
+
+def queue_package(kind: Any) -> ModuleType:
+    """The package of a kind of queue, which has the queue's implementation as `BACKEND`.
+
+    This is the one place at which configuration depends on a queue: by name, when a section is read.
+
+    Raises:
+        ConfigError: no queue of this kind is installed.
+    """
+    paths = importlib.import_module(QUEUES).__path__
+    if kind in {info.name for info in pkgutil.iter_modules(paths) if info.ispkg}:
+        return importlib.import_module(f"{QUEUES}.{kind}")
+    for entry in entry_points(group=QUEUES):
+        if entry.name == kind:
+            module: ModuleType = entry.load()
+            return module
+    raise ConfigError(f"queue.kind={kind} is not allowed; it must be {' or '.join(queue_kinds())}")
+
+
+def section_class(kind: Any) -> type[Queue]:
+    """The dataclass of the section `queue` of this kind.
+
+    Raises:
+        ConfigError: no queue of this kind is installed.
+    """
+    section: type[Queue] = queue_package(kind).BACKEND.section
+    return section

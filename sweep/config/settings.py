@@ -14,8 +14,7 @@ from functools import cached_property
 from typing import Any
 
 from sweep.config.evaluate import EVALUATORS, Evaluator, NoEvaluation
-from sweep.config.launch_template import check_launch
-from sweep.config.queues import CONTROLLER_WORDS, KINDS, SHARED_WORDS, LaunchQueue, Queue, SlurmQueue, Submitit
+from sweep.config.queues import Queue, section_class
 from sweep.config.section_reader import read_section
 from sweep.config.sections import SECTIONS, Objective, Recipe, Search, Trial, Wandb, WarmStart
 from sweep.config.space import Space
@@ -92,11 +91,8 @@ class Settings:
 
     @property
     def store_url(self) -> str | None:
-        """The object store that carries the room between controller and jobs; None if they share a file system."""
-        queue = self.queue
-        if isinstance(queue, LaunchQueue) and queue.channel == "room" and queue.room and "://" in queue.room:
-            return f"{queue.room.rstrip('/')}/{self.name}"
-        return None
+        """The object store that carries the room between controller and jobs; None where they share it."""
+        return self.queue.store_url(self.name)
 
     @property
     def guard(self) -> Guard:
@@ -159,16 +155,11 @@ def read_queue(raw: Any) -> Queue:
     """The section `queue`, as the dataclass of its kind.
 
     Raises:
-        ConfigError: an unknown kind, or what `read_section` refuses, in `queue.controller` too.
+        ConfigError: a kind that is not installed, what `read_section` refuses, or values that do not fit each other.
     """
     kind = raw.get("kind", "local") if isinstance(raw, Mapping) else "local"
-    if kind not in KINDS:
-        raise ConfigError(f"queue.kind={kind} is not allowed; it must be {' or '.join(KINDS)}")
-    queue = read_section(KINDS[kind], raw, "queue")
-    if isinstance(queue, SlurmQueue):
-        controller_job(queue)
-    if isinstance(queue, LaunchQueue):
-        check_launch(queue)
+    queue = read_section(section_class(kind), raw, "queue")
+    queue.check_section()
     return queue
 
 
@@ -182,13 +173,3 @@ def read_evaluator(raw: Any) -> Evaluator:
     if kind not in EVALUATORS:
         raise ConfigError(f"evaluate.kind={kind} is not allowed; it must be {' or '.join(EVALUATORS)}")
     return read_section(EVALUATORS[kind], raw, "evaluate")
-
-
-def controller_job(queue: SlurmQueue) -> Submitit:
-    """The resources that the controller's own SLURM job asks for.
-
-    Raises:
-        ConfigError: `queue.controller` has an unknown key or a wrong value.
-    """
-    shared = {key: getattr(queue, key) for key in SHARED_WORDS}
-    return read_section(Submitit, {**shared, **CONTROLLER_WORDS, **queue.controller}, "queue.controller")

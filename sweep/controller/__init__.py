@@ -1,1 +1,1 @@
-"""The loop that observes, decides and acts, and the protocols through which it does so."""
+"""The protocols of a sweep's controller, and the loop that observes, decides and acts through them."""

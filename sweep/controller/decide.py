@@ -1,9 +1,8 @@
 """What the controller does next: a pure function of facts, limits and the time.
 
-Invariants: total and deterministic; imports nothing that acts. Derived anew from the facts each time, so that a
-restarted controller decides as the old one would have. A trial is told only when no attempt of it can be
-running; PRUNED is told only once the attempt has stopped; a trial is assigned only when its last attempt is over.
-A paused trial is not assigned: its verdict is lifted by the study, which promotes it, or it is told in the end.
+Invariants: total and deterministic; imports nothing that acts. Every decision is derived from the facts alone, so a
+restarted controller decides as the old one would have. The study is told how a trial ended only when no attempt of it
+can be running (see `endings`). A trial is assigned only when its last attempt is over, and not while it is paused.
 """
 
 from __future__ import annotations
@@ -11,11 +10,10 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import cached_property
 
-from sweep.controller.budget import Budget
-from sweep.controller.occupancy import Occupancy
+from sweep.controller.endings import Endings
+from sweep.controller.situation import Situation
 from sweep.model import (
     Ask,
     AskFinal,
@@ -23,7 +21,6 @@ from sweep.model import (
     Cancel,
     Drain,
     Effect,
-    Ending,
     Finish,
     Finished,
     JobState,
@@ -32,332 +29,212 @@ from sweep.model import (
     Send,
     StartWorkers,
     Stop,
-    Tell,
-    TrialFacts,
     View,
     WorkerFacts,
 )
-from trainer.contract import Outcome, OutcomeKind, StopCause
+from trainer.contract import StopCause
 
 
 def decide(view: View, limits: Limits, now: float) -> tuple[Effect, ...]:
-    """The effects that these facts call for, in the order in which to carry them out."""
+    """The effects that these facts call for, in the order in which to carry them out.
+
+    Args:
+        now: the time, on the clock of the times in `view`, in seconds.
+    """
     return tuple(_Decision(view, limits, now).effects())
 
 
-@dataclass
 class _Decision:
-    view: View
-    limits: Limits
-    now: float
+    """One decision; each method yields the effects of one kind."""
 
-    @cached_property
-    def _budget(self) -> Budget:
-        return Budget(self.view, self.limits)
-
-    @cached_property
-    def _occupancy(self) -> Occupancy:
-        return Occupancy(self.view, self.limits)
+    def __init__(self, view: View, limits: Limits, now: float) -> None:
+        self._view, self._limits, self._now = view, limits, now
+        self._situation = Situation(view, limits)
+        self._budget, self._occupancy = self._situation.budget, self._situation.occupancy
+        self._endings = Endings(self._situation)
 
     def effects(self) -> Iterator[Effect]:
-        if self.view.mode is Mode.HANDOVER:
+        if self._view.mode is Mode.HANDOVER:
             yield Finish(Finished.HANDED_OVER, "another controller goes on")
             return
-        ended = [tell for tell in self._tells.values() if tell]
-        if self._settled:  # one that was laid aside in this very observation is among both
-            ended += [self._settle(number) for number in self.view.study.aside if not self._tells.get(number)]
-        yield from ended
+        yield from self._endings.tells
         yield from self._stops()
         yield from self._cancels()
         yield from self._assignments()
         yield from self._starts()
-        yield from self._sendings()
+        yield from self._submissions()
         yield from self._drains()
-        if not ended and (finish := self._finish()):
+        if not self._endings.tells and (finish := self._finish()):
             yield finish
 
-    # --- trials -----------------------------------------------------------------------------------------------
-
-    @cached_property
-    def _tells(self) -> dict[int, Tell | None]:
-        """What is told of each open trial without a running attempt."""
-        return {trial.number: self._tell(trial) for trial in self._occupancy.resting}
-
-    def _tell(self, trial: TrialFacts) -> Tell | None:
-        last = trial.attempts[-1] if trial.attempts else None
-        if last is None:
-            return self._tell_cancelled(trial)
-        if self._occupancy.alive(last):
-            return None
-        if trial.paused and not _is_final(last.outcome):
-            return self._settle(trial.number) if self._settled else None
-        pruned = trial.verdict.reason if trial.verdict and not trial.paused else None
-        if last.outcome is None:
-            return self._tell_lost(trial, pruned)
-        outcome = last.outcome
-        match outcome.kind:
-            case OutcomeKind.COMPLETED if pruned is None:
-                return Tell(trial.number, Ending.COMPLETE, outcome.reason)
-            case OutcomeKind.DIVERGED:
-                return Tell(trial.number, Ending.PRUNED, f"diverged: {outcome.reason}")
-            case OutcomeKind.FAILED if outcome.resumable:
-                return self._tell_lost(trial, pruned)
-            case OutcomeKind.FAILED:
-                return Tell(trial.number, Ending.FAIL, outcome.reason)
-            case OutcomeKind.STOPPED if outcome.cause is StopCause.CANCELLED:
-                return Tell(trial.number, Ending.FAIL, outcome.reason, cancelled=True)
-            case OutcomeKind.STOPPED if pruned is None and outcome.resumable:
-                return self._tell_cancelled(trial)
-        return Tell(trial.number, Ending.PRUNED, pruned or outcome.reason)
-
-    def _tell_lost(self, trial: TrialFacts, pruned: str | None) -> Tell | None:
-        if pruned is not None:
-            return Tell(trial.number, Ending.PRUNED, pruned)
-        failed = [a.outcome.reason for a in trial.attempts if a.outcome and a.outcome.kind is OutcomeKind.FAILED]
-        lost = sum(1 for attempt in trial.attempts if attempt.outcome is None and attempt.begun)
-        if lost + len(failed) >= self.limits.max_attempts:
-            parts = [f"its worker was lost {lost} times"] if lost else []
-            parts += [f"it failed {len(failed)} times, last by {failed[-1]}"] if failed else []
-            reason = f"{' and '.join(parts)} (search.max_attempts={self.limits.max_attempts})"
-            return Tell(trial.number, Ending.FAIL, reason)
-        return self._tell_cancelled(trial)
-
-    def _tell_cancelled(self, trial: TrialFacts) -> Tell | None:
-        if self.view.mode is Mode.CANCEL or self._target_ends:
-            return Tell(trial.number, Ending.FAIL, "the sweep ended before it could go on", cancelled=True)
-        return None
-
-    def _settle(self, number: int) -> Tell:
-        """What becomes of a paused trial when nothing more will be promoted."""
-        return Tell(number, Ending.PRUNED, "it was paused, and not promoted before the end")
-
-    @cached_property
-    def _settled(self) -> bool:
-        """Whether paused trials stay where they are for good."""
-        if self.view.mode is Mode.CANCEL or self._target_ends:
-            return True
-        idle = not any(not trial.paused or self._occupancy.busy(trial) for trial in self.view.trials)
-        return self._going_on and idle and self._budget.askable <= 0 and not self._promotable
-
-    @cached_property
-    def _promotable(self) -> bool:
-        """Whether the study may know a paused trial worth going on with."""
-        return self._budget.left and not self.view.study.stuck and self._any_paused
-
-    @cached_property
-    def _any_paused(self) -> bool:
-        return bool(self.view.study.aside) or any(
-            trial.paused and not self._occupancy.busy(trial) for trial in self.view.trials
-        )
+    # --- attempts that must stop --------------------------------------------------------------------------------------
 
     def _stops(self) -> Iterator[Stop]:
-        wanted, planned = self._wanted_stop, self._occupancy.planned_names
         for trial, attempt in self._occupancy.running:
-            if (trial.verdict is None and wanted is None) or attempt.stop is not None or attempt.worker in planned:
-                continue  # what was never sent needs no stop: its worker is cancelled
+            if attempt.stop is not None or attempt.worker in self._occupancy.planned:
+                continue  # an attempt that was never submitted needs no stop: its worker is cancelled
             if trial.verdict is not None:
                 cause = StopCause.PAUSED if trial.paused else StopCause.PRUNED
                 yield Stop(trial.number, attempt.number, cause, trial.verdict.reason)
-            elif wanted is not None:
-                yield Stop(trial.number, attempt.number, *wanted)
+            elif self._stop_all is not None:
+                yield Stop(trial.number, attempt.number, *self._stop_all)
 
     @cached_property
-    def _wanted_stop(self) -> tuple[StopCause, str] | None:
-        if self.view.mode is Mode.CANCEL:
+    def _stop_all(self) -> tuple[StopCause, str] | None:
+        """Cause and reason for which every running attempt must stop; None if they may go on."""
+        if self._view.mode is Mode.CANCEL:
             return StopCause.CANCELLED, "the sweep was stopped"
-        if self._target_ends:
-            return StopCause.CANCELLED, f"another trial reached the target {self.limits.target:g}"
-        if self.view.mode is Mode.STOP:
+        if self._situation.target_ends_search:
+            return StopCause.CANCELLED, f"another trial reached the target {self._limits.target:g}"
+        if self._view.mode is Mode.STOP:
             return StopCause.INTERRUPTED, "the sweep was interrupted"
-        if self._abort_reason:
-            return StopCause.INTERRUPTED, self._abort_reason
+        if self._situation.abort_reason:
+            return StopCause.INTERRUPTED, self._situation.abort_reason
         return None
 
-    @cached_property
-    def _waiting(self) -> list[TrialFacts]:
-        """Open trials that need a worker, lowest number first."""
-        return [trial for trial in self._occupancy.resting if not trial.paused and self._tells[trial.number] is None]
-
-    # --- workers ----------------------------------------------------------------------------------------------
+    # --- workers that must go -----------------------------------------------------------------------------------------
 
     def _cancels(self) -> Iterator[Effect]:
         for worker in self._occupancy.live:
-            if (not worker.ready or worker.job is JobState.PLANNED) and self._unwanted(worker):
-                if not worker.draining:  # says that its end, before it ever was ready, is no failure to start
+            if self._is_superfluous(worker):
+                if not worker.draining:  # so that its end before it was ready does not count as a failed start
                     yield Drain(worker.name)
                 yield Cancel(worker.name, "nothing is left for it to do")
-            elif reason := self._hopeless.get(worker.name):
+            elif reason := self._unresponsive.get(worker.name):
                 yield Cancel(worker.name, reason)
 
-    def _unwanted(self, worker: WorkerFacts) -> bool:
-        if worker.job is JobState.PLANNED and not self._going_on:
+    def _is_superfluous(self, worker: WorkerFacts) -> bool:
+        """Whether a worker that is not ready yet has nothing to do."""
+        if worker.job is JobState.PLANNED and not self._situation.continues:
             return True
-        return not worker.ready and worker.name not in self._occupancy.loads and not self._work_left
+        return not worker.ready and worker.name not in self._occupancy.loads and not self._has_work
 
     @cached_property
-    def _hopeless(self) -> dict[str, str]:
-        """Why a worker is not waited for any longer; of most there is nothing to say."""
-        return {worker.name: reason for worker in self._occupancy.live if (reason := self._given_up(worker))}
+    def _unresponsive(self) -> dict[str, str]:
+        """Workers that are not waited for any longer, with the reason."""
+        reasons = ((worker.name, self._why_unresponsive(worker)) for worker in self._occupancy.live)
+        return {name: reason for name, reason in reasons if reason}
 
-    def _given_up(self, worker: WorkerFacts) -> str | None:
-        limits, now = self.limits, self.now
-        stop = self._occupancy.oldest_stops.get(worker.name)
-        if stop is not None and not worker.ready and worker.job is JobState.PENDING:
+    def _why_unresponsive(self, worker: WorkerFacts) -> str | None:
+        limits, now = self._limits, self._now
+        stopping_since = self._occupancy.oldest_stops.get(worker.name)
+        if stopping_since is not None and not worker.ready and worker.job is JobState.PENDING:
             return "its trials are to stop, and its job has not started"
-        if stop is not None and now - stop > limits.stop_grace:
+        if stopping_since is not None and now - stopping_since > limits.stop_grace:
             return f"a trial did not stop within {limits.stop_grace:g} s"
         if worker.ready and now - worker.beat > limits.silence:
-            return f"no beat for {limits.silence:g} s"
+            return f"no heartbeat for {limits.silence:g} s"
         if not worker.ready and worker.job is JobState.RUNNING and now - worker.started > limits.start_grace:
             return f"not ready {limits.start_grace:g} s after its start"
         return None
+
+    def _drains(self) -> Iterator[Drain]:
+        """Idle workers end when nothing is left to start; in every mode but RUN, all workers do."""
+        running_mode = self._view.mode is Mode.RUN
+        if running_mode and self._has_work:
+            return
+        kept = self._kept_for_promotions
+        for worker in self._occupancy.live:
+            busy = worker.name in self._occupancy.loads
+            if worker.draining or worker.job is JobState.PLANNED or not (worker.ready or busy):
+                continue
+            if running_mode and busy:
+                continue
+            if running_mode and kept > 0:
+                kept -= 1
+                continue
+            yield Drain(worker.name)
+
+    @cached_property
+    def _kept_for_promotions(self) -> int:
+        """How many idle workers to keep: each running trial may lead to the promotion of a paused one, and a new
+        worker takes long to start."""
+        may_lead = self._situation.continues and self._situation.has_paused and self._budget.allows_more
+        return len(self._occupancy.running) if may_lead else 0
+
+    # --- trials and workers that start --------------------------------------------------------------------------------
 
     def _assignments(self) -> Iterator[Effect]:
         for trial, attempt in self._occupancy.running:
             if not attempt.delivered:
                 yield Assign(trial.number, attempt.number, attempt.worker)
-        if not self._going_on:
+        if not self._situation.continues:
             return
-        waiting = deque(self._waiting)
-        asks, asked = self._budget.askable, False
-        finals = self._finals
+        waiting = deque(self._endings.waiting)
+        new, finals, asked = self._budget.new_trials, self._situation.finals, False
         for worker in self._occupancy.live:
-            for _ in range(self._free(worker) if self._occupancy.rooms[worker.name] else 0):
+            for _ in range(self._slots_to_fill(worker)):
                 if waiting:
                     trial = waiting.popleft()
                     number = trial.attempts[-1].number + 1 if trial.attempts else 1
                     yield Assign(trial.number, number, worker.name)
-                elif asks > 0 or self._promotable:
+                elif new > 0 or self._situation.may_promote:
                     asked = True
-                    yield Ask(new=asks > 0, worker=worker.name)
-                    asks -= 1
+                    yield Ask(new=new > 0, worker=worker.name)
+                    new -= 1
                 elif finals > 0:
                     finals -= 1
                     yield AskFinal()
-        if asks <= 0 and self._promotable and not asked and not self._waiting and self._free_places:
-            yield Ask(new=False)  # whether a worker is worth starting for it
+        if new <= 0 and self._situation.may_promote and not asked and not self._endings.waiting and self._free_places:
+            yield Ask(new=False)  # whether a paused trial is worth starting a worker
+
+    def _slots_to_fill(self, worker: WorkerFacts) -> int:
+        """How many trials a worker can be given now; a planned one is given its trials before it is submitted."""
+        takes_trials = worker.ready or worker.job is JobState.PLANNED
+        free = self._occupancy.free_slots[worker.name]
+        return free if free and takes_trials and worker.name not in self._unresponsive else 0
 
     def _starts(self) -> Iterator[StartWorkers]:
-        if not self._going_on:
-            return
+        """As many new workers as the trials need that no other worker will take."""
         places = self._free_places
-        if not places:
+        if not self._situation.continues or not places:
             return
-        open_to_work = [worker for worker in self._occupancy.live if not worker.draining]
-        per_worker = (
-            self.limits.slots
-            if self.limits.trials_per_worker is None
-            else min(self.limits.slots, self.limits.trials_per_worker)
-        )
-        unserved = (
-            len(self._waiting)
-            + self._budget.askable
-            + self._finals
-            - sum(self._occupancy.rooms[worker.name] for worker in open_to_work)
-        )
-        count = min(len(places), math.ceil(unserved / per_worker) if unserved < math.inf else len(places))
+        slots, quota = self._limits.slots, self._limits.trials_per_worker
+        trials = len(self._endings.waiting) + self._budget.new_trials + self._situation.finals
+        free = sum(self._occupancy.free_slots[worker.name] for worker in self._occupancy.live if not worker.draining)
+        if trials < math.inf:
+            count = min(len(places), math.ceil((trials - free) / (slots if quota is None else min(slots, quota))))
+        else:
+            count = len(places)
         if count > 0:
-            yield StartWorkers(tuple(sorted(places)[: int(count)]))
+            yield StartWorkers(tuple(sorted(places)[:count]))
 
     @cached_property
     def _free_places(self) -> set[int]:
-        return set(range(self.limits.workers)) - {worker.place for worker in self._occupancy.live}
+        return set(range(self._limits.workers)) - {worker.place for worker in self._occupancy.live}
 
-    def _sendings(self) -> Iterator[Send]:
-        """A planned worker goes to its queue with its first trials: as many as it holds, or as are left."""
-        for worker in self._occupancy.live if self._occupancy.planned_names and self._going_on else ():
-            more = self._occupancy.rooms[worker.name] > 0 and self._work_left
-            if worker.job is JobState.PLANNED and worker.name in self._occupancy.loads and not more:
+    def _submissions(self) -> Iterator[Send]:
+        """A planned worker is submitted with its first trials: as many as it has slots, or as are left."""
+        if not self._occupancy.planned or not self._situation.continues:
+            return
+        for worker in self._occupancy.live:
+            gets_more = self._occupancy.free_slots[worker.name] > 0 and self._has_work
+            if worker.job is JobState.PLANNED and worker.name in self._occupancy.loads and not gets_more:
                 yield Send(worker.name)
 
-    def _drains(self) -> Iterator[Drain]:
-        if self.view.mode is Mode.RUN and self._work_left:
-            return
-        # each trial that runs may yet lift one that is paused above the others, and a worker costs a start
-        spare = len(self._occupancy.running) if self._going_on and self._any_paused and self._budget.left else 0
-        for worker in self._occupancy.live:
-            if (
-                worker.draining
-                or worker.job is JobState.PLANNED
-                or not (worker.ready or worker.name in self._occupancy.loads)
-            ):
-                continue
-            if self.view.mode is Mode.RUN:
-                if worker.name in self._occupancy.loads:
-                    continue
-                spare -= 1
-                if spare >= 0:
-                    continue
-            yield Drain(worker.name)
+    @cached_property
+    def _has_work(self) -> bool:
+        """Whether there is anything that a free worker could start."""
+        situation = self._situation
+        could_start = self._budget.new_trials > 0 or situation.may_promote or situation.finals > 0
+        return situation.continues and (could_start or bool(self._endings.waiting))
 
-    # --- the end ----------------------------------------------------------------------------------------------
+    # --- the end ------------------------------------------------------------------------------------------------------
 
     def _finish(self) -> Finish | None:
-        if self.view.mode is Mode.DETACH:
-            settled = all(worker.draining for worker in self._occupancy.live)
-            return Finish(Finished.DETACHED, "running trials go on by themselves") if settled else None
+        """How the controller's run ends, if it does now."""
+        view, situation = self._view, self._situation
+        if view.mode is Mode.DETACH:
+            all_draining = all(worker.draining for worker in self._occupancy.live)
+            return Finish(Finished.DETACHED, "running trials go on by themselves") if all_draining else None
         if self._occupancy.live:
             return None
-        if self._abort_reason:
-            return Finish(Finished.FAILED, self._abort_reason)
-        open_trials = bool(self.view.trials or self.view.study.aside)
-        if self.view.mode is Mode.STOP and (open_trials or self._budget.askable > 0 or self._finals > 0):
+        if situation.abort_reason:
+            return Finish(Finished.FAILED, situation.abort_reason)
+        open_trials = bool(view.trials or view.study.suspended)
+        left = open_trials or self._budget.new_trials > 0 or situation.finals > 0
+        if view.mode is Mode.STOP and left:
             return Finish(Finished.STOPPED, "trials were stopped with a checkpoint and go on with `sweep resume`")
-        if self.view.mode is Mode.CANCEL and not open_trials:
+        if view.mode is Mode.CANCEL and not open_trials:
             return Finish(Finished.CANCELLED, "the sweep was stopped")
-        if not open_trials and self._budget.askable <= 0 and self._finals <= 0:
-            return Finish(Finished.DONE, self._budget.reason)
-        return None
-
-    @cached_property
-    def _abort_reason(self) -> str | None:
-        study, limits = self.view.study, self.limits
-        judged = study.complete + study.pruned + study.failed
-        if judged >= limits.min_ended_for_share and study.failed > limits.max_failure_share * judged:
-            return (
-                f"{study.failed} of {judged} trials failed, more than search.max_failure_share="
-                f"{limits.max_failure_share:g}; see their reasons, mend the cause, raise the share and resume"
-            )
-        if self.view.start_failures >= limits.max_start_failures:
-            last = f" ({self.view.start_failure})" if self.view.start_failure else ""
-            return f"{self.view.start_failures} workers in a row ended before they were ready{last}; see `sweep logs`"
-        return None
-
-    # --- derived facts ----------------------------------------------------------------------------------------
-
-    def _free(self, worker: WorkerFacts) -> int:
-        takes = worker.ready or worker.job is JobState.PLANNED
-        room = self._occupancy.rooms[worker.name]
-        return room if room and takes and worker.name not in self._hopeless else 0
-
-    @cached_property
-    def _going_on(self) -> bool:
-        return self.view.mode is Mode.RUN and self._abort_reason is None and not self._target_ends
-
-    @cached_property
-    def _target_ends(self) -> bool:
-        """A target ends the search; finals are trained after it, as after any other end."""
-        return self._budget.target_reached and self.view.study.searching
-
-    @cached_property
-    def _work_left(self) -> bool:
-        return self._going_on and (
-            self._budget.askable > 0 or bool(self._waiting) or self._promotable or self._finals > 0
-        )
-
-    @cached_property
-    def _finals(self) -> int:
-        """Finals to ask for now: only where nothing else is left to begin, and all other trials have ended."""
-        if self._budget.askable > 0 or self._any_paused or self.view.study.searching:
-            return 0
-        return self.view.study.finals
-
-
-def _is_final(outcome: Outcome | None) -> bool:
-    """Whether no later attempt can follow this one, whatever the study would like."""
-    match outcome:
-        case Outcome(kind=OutcomeKind.DIVERGED) | Outcome(kind=OutcomeKind.STOPPED, cause=StopCause.CANCELLED):
-            return True
-        case Outcome(kind=OutcomeKind.FAILED):
-            return not outcome.resumable
-    return False
+        return None if left else Finish(Finished.DONE, self._budget.reason)

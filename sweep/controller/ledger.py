@@ -1,8 +1,9 @@
-"""What was decided about each trial, and what each decision was based on: the ledger of a sweep, a file in its room.
+"""The ledger of a sweep: every decision about a trial, and the numbers that it was based on.
 
-One line of JSON for each verdict and each promotion, in the order in which they were given. Invariants: the controller
-alone writes it, before it acts on what it writes; a line that a crash left torn is cut off by the next controller,
-which gives that verdict again; a verdict that is in it already is not written twice.
+It is the file `ledger.jsonl` in the sweep's room: one line of JSON for each verdict and each promotion, in order.
+
+Invariants: only the controller writes it, and it writes a decision before it acts on it. If a crash leaves a torn
+line, the next controller cuts it off and makes that decision again. No verdict is written twice.
 """
 
 from __future__ import annotations
@@ -14,24 +15,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sweep.model import SweepState, Verdict
+from sweep.model import Ruling, SweepState, TrialStatus, Verdict
 from trainer.room import Room, append_line, cut_torn_line, read_text
 
 if TYPE_CHECKING:
-    from sweep.search.strategy.halving import Promotion
+    from sweep.search.strategy.protocol import Promotion
 
 PROMOTED = "promote"
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A decision.
+    """One decision about a trial.
 
     Args:
         ruling: stop, pause or promote.
-        milestone, value: of the trial's last report then; 0 and NaN for a promotion.
-        tokens: label tokens that the trial had trained.
-        basis: the numbers that the decision was based on.
+        milestone, value: of the trial's last report at that time; 0 and NaN for a promotion.
+        tokens: label tokens that the trial had trained by then.
+        basis: the numbers that the decision was based on, by name.
     """
 
     trial: int
@@ -43,25 +44,35 @@ class Entry:
     basis: Mapping[str, float]
 
 
+class NoLedger:
+    """A `Ledger` (see `ports`) that records nothing."""
+
+    def add_verdict(self, trial: int, verdict: Verdict, tokens: int) -> None:
+        pass
+
+    def add_promotion(self, promotion: Promotion) -> None:
+        pass
+
+
 class RoomLedger:
-    """The ledger of a room, for its one controller."""
+    """A `Ledger` (see `ports`) in a room, used by the room's one controller."""
 
     def __init__(self, room: Room) -> None:
         self._path = ledger_path(room)
         cut_torn_line(self._path)
-        self._known = {(e.trial, e.ruling, e.milestone) for e in read_ledger(room) if e.ruling != PROMOTED}
+        self._written = {(e.trial, e.ruling, e.milestone) for e in read_ledger(room) if e.ruling != PROMOTED}
 
-    def ruled(self, trial: int, verdict: Verdict, tokens: int) -> None:
+    def add_verdict(self, trial: int, verdict: Verdict, tokens: int) -> None:
         key = (trial, verdict.ruling.value, verdict.milestone)
-        if key in self._known:
+        if key in self._written:
             return
         entry = Entry(
             trial, verdict.ruling.value, verdict.milestone, verdict.value, tokens, verdict.reason, verdict.basis
         )
         self._write(entry)
-        self._known.add(key)
+        self._written.add(key)
 
-    def promoted(self, promotion: Promotion) -> None:
+    def add_promotion(self, promotion: Promotion) -> None:
         self._write(Entry(promotion.trial, PROMOTED, 0, math.nan, 0, promotion.reason, promotion.basis))
 
     def _write(self, entry: Entry) -> None:
@@ -73,11 +84,12 @@ class RoomLedger:
 
 
 def ledger_path(room: Room) -> Path:
+    """The ledger's file, which need not exist."""
     return room.root / "ledger.jsonl"
 
 
 def read_ledger(room: Room) -> list[Entry]:
-    """All decisions of a sweep, in their order; a line that is being written is left out."""
+    """All decisions of a sweep, in order; an incomplete last line is ignored."""
     text = read_text(ledger_path(room)) or ""
     return [Entry(**raw) for line in text.splitlines() if (raw := _parsed(line)) is not None]
 
@@ -88,9 +100,9 @@ class Account:
 
     Args:
         saved: label tokens that pruned trials did not train.
-        whole: label tokens that all ended trials would have trained.
-        ahead: pruned trials that, when they were given up, stood before the winner at the same milestone.
-        pauses: how often the winner itself was paused.
+        whole: label tokens that all complete and pruned trials would have trained without pruning.
+        ahead: pruned trials whose last judged value was better than the best trial's at the same milestone.
+        pauses: how often the best trial itself was paused.
     """
 
     saved: int
@@ -100,9 +112,9 @@ class Account:
 
 
 def account(state: SweepState, entries: Sequence[Entry]) -> Account:
-    """Tokens saved, and what was risked, as far as the sweep's own reports can tell."""
-    pruned = {row.number: row for row in state.rows if row.state == "pruned"}
-    ended = [row for row in state.rows if row.state in ("pruned", "complete")]
+    """What pruning saved and risked, computed from the sweep's own reports and its ledger."""
+    pruned = {row.number: row for row in state.rows if row.state is TrialStatus.PRUNED}
+    ended = [row for row in state.rows if row.state in (TrialStatus.PRUNED, TrialStatus.COMPLETE)]
     best = state.best
     curve = {r.milestone: getattr(r, state.metric) for r in best.reports} if best else {}
     last = {entry.trial: entry for entry in entries if entry.trial in pruned and entry.ruling != PROMOTED}
@@ -110,7 +122,7 @@ def account(state: SweepState, entries: Sequence[Entry]) -> Account:
         saved=sum(max(0, state.trial_tokens - row.tokens) for row in pruned.values()),
         whole=state.trial_tokens * len(ended),
         ahead=sum(1 for entry in last.values() if entry.value < curve.get(entry.milestone, -math.inf)),
-        pauses=sum(1 for entry in entries if best and entry.trial == best.number and entry.ruling == "pause"),
+        pauses=sum(1 for entry in entries if best and entry.trial == best.number and entry.ruling == Ruling.PAUSE),
     )
 
 

@@ -1,4 +1,4 @@
-"""Who runs where: what the facts say of workers and the attempts on them.
+"""Which attempts run on which worker, and how many more trials each worker can take.
 
 Invariant: a pure function of facts and limits; imports nothing that acts.
 """
@@ -14,60 +14,56 @@ from trainer.contract import StopCause
 
 
 class Occupancy:
-    """Workers that are not gone, what each holds and how much more it takes, and the trials that none holds."""
+    """Which attempts run on which worker in one view."""
 
     def __init__(self, view: View, limits: Limits) -> None:
         self._view, self._limits = view, limits
 
     @cached_property
     def live(self) -> list[WorkerFacts]:
-        """Workers that are not gone, by their place."""
+        """Workers whose jobs are not gone, by place."""
         return sorted((w for w in self._view.workers if w.job is not JobState.GONE), key=lambda w: w.place)
 
     @cached_property
-    def _live_names(self) -> set[str]:
-        return {worker.name for worker in self.live}
-
-    @cached_property
-    def planned_names(self) -> set[str]:
-        """Workers that no queue has been told of yet."""
+    def planned(self) -> set[str]:
+        """Names of the workers whose jobs have not been submitted yet."""
         return {worker.name for worker in self.live if worker.job is JobState.PLANNED}
 
     @cached_property
     def _split(self) -> tuple[list[tuple[TrialFacts, AttemptFacts]], list[TrialFacts]]:
-        """Every attempt that may be running, and the trials that have none."""
-        running, resting = [], []
-        names = self._live_names
+        running: list[tuple[TrialFacts, AttemptFacts]] = []
+        idle: list[TrialFacts] = []
+        live = {worker.name for worker in self.live}
         for trial in self._view.trials:
-            found = [(trial, one) for one in trial.attempts if one.outcome is None and one.worker in names]
-            if found:
-                running += found
+            unfinished = [(trial, a) for a in trial.attempts if a.outcome is None and a.worker in live]
+            if unfinished:
+                running += unfinished
             else:
-                resting.append(trial)
-        return running, resting
+                idle.append(trial)
+        return running, idle
 
     @property
     def running(self) -> list[tuple[TrialFacts, AttemptFacts]]:
-        """Every attempt that may be running."""
+        """Every attempt that may be running, with its trial: it has no outcome, and its worker's job is not gone."""
         return self._split[0]
 
     @property
-    def resting(self) -> list[TrialFacts]:
-        """Open trials without a running attempt."""
+    def idle_trials(self) -> list[TrialFacts]:
+        """Open trials of which no attempt can be running."""
         return self._split[1]
 
     @cached_property
-    def _busy_numbers(self) -> set[int]:
+    def _running_numbers(self) -> set[int]:
         return {trial.number for trial, _ in self.running}
 
     @cached_property
     def loads(self) -> Counter[str]:
-        """How many attempts may be running on each worker."""
+        """By worker, how many attempts may be running on it."""
         return Counter(attempt.worker for _, attempt in self.running)
 
     @cached_property
     def oldest_stops(self) -> dict[str, float]:
-        """Since when a worker has had a stop that it has not obeyed."""
+        """By worker, the time since which one of its running attempts has been asked to stop."""
         oldest: dict[str, float] = {}
         for _, attempt in self.running:
             if attempt.stop_since is not None:
@@ -75,8 +71,8 @@ class Occupancy:
         return oldest
 
     @cached_property
-    def _ending(self) -> set[str]:
-        """Workers that were told to end from outside, as their trials say: what they were given now would be lost."""
+    def _preempted(self) -> set[str]:
+        """Workers that are about to end, as one of their attempts says: whatever they are given now would be lost."""
         return {
             attempt.worker
             for trial in self._view.trials
@@ -84,23 +80,19 @@ class Occupancy:
             if attempt.outcome and attempt.outcome.cause is StopCause.PREEMPTED
         }
 
-    def alive(self, attempt: AttemptFacts) -> bool:
-        """Whether an attempt may be running."""
-        return attempt.outcome is None and attempt.worker in self._live_names
-
-    def busy(self, trial: TrialFacts) -> bool:
+    def is_running(self, trial: TrialFacts) -> bool:
         """Whether an attempt of a trial may be running."""
-        return trial.number in self._busy_numbers
+        return trial.number in self._running_numbers
 
     @cached_property
-    def rooms(self) -> dict[str, int]:
-        """Trials that each worker can still take, now or once it is ready."""
+    def free_slots(self) -> dict[str, int]:
+        """By worker, how many more trials it can take, now or once it is ready."""
         loads = self.loads
-        return {worker.name: self._room_left(worker, loads.get(worker.name, 0)) for worker in self.live}
+        return {worker.name: self._free_slots(worker, loads.get(worker.name, 0)) for worker in self.live}
 
-    def _room_left(self, worker: WorkerFacts, load: int) -> int:
+    def _free_slots(self, worker: WorkerFacts, load: int) -> int:
         slots = (self._limits.slots if worker.slots is None else worker.slots) - load
-        if slots <= 0 or worker.draining or worker.name in self._ending:
+        if slots <= 0 or worker.draining or worker.name in self._preempted:
             return 0
         quota = self._limits.trials_per_worker
         return slots if quota is None else max(0, min(slots, quota - worker.assigned))

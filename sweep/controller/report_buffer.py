@@ -1,6 +1,8 @@
-"""ReportBuffer at a channel, which shows each report once: whatever could not be taken in is shown again.
+"""Keeps reports that a round could not process and presents them again in the next round.
 
-Invariant: a report is handed on, in its order, until that has gone without an error.
+A channel shows each report once. A round may fail in the middle, for example because the file system times out.
+
+Invariant: every report is handed on, in order, until one call that handles it returns without an error.
 """
 
 from __future__ import annotations
@@ -12,34 +14,53 @@ from typing import TypeVar
 from sweep.controller.ports import Channel, ObservedAttempt, ObservedWorker
 from trainer.contract import Report
 
-Sights = dict[int, list[ObservedAttempt]]
+ObservedTrials = Mapping[int, list[ObservedAttempt]]
 T = TypeVar("T")
 
 
 @dataclass
 class ReportBuffer:
-    """A channel's sights for somebody whose rounds may fail in the middle."""
+    """Observes a channel on behalf of a caller whose rounds may fail in the middle."""
 
     channel: Channel
-    _missed: dict[int, Mapping[int, Sequence[Report]]] = field(default_factory=dict)
+    _unprocessed: dict[int, Mapping[int, Sequence[Report]]] = field(default_factory=dict)
 
-    def look(self, trials: Sequence[int], workers: Sequence[str]) -> tuple[Sights, dict[str, ObservedWorker]]:
-        """What the channel shows, after what was shown in vain before; raises what `Channel.observe` does."""
-        attempts, seen = self.channel.observe(trials, workers)
-        for number in [number for number in self._missed if number in attempts]:
-            missed = self._missed.pop(number)
-            sights = [replace(one, reports=(*missed.get(one.number, ()), *one.reports)) for one in attempts[number]]
-            attempts = {**attempts, number: sights}  # the channel's own may be the ones that it will show again
-        return attempts, seen
+    def observe(
+        self, trials: Sequence[int], workers: Sequence[str]
+    ) -> tuple[ObservedTrials, Mapping[str, ObservedWorker]]:
+        """What the channel shows, with unprocessed reports in front of the new ones.
 
-    def take(self, attempts: Sights, take: Callable[[int, list[ObservedAttempt]], T]) -> list[T]:
-        """Hand each trial's sights on; where that raises, this trial's and the later ones' wait for the next look."""
-        taken: list[T] = []
+        Raises:
+            RetryLater, OSError: see `Channel.observe`.
+        """
+        observed, observed_workers = self.channel.observe(trials, workers)
+        unprocessed = {number: self._unprocessed.pop(number) for number in [*self._unprocessed] if number in observed}
+        if unprocessed:
+            # new lists in a new mapping: the channel may show its own ones again
+            observed = {**observed, **{n: _with_earlier(observed[n], unprocessed[n]) for n in unprocessed}}
+        return observed, observed_workers
+
+    def process(self, observed: ObservedTrials, handle: Callable[[int, list[ObservedAttempt]], T]) -> list[T]:
+        """Call `handle` with each trial's number and attempts, and return its results.
+
+        If a call raises, the reports of this trial and of all later ones are kept for the next `observe`.
+
+        Raises:
+            Exception: whatever `handle` raises.
+        """
+        results: list[T] = []
         try:
-            for number, sights in attempts.items():
-                taken.append(take(number, sights))
+            for number, attempts in observed.items():
+                results.append(handle(number, attempts))
         except Exception:
-            for number in list(attempts)[len(taken) :]:
-                self._missed[number] = {sight.number: sight.reports for sight in attempts[number]}
+            for number in list(observed)[len(results) :]:
+                self._unprocessed[number] = {attempt.number: attempt.reports for attempt in observed[number]}
             raise
-        return taken
+        return results
+
+
+def _with_earlier(
+    attempts: Sequence[ObservedAttempt], earlier: Mapping[int, Sequence[Report]]
+) -> list[ObservedAttempt]:
+    """These attempts with earlier reports, by attempt, in front of their own."""
+    return [replace(a, reports=(*earlier.get(a.number, ()), *a.reports)) for a in attempts]

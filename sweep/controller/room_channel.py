@@ -1,7 +1,7 @@
-"""How specifications, stops, reports and outcomes travel: through the room.
+"""A `Channel` over a directory that the controller and its workers share: the sweep's room.
 
-Invariants: writes the controller's files only; every write is safe to repeat; a report is shown once to each
-`RoomChannel`, also where a look fails in the middle, and all of them again to a new one.
+Invariants: writes only the controller's files, and every write is safe to repeat. Each `RoomChannel` shows a report
+once, even if an observation fails in the middle; a new one shows all reports again.
 """
 
 from __future__ import annotations
@@ -23,29 +23,29 @@ from trainer.contract import (
 )
 from trainer.room import Room, Tail, read_json, read_text, write_atomic
 
-# How often a waiting controller looks whether an outcome or a first beat has come: a few system calls each time.
+# How often a waiting controller checks for an outcome or a first beat; each check takes a few system calls.
 WAIT_SECONDS = 0.01
 
 
 class RoomChannel:
-    """A `Channel` (see `ports`) over a directory that controller and workers share."""
+    """A `Channel` (see `ports`) over a room."""
 
     def __init__(self, room: Room) -> None:
         self._room = room
         self._tails: dict[tuple[int, int], Tail] = {}
         self._workers: dict[tuple[int, int], str] = {}
         self._awaited: list[Path] = []
-        self._unshown: dict[tuple[int, int], list[Report]] = {}  # read in a look that failed before it was over
+        self._not_shown: dict[tuple[int, int], list[Report]] = {}  # read by an observation that then failed
 
     def assign(self, spec: TrialSpec) -> None:
-        self.propose(spec)
+        self.write_spec(spec)
         self._room.worker(spec.worker).assign(spec.trial, spec.attempt)
 
-    def propose(self, spec: TrialSpec) -> None:
-        """The first half of an assignment: all of it but that it counts as delivered."""
+    def write_spec(self, spec: TrialSpec) -> None:
+        """The first half of an assignment: the attempt exists, but is not in its worker's inbox."""
         attempt = self._room.attempt(spec.trial, spec.attempt)
         if not attempt.spec.exists():
-            self._fence_off(spec)
+            self._fence_earlier_attempts(spec)
             write_atomic(attempt.spec, encode(spec))
 
     def stop(self, trial: int, attempt: int, cause: StopCause, reason: str) -> None:
@@ -55,52 +55,51 @@ class RoomChannel:
 
     def drain(self, worker: str) -> None:
         drain = self._room.worker(worker).drain
-        if not drain.exists():  # it may say more: that nobody waits for this worker at all
+        if not drain.exists():  # an existing file may say more: that the worker is not waited for
             write_atomic(drain, "")
 
     def observe(
         self, trials: Sequence[int], workers: Sequence[str]
     ) -> tuple[dict[int, list[ObservedAttempt]], dict[str, ObservedWorker]]:
-        # a worker's outcome is read before its reports, so that an outcome never outruns the reports behind it
         inboxes = {name: set(self._room.worker(name).assignments()) for name in workers}
         attempts = {trial: [self._attempt(trial, n, inboxes) for n in self._room.attempts(trial)] for trial in trials}
-        seen = {name: self._worker(name, len(inboxes[name])) for name in workers}
-        last = [(trial, sights[-1].number) for trial, sights in attempts.items() if sights and not sights[-1].outcome]
-        self._awaited = [self._room.attempt(*attempt).outcome for attempt in last]
-        self._awaited += [self._room.worker(name).beat for name in workers if seen[name].beat is None]
-        self._unshown.clear()
-        return attempts, seen
+        observed_workers = {name: self._worker(name, len(inboxes[name])) for name in workers}
+        self._await(attempts, observed_workers)
+        self._not_shown.clear()
+        return attempts, observed_workers
 
     def wait(self, clock: Clock, seconds: float) -> None:
         end = clock.now() + seconds
-        while clock.now() < end and not self.awaited():
+        while clock.now() < end and not self.has_news():
             clock.sleep(min(seconds, WAIT_SECONDS))
 
-    def awaited(self) -> bool:
-        """Whether an attempt of the last observation has ended since, or a worker has got ready."""
+    def has_news(self) -> bool:
+        """Whether an attempt of the last observation has ended since, or one of its workers has become ready."""
         return any(path.exists() for path in self._awaited)
 
-    def _fence_off(self, spec: TrialSpec) -> None:
-        """The attempts before this one were lost, but may run on: nothing that they write counts, and they end."""
+    def _await(self, attempts: dict[int, list[ObservedAttempt]], workers: dict[str, ObservedWorker]) -> None:
+        """Note the files that would be news: outcomes of last attempts, and first beats."""
+        running = [(trial, shown[-1].number) for trial, shown in attempts.items() if shown and not shown[-1].outcome]
+        self._awaited = [self._room.attempt(*attempt).outcome for attempt in running]
+        self._awaited += [self._room.worker(name).beat for name, worker in workers.items() if worker.beat is None]
+
+    def _fence_earlier_attempts(self, spec: TrialSpec) -> None:
+        """Fence off earlier attempts: they were lost but may still run, and nothing that they write counts."""
         for number in self._room.attempts(spec.trial):
             earlier = self._room.attempt(spec.trial, number)
             if number < spec.attempt and not earlier.outcome.exists():
                 earlier.raise_fence()
-                # else its worker has yet to begin it, or failed to start: it is not for us to let it go
+                # without reports its worker has not begun it yet, or failed to start; such a worker is not drained
                 if earlier.reports.exists():
                     self.drain(self._worker_of(spec.trial, number))
 
     def _attempt(self, trial: int, number: int, inboxes: dict[str, set[tuple[int, int]]]) -> ObservedAttempt:
         files = self._room.attempt(trial, number)
         worker = self._worker_of(trial, number)
-        outcome = _outcome(read_text(files.outcome))
-        tail = self._tails.setdefault((trial, number), Tail(files.reports))
-        stop = read_text(files.stop)
-        cause, _, reason = (stop or "").partition("\n")
+        outcome = _outcome(read_text(files.outcome))  # before the reports, so that it is never shown without them
+        cause, _, reason = (read_text(files.stop) or "").partition("\n")
         inbox = inboxes.get(worker)
-        lines = tail.lines(files.counted())
-        reports = self._unshown.setdefault((trial, number), [])
-        reports += [report for line in lines if (report := _report(line)) is not None]
+        reports = self._new_reports(trial, number)
         return ObservedAttempt(
             number=number,
             worker=worker,
@@ -109,8 +108,15 @@ class RoomChannel:
             stop=StopCause(cause) if cause else None,
             stop_reason=reason,
             outcome=outcome,
-            reports=tuple(reports),
+            reports=reports,
         )
+
+    def _new_reports(self, trial: int, number: int) -> tuple[Report, ...]:
+        files = self._room.attempt(trial, number)
+        tail = self._tails.setdefault((trial, number), Tail(files.reports))
+        reports = self._not_shown.setdefault((trial, number), [])
+        reports += [report for line in tail.lines(files.counted()) if (report := _report(line)) is not None]
+        return tuple(reports)
 
     def _worker_of(self, trial: int, number: int) -> str:
         key = (trial, number)
@@ -123,7 +129,11 @@ class RoomChannel:
         files = self._room.worker(name)
         slots = (read_text(files.slots) or "").strip()
         return ObservedWorker(
-            name, read_text(files.beat), assigned, files.drain.exists(), int(slots) if slots.isdigit() else None
+            name=name,
+            beat=read_text(files.beat),
+            assigned=assigned,
+            draining=files.drain.exists(),
+            slots=int(slots) if slots.isdigit() else None,
         )
 
 
@@ -140,4 +150,4 @@ def _report(line: str) -> Report | None:
     try:
         return decode(Report, line)
     except ContractError:
-        return None  # a line that a full disk tore in the middle; its milestone is repeated by the next attempt
+        return None  # a full disk has torn this line; the next attempt repeats its milestone

@@ -1,1 +1,1 @@
-"""What judges the adapter of a new best trial, and the controller that runs such evaluations beside the search."""
+"""Evaluates the adapter of each new best trial, with a second controller that runs during the search."""

@@ -1,9 +1,11 @@
-"""Evaluations beside the trials: a second controller over a room in the room, stepped in turn with the sweep's own.
+"""The controller of a sweep's evaluations, and how it runs together with the sweep's own controller.
 
-Invariants: what fails here never ends the sweep; the sweep ends only once what is wanted here has ended. Which trials
-are judged follows from the sweep's study, which of them have been from this room's files, so that a restarted
-controller goes on. There is one evaluation a trial. What ends a sweep only interrupts its evaluations, which a later
-controller goes on with; one that a person stopped in W&B has ended.
+An evaluation is a trial of a second, small sweep whose room is part of the first one's: `jobs` says how.
+
+Invariants: an error in an evaluation never ends the sweep, and the sweep ends only after its evaluations. The study
+determines which trials are evaluated, and the files of the evaluations' room which of them were, so a restarted
+controller continues. Each trial is evaluated once. What ends a sweep interrupts its evaluations, and a later controller
+continues them; an evaluation that a person stopped in W&B has ended.
 """
 
 from __future__ import annotations
@@ -15,79 +17,64 @@ from typing import Any
 
 from sweep.controller.loop import Controller, idle
 from sweep.model import Effect, Ending, Finish, Finished, Mode, StudyFacts, Tell, Verdict
-from sweep.search.strategy.halving import Promotion
 from trainer.contract import Report
 from trainer.room import Room, read_json, write_atomic
 
-ASKED = "asked"
-TOLD = "told.json"
+ASKED_FILE = "asked"
+ENDING_FILE = "told.json"
 
 
 @dataclass
 class EvaluationStudy:
-    """A `Study` (see `ports`) that proposes each trial that was the best when it ended, the newest first.
+    """A `Study` (see `ports`) whose trials are evaluations; an evaluation has the number of the trial that it judges.
+
+    It proposes each trial that was the best when it ended, the newest first.
 
     Args:
         room: of the evaluations.
-        winners: those trials' numbers, the newest last.
+        winners: returns the numbers of those trials, the newest last.
     """
 
     room: Room
     winners: Callable[[], Sequence[int]]
     _asked: set[int] = field(default_factory=set)
-    _told: dict[int, str] = field(default_factory=dict)
+    _endings: dict[int, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for number in self.room.trials():
             folder = self.room.trial(number)
-            if (folder / ASKED).exists():
+            if (folder / ASKED_FILE).exists():
                 self._asked.add(number)
-                if (how := told(self.room, number)) is not None:
-                    self._told[number] = how["ending"]
+                if (ending := read_ending(self.room, number)) is not None:
+                    self._endings[number] = ending["ending"]
 
     def ask(self) -> int:
         number = self._candidates()[-1]
-        write_atomic(self.room.trial(number) / ASKED, "")
+        write_atomic(self.room.trial(number) / ASKED_FILE, "")
         self._asked.add(number)
         return number
 
     def params(self, number: int) -> Mapping[str, Any]:
         return {}
 
-    def record(self, number: int, reports: Sequence[Report], worker: str = "", new: bool = True) -> Verdict | None:
+    def record(
+        self, number: int, reports: Sequence[Report], worker: str = "", new_allowed: bool = True
+    ) -> Verdict | None:
         return None
 
-    def reinstate(self, number: int, reason: str) -> None:
-        pass  # an evaluation is never paused
-
-    def lay_aside(self, number: int) -> None:
-        pass
-
-    def promote(self, new: bool, worker: str = "") -> Promotion | None:
-        return None
-
-    def unknown(self) -> Sequence[int]:
-        return ()
-
-    def recall(self, number: int, reports: Sequence[Report]) -> None:
-        pass
-
-    def ask_final(self) -> int:
-        raise NotImplementedError("an evaluation has no finals: the limits ask for none")
-
-    def tell(self, told: Tell, tokens: int, seconds: float = 0.0) -> None:
-        folder = self.room.trial(told.trial)
-        if told.trial not in self._asked or told.trial in self._told:
+    def tell(self, result: Tell, tokens: int, seconds: float = 0.0) -> None:
+        folder = self.room.trial(result.trial)
+        if result.trial not in self._asked or result.trial in self._endings:
             return
-        write_atomic(folder / TOLD, json.dumps({"ending": told.ending.value, "reason": told.reason}))
-        self._told[told.trial] = told.ending.value
+        write_atomic(folder / ENDING_FILE, json.dumps({"ending": result.ending.value, "reason": result.reason}))
+        self._endings[result.trial] = result.ending.value
 
     def facts(self) -> StudyFacts:
-        complete = sum(1 for ending in self._told.values() if ending == Ending.COMPLETE)
+        complete = sum(1 for ending in self._endings.values() if ending == Ending.COMPLETE)
         return StudyFacts(
-            open=tuple(sorted(self._asked - set(self._told))),
+            open=tuple(sorted(self._asked - set(self._endings))),
             complete=complete,
-            failed=len(self._told) - complete,
+            failed=len(self._endings) - complete,
             exhausted=not self._candidates(),
         )
 
@@ -95,77 +82,93 @@ class EvaluationStudy:
         return [number for number in self.winners() if number not in self._asked]
 
 
-def told(room: Room, number: int) -> dict[str, str] | None:
-    """How an evaluation ended for good: `ending` and `reason`; None while it has not."""
-    raw = read_json(room.trial(number) / TOLD)
+def read_ending(room: Room, number: int) -> dict[str, str] | None:
+    """How an evaluation ended: a mapping with the keys `ending` and `reason`; None if it has not ended.
+
+    Args:
+        room: of the evaluations.
+        number: of the trial that is judged.
+    """
+    raw = read_json(room.trial(number) / ENDING_FILE)
     return raw if isinstance(raw, dict) else None
 
 
 @dataclass
-class Gate:
-    """What the evaluations' controller is told that the person wants.
+class EvaluationMode:
+    """The mode of the evaluations' controller, which follows from what the user wants of the sweep.
 
     Args:
-        open: else nothing more is begun, since the trials need the place.
+        requested: returns what the user wants of the sweep.
+        may_start: whether evaluations may start; they may not while trials train on the GPUs that both need.
     """
 
-    wish: Callable[[], Mode]
-    open: bool = True
+    requested: Callable[[], Mode]
+    may_start: bool = True
 
     def __call__(self) -> Mode:
-        wished = self.wish()
-        if wished is Mode.CANCEL:
-            return Mode.STOP  # what is cancelled has ended for good; an adapter stays worth judging
-        return Mode.DETACH if wished is Mode.RUN and not self.open else wished
+        mode = self.requested()
+        if mode is Mode.CANCEL:
+            return Mode.STOP  # a cancelled evaluation would have ended for good, but its adapter is still worth judging
+        return Mode.DETACH if mode is Mode.RUN and not self.may_start else mode
 
 
 @dataclass
-class Together:
-    """The sweep's controller and that of its evaluations, in turn.
+class CombinedController:
+    """Runs the controller of a sweep's trials and that of its evaluations in turn, in one thread.
 
     Args:
-        gate: the evaluations' mode.
-        waits: evaluations begin once the trials' workers have ended, since both need the same GPUs.
+        trials, evaluations: the two controllers.
+        evaluation_mode: the mode of the second one.
+        waits: evaluations start after the trials' workers have ended, because both need the same GPUs.
     """
 
-    main: Controller
+    trials: Controller
     evaluations: Controller
-    gate: Gate
+    evaluation_mode: EvaluationMode
     waits: bool
-    _said: str = ""
+    _last_error: str = ""
     _given_up: bool = False
 
     def run(self) -> Finish:
-        """Go on until neither has anything left to do, or the person wants it to end."""
-        while True:
-            effects = self.main.round()
-            finish = _finish(effects)
-            beside, ended = self._turn(finish is not None)
-            if finish is not None and ended is not None:
-                return _joined(finish, ended)
-            if idle(effects) and idle(beside):
-                self.main.ports.channel.wait(self.main.ports.clock, self.main.poll_seconds)
+        """Run until neither controller has anything left to do or the user ends the run; returns how it ended.
 
-    def _turn(self, trials_ended: bool) -> tuple[tuple[Effect, ...], Finish | None]:
-        self.gate.open = trials_ended or not self.waits
+        Raises:
+            GiveUp, OSError: see `Controller.run`; from the trials' controller only.
+        """
+        while True:
+            effects = self.trials.round()
+            finish = _finish(effects)
+            evaluation_effects, evaluations_finish = self.evaluation_round(trials_ended=finish is not None)
+            if finish is not None and evaluations_finish is not None:
+                return _joined(finish, evaluations_finish)
+            if idle(effects) and idle(evaluation_effects):
+                self.trials.ports.channel.wait(self.trials.ports.clock, self.trials.poll_seconds)
+
+    def evaluation_round(self, trials_ended: bool) -> tuple[tuple[Effect, ...], Finish | None]:
+        """One round of the evaluations' controller: its effects, and how its run ends, if it does.
+
+        If it raises an error, it is given up, and the trials continue without it.
+        """
+        self.evaluation_mode.may_start = trials_ended or not self.waits
         effects: tuple[Effect, ...] = ()
         if not self._given_up:
             try:
                 effects = self.evaluations.round()
-            except Exception as error:  # whatever it is, the trials go on
+            except Exception as error:  # no error of an evaluation may end the sweep
                 self._given_up = True
-                self._say(f"{type(error).__name__}: {error}")
+                self._report(f"{type(error).__name__}: {error}")
         if self._given_up:
-            return (), Finish(Finished.FAILED, self._said)
+            return (), Finish(Finished.FAILED, self._last_error)
         finish = _finish(effects)
         if finish is not None and finish.how is Finished.FAILED:
-            self._say(finish.reason)
+            self._report(finish.reason)
         return effects, finish
 
-    def _say(self, text: str) -> None:
-        if text != self._said:
-            self._said = text
-            self.evaluations.listener.trouble(f"{text}; `sweep resume` begins evaluations again")
+    def _report(self, error: str) -> None:
+        """Tell the listener of an error once."""
+        if error != self._last_error:
+            self._last_error = error
+            self.evaluations.listener.trouble(f"{error}; `sweep resume` starts evaluations again")
 
 
 def _finish(effects: tuple[Effect, ...]) -> Finish | None:
@@ -174,7 +177,7 @@ def _finish(effects: tuple[Effect, ...]) -> Finish | None:
 
 
 def _joined(trials: Finish, evaluations: Finish) -> Finish:
-    """How both ended: what a person's wish left open in the evaluations counts, what failed there does not."""
+    """How both ended: open evaluations count if the user has ended the run, failed ones do not."""
     if trials.how is Finished.DONE and evaluations.how in (Finished.STOPPED, Finished.DETACHED):
         return Finish(evaluations.how, "the trials have ended, their evaluations go on with `sweep resume`")
     return trials

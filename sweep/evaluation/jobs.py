@@ -1,9 +1,9 @@
-"""What an evaluation is: how its section is frozen and checked, on what it runs, and what its job is told.
+"""What evaluations are: their section of the configuration, the sweep that runs them, and their specifications.
 
-An evaluation is a small sweep of its own beside the trials, in a room inside the sweep's: of one worker, without a
-budget, whose trials have the numbers of those that they judge.
+Evaluations are a second, small sweep whose room is part of the first one's. It has one worker and no budget, and each
+of its trials has the number of the trial that it judges.
 
-Invariant: pure, but for the files that are read when a sweep is frozen and the specification of the judged trial.
+Invariant: pure, except that freezing reads files, and a specification is made from that of the judged trial.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from sweep.config.evaluate import PLACEHOLDERS, Command, Evaluator, Heldout, LmEval, NoEvaluation, Torchtune
-from sweep.config.queues import LaunchQueue, SimulatedQueue, SlurmQueue
 from sweep.config.settings import Settings
 from sweep.config.torchtune import check_trusted, find_torchtune_config
 from sweep.errors import ConfigError
-from sweep.tracking.runs import adapter_name, carries, tracking_of, wandb_location
+from sweep.model import AttemptId
+from sweep.tracking.runs import adapter_name, tracking_of, wandb_location
 from trainer.contract import Evaluation, TrialSpec, decode
 from trainer.room import Room, read_text
 
@@ -32,22 +32,22 @@ DIRECTORY = "evaluations"
 
 
 def evaluations_room(room: Room) -> Room:
-    """Where a sweep's evaluations lie: a room in its room."""
+    """The room of a sweep's evaluations, which is part of the sweep's room."""
     return Room(room.root / DIRECTORY)
 
 
 def freeze_evaluator(evaluator: Evaluator) -> Evaluator:
-    """An evaluator that needs no file of this machine: a text is cut into words, a YAML becomes what it holds.
+    """An evaluator that needs no file of this machine: a command line becomes its words, a YAML file its content.
 
     Raises:
-        ConfigError: a text that is no command line, a file that is no YAML mapping, or no file.
+        ConfigError: a command line that cannot be parsed, a file that does not exist or is no YAML mapping.
     """
     match evaluator:
         case Command(command=str() as text):
             try:
                 return replace(evaluator, command=shlex.split(text))
             except ValueError as error:
-                raise ConfigError(f"evaluate.command={text} cannot be cut into words: {error}") from error
+                raise ConfigError(f"evaluate.command={text} cannot be split into words: {error}") from error
         case Torchtune(config=str() as name, recipe=recipe):
             path = Path(recipe).expanduser()
             return replace(evaluator, config=_yaml(name), recipe=str(path.resolve()) if path.is_file() else recipe)
@@ -55,12 +55,12 @@ def freeze_evaluator(evaluator: Evaluator) -> Evaluator:
 
 
 def check(settings: Settings) -> None:
-    """Refuse an evaluation that could not run.
+    """Check that this sweep can evaluate its trials.
 
     Raises:
-        ConfigError: with the key, its value and what is allowed.
+        ConfigError: it cannot; names the key, its value and what is allowed.
     """
-    if wanted(settings.evaluate) and isinstance(settings.queue, SimulatedQueue):
+    if wanted(settings.evaluate) and settings.queue.simulated:
         raise ConfigError("evaluate: a simulated queue trains no adapter that could be judged; set evaluate=none")
     match settings.evaluate:
         case Heldout(dataset=None) if not settings.torchtune.get("dataset_val"):
@@ -88,13 +88,8 @@ def check(settings: Settings) -> None:
 
 
 def evaluation_settings(settings: Settings) -> Settings:
-    """The settings of the sweep that evaluates: the same queue with one worker, and no budget."""
-    queue, search = settings.queue, settings.search
-    queue = replace(queue, workers=1, slots=1)
-    if isinstance(queue, LaunchQueue):
-        queue = replace(queue, room=f"{queue.room.rstrip('/')}/{settings.name}") if queue.room else queue
-    elif not isinstance(queue, SlurmQueue):
-        queue = replace(queue, threads=1)  # beside the trials, whose cores these are
+    """The settings of the sweep that runs the evaluations: the same queue with one worker, and no budget."""
+    queue, search = settings.queue.for_evaluations(settings.name), settings.search
     search = replace(search, trials=None, tokens=None, seconds=None, target=None, max_failure_share=1.0)
     wandb = replace(
         settings.wandb, group=wandb_location(settings).group, job_type="evaluation", artifacts="none", hook=None
@@ -102,31 +97,28 @@ def evaluation_settings(settings: Settings) -> Settings:
     return replace(settings, name=f"{settings.name}-{DIRECTORY}", queue=queue, search=search, wandb=wandb)
 
 
-def evaluation_spec(
-    settings: Settings, room: Room, identity: tuple[int, int, str], stopped: Collection[str] = ()
-) -> TrialSpec:
-    """The specification of an evaluation's attempt (trial, attempt, worker).
+def evaluation_spec(settings: Settings, room: Room, identity: AttemptId, stopped: Collection[str] = ()) -> TrialSpec:
+    """The specification of an attempt of an evaluation.
 
     Args:
-        settings: the sweep's own.
-        room: the sweep's own.
-        stopped: W&B runs of evaluations that no attempt goes on in.
+        settings, room: of the sweep whose trials are judged.
+        stopped: W&B runs of evaluations that were asked to stop, so that no attempt continues in them.
     """
-    trial, attempt, worker = identity
+    trial = identity.trial
     judged = room.attempts(trial)[-1]
     done = decode(TrialSpec, read_text(room.attempt(trial, judged).spec) or "")
-    launched = isinstance(settings.queue, LaunchQueue)  # its job is a run in any case
+    is_run = settings.queue.jobs_are_runs
     options = {key: value for key, value in dataclasses.asdict(settings.evaluate).items() if key != "kind"}
-    carried = carries(settings)
+    carried = settings.queue.reports_over_wandb
     return TrialSpec(
         sweep=settings.name,
         trial=trial,
-        attempt=attempt,
-        worker=worker,
+        attempt=identity.attempt,
+        worker=identity.worker,
         config=done.config,
         milestone_tokens=done.milestone_tokens,
         components=done.components,
-        tracking=tracking_of(evaluation_settings(settings), trial, done.config, stopped) if launched else None,
+        tracking=tracking_of(evaluation_settings(settings), trial, done.config, stopped) if is_run else None,
         evaluate=Evaluation(
             kind=settings.evaluate.kind,
             options=options,
@@ -143,10 +135,9 @@ def wanted(evaluator: Evaluator) -> bool:
 
 
 def _adapter(settings: Settings, room: Room, trial: int, attempt: int) -> str:
-    """Where a job sees the adapter of an attempt: in the room as the queue's jobs know it."""
+    """The path of an attempt's adapter on the host of the job, where the room may have another path than here."""
     path = room.attempt(trial, attempt).adapter
-    seen = settings.queue.room if isinstance(settings.queue, LaunchQueue) else None
-    return f"{seen.rstrip('/')}/{settings.name}/{path.relative_to(room.root)}" if seen else str(path)
+    return f"{settings.queue.room_in_jobs(room.root)}/{path.relative_to(room.root)}"
 
 
 def _yaml(name: str) -> dict[str, Any]:
@@ -163,19 +154,17 @@ def _yaml(name: str) -> dict[str, Any]:
     return {str(key): value for key, value in raw.items()}
 
 
-def _check_placeholders(where: str, words: Iterable[str]) -> None:
+def _check_placeholders(key: str, words: Iterable[str]) -> None:
     known = ", ".join(f"{{{name}}}" for name in PLACEHOLDERS)
     for word in words:
         if unknown := [name for name in re.findall(r"\{(\w+)\}", word) if name not in PLACEHOLDERS]:
-            raise ConfigError(f"{where}: {{{unknown[0]}}} stands for nothing; allowed: {known}")
+            raise ConfigError(f"{key}: {{{unknown[0]}}} is no placeholder; allowed: {known}")
 
 
 def _check_lm_eval(settings: Settings, asked: LmEval) -> None:
     if not asked.tasks:
         raise ConfigError("evaluate.tasks is empty; name tasks of lm-eval, e.g. evaluate.tasks=[hellaswag]")
-    queue = settings.queue
-    elsewhere = isinstance(queue, LaunchQueue) or (isinstance(queue, SlurmQueue) and queue.python is not None)
-    if not elsewhere and importlib.util.find_spec("lm_eval") is None:
+    if not settings.queue.own_interpreter and importlib.util.find_spec("lm_eval") is None:
         raise ConfigError(
             "evaluate=lm_eval needs lm-eval, which is not installed here; "
             "pip install 'sweeps-on-launch[lm-eval]', or choose evaluate=heldout"

@@ -1,7 +1,7 @@
-"""Leaves the sweep with a trial: its YAML for `tune run`, and the proof that it reproduces.
+"""Exports a trial as a YAML for `tune run`, and verifies that torchtune reproduces it.
 
-Invariants: the YAML differs from the user's own in the changed keys alone. The proof is torchtune's own recipe,
-run as a person would run it, compared step by step with what the trial recorded.
+Invariants: the YAML differs from the user's own only in the changed keys. The verification runs torchtune's own recipe
+through its command line and compares each optimizer step with the one that the trial recorded.
 """
 
 from __future__ import annotations
@@ -24,23 +24,25 @@ from trainer.contract import Step
 from trainer.room import Room, write_atomic
 
 RECIPE = "lora_finetune_single_device"
-# The command `tune`, by its module: Ray installs another command of that name.
+# The command `tune` by its module, since Ray installs another command of that name.
 TUNE = (sys.executable, "-m", "torchtune._cli.tune")
-# The relative difference up to which two runs count as the same.
+# Largest relative difference of two runs that count as the same, by dtype.
 TOLERANCE = {"fp32": 1e-6, "bf16": 2e-2}
-# Of a trial that may have been packed: the same sums in another order, whose rounding AdamW lets grow over the steps.
-# In bf16 twice the largest difference that steady trials showed (docs/performance.md, parity on the GPU).
+# The same for a trial that may have been packed: its sums have another order, and AdamW amplifies their rounding over
+# the steps. In bf16 it is twice the largest difference that stable trials showed (docs/performance.md).
 PACKED_TOLERANCE = {"fp32": 1e-4, "bf16": 5e-2}
 _FIELD = re.compile(r"(\w+):\s*([-+.\w]+)")
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """A trial against `tune run`.
+    """The differences between a trial and `tune run`.
 
     Args:
-        steps: optimizer steps compared; expected is how many the trial recorded.
-        loss, grad_norm: the largest relative differences; grad_norm is NaN where torchtune logged none.
+        steps: optimizer steps that both have.
+        expected: optimizer steps that the trial recorded.
+        loss, grad_norm: the largest relative differences; NaN if torchtune logged no value.
+        tolerance: the largest relative difference that counts as reproduced.
     """
 
     steps: int
@@ -51,38 +53,44 @@ class Comparison:
 
     @property
     def ok(self) -> bool:
+        """Whether all steps were compared and each is within the tolerance."""
         worst = max(self.loss, 0.0 if math.isnan(self.grad_norm) else self.grad_norm)
         return self.steps == self.expected > 0 and worst <= self.tolerance
 
 
 def export_text(room: Room, settings: Settings, row: TrialRow) -> str:
-    """The YAML of a trial."""
+    """The YAML of a trial, with its hyperparameters and its seed."""
     changes = {**settings.changes, **trial_changes(settings.torchtune, row.params, settings.derive)}
     seed = changes.get("seed", settings.torchtune.get("seed"))
     if seed is None:
         seed = changes["seed"] = settings.search.seed
     if row.final is not None:
         changes["seed"] = seed_of_final(int(seed), row.final[1])
-    notes = [
+    header = [
         f"Trial {row.number} of the sweep {settings.name}: {settings.metric} {row.value}",
         *(f"  {key} = {value}" for key, value in row.params.items()),
     ]
     outcome = read_outcome(room, row.number)
     if outcome and outcome.leftover_batches:
-        # torchtune carries micro-batches that fill no step into the next epoch; the trial skipped them
+        # The trial skipped an epoch's last micro-batches, which fill no step; torchtune adds them to the next epoch.
         changes["max_steps_per_epoch"] = outcome.steps_per_epoch
-    return export_yaml((room.root / "recipe.yaml").read_text(), changes, "\n".join(notes))
+    return export_yaml((room.root / "recipe.yaml").read_text(), changes, "\n".join(header))
 
 
 def write_export(room: Room, settings: Settings, row: TrialRow, output: Path | None, best: bool = True) -> Path:
-    """Write a trial's YAML to a path, or into the room under a name that says whether it is the best trial's."""
+    """Write a trial's YAML and return its absolute path.
+
+    Args:
+        output: the file; None: `best.yaml` or `trial-N.yaml` in the room.
+        best: the trial is the sweep's best.
+    """
     path = (output or room.root / ("best.yaml" if best else f"trial-{row.number}.yaml")).absolute()
     write_atomic(path, export_text(room, settings, row))
     return path
 
 
 def tune_run_line(path: Path) -> str:
-    """The command that trains an exported YAML."""
+    """The command that trains with an exported YAML."""
     return f"tune run {RECIPE} --config {path}"
 
 
@@ -90,11 +98,13 @@ def verify(room: Room, settings: Settings, row: TrialRow) -> Comparison:
     """Train the exported YAML with `tune run` and compare every optimizer step with the trial's.
 
     Raises:
-        ConfigError: the trial has recorded no step. GiveUp: `tune run` failed; its last lines are in the text.
+        ConfigError: the trial has recorded no step. GiveUp: `tune run` failed; the text has its last lines.
     """
     recorded = read_steps(room, row.number)
     if not recorded:
-        raise ConfigError(f"trial {row.number} has recorded no optimizer step to compare with")
+        raise ConfigError(
+            f"trial {row.number} has recorded no optimizer step to compare with; choose a trial that has trained"
+        )
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "trial.yaml"
         path.write_text(export_text(room, settings, row))
@@ -105,19 +115,22 @@ def verify(room: Room, settings: Settings, row: TrialRow) -> Comparison:
 
 
 def run_tune(config: Path, output: Path, clip_is_set: bool) -> None:
-    """Run torchtune's own recipe with its log below `output`.
+    """Run torchtune's own recipe, with a log of each step in `output`/logs.
+
+    Args:
+        clip_is_set: the configuration has a `clip_grad_norm`.
 
     Raises:
-        GiveUp: it failed.
+        GiveUp: the recipe failed.
     """
     overrides = [
         f"output_dir={output / 'out'}",
-        f"checkpointer.output_dir={output / 'out'}",  # where the YAML names it by itself
+        f"checkpointer.output_dir={output / 'out'}",  # the YAML may not derive it from output_dir
         "metric_logger._component_=torchtune.training.metric_logging.DiskLogger",
         f"metric_logger.log_dir={output / 'logs'}",
         "log_every_n_steps=1",
         "resume_from_checkpoint=False",
-        *([] if clip_is_set else ["clip_grad_norm=inf"]),  # logs grad_norm and clips nothing
+        *([] if clip_is_set else ["clip_grad_norm=inf"]),  # makes torchtune log grad_norm, and clips nothing
     ]
     env = {"TIKTOKEN_CACHE_DIR": "", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", **os.environ}
     result = subprocess.run(
@@ -133,18 +146,22 @@ def run_tune(config: Path, output: Path, clip_is_set: bool) -> None:
 
 
 def read_tune_log(directory: Path) -> dict[int, dict[str, float]]:
-    """Metrics by step from the newest file that torchtune's DiskLogger wrote below a directory."""
+    """Metrics by step, from the newest file of torchtune's DiskLogger in a directory."""
     files = sorted(directory.glob("*.txt"))
-    found: dict[int, dict[str, float]] = {}
+    metrics: dict[int, dict[str, float]] = {}
     for line in files[-1].read_text().splitlines() if files else []:
         match = re.match(r"Step (\d+) \| (.*)", line)
         if match:
-            found[int(match[1])] = {key: float(value) for key, value in _FIELD.findall(match[2])}
-    return found
+            metrics[int(match[1])] = {key: float(value) for key, value in _FIELD.findall(match[2])}
+    return metrics
 
 
 def compare(recorded: list[Step], logged: dict[int, dict[str, float]], tolerance: float) -> Comparison:
-    """The largest relative differences between recorded steps and torchtune's log."""
+    """The largest relative differences between recorded steps and torchtune's log of steps.
+
+    Args:
+        logged: torchtune's metrics by step, as `read_tune_log` returns them.
+    """
     both = [(step, logged[step.step]) for step in recorded if step.step in logged]
     loss = max((_relative(step.loss, other["loss"]) for step, other in both), default=math.nan)
     norms = [_relative(step.grad_norm, other["grad_norm"]) for step, other in both if "grad_norm" in other]
@@ -152,10 +169,10 @@ def compare(recorded: list[Step], logged: dict[int, dict[str, float]], tolerance
 
 
 def verify_text(compared: Comparison) -> str:
-    """The comparison in words."""
+    """The result of a verification in one line."""
     verdict = "reproduced" if compared.ok else "NOT reproduced"
     return (
-        f"{verdict} by tune run: {compared.steps} of {compared.expected} steps compared, largest relative difference "
+        f"{verdict} by tune run: {compared.steps} of {compared.expected} steps compared; largest relative differences: "
         f"loss {compared.loss:.2e}, grad_norm {compared.grad_norm:.2e} (tolerance {compared.tolerance:.0e})"
     )
 

@@ -1,6 +1,7 @@
-"""What a sweep would do, without starting anything: the space, sampled trials, the budget, the queue.
+"""`sweep plan`: the space, sampled trials, the budget and the queue's jobs, without starting anything.
 
-Invariants: no room is made, no job started. A figure that cannot be had is named as unknown, with the way to get it.
+Invariants: no room is created and no job is started. A number that cannot be determined here is shown as unknown, with
+the reason.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from sweep.config.settings import Settings
 from sweep.config.torchtune import trial_changes
 from sweep.controller.ports import WorkerSpec
 from sweep.errors import ConfigError
-from sweep.report.terminal import duration, param, short_keys
+from sweep.report.formatting import duration, param, short_keys
+from sweep.report.terminal import add_plain_row, table_of
 from sweep.search.storage import memory_storage
 from sweep.search.study import OptunaStudy
 from sweep.wiring import backends, rooms, session
@@ -28,14 +30,16 @@ from trainer.room import Room
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What would happen.
+    """What a sweep would do.
 
     Args:
-        samples: resolved torchtune overrides of the trials that would come first, derived keys included.
-        data: what one trial would train on; None where it cannot be counted here.
-        unknown: why data or speed are unknown; empty where both are known or were not asked for.
-        tokens: label tokens of the whole budget without pruning; seconds by the measured speed, None unmeasured.
-        preview: what the queue would be given for its first workers.
+        samples: torchtune overrides of the first trials, derived keys included.
+        workers: how many workers the queue would start.
+        data: what one trial would train on; None if it cannot be counted here.
+        unknown: why the data or the speed is unknown; empty if both are known or the speed was not to be measured.
+        tokens: label tokens of the whole budget without pruning; None if unknown.
+        seconds: the time for these tokens at the measured speed; None if it was not measured.
+        preview: what would be submitted to the queue for the first workers.
     """
 
     settings: Settings
@@ -48,6 +52,7 @@ class Plan:
     preview: str
 
     def to_json(self) -> dict[str, Any]:
+        """What `sweep plan --json` prints."""
         return {
             "metric": self.settings.metric,
             "space": self.settings.space.describe(),
@@ -64,11 +69,11 @@ class Plan:
 
 
 def make_plan(settings: Settings, samples: int, measure: bool) -> Plan:
-    """Look ahead.
+    """The plan of a sweep with these settings.
 
     Args:
         samples: how many trials to sample.
-        measure: train a few micro-batches here for the speed; where that fails, the data alone are counted.
+        measure: train a few micro-batches here to measure the speed; if that fails, only the data are counted.
 
     Raises:
         ConfigError: the configuration is wrong, or cannot train.
@@ -91,7 +96,7 @@ def make_plan(settings: Settings, samples: int, measure: bool) -> Plan:
 
 
 def _probe(settings: Settings, measure: bool) -> tuple[DataProbe | None, str]:
-    """What can be had: data and speed, the data alone, or nothing; and why not more."""
+    """Data and speed, or the data alone, or None; and the reason if something is unknown."""
     unknown = ""
     for speed in (True, False) if measure else (False,):
         try:
@@ -102,7 +107,7 @@ def _probe(settings: Settings, measure: bool) -> tuple[DataProbe | None, str]:
 
 
 def sample_trials(settings: Settings, count: int) -> list[dict[str, Any]]:
-    """The torchtune overrides of the first trials that the sampler would propose without results."""
+    """The torchtune overrides of the first trials that the sampler would propose, as if none of them had a result."""
     study = OptunaStudy(session.study_config(settings), memory_storage())
     for params in settings.warm_start.enqueue:
         study.enqueue(params)
@@ -116,63 +121,73 @@ def sample_trials(settings: Settings, count: int) -> list[dict[str, Any]]:
 
 def plan_view(plan: Plan) -> RenderableType:
     """A plan for a terminal."""
-    settings = plan.settings
-    space = Table(title="space", title_justify="left", box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False)
-    space.add_column("torchtune key")
-    space.add_column("values")
+    title = Text(f"sweep {plan.settings.name} minimises {plan.settings.metric}\n")
+    return Group(title, _space(plan.settings), _samples(plan), _budget(plan), _queue(plan))
+
+
+def _space(settings: Settings) -> Table:
+    table = table_of(("torchtune key", "values"), title="space")
     for key, text in settings.space.describe().items():
-        space.add_row(key, text)
+        add_plain_row(table, key, text)
     for key, text in settings.derive.items():
-        space.add_row(key, Text(f"= {text}", style="dim"))
+        add_plain_row(table, key, Text(f"= {text}", style="dim"))
+    return table
+
+
+def _samples(plan: Plan) -> Table:
     keys = list(dict.fromkeys(key for sample in plan.samples for key in sample))
     names = short_keys(keys)
-    trials = Table(
-        title="sampled trials", title_justify="left", box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False
-    )
-    for key in keys:
-        trials.add_column(names[key], justify="right")
+    headings = [names[key] for key in keys]
+    table = table_of(headings, right=headings, title="sampled trials")
     for sample in plan.samples:
-        trials.add_row(*(param(sample[key], key) if key in sample else "–" for key in keys))
-    queue = Text.assemble(("queue ", "bold"), f"{settings.queue.kind}: {plan.workers} workers, ")
+        add_plain_row(table, *(param(sample[key], key) if key in sample else "–" for key in keys))
+    return table
+
+
+def _queue(plan: Plan) -> Text:
     lines = plan.preview.rstrip().splitlines()
-    queue.append("each" if len(lines) == 1 else "submitted as")
-    queue.append("".join(f"\n  {line}" for line in lines))
-    return Group(Text(f"sweep {settings.name} minimises {settings.metric}\n"), space, trials, _budget(plan), queue)
+    text = Text.assemble(("queue ", "bold"), f"{plan.settings.queue.kind}: {plan.workers} workers, ")
+    text.append("each" if len(lines) == 1 else "submitted as")
+    return text.append("".join(f"\n  {line}" for line in lines))
 
 
 def _budget(plan: Plan) -> Table:
     search = plan.settings.search
     table = Table(title="budget", title_justify="left", box=box.SIMPLE_HEAD, show_header=False, pad_edge=False)
-    table.add_row("trials", str(search.trials) if search.trials else "no limit")
+    add_plain_row(table, "trials", str(search.trials) if search.trials else "no limit")
     if plan.data:
-        data = plan.data
-        table.add_row(
-            "data",
-            f"{data.rows:,} rows; a trial sees {data.trial_rows:,}, about {data.trial_tokens:,} label tokens",
-        )
-        table.add_row("validation", f"{data.validation_rows:,} rows" if data.validation_rows else "none")
+        trial = f"each trial trains on {plan.data.trial_rows:,}, about {plan.data.trial_tokens:,} label tokens"
+        rows = plan.data.validation_rows
+        add_plain_row(table, "data", f"{plan.data.rows:,} rows; {trial}")
+        add_plain_row(table, "validation", f"{rows:,} rows" if rows else "none")
     else:
-        table.add_row("data", Text(f"unknown here: {plan.unknown}", style="yellow"))
-    table.add_row("tokens", f"at most {plan.tokens:,}, less by what is pruned" if plan.tokens else "unknown")
-    if plan.seconds:
-        rate = plan.data.tokens_per_second if plan.data else 0
-        table.add_row(
-            "time",
-            f"at most about {duration(plan.seconds)} at {rate:,.0f} tokens/s a worker, validation left out",
-        )
-    else:
-        reason = plan.unknown or "--no-measure leaves it out"
-        table.add_row("time", Text(f"not measured: {reason}", style="yellow" if plan.unknown else "dim"))
+        add_plain_row(table, "data", Text(f"unknown here: {plan.unknown}", style="yellow"))
+    unlimited = "no limit" if plan.data else "unknown"
+    add_plain_row(table, "tokens", f"at most {plan.tokens:,}; pruning saves some of them" if plan.tokens else unlimited)
+    add_plain_row(table, "time", _time(plan))
     if search.finalists:
-        table.add_row("finals", f"{search.finalists * search.seeds} more trainings, which tokens and time leave out")
+        count = search.finalists * search.seeds
+        add_plain_row(table, "finals", f"{count} further trainings, not counted in tokens and time")
     keys = ("tokens", "seconds", "target", "gpu_hours", "min_gain_per_gpu_hour")
     limits = {key: getattr(search, key) for key in keys}
     stops = ", ".join(f"{key} {value:,}" for key, value in limits.items() if value is not None)
-    table.add_row("stops early at", stops or "nothing")
+    add_plain_row(table, "stops early at", stops or "nothing")
     return table
 
 
+def _time(plan: Plan) -> Text:
+    speed = plan.data.tokens_per_second if plan.data else 0.0
+    if plan.seconds:
+        return Text(f"at most about {duration(plan.seconds)} at {speed:,.0f} tokens/s per worker, without validation")
+    if speed:
+        return Text(f"no limit, at {speed:,.0f} tokens/s per worker")
+    if plan.unknown:
+        return Text(f"not measured: {plan.unknown}", style="yellow")
+    return Text("not measured, because of --no-measure", style="dim")
+
+
 def _tokens(settings: Settings, data: DataProbe | None) -> int | None:
+    """Label tokens of the whole budget without pruning; None if there is no limit, or the data are unknown."""
     budgets = [settings.search.tokens] if settings.search.tokens else []
     if data and settings.search.trials:
         budgets.append(settings.search.trials * data.trial_tokens)

@@ -1,6 +1,6 @@
-"""A sweep as a person sees it, read from its room and its study.
+"""Reads the state of a sweep, as a person sees it, from its room and its study.
 
-Invariants: reads only; what has ended is read once. Works beside a running controller and without one.
+Invariants: nothing is written, so a reader may run while a controller does. A trial that has ended is read only once.
 """
 
 from __future__ import annotations
@@ -8,15 +8,15 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, TypeVar
 
-from sweep.config.queues import SimulatedQueue
 from sweep.config.settings import Settings
-from sweep.evaluation.controller import told
+from sweep.evaluation.controller import read_ending
 from sweep.evaluation.jobs import evaluations_room
-from sweep.model import Ending, Job, JobState, SweepState, TrialRow, WorkerFacts
-from sweep.wiring.backends import job_viewer
+from sweep.model import Ending, EvaluationStatus, Job, JobState, SweepState, TrialRow, TrialStatus, WorkerFacts
+from sweep.wiring.backends import backend_of, job_viewer
 from sweep.wiring.rooms import controller_runs, journal_path, load_settings, worker_of
 from sweep.wiring.session import reading_storage
 from trainer.contract import ContractError, Outcome, Report, Step, StopCause, decode
@@ -26,25 +26,24 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
 T = TypeVar("T")
-ENDED = {"COMPLETE": "complete", "PRUNED": "pruned"}
 
 
 @dataclass(frozen=True, slots=True)
 class EvaluationState:
-    """A trial's evaluation; see `TrialRow`."""
+    """The state of a trial's evaluation, why it failed, and its scores by name."""
 
-    state: str = ""
+    state: EvaluationStatus = EvaluationStatus.NONE
     reason: str = ""
     scores: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
 class SweepReader:
-    """Reads a sweep again and again.
+    """Reads a sweep repeatedly.
 
     Args:
-        trials: this sweep's own trials in the study.
-        jobs: what the queue says of its workers.
+        trials: returns this sweep's own trials in the study.
+        jobs: returns the queue's job of each worker, by the worker's name.
     """
 
     room: Room
@@ -57,11 +56,12 @@ class SweepReader:
     _reports: dict[int, dict[int, Report]] = field(default_factory=dict)
 
     def state(self) -> SweepState:
+        """The state of the sweep at this moment."""
         workers = self._workers()
         running = controller_runs(self.room)
         alive = {worker.name for worker in workers}
-        judged = set(evaluations_room(self.room).trials())
-        rows = tuple(self._judged(row, judged) for row in (self._row(trial, alive) for trial in self.trials()))
+        evaluated = set(evaluations_room(self.room).trials())
+        rows = tuple(self._with_evaluation(self._row(trial, alive), evaluated) for trial in self.trials())
         return SweepState(
             name=self.settings.name,
             metric=self.settings.metric,
@@ -75,61 +75,68 @@ class SweepReader:
 
     def _seconds(self, running: bool) -> float:
         """Since the sweep was created, on its own clock."""
-        if isinstance(self.settings.queue, SimulatedQueue):
-            from sweep.queues.simulated.dispatcher import simulated_seconds
-
-            return simulated_seconds(self.room)
-        return self._until(running) - self.settings.created
+        seconds = backend_of(self.settings).seconds(self.room)
+        return self._until(running) - self.settings.created if seconds is None else seconds
 
     def _until(self, running: bool) -> float:
-        """Now, or when the study last changed where nobody is at work."""
+        """Now; if no controller is running, the time at which the study last changed."""
         journal = journal_path(self.room)
         return journal.stat().st_mtime if journal.exists() and not running else time.time()
 
     def _row(self, trial: FrozenTrial, alive: set[str]) -> TrialRow:
-        from sweep.search.distributions import decode_params
-        from sweep.search.storage import CANCELLED, FINAL, REASON
+        """The row of a trial, without its evaluation; that of a trial that has ended comes from the cache."""
+        row = self._ended.get(trial.number) or self._read_row(trial, alive)
+        if row.state.is_final:
+            self._ended[trial.number] = row
+        return row
 
-        if trial.number in self._ended:
-            return self._ended[trial.number]
-        attempts = self.room.attempts(trial.number)
-        files = self.room.attempt(trial.number, attempts[-1]) if attempts else None
-        worker = worker_of(self.room, trial.number, attempts[-1]) if attempts else ""
-        outcome = read_outcome(self.room, trial.number)
-        state = ENDED.get(trial.state.name, "cancelled" if CANCELLED in trial.user_attrs else "failed")
-        if not trial.state.is_finished():
-            running = outcome is None and worker in alive
-            goes_on = outcome is None or outcome.resumable
-            paused = outcome is not None and outcome.cause is StopCause.PAUSED
-            state = "running" if running else "paused" if paused else "waiting" if goes_on else "ended"
-        reports = self._read_reports(trial.number, attempts)
-        last = getattr(reports[-1], self.settings.metric) if reports else None
-        row = TrialRow(
-            number=trial.number,
-            state=state,
+    def _read_row(self, trial: FrozenTrial, alive: set[str]) -> TrialRow:
+        from sweep.search.distributions import decode_params
+        from sweep.search.storage import FINAL, REASON, final_of
+
+        number, attempts = trial.number, self.room.attempts(trial.number)
+        worker = worker_of(self.room, number, attempts[-1]) if attempts else ""
+        reports = self._read_reports(number, attempts)
+        status = final_status(trial) or open_status(read_outcome(self.room, number), has_worker=worker in alive)
+        return TrialRow(
+            number=number,
+            state=status,
             params=decode_params(self.settings.space, trial),
-            value=trial.value if trial.state.name == "COMPLETE" else last,
+            value=self._value(trial, status, reports),
             reason=str(trial.user_attrs.get(REASON, "")),
             attempts=len(attempts),
             worker=worker,
             reports=reports,
-            adapter=str(files.adapter) if files and files.adapter.is_dir() else None,
-            final=tuple(trial.user_attrs[FINAL]) if FINAL in trial.user_attrs else None,
+            adapter=self._adapter(number, attempts),
+            final=final_of(trial) if FINAL in trial.user_attrs else None,
         )
-        if trial.state.is_finished():
-            self._ended[trial.number] = row
-        return row
 
-    def _judged(self, row: TrialRow, judged: set[int]) -> TrialRow:
-        """The row with its evaluation, which may come after the trial's end."""
-        if row.number not in judged:
+    def _value(self, trial: FrozenTrial, status: TrialStatus, reports: tuple[Report, ...]) -> float | None:
+        """The objective of a complete trial, else the last one that was reported."""
+        if status is TrialStatus.COMPLETE:
+            return trial.value
+        return getattr(reports[-1], self.settings.metric) if reports else None
+
+    def _adapter(self, trial: int, attempts: list[int]) -> str | None:
+        """The directory of the adapter that the last attempt exported."""
+        adapter = self.room.attempt(trial, attempts[-1]).adapter if attempts else None
+        return str(adapter) if adapter and adapter.is_dir() else None
+
+    def _with_evaluation(self, row: TrialRow, evaluated: set[int]) -> TrialRow:
+        """The row with its evaluation, which may come after the trial's end.
+
+        Args:
+            evaluated: numbers of the trials that have an evaluation.
+        """
+        if row.number not in evaluated:
             return row
-        found = self._evaluations.get(row.number) or read_evaluation(self.room, row.number)
-        if found.state in ("complete", "failed"):
-            self._evaluations[row.number] = found
-        return replace(row, evaluation=found.state, evaluation_reason=found.reason, scores=found.scores)
+        evaluation = self._evaluations.get(row.number) or read_evaluation(self.room, row.number)
+        if evaluation.state.is_final:
+            self._evaluations[row.number] = evaluation
+        return replace(row, evaluation=evaluation.state, evaluation_reason=evaluation.reason, scores=evaluation.scores)
 
     def _read_reports(self, trial: int, attempts: list[int]) -> tuple[Report, ...]:
+        """All reports of a trial by milestone; a later attempt's report replaces an earlier one's."""
         merged = self._reports.setdefault(trial, {})
         for number in attempts:
             files = self.room.attempt(trial, number)
@@ -138,26 +145,58 @@ class SweepReader:
         return tuple(merged[milestone] for milestone in sorted(merged))
 
     def _workers(self) -> tuple[WorkerFacts, ...]:
-        found = []
-        for name, job in self.jobs().items():
-            if job.state is not JobState.GONE:
-                files = self.room.worker(name)
-                facts = WorkerFacts(
-                    name=name,
-                    place=job.place,
-                    job=job.state,
-                    ready=files.beat.exists(),
-                    draining=files.drain.exists(),
-                    handle=job.handle,
-                    node=job.node,
-                    reason=job.reason,
-                )
-                found.append(facts)
-        return tuple(found)
+        """The workers whose jobs have not ended."""
+        return tuple(self._worker(name, job) for name, job in self.jobs().items() if job.state is not JobState.GONE)
+
+    def _worker(self, name: str, job: Job) -> WorkerFacts:
+        files = self.room.worker(name)
+        return WorkerFacts(
+            name=name,
+            place=job.place,
+            job=job.state,
+            ready=files.beat.exists(),
+            draining=files.drain.exists(),
+            handle=job.handle,
+            node=job.node,
+            reason=job.reason,
+        )
+
+
+def final_status(trial: FrozenTrial) -> TrialStatus | None:
+    """The status of a trial that the study knows the end of; None if the trial is open."""
+    from optuna.trial import TrialState
+
+    from sweep.search.storage import CANCELLED
+
+    unsuccessful = TrialStatus.CANCELLED if CANCELLED in trial.user_attrs else TrialStatus.FAILED
+    statuses = {
+        TrialState.COMPLETE: TrialStatus.COMPLETE,
+        TrialState.PRUNED: TrialStatus.PRUNED,
+        TrialState.FAIL: unsuccessful,
+    }
+    return statuses.get(trial.state)
+
+
+def open_status(outcome: Outcome | None, has_worker: bool) -> TrialStatus:
+    """The status of an open trial.
+
+    Args:
+        outcome: of its last attempt; None before that has ended.
+        has_worker: the worker of the last attempt is alive.
+    """
+    if outcome is None:
+        return TrialStatus.RUNNING if has_worker else TrialStatus.WAITING
+    if outcome.cause is StopCause.PAUSED:
+        return TrialStatus.PAUSED
+    return TrialStatus.WAITING if outcome.resumable else TrialStatus.ENDED
 
 
 def open_reader(room: Room) -> SweepReader:
-    """A reader of a room, beside whoever runs it."""
+    """A reader of a room, whether or not a controller runs it.
+
+    Raises:
+        ConfigError: the room's settings cannot be read. GiveUp: its storage holds no study.
+    """
     from sweep.search.storage import load_study, own_trials
 
     settings = load_settings(room)
@@ -166,7 +205,7 @@ def open_reader(room: Room) -> SweepReader:
 
 
 def read_outcome(room: Room, trial: int) -> Outcome | None:
-    """The outcome of a trial's last attempt, None where it has none yet."""
+    """The outcome of a trial's last attempt; None if that has not ended, or its file cannot be decoded."""
     attempts = room.attempts(trial)
     text = read_text(room.attempt(trial, attempts[-1]).outcome) if attempts else None
     try:
@@ -176,34 +215,36 @@ def read_outcome(room: Room, trial: int) -> Outcome | None:
 
 
 def read_evaluation(room: Room, trial: int) -> EvaluationState:
-    """The evaluation of a trial of a sweep's room."""
-    beside = evaluations_room(room)
-    how, outcome = told(beside, trial), read_outcome(beside, trial)
-    if how is not None:
-        state = "complete" if how["ending"] == Ending.COMPLETE else "failed"
-        return EvaluationState(state, how["reason"] if state == "failed" else "", outcome.scores if outcome else {})
-    attempts = beside.attempts(trial)
-    if outcome is not None and outcome.scores:
-        return EvaluationState("complete", "", outcome.scores)  # and not told yet: no controller runs
-    begun = attempts and outcome is None and (beside.attempt(trial, attempts[-1]).reports).exists()
-    return EvaluationState("running" if begun else "waiting")
+    """The evaluation of a trial, from the evaluations' room within the sweep's room."""
+    evaluations = evaluations_room(room)
+    ended, outcome = read_ending(evaluations, trial), read_outcome(evaluations, trial)
+    scores = outcome.scores if outcome else {}
+    if ended is not None and ended["ending"] != Ending.COMPLETE:
+        return EvaluationState(EvaluationStatus.FAILED, ended["reason"], scores)
+    if ended is not None or scores:  # with scores alone, no controller has recorded the end yet
+        return EvaluationState(EvaluationStatus.COMPLETE, "", scores)
+    attempts = evaluations.attempts(trial)
+    has_begun = bool(attempts) and evaluations.attempt(trial, attempts[-1]).reports.exists()
+    return EvaluationState(EvaluationStatus.RUNNING if has_begun and outcome is None else EvaluationStatus.WAITING)
 
 
 def read_steps(room: Room, trial: int) -> list[Step]:
-    """The optimizer steps of a trial over all its attempts; from where a later attempt began, only the later's."""
+    """The optimizer steps of a trial over all its attempts, ascending.
+
+    A later attempt replaces all steps of the earlier ones from its own first step on.
+    """
     merged: dict[int, Step] = {}
-    for number in room.attempts(trial):
-        steps = {step.step: step for step in _decoded(Step, Tail(room.attempt(trial, number).steps).lines())}
-        began = min(steps, default=math.inf)
-        merged = {step: value for step, value in merged.items() if step < began} | steps
+    for attempt in room.attempts(trial):
+        steps = {step.step: step for step in _decoded(Step, Tail(room.attempt(trial, attempt).steps).lines())}
+        first = min(steps, default=math.inf)
+        merged = {number: step for number, step in merged.items() if number < first} | steps
     return [merged[step] for step in sorted(merged)]
 
 
 def _decoded(kind: type[T], lines: list[str]) -> list[T]:
-    found = []
+    """The values of these lines, without the lines that cannot be decoded."""
+    values = []
     for line in lines:
-        try:
-            found.append(decode(kind, line))
-        except ContractError:
-            continue
-    return found
+        with suppress(ContractError):
+            values.append(decode(kind, line))
+    return values

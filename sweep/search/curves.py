@@ -1,7 +1,7 @@
-"""What a search strategy sees of a sweep: every trial's reports and where it stands.
+"""The learning curves of a sweep, and the strategy that judges them.
 
-Invariants: no Optuna; nothing is read or written. A verdict stands: reports after a stop are not known, those after
-a pause are held back until the trial is promoted, so that what is known does not depend on how quick a stop was.
+Invariants: independent of Optuna; does no input or output. A verdict stands: reports after a stop are not added, and
+reports after a pause are added only when the trial is promoted. So the curves do not depend on how fast a stop was.
 """
 
 from __future__ import annotations
@@ -11,66 +11,68 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from sweep.model import Ruling, Verdict
-from sweep.search.strategy.halving import Curve, Promotion, Ranked, Standing, Strategy
+from sweep.search.strategy.protocol import Curve, Promotion, Strategy, TrialStatus
+from sweep.search.strategy.rungs import RankedCurves
 from trainer.contract import Report
 
 
 @dataclass(slots=True)
 class Curves:
-    """The curves of one sweep in the hands of its strategy.
+    """The curves of one sweep with its strategy.
 
     Args:
-        milestones: reports of a trial that runs to its end.
+        milestones: the number of reports of a trial that runs to its end.
     """
 
     strategy: Strategy
     milestones: int
-    _curves: Ranked = field(default_factory=Ranked)
+    _curves: RankedCurves = field(default_factory=RankedCurves)
 
-    def begin(self, number: int, params: Mapping[str, Any], standing: Standing = Standing.RUNNING) -> None:
-        """A trial is there, without reports."""
-        self._curves[number] = Curve(number, params, (), standing)
+    def begin(self, number: int, params: Mapping[str, Any], status: TrialStatus = TrialStatus.RUNNING) -> None:
+        """Add a trial without reports."""
+        self._curves[number] = Curve(number, params, (), status)
 
     def add(self, number: int, report: Report, worker: str = "") -> None:
-        """A trial has reported from a worker; nothing where that is known."""
+        """Add a report of a trial from a worker. Does nothing unless it is newer than the last one."""
         curve = self._curves[number]
         if not curve.reports or report.milestone > curve.reports[-1].milestone:
             self._curves[number] = replace(curve, reports=(*curve.reports, report), worker=worker)
 
-    def stand(self, number: int, standing: Standing) -> None:
-        if self._curves[number].standing is not standing:
-            self._curves[number] = replace(self._curves[number], standing=standing)
+    def set_status(self, number: int, status: TrialStatus) -> None:
+        """Change the status of a trial."""
+        if self._curves[number].status is not status:
+            self._curves[number] = replace(self._curves[number], status=status)
 
-    def verdict(self, number: int, new: bool = True) -> Verdict | None:
-        """The strategy's verdict on a trial's newest report; the trial then stands as it says.
-
-        Args:
-            new: a new trial may be asked for in its place.
-        """
-        found = self.strategy.verdict(number, self._curves, self.milestones, new)
-        if found is not None:
-            self.stand(number, Standing.PAUSED if found.ruling is Ruling.PAUSE else Standing.PRUNED)
-        return found
-
-    def promote(self, new: bool, worker: str = "") -> Promotion | None:
-        """The strategy's choice among the paused trials; it then stands as running.
+    def verdict(self, number: int, new_allowed: bool = True) -> Verdict | None:
+        """The strategy's verdict on the newest report of a trial, whose status changes accordingly.
 
         Args:
-            new: a new trial may be asked for in its place.
-            worker: whose slot is free.
+            new_allowed: the budget allows a new trial in place of this one.
         """
-        if new:
-            found = self.strategy.promote(self._curves, self.milestones, worker)
+        verdict = self.strategy.verdict(number, self._curves, self.milestones, new_allowed)
+        if verdict is not None:
+            self.set_status(number, TrialStatus.PAUSED if verdict.ruling is Ruling.PAUSE else TrialStatus.PRUNED)
+        return verdict
+
+    def promote(self, new_allowed: bool, worker: str = "") -> Promotion | None:
+        """The strategy's choice among the paused trials, which is running from then on; None: none of them.
+
+        Args:
+            new_allowed: the budget allows a new trial in the free slot.
+            worker: the worker with the free slot.
+        """
+        if new_allowed:
+            promotion = self.strategy.promote(self._curves, self.milestones, worker)
         else:
-            found = self.strategy.finish(self._curves, self.milestones)
-        if found is not None:
-            self.stand(found.trial, Standing.RUNNING)
-        return found
+            promotion = self.strategy.finish(self._curves, self.milestones)
+        if promotion is not None:
+            self.set_status(promotion.trial, TrialStatus.RUNNING)
+        return promotion
 
     def without_reports(self) -> list[int]:
-        """Ended trials whose reports were never taken in, or who never reported."""
+        """Ended trials whose reports were never added, or that never reported."""
         return [
             number
             for number, curve in self._curves.items()
-            if curve.standing not in (Standing.RUNNING, Standing.PAUSED) and not curve.reports
+            if curve.status not in (TrialStatus.RUNNING, TrialStatus.PAUSED) and not curve.reports
         ]

@@ -1,26 +1,31 @@
-"""A search space in Optuna's words: distributions, suggestions, stored values, grids.
+"""Translates a search space to Optuna: distributions, suggestions, stored values and grids.
 
-Invariant: no study is touched; what is stored for a value and read back gives the value again.
+Invariants: no study is changed. A value that is encoded, stored, read and decoded is the same value.
 """
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import optuna
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+    distribution_to_json,
+)
 from optuna.trial import FrozenTrial
 
 from sweep.config.space import Choice, Domain, Interval, Space, label
 from sweep.errors import ConfigError
 
-# What Optuna stores as a choice as it is; anything else is stored as its text.
+# Types that Optuna stores as a choice unchanged. Any other choice is stored as its text.
 PRIMITIVE = (str, int, float, bool, type(None))
 
 
 def suggest(trial: optuna.Trial, key: str, domain: Domain) -> Any:
-    """A trial's value for a parameter; the one that it already has, where it has one."""
+    """The value of a trial for a parameter; the value that it already has, if any."""
     match domain:
         case Choice(values):
             chosen = trial.suggest_categorical(key, [encode(domain, value) for value in values])
@@ -32,7 +37,7 @@ def suggest(trial: optuna.Trial, key: str, domain: Domain) -> Any:
 
 
 def distribution(domain: Domain) -> BaseDistribution:
-    """Optuna's name for a domain."""
+    """The Optuna distribution of a domain."""
     match domain:
         case Choice(values):
             return CategoricalDistribution([encode(domain, value) for value in values])
@@ -43,14 +48,14 @@ def distribution(domain: Domain) -> BaseDistribution:
 
 
 def encode(domain: Domain, value: Any) -> Any:
-    """What Optuna stores for a value: itself, or its text where the choices are more than plain values."""
+    """What Optuna stores for a value: the value, or its text if any choice is not a plain value."""
     if isinstance(domain, Choice) and not all(isinstance(v, PRIMITIVE) for v in domain.values):
         return label(value)
     return value
 
 
 def decode_params(space: Space, trial: FrozenTrial) -> dict[str, Any]:
-    """A stored trial's hyperparameters as the torchtune configuration takes them."""
+    """The hyperparameters of a stored trial as the torchtune configuration takes them."""
     params: dict[str, Any] = {}
     for key, stored in trial.params.items():
         domain = space[key].domain if key in space else None
@@ -61,10 +66,10 @@ def decode_params(space: Space, trial: FrozenTrial) -> dict[str, Any]:
 
 
 def grid_of(space: Space) -> dict[str, list[Any]]:
-    """The grid that Optuna's GridSampler walks.
+    """The grid of Optuna's GridSampler: the values of each parameter.
 
     Raises:
-        ConfigError: a parameter has no finite set of values, or exists only sometimes.
+        ConfigError: a parameter has no finite set of values, or is conditional.
     """
     grid: dict[str, list[Any]] = {}
     for parameter in space:
@@ -86,11 +91,9 @@ def grid_of(space: Space) -> dict[str, list[Any]]:
 
 
 def same_space(study: optuna.Study, space: Space) -> bool:
-    """Whether every stored trial of a study could come from this space."""
+    """Whether every stored trial of a study could have been proposed in this space."""
     return all(
-        key in space
-        and json.dumps(distribution(space[key].domain)._asdict(), default=str)
-        == json.dumps(dist._asdict(), default=str)
+        key in space and distribution_to_json(distribution(space[key].domain)) == distribution_to_json(dist)
         for trial in study.get_trials(deepcopy=False)
         for key, dist in trial.distributions.items()
     )

@@ -16,6 +16,7 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState
 
+from sweep.search.optuna_private import visible_trials
 from sweep.search.strategy.encoding import Axis, Floats, axis, encode, gaps, is_number
 from sweep.search.strategy.forecast import Forecast, forecast
 from sweep.search.strategy.observations import Known
@@ -60,7 +61,7 @@ class ForecastSampler(optuna.samplers.BaseSampler):
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         """The parameters that every trial has, with the same distribution."""
-        others = [t for t in study._get_trials(deepcopy=False, states=KNOWN) if t.number != trial.number and t.params]
+        others = [t for t in visible_trials(study, KNOWN) if t.number != trial.number and t.params]
         if not others:
             return {}
         shared = dict(others[-1].distributions)
@@ -73,7 +74,7 @@ class ForecastSampler(optuna.samplers.BaseSampler):
     ) -> dict[str, Any]:
         if not search_space:
             return {}
-        trials = [t for t in study._get_trials(deepcopy=False, states=KNOWN) if t.number != trial.number and t.params]
+        trials = [t for t in visible_trials(study, KNOWN) if t.number != trial.number and t.params]
         axes = tuple(_axis(key, one) for key, one in search_space.items())
         known = [_known(one, search_space) for one in trials]
         milestones = self._milestones or max((len(one.losses) for one in known), default=1) or 1

@@ -1,8 +1,8 @@
-"""Which points of a grid were asked for, and which comes next.
+"""Which points of a grid were asked, and which comes next.
 
-Invariant: a point is asked for once, also where a person enqueued it. Optuna's `GridSampler` takes a trial's number for
-its point, whether or not an enqueued trial stands at that number or has had that point: so each trial is told its
-point before it is sampled, in the way in which the sampler itself tells it.
+Invariant: a point is asked once, even if a person enqueued it. Optuna's `GridSampler` takes a trial's number for its
+point, although an enqueued trial may have that number or may have had that point. So each trial's point is written to
+its system attributes before it is sampled, as the sampler itself does.
 """
 
 from __future__ import annotations
@@ -14,45 +14,42 @@ import optuna
 from optuna.samplers import GridSampler
 from optuna.trial import FrozenTrial, TrialState
 
-# System attributes of a trial, as Optuna's sampler and its `enqueue_trial` call them.
-POINT, GRID, GIVEN = "grid_id", "search_space", "fixed_params"
+from sweep.search.optuna_private import ENQUEUED_PARAMS, GRID_POINT, grid_points, set_grid_point, system_attributes
 
 
-class GridWalk:
-    """A walk over the grid of a sampler.
+class GridProgress:
+    """The progress of a study through the grid of a sampler.
 
     Args:
-        trials: all that the study holds so far.
+        trials: all trials that the study holds so far.
     """
 
     def __init__(self, sampler: GridSampler, trials: Iterable[FrozenTrial]) -> None:
-        self._grid = sampler._search_space
-        self._points = [dict(zip(sampler._param_names, values, strict=True)) for values in sampler._all_grids]
-        self._left = dict.fromkeys(range(len(self._points)))
+        self._grid, self._points = grid_points(sampler)
+        self._remaining = dict.fromkeys(range(len(self._points)))
         for trial in trials:
             if trial.state is not TrialState.WAITING:
-                self.asked(trial.params)
+                self.mark_asked(trial.params)
 
     @property
     def exhausted(self) -> bool:
-        """Whether every point was asked for."""
-        return not self._left
+        """Whether every point was asked."""
+        return not self._remaining
 
-    def place(self, study: optuna.Study, trial_id: int) -> None:
-        """Say which point a trial is, or fills up what was enqueued of it; nothing where that was said before."""
-        known = study._storage.get_trial_system_attrs(trial_id)
-        if POINT in known:
+    def assign_point(self, study: optuna.Study, trial_id: int) -> None:
+        """Assign a trial its point: one that agrees with what was enqueued for it. Does nothing if it has a point."""
+        attributes = system_attributes(study, trial_id)
+        if GRID_POINT in attributes:
             return
-        given = known.get(GIVEN, {})
-        fitting = (point for points in (self._left, range(len(self._points))) for point in points)
-        point = next((point for point in fitting if self._fits(point, given)), 0)
-        study._storage.set_trial_system_attr(trial_id, GRID, self._grid)
-        study._storage.set_trial_system_attr(trial_id, POINT, point)
+        enqueued = attributes.get(ENQUEUED_PARAMS, {})
+        candidates = (point for points in (self._remaining, range(len(self._points))) for point in points)
+        point = next((point for point in candidates if self._agrees(point, enqueued)), 0)
+        set_grid_point(study, trial_id, self._grid, point)
 
-    def asked(self, params: Mapping[str, Any]) -> None:
-        """A trial has these hyperparameters: its point, if it is one, was asked for."""
-        for point in [point for point in self._left if params and self._points[point] == params]:
-            del self._left[point]
+    def mark_asked(self, params: Mapping[str, Any]) -> None:
+        """Note that a trial has these hyperparameters; they need not be a point of the grid."""
+        for point in [point for point in self._remaining if params and self._points[point] == params]:
+            del self._remaining[point]
 
-    def _fits(self, point: int, given: Mapping[str, Any]) -> bool:
-        return all(self._points[point].get(key) == value for key, value in given.items())
+    def _agrees(self, point: int, enqueued: Mapping[str, Any]) -> bool:
+        return all(self._points[point].get(key) == value for key, value in enqueued.items())

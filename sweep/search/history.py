@@ -1,9 +1,9 @@
-"""What a sampler sees of a study when it proposes.
+"""The trials that a sampler sees when it proposes.
 
-Invariants: a paused trial is shown as pruned, with its last value: in Optuna it is running, and a sampler that takes
-running trials for bad guesses would be driven away from what may yet win. A bound on how many ended trials are shown
-keeps those that a TPE sampler divides by, the best, and the newest, which it weighs most. The space that all ended
-trials share is counted as they come, and is the one that a TPE sampler would work out from them.
+Invariants: a paused trial is shown as pruned, with its last value. In Optuna it is running, and samplers take running
+trials for bad guesses: they would avoid what may still win. A bound on the number of ended trials keeps the best ones,
+by which a TPE sampler divides, and the newest ones, which it weighs most. The search space that all ended trials share
+is counted as they end, and equals the one that a TPE sampler would compute from them.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import copy
 import math
 from bisect import bisect_left, insort
 from collections import Counter
-from collections.abc import Callable, Container
 from dataclasses import dataclass, field
 
 import optuna
@@ -20,36 +19,19 @@ from optuna.distributions import BaseDistribution
 from optuna.search_space import IntersectionSearchSpace
 from optuna.trial import FrozenTrial, TrialState
 
-# TPE's default gamma sets at most 25 trials apart as good; a few more, as ties and paused trials come and go.
+# Best trials that a bound always keeps: twice the 25 that TPE's default gamma counts as good, since ties and paused
+# trials come and go.
 BEST = 50
-# Ended trials whose distributions TPE compares.
-JUDGED = (TrialState.COMPLETE, TrialState.PRUNED)
-
-
-class WatchedStudy(optuna.Study):
-    """A study that shows a sampler what it is told to; everybody else sees all of it.
-
-    Args:
-        shown: answers what to show while a sampler proposes, None at all other times.
-    """
-
-    shown: Callable[[], list[FrozenTrial]] | None = None
-
-    def _get_trials(
-        self, deepcopy: bool = True, states: Container[TrialState] | None = None, use_cache: bool = False
-    ) -> list[FrozenTrial]:
-        if self.shown is None:
-            return super()._get_trials(deepcopy, states, use_cache)
-        found = [trial for trial in self.shown() if states is None or trial.state in states]
-        return copy.deepcopy(found) if deepcopy else found
+# States whose distributions TPE compares.
+COMPARED = (TrialState.COMPLETE, TrialState.PRUNED)
 
 
 @dataclass(slots=True)
 class History:
-    """The trials of a study by number, kept as they change, so that showing them costs what is shown.
+    """The trials of a study by number, updated as they change, so that a view costs only what it shows.
 
     Args:
-        bound: ended trials to show at most; None: all.
+        bound: the most ended trials to show; None: all.
     """
 
     bound: int | None
@@ -60,39 +42,39 @@ class History:
     _spaces: Counter[frozenset[tuple[str, BaseDistribution]]] = field(default_factory=Counter)
     _view: list[FrozenTrial] | None = None
 
-    def running(self, trial: FrozenTrial) -> None:
-        """A trial was asked for, or promoted."""
+    def add_running(self, trial: FrozenTrial) -> None:
+        """Add a trial that was asked or promoted."""
         self._drop(trial.number)
         self._open[trial.number] = trial
 
-    def ended(self, trial: FrozenTrial) -> None:
-        """A trial was told, or is shown as if it had been."""
+    def add_ended(self, trial: FrozenTrial) -> None:
+        """Add a trial that has ended, or is shown as ended."""
         self._drop(trial.number)
         self._ended[trial.number] = trial
         insort(self._numbers, trial.number)
-        if trial.state in JUDGED:
+        if trial.state in COMPARED:
             self._spaces[frozenset(trial.distributions.items())] += 1
         if (rank := _rank(trial)) is not None:
             insort(self._ranks, (rank, trial.number))
 
-    def paused(self, trial: FrozenTrial) -> None:
-        """A trial waits for its promotion."""
+    def add_paused(self, trial: FrozenTrial) -> None:
+        """Add a paused trial; it is shown as pruned at its last value."""
         shown = copy.copy(trial)
         shown.state = TrialState.PRUNED
         if trial.last_step is not None:
             shown.value = trial.intermediate_values[trial.last_step]
-        self.ended(shown)
+        self.add_ended(shown)
 
-    def show(self) -> list[FrozenTrial]:
-        """What a sampler shall see, ascending by number; the same list until a trial changes."""
+    def view(self) -> list[FrozenTrial]:
+        """The trials to show, ascending by number; the same list until a trial changes."""
         if self._view is None:
             self._view = self._choose()
         return self._view
 
-    def space(self) -> dict[str, BaseDistribution]:
-        """The parameters that all complete, pruned and paused trials have, with the same distribution; by name."""
-        kinds = list(self._spaces)
-        return dict(sorted(frozenset.intersection(*kinds), key=lambda one: one[0])) if kinds else {}
+    def shared_distributions(self) -> dict[str, BaseDistribution]:
+        """The distributions that all complete, pruned and paused trials share, by parameter, sorted by name."""
+        spaces = list(self._spaces)
+        return dict(sorted(frozenset.intersection(*spaces), key=lambda item: item[0])) if spaces else {}
 
     def _choose(self) -> list[FrozenTrial]:
         numbers = set(self._open)
@@ -109,29 +91,32 @@ class History:
         old = self._ended.pop(number, None)
         if old is not None:
             del self._numbers[bisect_left(self._numbers, number)]
-            if old.state in JUDGED:
-                kind = frozenset(old.distributions.items())
-                self._spaces[kind] -= 1
-                if not self._spaces[kind]:
-                    del self._spaces[kind]
+            if old.state in COMPARED:
+                space = frozenset(old.distributions.items())
+                self._spaces[space] -= 1
+                if not self._spaces[space]:
+                    del self._spaces[space]
             if (rank := _rank(old)) is not None:
                 del self._ranks[bisect_left(self._ranks, (rank, number))]
 
 
-class KnownSpace(IntersectionSearchSpace):
-    """What Optuna's own class finds by comparing the distributions of all trials, which a sampler that is made anew for
-    each proposal would do each time: most of what a TPE proposal costs."""
+class SharedSearchSpace(IntersectionSearchSpace):
+    """The intersection of all trials' search spaces, read from a `History`.
+
+    Optuna's own class compares the distributions of all trials. A sampler that is built anew for each proposal would do
+    so each time: most of the cost of a TPE proposal.
+    """
 
     def __init__(self, history: History) -> None:
         super().__init__(include_pruned=True)
         self._history = history
 
     def calculate(self, study: optuna.Study, use_cache: bool = False) -> dict[str, BaseDistribution]:
-        return copy.deepcopy(self._history.space())
+        return copy.deepcopy(self._history.shared_distributions())
 
 
 def _rank(trial: FrozenTrial) -> tuple[float, float, float] | None:
-    """TPE's order: complete trials by value, then pruned ones, the furthest first. None: it takes no part."""
+    """The sort key of TPE: complete trials by value, then pruned ones by progress. None: the trial is left out."""
     if trial.state is TrialState.COMPLETE and trial.value is not None:
         return 0.0, 0.0, trial.value
     if trial.state is TrialState.PRUNED and trial.last_step is not None:

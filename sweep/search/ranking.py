@@ -1,8 +1,8 @@
-"""Where a trial stands among all that reported at its milestone, said in the words of a verdict.
+"""The rank of a trial among all that reported at its milestone, as the reason of a verdict.
 
-Optuna's pruners say yes or no; a person wants to know on what grounds.
+Optuna's pruners answer yes or no, without a reason.
 
-Invariants: no Optuna; nothing is read or written. Values at a milestone are kept ascending.
+Invariants: independent of Optuna; does no input or output. The values at a milestone are kept ascending.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from sweep.model import Verdict
 
 
 class Ranking:
-    """Every trial's values at each milestone; smaller is better."""
+    """The values of all trials at each milestone; smaller is better."""
 
     def __init__(self) -> None:
         self._values: dict[int, list[float]] = {}
@@ -23,15 +23,16 @@ class Ranking:
         insort(self._values.setdefault(milestone, []), value)
 
     def add_all(self, values: Mapping[int, float]) -> None:
-        """What a trial reported, by milestone."""
+        """Add what a trial reported, by milestone."""
         for milestone, value in values.items():
             self.add(milestone, value)
 
-    def stop(self, pruner: str, metric: str, milestone: int, value: float) -> Verdict:
-        """The verdict of a pruner that stops a trial for this value, which has been added.
+    def stop_verdict(self, pruner: str, metric: str, milestone: int, value: float) -> Verdict:
+        """The verdict of a pruner that stops a trial for a value, which must have been added.
 
         Args:
-            pruner, metric: how a person knows them.
+            pruner: the name of the pruner, for the reason.
+            metric: the name of the value, for the reason.
         """
         values = self._values[milestone]
         others, better = len(values) - 1, bisect_left(values, value)

@@ -1,6 +1,6 @@
-"""What the ended trials of a sweep come to: counts, costs, the best, and what another trial may gain.
+"""Statistics of the ended trials of a sweep: counts, costs, the best value, and the expected gain of another trial.
 
-Invariant: kept as trials end, so that asking costs nothing however many there are.
+Invariant: updated as trials end, so that reading them costs the same however many there are.
 """
 
 from __future__ import annotations
@@ -14,14 +14,23 @@ from optuna.trial import FrozenTrial, TrialState
 
 from sweep.search.storage import CANCELLED, FINAL, SECONDS, TOKENS
 
-# Trials of the recent past from which the gain of the next one is judged, and the fewest values for that.
+# The gain of the next trial is estimated from the last `GAIN_WINDOW` trials, if at least `GAIN_VALUES` completed.
 GAIN_WINDOW = 20
 GAIN_VALUES = 5
 
 
 @dataclass(slots=True)
 class Statistics:
-    """What `StudyFacts` counts."""
+    """The numbers behind `StudyFacts`.
+
+    Args:
+        counts: ended trials by state, finals left out.
+        cancelled: those of the failed ones that were cancelled.
+        tokens: label tokens of all ended trials, finals included.
+        seconds: training time of all ended trials, finals included.
+        ranks: value and number of the complete trials, best first.
+        recent: value (None unless complete) and seconds of the last trials.
+    """
 
     counts: dict[TrialState, int] = field(default_factory=lambda: dict.fromkeys(TrialState, 0))
     cancelled: int = 0
@@ -33,7 +42,7 @@ class Statistics:
     recent: deque[tuple[float | None, float]] = field(default_factory=lambda: deque(maxlen=GAIN_WINDOW))
 
     def add(self, trial: FrozenTrial) -> None:
-        """Count an ended trial; of finals, what they cost alone."""
+        """Count an ended trial. Of a final only the cost counts."""
         seconds = float(trial.user_attrs.get(SECONDS, 0.0))
         self.seconds += seconds
         if FINAL in trial.user_attrs:
@@ -50,10 +59,10 @@ class Statistics:
 
     @property
     def gain(self) -> float | None:
-        """Expected fall of the best value for each second of training more.
+        """The expected decrease of the best value per second of further training; None: too few values.
 
-        Expected improvement over the best under a normal distribution of the recent complete values (Mockus, 1975),
-        times the share of trials that complete, over the mean seconds of a trial.
+        This is the expected improvement over the best value if the next value is normally distributed as the recent
+        ones (Mockus, 1975), times the share of trials that complete, divided by the mean seconds of a trial.
         """
         values = [value for value, _ in self.recent if value is not None]
         cost = sum(seconds for _, seconds in self.recent) / max(1, len(self.recent))

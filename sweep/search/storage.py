@@ -1,12 +1,13 @@
-"""What a sweep's Optuna storage holds: where it lies, and what its trials' attributes are called.
+"""The Optuna storage of a sweep: its URL or file, and the names of its trials' attributes.
 
-Invariant: nothing here writes a trial; `study.OptunaStudy` does.
+Invariant: nothing here writes a trial; only `study.OptunaStudy` does.
 """
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -32,17 +33,17 @@ PROMOTED = "promoted_at"
 STOPPED = "stopped"
 
 
-# A database whose file is named from where the command was typed, and one without a file.
+# A database file with a path relative to the current directory; a database without a file.
 _RELATIVE = re.compile(r"(sqlite(?:\+\w+)?:///)(?!/|:memory:)(.+)")
 _NOWHERE = re.compile(r"sqlite(?:\+\w+)?://(?:/(?::memory:)?)?$")
 _PASSWORD = re.compile(r"(://[^/@:]*):[^/@]*@")
 
 
 def check_url(url: object) -> None:
-    """Refuse a storage that a room cannot name.
+    """Check that a room can name this storage.
 
     Raises:
-        ConfigError: it is no URL, keeps nothing, or would have a password written into the room.
+        ConfigError: it is no URL, is not kept on disk, or has a password, which would be written into the room.
     """
     if not isinstance(url, str) or "://" not in url:
         raise ConfigError(f"storage={url} must be an Optuna URL such as sqlite:///sweeps.db, or null")
@@ -58,10 +59,10 @@ def check_url(url: object) -> None:
 
 @contextmanager
 def opening(url: str, name: str) -> Iterator[None]:
-    """Say in a sentence why the study of this name cannot be opened, or made, in the storage at a URL.
+    """Turn the errors of opening or creating a study in the storage at a URL into one sentence.
 
     Raises:
-        ConfigError: what the block met.
+        ConfigError: the block raised an error of Optuna or of the database.
     """
     from sqlalchemy.exc import SQLAlchemyError
 
@@ -81,36 +82,47 @@ def opening(url: str, name: str) -> Iterator[None]:
 
 
 def absolute_url(url: str) -> str:
-    """The same wherever a later command is typed."""
+    """The URL with an absolute path, which does not depend on the current directory."""
     found = _RELATIVE.fullmatch(url)
     return f"{found[1]}{Path(found[2]).absolute()}" if found else url
 
 
 def journal_storage(path: Path) -> BaseStorage:
-    """The journal file of a room, for its one writer: a line that a crash left torn is cut off first."""
+    """The journal file of a room, for its only writer. A line that a crash left incomplete is cut off first."""
     cut_torn_line(path)
     if path.exists():
-        Path(f"{path}.lock").unlink(missing_ok=True)  # left by a killed writer; the room's lock says there is no other
+        Path(f"{path}.lock").unlink(missing_ok=True)  # a killed writer left it; the room's lock excludes another one
     return JournalStorage(JournalFileBackend(str(path)))
 
 
 def reading_storage(path: Path) -> BaseStorage:
-    """The same for a reader beside a running controller: nothing is repaired."""
+    """The journal file of a room, for a reader; a controller may be writing, so nothing is repaired."""
     return JournalStorage(JournalFileBackend(str(path)))
 
 
 def memory_storage() -> BaseStorage:
-    """A storage that ends with the process."""
+    """A storage in memory, which ends with the process."""
     return InMemoryStorage()
 
 
 def own_trials(study: optuna.Study) -> list[FrozenTrial]:
-    """The trials that a sweep asked for: neither imported nor still enqueued."""
+    """The trials that a sweep asked: neither imported nor still enqueued."""
     return [
         trial
         for trial in study.get_trials(deepcopy=False)
         if IMPORTED not in trial.user_attrs and trial.state is not TrialState.WAITING
     ]
+
+
+def winners(trials: Sequence[FrozenTrial]) -> list[int]:
+    """The numbers of the trials that were the best when they ended, in that order; finals are left out."""
+    complete = [trial for trial in trials if trial.state is TrialState.COMPLETE and FINAL not in trial.user_attrs]
+    best, numbers = math.inf, []
+    for trial in sorted(complete, key=lambda trial: (str(trial.datetime_complete), trial.number)):
+        if trial.value is not None and trial.value < best:
+            best = trial.value
+            numbers.append(trial.number)
+    return numbers
 
 
 def load_study(storage: BaseStorage | str, name: str) -> optuna.Study:
@@ -126,6 +138,6 @@ def load_study(storage: BaseStorage | str, name: str) -> optuna.Study:
 
 
 def final_of(trial: FrozenTrial) -> tuple[int, int]:
-    """The trial that a final repeats, and with which of the seeds."""
+    """The number of the trial that a final repeats, and the index of its seed."""
     number, seed = trial.user_attrs[FINAL]
     return int(number), int(seed)

@@ -1,6 +1,6 @@
-"""Trials of an earlier study, as a new one of the same space takes them in.
+"""Selects the trials of an earlier study that a new study of the same space imports.
 
-Invariant: only what ended with something to learn from is taken, and once: each has a mark that says whence it came.
+Invariants: only trials that ended with a result are imported, and each only once: a mark says where it came from.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from sweep.search.distributions import distribution
 from sweep.search.storage import IMPORTED
 
 
-def taken_in(
-    space: Space, source: str, trials: Sequence[FrozenTrial], known: Collection[str | None]
+def importable_trials(
+    space: Space, source: str, trials: Sequence[FrozenTrial], imported: Collection[str | None]
 ) -> list[FrozenTrial]:
-    """Complete and pruned trials of an earlier study, ready to be added.
+    """Copies of the complete and pruned trials of an earlier study, ready to be added to a new one.
 
     Args:
-        source: its name.
-        known: the marks of those that were taken before.
+        source: the name of the earlier study.
+        imported: the marks of the trials that were imported before; these are left out.
     """
     return [
         optuna.create_trial(
@@ -34,5 +34,6 @@ def taken_in(
             user_attrs={IMPORTED: mark},
         )
         for trial in trials
-        if (mark := f"{source}/{trial.number}") not in known and trial.state in (TrialState.COMPLETE, TrialState.PRUNED)
+        if (mark := f"{source}/{trial.number}") not in imported
+        and trial.state in (TrialState.COMPLETE, TrialState.PRUNED)
     ]

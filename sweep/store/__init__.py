@@ -1,1 +1,1 @@
-"""Rooms in an object store: the controller's side."""
+"""Rooms in object stores, for the controller and for processes without the lease."""

@@ -1,152 +1,168 @@
-"""A `Channel` for workers that reach the controller through an object store, and the way to hold such a room.
+"""A `Channel` over a room in an object store, and how a controller holds such a room.
 
-    with hold(controller_lock(room), …) as mine, mirrored(room, url, whereabouts()) as channel:
+    with hold(controller_lock(room), …) as mine, open_store_channel(room, url, whereabouts()) as channel:
         Controller(Ports(study, channel, …), …).run()
 
-Invariants: every act is in the store when its call returns; where the store cannot be reached it raises `RetryLater`,
-and is safe to repeat. Nothing is observed that is older than `latest` seconds, or than the end of the last job that
-ended: whoever takes an attempt for lost has seen all that it wrote. While the store does not answer nothing is
-observed. No act is begun without the lease.
+Invariants:
+
+- An action is in the store when its call returns. If the store does not answer, the call raises `RetryLater` and may
+  be repeated. No action begins without the lease.
+- No observation is older than `max_age` seconds, or than the end of the last job that ended. So an attempt is taken
+  for lost only after everything that it has put was read.
+- While the store does not answer, nothing is observed.
 """
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 from sweep.controller.ports import Clock, ObservedAttempt, ObservedWorker
 from sweep.controller.room_channel import WAIT_SECONDS, RoomChannel
-from sweep.errors import ConfigError, RetryLater
-from sweep.model import Mode
-from sweep.store.controller_sync import ControllerSync, check_same, pull_room
-from sweep.store.lease import Lease, await_release, holder_of
+from sweep.errors import RetryLater
+from sweep.store.controller_sync import ControllerSync
+from sweep.store.errors import as_sweep_errors
+from sweep.store.lease import Lease
+from sweep.store.remote import LEASE_RECORD
 from sweep.store.request_budget import MeteredStore, RequestBudget
 from trainer.contract import StopCause, TrialSpec
-from trainer.room import Room, read_text
-from trainer.store.layout import CONTROL, Below
-from trainer.store.objects import Store, StoreError, StoreRefusedError, open_store, patiently
+from trainer.room import Room
+from trainer.store.layout import PrefixStore
+from trainer.store.objects import ObjectStore, StoreError, open_store, retry
 
-# Between two looks at the store: as often as this where little happens, and not more seldom than that.
-LOOK_SECONDS = 2.0
-LATEST_SECONDS = 15.0
+# Between two pulls: at least, and at most.
+MIN_INTERVAL_SECONDS = 2.0
+MAX_AGE_SECONDS = 15.0
 REQUESTS_PER_MINUTE = 60
-# After failures for this long, no beat was seen that a worker may well have made: its silence begins anew.
+# After the store has not answered for this long, workers may have put beats that nobody saw: their silence restarts.
 OUTAGE_SECONDS = 5.0
-# At the beginning and at the end of a controller's run, before a person is told.
-PATIENCE_SECONDS = 60.0
-LEASE_RECORD = ".lease"
+# How long the beginning and the end of a controller's run wait for a store that does not answer.
+RETRY_SECONDS = 60.0
 
 
 @dataclass
 class StoreChannel:
-    """A `Channel` (see `ports`) over a store.
+    """A `Channel` (see `ports`) over an object store.
 
     Args:
-        check: raises where this controller may not act, as another holds the room.
-        look, latest: seconds between two looks at the store, at least and at most.
-        ended: what changes whenever a job ends; where that is not known, something new, so that each observation looks.
-        continued: no other controller has acted since this machine's last one.
-        beside: it lies in the room of another channel, so that nothing is heard where nobody is listened to.
+        check: raises if this controller may not act, because another may hold the lease.
+        min_interval: seconds between two pulls at least, if requests are left for another.
+        max_age: seconds between two pulls at most.
+        job_ends: returns a value that changes whenever a job ends. The default returns a new value each time, so
+            every observation pulls.
+        budget: of requests.
+        now: a monotonic clock in seconds.
+        continued: no other controller has acted since the last one on this machine.
+        nested: the room is part of another channel's room. Then nothing is pulled while nothing is open in it.
+        _failing_since: when the store stopped answering; None while it answers.
+        _pull_cost: how many requests the next pull is expected to need.
+        _trials, _workers: those of the last observation.
     """
 
-    mirror: ControllerSync
+    sync: ControllerSync
     check: Callable[[], None] = lambda: None
-    look: float = LOOK_SECONDS
-    latest: float = LATEST_SECONDS
-    ended: Callable[[], object] = object
-    allowance: RequestBudget = field(default_factory=lambda: RequestBudget(1e9))
+    min_interval: float = MIN_INTERVAL_SECONDS
+    max_age: float = MAX_AGE_SECONDS
+    job_ends: Callable[[], object] = object
+    budget: RequestBudget = field(default_factory=lambda: RequestBudget(1e9))
     now: Callable[[], float] = time.monotonic
     continued: bool = False
-    beside: bool = False
-    _failing: float | None = None
-    _said: str = ""
-    _looked: float = float("-inf")
-    _cost: float = 1.0
-    _ended: object = None
+    nested: bool = False
+    _failing_since: float | None = None
+    _last_error: str = ""
+    _pulled_at: float = -math.inf
+    _pull_cost: float = 1.0
+    _job_ends_pulled: object = None
     _trials: tuple[int, ...] = ()
     _workers: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        self._local = RoomChannel(self.mirror.room)
+        self._local = RoomChannel(self.sync.room)
 
     def assign(self, spec: TrialSpec) -> None:
-        with self._reaching():
-            for number in self._to_fence(spec):
-                self.mirror.before_fence(spec.trial, number)
+        with self._acting():
+            for number in self._attempts_to_fence(spec):
+                self.sync.before_fence(spec.trial, number)
             self._local.assign(spec)
-            self.mirror.push([spec.trial])
+            self.sync.push([spec.trial])
 
     def stop(self, trial: int, attempt: int, cause: StopCause, reason: str) -> None:
-        with self._reaching():
+        with self._acting():
             self._local.stop(trial, attempt, cause, reason)
-            self.mirror.push([trial])
+            self.sync.push([trial])
 
     def drain(self, worker: str) -> None:
-        with self._reaching():
+        with self._acting():
             self._local.drain(worker)
-            self.mirror.push([])
+            self.sync.push([])
 
     def observe(
         self, trials: Sequence[int], workers: Sequence[str]
-    ) -> tuple[dict[int, list[ObservedAttempt]], dict[str, ObservedWorker]]:
-        told = set(self._trials) - set(trials)  # what was written down of them last
+    ) -> tuple[Mapping[int, list[ObservedAttempt]], Mapping[str, ObservedWorker]]:
+        ended = set(self._trials) - set(trials)  # their last files have to be put too
         self._trials, self._workers = tuple(trials), tuple(workers)
-        quiet = self.beside and not trials and not workers
-        due = not quiet and self._is_due()
-        if self._failing is not None and not due and not quiet:
-            raise RetryLater(self._said)
-        with self._reaching():
-            self.mirror.push(sorted({*trials, *told}), lazily=True)
-            if due:
+        unused = self.nested and not trials and not workers
+        pulls = not unused and self._is_pull_due()
+        if self._failing_since is not None and not pulls and not unused:
+            raise RetryLater(self._last_error)
+        with self._acting():
+            self.sync.push(sorted({*trials, *ended}), lazily=True)
+            if pulls:
                 self._pull()
         return self._local.observe(trials, workers)
 
     def wait(self, clock: Clock, seconds: float) -> None:
         end = clock.now() + seconds
         while (left := end - clock.now()) > 0:
-            clock.sleep(min(left, max(self.look, WAIT_SECONDS)))
-            if clock.now() < end and self._is_due():
+            clock.sleep(min(left, max(self.min_interval, WAIT_SECONDS)))
+            if clock.now() < end and self._is_pull_due():
                 try:
-                    with self._reaching():
+                    with self._acting():
                         self._pull()
                 except RetryLater:
-                    continue  # the next observation says so
-                if self._local.awaited():
+                    continue  # the next observation raises it again
+                if self._local.has_news():
                     return
 
     @contextmanager
     def within(self, room: Room, directory: str) -> Iterator[StoreChannel]:
-        """The channel of a room that lies in this one's; whoever holds this room's lease holds that one too.
+        """The channel of a room that is part of this one; it is held together with this one.
+
+        Args:
+            room: the local copy of the part; `directory` is its key in this room.
 
         Raises:
-            ConfigError: the store refuses. RetryLater: it does not answer.
+            ConfigError: the store refuses.
+            RetryLater: the store does not answer.
         """
-        mirror = ControllerSync(Below(self.mirror.store, directory), room)
-        with _brought(mirror, self.continued, self.check):
-            yield replace(self, mirror=mirror, beside=True, _failing=None, _ended=None, _trials=(), _workers=())
+        sync = ControllerSync(PrefixStore(self.sync.store, directory), room)
+        with _synchronized(sync, self.continued, self.check):
+            yield replace(
+                self, sync=sync, nested=True, _failing_since=None, _job_ends_pulled=None, _trials=(), _workers=()
+            )
 
-    def _is_due(self) -> bool:
-        """Whether it is time for a look: what the last one should have read is saved up, or is too old."""
-        if self.ended() != self._ended:
+    def _is_pull_due(self) -> bool:
+        """Whether to pull now: a job has ended, enough requests are left for a pull, or the last one is too old."""
+        if self.job_ends() != self._job_ends_pulled:
             return True
-        since = self.now() - self._looked
-        return since >= self.latest or (since >= self.look and self.allowance.left() >= self._cost)
+        age = self.now() - self._pulled_at
+        return age >= self.max_age or (age >= self.min_interval and self.budget.left() >= self._pull_cost)
 
     def _pull(self) -> None:
-        spent, ended, self._looked = self.allowance.spent, self.ended(), self.now()
-        self.mirror.pull(self._trials, self._workers, self.allowance.left)
-        self._cost = min(self.allowance.spent - spent + self.mirror.behind, self.allowance.most)
-        if self._failing is not None and self.now() - self._failing > OUTAGE_SECONDS:
-            self.mirror.epoch += 1
-            self.mirror.pull(self._trials, self._workers)
-        self._failing, self._ended = None, ended
+        spent, job_ends, self._pulled_at = self.budget.spent, self.job_ends(), self.now()
+        self.sync.pull(self._trials, self._workers, self.budget.left)
+        self._pull_cost = min(self.budget.spent - spent + self.sync.unread, self.budget.capacity)
+        if self._failing_since is not None and self.now() - self._failing_since > OUTAGE_SECONDS:
+            self.sync.beat_epoch += 1
+            self.sync.pull(self._trials, self._workers)
+        self._failing_since, self._job_ends_pulled = None, job_ends
 
-    def _to_fence(self, spec: TrialSpec) -> list[int]:
-        """Earlier attempts of a trial that may still be running, where this one is new."""
-        room = self.mirror.room
+    def _attempts_to_fence(self, spec: TrialSpec) -> list[int]:
+        """Earlier attempts of a trial that may still be running, if this attempt is new."""
+        room = self.sync.room
         if room.attempt(spec.trial, spec.attempt).spec.exists():
             return []
         earlier = [number for number in room.attempts(spec.trial) if number < spec.attempt]
@@ -154,172 +170,73 @@ class StoreChannel:
         return [number for number in earlier if not files[number].outcome.exists() and not files[number].fence.exists()]
 
     @contextmanager
-    def _reaching(self) -> Iterator[None]:
+    def _acting(self) -> Iterator[None]:
+        """Check the lease, then translate the store's errors in the block; note since when it does not answer."""
         self.check()
         try:
             yield
         except StoreError as error:
-            self._failing = self.now() if self._failing is None else self._failing
-            self._said = str(error)
-            raise RetryLater(self._said) from error
+            self._failing_since = self.now() if self._failing_since is None else self._failing_since
+            self._last_error = str(error)
+            raise RetryLater(self._last_error) from error
 
 
 @contextmanager
-def mirrored(room: Room, url: str, holder: str, ended: Callable[[], object] = object) -> Iterator[StoreChannel]:
-    """The channel of a room whose workers reach the store at this URL; holds the store's lease while the block runs.
+def open_store_channel(
+    room: Room, url: str, holder: str, job_ends: Callable[[], object] = object
+) -> Iterator[StoreChannel]:
+    """The channel of a room whose workers reach the store at this URL; the lease is held while the block runs.
 
     The caller holds this machine's lock of the room, and runs the controller inside the block.
 
     Args:
-        holder: where this controller runs, for a person.
-        ended: see `StoreChannel`.
+        room: the local copy.
+        holder: where this controller runs, as text for a person.
+        job_ends: see `StoreChannel`.
 
     Raises:
         ConfigError: the store refuses, its client is not installed, or it holds another sweep.
         RetryLater: another controller holds the room, or the store does not answer.
     """
-    with _told():
+    with as_sweep_errors():
         store = MeteredStore(open_store(url), RequestBudget(REQUESTS_PER_MINUTE))
     with hold_store(room, store, Lease(store, holder, room.root / LEASE_RECORD)) as channel:
-        channel.allowance, channel.ended = store.allowance, ended
+        channel.budget, channel.job_ends = store.budget, job_ends
         yield channel
 
 
 @contextmanager
-def hold_store(room: Room, store: Store, lease: Lease) -> Iterator[StoreChannel]:
-    """The same with this store and lease; both a beginning and an end wait a while for a store that does not answer."""
-    mirror = ControllerSync(store, room)
+def hold_store(room: Room, store: ObjectStore, lease: Lease) -> Iterator[StoreChannel]:
+    """`open_store_channel` with this store and lease; both ends wait a minute for a store that does not answer."""
+    sync = ControllerSync(store, room)
     continued: list[bool] = []
-    with _told():
-        _insist(lambda: continued.append(lease.acquire()))
+    with as_sweep_errors():
+        _with_retries(lambda: continued.append(lease.acquire()))
     try:
-        with _brought(mirror, continued[0], lease.check):
-            yield StoreChannel(mirror, lease.check, continued=continued[0])
+        with _synchronized(sync, continued[0], lease.check):
+            yield StoreChannel(sync, lease.check, continued=continued[0])
     finally:
         lease.release()
 
 
 @contextmanager
-def _brought(mirror: ControllerSync, continued: bool, check: Callable[[], None]) -> Iterator[None]:
-    """Both sides of a room are brought to one state, before the block and after it."""
-    with _told():
-        _insist(lambda: mirror.start(continued))
+def _synchronized(sync: ControllerSync, continued: bool, check: Callable[[], None]) -> Iterator[None]:
+    """Room and store agree at the beginning and at the end of the block."""
+    with as_sweep_errors():
+        _with_retries(lambda: sync.start(continued))
     yield
 
-    def put_all() -> None:
+    def push_all() -> None:
         try:
             check()
         except RetryLater as error:  # the lease may be renewed in a moment
             raise StoreError(str(error)) from error
-        mirror.push(mirror.room.trials())
+        sync.push(sync.room.trials())
 
-    with _told():
-        _insist(put_all)
+    with as_sweep_errors():
+        _with_retries(push_all)
 
 
-def _insist(act: Callable[[], object]) -> None:
-    if error := patiently(act, PATIENCE_SECONDS):
+def _with_retries(act: Callable[[], object]) -> None:
+    if error := retry(act, RETRY_SECONDS):
         raise error
-
-
-def pull(url: str, local: Path, light: bool = False) -> Room:
-    """Bring a sweep's room from a store, or what has changed of it since the last time.
-
-    Args:
-        light: without checkpoints, steps, logs and adapters, which `status` and `best` do not need.
-
-    Raises:
-        ConfigError: there is no sweep, the room here is another one's, or the store refuses.
-        RetryLater: it does not answer.
-    """
-    with _told():
-        pull_room(open_store(url), Room(local), light)
-    return Room(local)
-
-
-def check_place(url: str, room: Room) -> None:
-    """Refuse a room that is not the one at this URL; nothing is brought.
-
-    Raises:
-        ConfigError: it is another sweep's, or the store refuses. RetryLater: it does not answer.
-    """
-    with _told():
-        check_same(open_store(url), room)
-
-
-def send_wish(url: str, mode: Mode) -> None:
-    """Tell the controller of this room, wherever it runs, what a person wants of it.
-
-    Raises:
-        ConfigError: the store refuses. RetryLater: it does not answer.
-    """
-    with _told():
-        open_store(url).put(CONTROL, mode.value.encode())
-
-
-def put_file(url: str, key: str, data: bytes) -> None:
-    """Put one file of this room, which no controller that runs would put.
-
-    Raises:
-        ConfigError: the store refuses. RetryLater: it does not answer.
-    """
-    with _told():
-        open_store(url).put(key, data)
-
-
-def read_file(url: str, key: str) -> bytes | None:
-    """One file of this room as the store has it.
-
-    Raises:
-        ConfigError: the store refuses. RetryLater: it does not answer.
-    """
-    with _told():
-        return open_store(url).get([key]).get(key)
-
-
-def controller_at(url: str, local: Path) -> str:
-    """Where the controller of this room runs, or died without a word; empty where none does.
-
-    Args:
-        local: the room here, whose controller does not run: a lease that this machine left behind is nobody's.
-
-    Raises:
-        ConfigError: the store refuses. RetryLater: it does not answer.
-    """
-    with _told():
-        return holder_of(open_store(url), read_text(local / LEASE_RECORD))
-
-
-def await_end(url: str) -> bool:
-    """Wait until the controller of this room has ended as it was told to; False where it died, or went on to another.
-
-    Raises:
-        ConfigError: the store refuses. RetryLater: it does not answer.
-    """
-    with _told():
-        store = open_store(url)
-        return await_release(store) and CONTROL not in store.get([CONTROL])
-
-
-@contextmanager
-def _told() -> Iterator[None]:
-    try:
-        yield
-    except StoreRefusedError as error:
-        raise ConfigError(str(error)) from error
-    except StoreError as error:
-        raise RetryLater(str(error)) from error
-
-
-__all__ = [
-    "Store",
-    "StoreChannel",
-    "await_end",
-    "check_place",
-    "controller_at",
-    "mirrored",
-    "pull",
-    "put_file",
-    "read_file",
-    "send_wish",
-]

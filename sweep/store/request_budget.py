@@ -1,7 +1,8 @@
-"""How often a controller asks a store: it acts at once, and looks as seldom as that calls for.
+"""Limits how many requests a controller makes to an object store.
 
-Invariants: a `MeteredStore` counts every request as S3 does. The budget never delays an action; a caller that only
-looks asks first how much is left.
+Actions are never delayed, but their requests are counted. Observing is what waits until requests are left.
+
+Invariant: a `MeteredStore` counts every request as S3 bills it.
 """
 
 from __future__ import annotations
@@ -12,107 +13,111 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from trainer.store.objects import Store
+from trainer.store.objects import ObjectStore
 
-PAGE = 1000  # keys of a listing that one request answers, at S3 and GCS
-# Of a trial or a worker, about: what W&B's client leaves behind included.
-KEYS_EACH = 20
-# For how long requests are saved up, and for how long what was asked too much is held against later looks.
+PAGE_KEYS = 1000  # keys of a listing that S3 and GCS return for one request
+# About how many objects a trial or a worker has, those that W&B's client leaves behind included.
+KEYS_PER_DIRECTORY = 20
+# Requests are saved up for this long, and requests beyond the limit delay later ones for at most this long.
 SAVED_SECONDS = 15.0
 
 
 @dataclass(slots=True)
 class RequestBudget:
-    """So many requests a minute, over any time that is longer than a quarter of one.
+    """A token bucket of requests; may be used by several threads.
 
     Args:
-        now: of this machine, for tests.
+        now: a monotonic clock in seconds.
+        spent: requests made so far.
     """
 
     per_minute: float
     now: Callable[[], float] = time.monotonic
     spent: int = 0
     _left: float = field(init=False)
-    _then: float = field(init=False)
+    _refilled_at: float = field(init=False)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
-        self._left, self._then = self.most, self.now()
+        self._left, self._refilled_at = self.capacity, self.now()
 
     def left(self) -> float:
-        """How many requests may be made now; negative where too many have been."""
+        """How many requests may be made now; negative if too many were made."""
         with self._lock:
             return self._refill()
 
     def spend(self, requests: int) -> None:
-        """Say that so many have been made."""
+        """Count requests that are made now, even if fewer are left."""
         with self._lock:
             self.spent += requests
-            self._left = max(self._refill() - requests, -self.most)
+            self._left = max(self._refill() - requests, -self.capacity)
 
     @property
-    def most(self) -> float:
-        """What can be saved up."""
+    def capacity(self) -> float:
+        """How many requests can be saved up."""
         return self.per_minute * SAVED_SECONDS / 60
 
     def _refill(self) -> float:
         now = self.now()
-        self._left = min(self.most, self._left + (now - self._then) * self.per_minute / 60)
-        self._then = now
+        self._left = min(self.capacity, self._left + (now - self._refilled_at) * self.per_minute / 60)
+        self._refilled_at = now
         return self._left
 
 
 @dataclass(frozen=True, slots=True)
 class MeteredStore:
-    """A `Store` whose requests are taken from an allowance."""
+    """An `ObjectStore` whose requests are counted in a budget."""
 
-    store: Store
-    allowance: RequestBudget
+    store: ObjectStore
+    budget: RequestBudget
 
     def list(self, prefix: str = "", begins: str = "") -> dict[str, str]:
-        self.allowance.spend(1)
-        found = self.store.list(prefix, begins)
-        self.allowance.spend(pages(len(found)) - 1)
-        return found
+        self.budget.spend(1)
+        listing = self.store.list(prefix, begins)
+        self.budget.spend(pages(len(listing)) - 1)
+        return listing
 
     def get(self, keys: Iterable[str]) -> dict[str, bytes]:
-        wanted = [*keys]
-        self.allowance.spend(len(wanted))
-        return self.store.get(wanted)
+        keys = [*keys]
+        self.budget.spend(len(keys))
+        return self.store.get(keys)
 
     def put(self, key: str, data: bytes | Path) -> None:
-        self.allowance.spend(1)
+        self.budget.spend(1)
         self.store.put(key, data)
 
     def fetch(self, key: str, path: Path) -> bool:
-        self.allowance.spend(1)
+        self.budget.spend(1)
         return self.store.fetch(key, path)
 
     def copy(self, source: str, target: str) -> bool:
-        self.allowance.spend(1)
+        self.budget.spend(1)
         return self.store.copy(source, target)
 
     def delete(self, key: str) -> None:
-        self.allowance.spend(1)
+        self.budget.spend(1)
         self.store.delete(key)
 
     def put_if(self, key: str, data: bytes, expected: bytes | None) -> bool:
-        self.allowance.spend(1)
+        self.budget.spend(1)
         return self.store.put_if(key, data, expected)
 
 
 def pages(keys: int) -> int:
-    """How many requests it takes to list so many keys."""
-    return max(1, -(-keys // PAGE))
+    """How many requests it takes to list this many keys."""
+    return max(1, -(-keys // PAGE_KEYS))
 
 
-def cover(names: Sequence[str]) -> list[str]:
-    """How these names begin, so that few listings show them all with not too many others: names are counted up."""
-    found = sorted(set(names))
+def common_prefixes(names: Sequence[str]) -> list[str]:
+    """Prefixes that cover all these names, chosen so that listing them takes few requests.
+
+    Names end in consecutive numbers, so a prefix that is one digit shorter covers up to ten names.
+    """
+    prefixes = sorted(set(names))
     for cut in (1, 2):
         shorter = sorted({name[:-cut] for name in names})
-        cost, before = len(shorter) * pages(10**cut * KEYS_EACH), len(found) * pages(10 ** (cut - 1) * KEYS_EACH)
-        if cost >= before:
+        cost = len(shorter) * pages(10**cut * KEYS_PER_DIRECTORY)
+        if cost >= len(prefixes) * pages(10 ** (cut - 1) * KEYS_PER_DIRECTORY):
             break
-        found = shorter
-    return found
+        prefixes = shorter
+    return prefixes

@@ -1,7 +1,7 @@
-"""W&B's client, and its errors as ours.
+"""W&B's client, and its errors as those of this program.
 
-Invariants: the key stays in the client. Whatever the client raises becomes `RetryLater` (the network, 429, 5xx) or
-`GiveUp` (no such queue, no such job, no right to it).
+Invariants: the API key stays in the client. What the client raises becomes `RetryLater` (the network, 429, 5xx) or
+`GiveUp` (no such queue, no such job, no permission).
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from typing import Any
 from sweep.errors import GiveUp, RetryLater
 from trainer.contract import DROPPED_ENV
 
-# Without an answer for so long, a request is given up and made again later.
+# A request that has no answer after this time is given up and made again later.
 TIMEOUT_SECONDS = 20
-# Answers of the server that no waiting changes; a number counts only where it is told as a status, since ports, ids and
-# names of sweeps have numbers too.
+# Answers of the server that waiting does not change. A number counts only if the text calls it a status, since ports,
+# ids and names of sweeps contain numbers too.
 FINAL = re.compile(
     r"not found|could not find|permission"
     r"|(?:http|error|status|code)\W{0,3}(?:code\W{0,3})?40[0134]\b|\b40[0134] client error",
@@ -26,10 +26,10 @@ FINAL = re.compile(
 
 
 def client() -> Any:
-    """A client with a service of this process's own: whoever started us may have left us theirs, or what was it.
+    """A new client, with a service process of its own: the environment may name the service of a parent process.
 
-    It says nothing on the terminal, which is the sweep's. Its own setting sees to that, never a redirection: several
-    threads have clients, and what one of them redirected, the log of another would lose.
+    It prints nothing on the terminal, which shows the sweep. W&B's own setting silences it and not a redirection of the
+    output, which would also swallow what other threads print.
     """
     for name in DROPPED_ENV:
         os.environ.pop(name, None)
@@ -41,13 +41,21 @@ def client() -> Any:
 
 
 def summary(run: Any) -> Mapping[str, Any]:
-    """A run's summary as it came with the run, without another request."""
-    found = getattr(run.summary, "_json_dict", None)
-    return found if isinstance(found, Mapping) else {}
+    """The summary that came with a run, without another request."""
+    values = getattr(run.summary, "_json_dict", None)
+    return values if isinstance(values, Mapping) else {}
 
 
-def asked(ask: Callable[[], Any], what: str) -> Any:
-    """What the client answers; what it raises becomes an error of ours."""
+def translated(ask: Callable[[], Any], what: str) -> Any:
+    """What `ask` returns.
+
+    Args:
+        ask: calls the client.
+        what: what the client is asked about, for the error.
+
+    Raises:
+        GiveUp: W&B refuses. RetryLater: any other exception of the client.
+    """
     try:
         return ask()
     except (GiveUp, RetryLater):

@@ -22,14 +22,13 @@ from sweep.config.settings import Settings
 from sweep.errors import ConfigError, GiveUp, RetryLater, SweepError
 from sweep.model import SweepState, TrialRow
 from sweep.processes import clean_env
-from sweep.tracking.client import asked, client, summary
+from sweep.tracking.client import client, summary, translated
 from sweep.tracking.runs import adapter_name, mode, wandb_location
 from trainer.contract import Outcome, Tracking, TrialSpec, decode
 from trainer.room import AttemptDir, Room, read_text, write_atomic
 from trainer.tracking.tracker import REASON, STATE, declare_inputs, exit_code, score_summary
 
 SYNCED = "synced"
-TOLD = ("complete", "pruned", "failed", "cancelled")
 # How long the end of a sweep waits for what W&B has not been told yet.
 LAST_SECONDS = 60.0
 
@@ -97,10 +96,10 @@ def publish(settings: Settings, state: SweepState, found: Callable[[int], Tracki
         RetryLater: W&B does not answer. GiveUp: it refuses.
     """
     where = wandb_location(settings)
-    runs = asked(lambda: list(_runs(where.path, where.group)), f"the project {where.path}")
+    runs = translated(lambda: list(_runs(where.path, where.group)), f"the project {where.path}")
     by_id = {run.id: run for run in runs}
     for row in state.rows:
-        tracking = found(row.number) if row.state in TOLD else None
+        tracking = found(row.number) if row.state.is_final else None
         run = by_id.get(tracking.run) if tracking else None
         if run is not None and _tell(run, row):
             yield f"trial {row.number}: {row.state}"
@@ -201,7 +200,7 @@ def _runs(path: str, group: str) -> list[Any]:
 
 def _tell(run: Any, row: TrialRow) -> bool:
     """Say in a run's summary how its trial ended for the sweep, and its scores; False where it says so already."""
-    wanted: dict[str, str | float] = {STATE: row.state, REASON: row.reason, **score_summary(row.scores)}
+    wanted: dict[str, str | float] = {STATE: row.state.value, REASON: row.reason, **score_summary(row.scores)}
     said = summary(run)
     if all(_same(said.get(key), value) for key, value in wanted.items()):
         return False
@@ -209,7 +208,7 @@ def _tell(run: Any, row: TrialRow) -> bool:
     def change() -> None:
         run.summary.update(wanted)
 
-    asked(change, f"the run {run.id}")
+    translated(change, f"the run {run.id}")
     return True
 
 
@@ -224,7 +223,9 @@ def _same(said: Any, value: str | float) -> bool:
 
 def _crown(settings: Settings, best: TrialRow, path: str) -> Iterator[str]:
     try:
-        artifact = asked(lambda: client().artifact(f"{path}:trial-{best.number}", type="model"), f"the adapter {path}")
+        artifact = translated(
+            lambda: client().artifact(f"{path}:trial-{best.number}", type="model"), f"the adapter {path}"
+        )
     except GiveUp:  # it has not arrived yet
         return
     if "best" not in artifact.aliases:
@@ -233,10 +234,10 @@ def _crown(settings: Settings, best: TrialRow, path: str) -> Iterator[str]:
             artifact.aliases.append("best")
             artifact.save()
 
-        asked(crown, f"the adapter {path}")
+        translated(crown, f"the adapter {path}")
         yield f"trial {best.number}'s adapter is {path}:best"
     if settings.wandb.registry and (target := _unlinked(settings.wandb.registry, artifact)):
-        asked(lambda: artifact.link(target, aliases=["best"]), f"the registry {target}")
+        translated(lambda: artifact.link(target, aliases=["best"]), f"the registry {target}")
         yield f"trial {best.number}'s adapter is linked to {target}"
 
 
@@ -244,7 +245,7 @@ def _unlinked(registry: str, artifact: Any) -> str:
     """The path of the registry's collection where the adapter is not in it yet, else nothing."""
     owner, _, name = registry.rpartition("/")
     target = f"wandb-registry-{(owner or 'model').removeprefix('wandb-registry-')}/{name}"
-    names = asked(lambda: [link.qualified_name for link in artifact.linked_artifacts], "the adapter's links")
+    names = translated(lambda: [link.qualified_name for link in artifact.linked_artifacts], "the adapter's links")
     return "" if any(f"/{target}:" in f"/{name}" for name in names) else target
 
 

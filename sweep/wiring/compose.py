@@ -22,13 +22,14 @@ from omegaconf.errors import OmegaConfBaseException
 
 from sweep.config import torchtune as torchtune_recipe
 from sweep.config.overrides import GIVEN, hydra_error, keyed_section, section_of, split_words
-from sweep.config.queues import SimulatedQueue, SlurmQueue
 from sweep.config.section_reader import read_section
 from sweep.config.sections import Objective, Recipe, Search, Trial, Wandb, WarmStart
-from sweep.config.settings import Settings, controller_job, read_evaluator, read_queue
+from sweep.config.settings import Settings, read_evaluator, read_queue
 from sweep.config.space_grammar import merged, parse_space
 from sweep.errors import ConfigError
 from sweep.evaluation import jobs
+from sweep.queues import backend
+from sweep.queues.backend import Recording
 from sweep.resources import conf_dir, launch_queues_dir
 from sweep.search.build import build_pruner, build_sampler
 from sweep.tracking import runs
@@ -83,8 +84,9 @@ def freeze(cfg: DictConfig, name: str, config_dir: Path | None = None) -> Compos
     """
     check_name(name)
     queue = read_queue(section_of(cfg, "queue"))
-    if isinstance(queue, SimulatedQueue):
-        cfg = _with_milestones_of(cfg, queue)
+    recording = backend(queue.kind).recording(queue)
+    if recording is not None:
+        cfg = _with_milestones_of(cfg, recording)
     recipe = _recipe(cfg, config_dir)
     path = torchtune_recipe.find_torchtune_config(recipe.config)
     torchtune, changes = torchtune_recipe.load_torchtune_config(path, recipe.overrides)
@@ -112,8 +114,8 @@ def freeze(cfg: DictConfig, name: str, config_dir: Path | None = None) -> Compos
         storage=cfg.get("storage"),
         controller=str(cfg.get("controller")),
     )
-    if isinstance(settings.queue, SimulatedQueue):
-        settings = _as_recorded(settings, settings.queue)
+    if recording is not None:
+        settings = _as_recorded(settings, recording)
     check(settings)
     return Composed(settings, path.read_text())
 
@@ -157,10 +159,7 @@ def check(settings: Settings) -> None:
             "or search.min_gain_per_gpu_hour"
         )
     _check_base(torchtune_recipe.resolve(settings.torchtune, {}, {}))
-    if isinstance(settings.queue, SimulatedQueue):
-        _check_simulated(settings, settings.queue)
-    if isinstance(settings.queue, SlurmQueue):
-        _check_slurm(settings.queue, str(settings.torchtune.get("device")))
+    backend(settings.queue.kind).check(settings)
     if settings.derive:
         first = {p.key: _any_value(p.domain) for p in space if not p.when}
         torchtune_recipe.resolve(settings.torchtune, first, settings.derive)
@@ -172,53 +171,17 @@ def check(settings: Settings) -> None:
     build_pruner(settings)
 
 
-def _with_milestones_of(cfg: DictConfig, queue: SimulatedQueue) -> DictConfig:
-    """The same composition with the table's milestones, to which samplers and pruners refer."""
-    from sweep.queues.simulated.tables import load_table
-
-    found = copy.deepcopy(cfg)
-    OmegaConf.update(found, "objective.milestones", load_table(queue.table, queue.columns).milestones)
-    return found
+def _with_milestones_of(cfg: DictConfig, recording: Recording) -> DictConfig:
+    """The same composition with the milestones of recorded trials, to which samplers and pruners refer."""
+    recorded = copy.deepcopy(cfg)
+    OmegaConf.update(recorded, "objective.milestones", recording.milestones)
+    return recorded
 
 
-def _as_recorded(settings: Settings, queue: SimulatedQueue) -> Settings:
-    """The same with the milestones and the label tokens of the table."""
-    from sweep.queues.simulated.tables import load_table
-
-    table = load_table(queue.table, queue.columns)
-    objective = replace(settings.objective, milestones=table.milestones, milestone_tokens=None)
-    return replace(settings, objective=objective, trial_tokens=table.trial_tokens)
-
-
-def _check_simulated(settings: Settings, queue: SimulatedQueue) -> None:
-    from sweep.queues.simulated.tables import load_table
-
-    if queue.workers is None or queue.slots == "auto":
-        raise ConfigError("queue=simulated needs numbers for queue.workers and queue.slots")
-    table = load_table(queue.table, queue.columns)
-    base = settings.torchtune
-    table.check(
-        settings.space,
-        {k: torchtune_recipe.value_at(base, k) for k in table.grid if torchtune_recipe.has_key(base, k)},
-    )
-    if settings.metric == "val_loss" and not table.has_validation:
-        raise ConfigError(f"objective.metric=val_loss: queue.table={queue.table} has no val_loss; set it to loss")
-
-
-def _check_slurm(queue: SlurmQueue, device: str) -> None:
-    if queue.workers is None:
-        raise ConfigError("queue.workers=null: say how many SLURM jobs may run at once, e.g. queue.workers=4")
-    if device.startswith("cuda") and not queue.asks_for_gpus:
-        raise ConfigError(
-            f"device={device}, but the queue asks SLURM for no GPU; set queue.gpus_per_node=1 (or slurm_gpus_per_task, "
-            "slurm_gres), or recipe.overrides.device=cpu"
-        )
-    for words, where in ((queue.job, "queue"), (controller_job(queue), "queue.controller")):
-        if words.slurm_signal_delay_s >= words.timeout_min * 60:
-            raise ConfigError(
-                f"{where}.slurm_signal_delay_s={words.slurm_signal_delay_s} is as long as the job; it must be below "
-                f"{where}.timeout_min={words.timeout_min} minutes, and long enough to write a checkpoint"
-            )
+def _as_recorded(settings: Settings, recording: Recording) -> Settings:
+    """The same settings with the milestones and the label tokens of recorded trials."""
+    objective = replace(settings.objective, milestones=recording.milestones, milestone_tokens=None)
+    return replace(settings, objective=objective, trial_tokens=recording.trial_tokens)
 
 
 def _check_base(base: Mapping[str, Any]) -> None:

@@ -9,22 +9,16 @@ from __future__ import annotations
 import json
 import os
 import socket
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
-
-from omegaconf import OmegaConf
-from yaml import YAMLError
 
 from sweep.config.settings import Settings, settings_from_json
 from sweep.errors import ConfigError, RetryLater
-from trainer.room import Room, append_line, held, hold, read_json, read_text, write_atomic
+from trainer.room import Room, held, hold, read_json, read_text, write_atomic
 
 DEFAULT_ROOMS = "sweeps"
 CHANGEABLE = ("search", "queue")
-# The last job that the controller was, or is to be: `detached` writes it on SLURM, `controllerjob` on a Launch queue.
-CONTROLLER_RECORD = "controller.json"
 
 
 def rooms_dir() -> Path:
@@ -66,21 +60,21 @@ def current_room(name: str | None, light: bool = True) -> Room:
     room = find_room(name)
     url = load_settings(room).store_url
     if url is not None and not controller_runs(room):
-        from sweep.store.channel import pull
+        from sweep.store.remote import download
 
-        pull(url, room.root, light)
+        download(url, room.root, light)
     return room
 
 
 def _fetched(url: str, light: bool) -> Room:
-    from sweep.store.channel import check_place, pull
+    from sweep.store.remote import check_url, download
 
     url = url.rstrip("/")
     room = Room((rooms_dir() / url.rpartition("/")[2]).resolve())
     if controller_runs(room):  # it writes there, and the store has less
-        check_place(url, room)
+        check_url(url, room)
         return room
-    return pull(url, room.root, light)
+    return download(url, room.root, light)
 
 
 def free_name(stem: str) -> str:
@@ -161,13 +155,16 @@ def settled(room: Room) -> Iterator[None]:
         if url is None:
             yield
             return
-        from sweep.store.channel import mirrored
+        from sweep.store.channel import open_store_channel
 
-        with mirrored(room, url, whereabouts()):
+        with open_store_channel(room, url, whereabouts()):
             yield
 
 
 def _changed(room: Room, overrides: Sequence[str]) -> Settings:
+    from omegaconf import OmegaConf
+    from yaml import YAMLError
+
     raw = load_settings(room).to_json()
     for word in overrides:
         key, _, value = word.partition("=")
@@ -190,21 +187,6 @@ def worker_log(room: Room, name: str) -> Path:
     """Where a worker's output is: its queue may say so."""
     job = read_json(room.worker(name).job)
     return Path(job["log"]) if isinstance(job, dict) and "log" in job else room.worker(name).log
-
-
-def mark_stopped(room: Room, run: str) -> None:
-    """Remember that W&B was asked to stop this run: no later attempt goes on in it, since the request may stand."""
-    with stopped_path(room).open("a") as file:
-        append_line(file, run)
-
-
-def stopped_runs(room: Room) -> set[str]:
-    """The W&B runs that were asked to stop."""
-    return set((read_text(stopped_path(room)) or "").split())
-
-
-def stopped_path(room: Room) -> Path:
-    return room.root / "stopped_runs"
 
 
 def journal_path(room: Room) -> Path:
@@ -231,20 +213,9 @@ def controller_elsewhere(room: Room) -> str:
     url = load_settings(room).store_url
     if url is None or controller_runs(room):
         return ""
-    from sweep.store.channel import controller_at
+    from sweep.store.remote import controller_at
 
     return controller_at(url, room.root)
-
-
-def controller_record(room: Room) -> dict[str, Any]:
-    """What is known of the controller's last job: its number; on SLURM its name, its id once it is there and the id of
-    the job before; on a Launch queue its run, its item once it is pushed, and whether it was withdrawn."""
-    found = read_json(room.root / CONTROLLER_RECORD)
-    return found if isinstance(found, dict) else {}
-
-
-def record_controller(room: Room, record: Mapping[str, Any]) -> None:
-    write_atomic(room.root / CONTROLLER_RECORD, json.dumps(record))
 
 
 def controller_whereabouts(room: Room) -> str:

@@ -10,14 +10,16 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from sweep.controller.loop import Controller, Ledger, NoLedger
+from sweep.controller.ledger import NoLedger
+from sweep.controller.loop import Controller
+from sweep.controller.ports import Ledger
 from sweep.model import Effect, Finish, Limits, Mode, View
 from sweep.queues.simulated.dispatcher import simulated_ports
 from sweep.queues.simulated.world import World
 from trainer.contract import Report, TrialSpec
 
 if TYPE_CHECKING:
-    from sweep.search.strategy.halving import Promotion
+    from sweep.search.strategy.protocol import Promotion
     from sweep.search.study import OptunaStudy
 
 COLLECT_EVERY = 200_000  # new objects

@@ -21,13 +21,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sweep.config.queues import LaunchQueue
 from sweep.controller.loop import Controller
 from sweep.controller.ports import Ports
-from sweep.model import Mode
-from sweep.wiring import backends, session
+from sweep.model import AttemptId, Mode
+from sweep.queues.launch.section import LaunchQueue
+from sweep.tracking.stopped_runs import stopped_runs
+from sweep.wiring import backends, creation, session
 from sweep.wiring.compose import compose_config, freeze
-from sweep.wiring.rooms import load_settings, stopped_runs
+from sweep.wiring.rooms import load_settings
+from sweep.wiring.specifications import trial_spec
 from tests.helpers.kill_points import Quiet
 from tests.standin.model import Item, ItemState, Run
 from tests.standin.plugin import here
@@ -177,17 +179,18 @@ def make_room(channel: str, trials: int, prune_at: int) -> Room:
     words += ["pruner=threshold", "pruner.upper=0.001", f"pruner.n_warmup_steps={prune_at}", "sampler=random"]
     words += ["space.optimizer.lr=tag(log,interval(1e-5,1e-1))", "space.model.lora_rank=null"]
     words += ["space.gradient_accumulation_steps=null", "derive.model.lora_alpha=null"]
-    return session.create_room(freeze(compose_config(words), f"bench-{channel}"), 10**6)
+    return creation.create_room(freeze(compose_config(words), f"bench-{channel}"), 10**6)
 
 
 def control(room: Room) -> Controller:
     settings = load_settings(room)
     study = session.open_study(room, settings)
-    dispatcher = backends.make_dispatcher(room, settings)
+    opened = backends.backend_of(settings).open(room, settings)
+    dispatcher = opened.dispatcher
     return Controller(
-        ports=Ports(study, backends.make_channel(room, dispatcher), dispatcher, session.WallClock()),
+        ports=Ports(study, opened.channel, dispatcher, session.WallClock()),
         limits=settings.limits(backends.worker_count(settings)),
-        spec=lambda t, a, w: session.trial_spec(settings, study.params(t), (t, a, w), stopped=stopped_runs(room)),
+        spec=lambda t, a, w: trial_spec(settings, study.params(t), AttemptId(t, a, w), stopped=stopped_runs(room)),
         listener=Quiet(),
         mode=lambda: Mode.RUN,
         created=settings.created,

@@ -26,7 +26,7 @@ from sweep.store.lease import RENEW_SECONDS
 from sweep.store.request_budget import MeteredStore, RequestBudget, pages
 from trainer.contract import Report, TrialSpec, encode
 from trainer.room import Room, append_line, write_atomic
-from trainer.store.objects import Store, open_store
+from trainer.store.objects import ObjectStore, open_store
 from trainer.store.worker_sync import Pace, WorkerSync
 
 DOLLARS = {"list": 0.005, "put": 0.005, "copy": 0.005, "get": 0.0004, "delete": 0.0}
@@ -36,7 +36,7 @@ DOLLARS = {"list": 0.005, "put": 0.005, "copy": 0.005, "get": 0.0004, "delete": 
 class Counting:
     """A store that counts requests."""
 
-    store: Store
+    store: ObjectStore
     requests: Counter[str]
 
     def list(self, prefix: str = "", begins: str = "") -> dict[str, str]:
@@ -94,15 +94,15 @@ def run(trials: int, earlier: int, minutes: float, report: float) -> tuple[Count
         room = Room(Path(folder, "controller"))
         write_atomic(room.sweep, json.dumps({"name": "bench", "created": 1.0}))
         write_atomic(room.root / "study.journal", "{}\n")
-        allowance = RequestBudget(REQUESTS_PER_MINUTE, lambda: time.now)
-        metered = MeteredStore(Counting(store, ours), allowance)
+        budget = RequestBudget(REQUESTS_PER_MINUTE, lambda: time.now)
+        metered = MeteredStore(Counting(store, ours), budget)
         channel = StoreChannel(
             ControllerSync(metered, room, now=lambda: time.now),
-            allowance=allowance,
-            ended=lambda: 0,
+            budget=budget,
+            job_ends=lambda: 0,
             now=lambda: time.now,
         )
-        channel.mirror.start(False)
+        channel.sync.start(False)
         for trial in range(earlier):
             leave_behind(store, trial)
         running = list(range(earlier, earlier + trials))
@@ -114,7 +114,7 @@ def run(trials: int, earlier: int, minutes: float, report: float) -> tuple[Count
             channel.assign(TrialSpec("bench", trial, 1, worker.worker, {}, 10))
         names = [worker.worker for worker in workers]
         for worker in workers:
-            worker.post()
+            worker.sync_small()
         channel.observe(running, names)
         ours.clear()
         theirs.clear()
@@ -128,8 +128,8 @@ def run(trials: int, earlier: int, minutes: float, report: float) -> tuple[Count
                 if time.now >= due[trial]:
                     due[trial] += report
                     train(worker, room, trial, time.now)
-                worker.post()
-                worker.freight()
+                worker.sync_small()
+                worker.put_bulk()
             if time.now - beats >= Pace().beat:
                 beats = time.now
                 for worker in workers:
@@ -157,7 +157,7 @@ def train(worker: WorkerSync, room: Room, trial: int, now: float) -> None:
         journal.write(f"{trial} {now}\n")
 
 
-def leave_behind(store: Store, trial: int) -> None:
+def leave_behind(store: ObjectStore, trial: int) -> None:
     for name in ("spec.json", "reports.jsonl", "steps.jsonl", "checkpoint.pt", "outcome.json"):
         store.put(f"trials/{trial:05d}/1/{name}", b"{}\n")
     for name in ("adapter_config.json", "adapter_model.safetensors"):

@@ -22,16 +22,18 @@ import numpy as np
 import optuna
 import yaml
 
-from sweep.config.queues import SimulationModel
 from sweep.config.space_grammar import parse_space
 from sweep.model import Finished, Limits
+from sweep.queues.simulated.section import SimulationModel
 from sweep.queues.simulated.tables import Table, load_table
 from sweep.queues.simulated.world import World
 from sweep.search.forecast_sampler import ForecastSampler
 from sweep.search.storage import memory_storage
 from sweep.search.strategy.freeze_thaw import FreezeThaw
-from sweep.search.strategy.halving import AsynchronousHalving, Promotion
-from sweep.search.study import OptunaStudy, StudyConfig
+from sweep.search.strategy.halving import AsynchronousHalving
+from sweep.search.strategy.protocol import Promotion
+from sweep.search.study import OptunaStudy
+from sweep.search.study_config import StudyConfig
 from sweep.wiring.simulate import Silent, simulate
 from tests.bench.search_bench import tables
 

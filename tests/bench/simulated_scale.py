@@ -21,14 +21,15 @@ from pathlib import Path
 
 import optuna
 
-from sweep.config.queues import SimulationModel
 from sweep.config.space_grammar import parse_space
 from sweep.model import Effect, Finished, Limits, Tell
+from sweep.queues.simulated.section import SimulationModel
 from sweep.queues.simulated.tables import Table, load_table
 from sweep.queues.simulated.world import SimAttempt, World
 from sweep.search.storage import memory_storage
 from sweep.search.strategy.halving import AsynchronousHalving
-from sweep.search.study import OptunaStudy, StudyConfig
+from sweep.search.study import OptunaStudy
+from sweep.search.study_config import StudyConfig
 from sweep.wiring.simulate import Silent, simulate
 from tests.helpers.tables import write_table
 from trainer.contract import TrialSpec
@@ -102,7 +103,7 @@ def run(table: Table, trials: int, workers: int, sampler: str = "random", pruner
     assert finish.how is Finished.DONE, finish
     facts = study.facts()
     assert not facts.open
-    assert not facts.aside
+    assert not facts.suspended
     attempts = [attempt for of_trial in world.attempts.values() for attempt in of_trial.values()]
     return Scale(
         complete=facts.complete,

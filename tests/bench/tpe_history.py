@@ -27,7 +27,8 @@ from scipy.stats import ttest_rel
 from sweep.config.space_grammar import parse_space
 from sweep.model import Ending, Tell
 from sweep.search.storage import memory_storage
-from sweep.search.study import OptunaStudy, StudyConfig
+from sweep.search.study import OptunaStudy
+from sweep.search.study_config import StudyConfig
 from tests.bench.search_bench.tables import ACCUMULATION, LR, RANK, Table, synthetic
 from trainer.contract import Report
 

@@ -1,4 +1,4 @@
-"""What every `Channel` must keep, over all of them."""
+"""The contract of every `Channel`, tested over all of them."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from sweep.config.queues import SimulationModel
 from sweep.controller.ports import Channel
 from sweep.controller.room_channel import RoomChannel
 from sweep.queues.launch.api import Runs
 from sweep.queues.launch.channel import WandbChannel
 from sweep.queues.simulated.dispatcher import SimulatedChannel, SimulatedClock
+from sweep.queues.simulated.section import SimulationModel
 from sweep.queues.simulated.tables import load_table
 from sweep.queues.simulated.world import SimAttempt, World
 from sweep.store.channel import StoreChannel
-from sweep.store.controller_sync import ControllerSync, pull_room
+from sweep.store.controller_sync import ControllerSync
+from sweep.store.download import download_room
 from tests.helpers.launch_fakes import FakeLaunchApi
 from tests.helpers.tables import write_table
 from trainer.contract import Outcome, OutcomeKind, Report, StopCause, TrialSpec, decode, encode
@@ -32,7 +33,7 @@ Make = Callable[[Room], Channel]
 
 
 class Rig:
-    """A channel's far side: what the worker w0001 does, for a channel through a room."""
+    """The worker side of a channel: does what the worker w0001 would do in a room."""
 
     def __init__(self, room: Room) -> None:
         self.room = room
@@ -54,14 +55,14 @@ class Rig:
         write_atomic(self.room.worker("w0001").beat, "7")
 
     def wait(self, channel: Channel, happens: Callable[[], None] | None) -> float:
-        """How long a wait of two seconds takes where this happens after a tenth of one."""
+        """How long a wait of two seconds takes if this happens after a tenth of a second."""
         clock = Ticks(happens or (lambda: None))
         channel.wait(clock, 2.0)
         return clock.time
 
 
 class Ticks:
-    """A clock on which something happens at a moment."""
+    """A clock that calls a function after a tenth of a second."""
 
     def __init__(self, happens: Callable[[], None]) -> None:
         self.time, self.happens = 0.0, happens
@@ -76,7 +77,7 @@ class Ticks:
 
 
 class SimulatedRig(Rig):
-    """The same in a simulated world."""
+    """The same for a simulated worker."""
 
     def __init__(self, room: Room) -> None:
         super().__init__(room)
@@ -115,29 +116,29 @@ class SimulatedRig(Rig):
             self.world.advance(self.world.next_event())
 
 
-@pytest.fixture(params=["room", "mirrored", "wandb"])
+@pytest.fixture(params=["room", "store", "wandb"])
 def make(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Make:
-    """Over a directory that both share; and over a store of which each controller has a new copy.
+    """Makes channels over a shared directory, over a store of which each controller has a new copy, and over W&B.
 
-    That store is a directory, which looks like a room: so what these tests write and read there as a worker would is
-    what one with a copy of its own would put and find.
+    The store is a directory with the layout of a room. So these tests write and read there what a worker with a copy
+    of its own would put and get.
     """
 
-    def mirrored(room: Room) -> StoreChannel:
-        mirror = ControllerSync(open_store(str(room.root)), Room(tmp_path_factory.mktemp("copy")))
-        pull_room(mirror.store, mirror.room)
-        mirror.start(continued=False)
-        return StoreChannel(mirror, look=0.01)
+    def through_store(room: Room) -> StoreChannel:
+        sync = ControllerSync(open_store(str(room.root)), Room(tmp_path_factory.mktemp("copy")))
+        download_room(sync.store, sync.room)
+        sync.start(continued=False)
+        return StoreChannel(sync, min_interval=0.01)
 
     def through_wandb(room: Room) -> WandbChannel:
-        """One that has looked, as the dispatcher makes it look."""
+        """A channel that has queried W&B, as the dispatcher makes it do."""
         api = FakeLaunchApi(room.root / "wandb")
         channel = WandbChannel(room, RoomChannel(room), api, Runs(api, 0.0), lambda run: None)
         channel.runs.want("jobs", ["run-1"])
         channel.runs.look()
         return channel
 
-    ways: dict[str, Make] = {"mirrored": mirrored, "wandb": through_wandb}
+    ways: dict[str, Make] = {"store": through_store, "wandb": through_wandb}
     return ways.get(request.param, RoomChannel)
 
 
@@ -155,7 +156,7 @@ def rig(request: pytest.FixtureRequest, room: Room) -> Rig:
 
 
 def worker_reports(room: Room, report: Report, torn: bool = False) -> None:
-    """What a worker would do."""
+    """Append a report, or a part of it, as a worker would."""
     path = room.attempt(3, 1).reports
     with path.open("a") as file:
         if torn:
@@ -169,12 +170,12 @@ def test_an_assignment_reaches_its_worker_and_is_safe_to_repeat(rig: Rig) -> Non
     channel.assign(SPEC)
     rig.make().assign(replace(SPEC, milestone_tokens=99))
     attempts, workers = channel.observe([3], ["w0001"])
-    (sight,) = attempts[3]
-    assert (sight.number, sight.worker, sight.delivered, sight.outcome) == (1, "w0001", True, None)
+    (attempt,) = attempts[3]
+    assert (attempt.number, attempt.worker, attempt.delivered, attempt.outcome) == (1, "w0001", True, None)
     assert workers["w0001"].assigned == 1
 
 
-def test_the_first_word_of_a_specification_stands(make: Make, room: Room) -> None:
+def test_the_first_specification_stands(make: Make, room: Room) -> None:
     make(room).assign(SPEC)
     make(room).assign(replace(SPEC, milestone_tokens=99))
     assert decode(TrialSpec, read_text(room.attempt(3, 1).spec) or "") == SPEC
@@ -213,10 +214,10 @@ def test_an_outcome_is_never_seen_before_the_reports_behind_it(rig: Rig) -> None
     channel.assign(SPEC)
     report = rig.report()
     rig.finish()
-    (sight,) = channel.observe([3], [])[0][3]
-    assert sight.outcome is not None
-    assert sight.outcome.kind is OutcomeKind.COMPLETED
-    assert sight.reports[0] == report
+    (attempt,) = channel.observe([3], [])[0][3]
+    assert attempt.outcome is not None
+    assert attempt.outcome.kind is OutcomeKind.COMPLETED
+    assert attempt.reports[0] == report
 
 
 def test_an_outcome_that_cannot_be_read_fails_the_attempt(make: Make, room: Room) -> None:
@@ -234,8 +235,8 @@ def test_the_first_stop_stands(rig: Rig) -> None:
     channel.assign(SPEC)
     channel.stop(3, 1, StopCause.PAUSED, "worse: 3 of 4")
     rig.make().stop(3, 1, StopCause.INTERRUPTED, "later")
-    (sight,) = channel.observe([3], [])[0][3]
-    assert (sight.stop, sight.stop_reason) == (StopCause.PAUSED, "worse: 3 of 4")
+    (attempt,) = channel.observe([3], [])[0][3]
+    assert (attempt.stop, attempt.stop_reason) == (StopCause.PAUSED, "worse: 3 of 4")
 
 
 def test_a_drain_and_a_beat_are_seen(rig: Rig) -> None:
@@ -264,7 +265,7 @@ def test_attempts_are_shown_in_order(make: Make, room: Room) -> None:
     channel = make(room)
     for number in (2, 10, 1):
         channel.assign(replace(SPEC, attempt=number))
-    assert [sight.number for sight in channel.observe([3], [])[0][3]] == [1, 2, 10]
+    assert [attempt.number for attempt in channel.observe([3], [])[0][3]] == [1, 2, 10]
 
 
 def test_a_wait_ends_early_when_an_attempt_ends_or_a_worker_gets_ready(rig: Rig) -> None:
@@ -277,27 +278,27 @@ def test_a_wait_ends_early_when_an_attempt_ends_or_a_worker_gets_ready(rig: Rig)
         assert rig.wait(channel, happening) < 0.2
     rig.finish()
     channel.observe([3], ["w0001"])
-    assert rig.wait(channel, None) == pytest.approx(2.0, abs=0.02), "what has been seen wakes nobody again"
+    assert rig.wait(channel, None) == pytest.approx(2.0, abs=0.02), "a file that was observed before ends no wait"
 
 
 def test_what_a_fenced_out_attempt_writes_does_not_count(rig: Rig) -> None:
-    """It was taken for lost; its worker runs on, in this controller's time and in the next one's."""
+    """It was taken for lost, but its worker still runs, under this controller and under the next one."""
     channel = rig.make()
     channel.assign(SPEC)
     rig.report()
     channel.assign(replace(SPEC, attempt=2, worker="w0002"))
-    if not isinstance(rig, SimulatedRig):  # there it cannot
+    if not isinstance(rig, SimulatedRig):  # a simulated worker cannot
         rig.report()
         rig.finish()
-    for one in (channel, rig.make()):
-        first, second = one.observe([3], ["w0002"])[0][3]
+    for observer in (channel, rig.make()):
+        first, second = observer.observe([3], ["w0002"])[0][3]
         assert [report.milestone for report in first.reports] == [1]
         assert (second.number, second.outcome) == (2, None), "the last attempt decides"
     assert channel.observe([3], ["w0001"])[1]["w0001"].draining, "it has nothing left to do"
 
 
 def test_a_worker_that_never_began_its_attempt_is_not_let_go(make: Make, room: Room) -> None:
-    """It failed to start, which counts; or it is late, and finds the fence."""
+    """It failed to start, which is counted; or it is late, and will see the fence."""
     channel = make(room)
     channel.assign(SPEC)
     channel.assign(replace(SPEC, attempt=2, worker="w0002"))

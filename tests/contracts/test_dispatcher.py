@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 
-from sweep.config.queues import LaunchQueue, SimulationModel
 from sweep.controller.ports import Dispatcher, WorkerSpec
 from sweep.controller.room_channel import RoomChannel
 from sweep.model import JobState
@@ -20,13 +19,16 @@ from sweep.processes import PreforkServer
 from sweep.queues.launch import dispatcher as launch_dispatch
 from sweep.queues.launch.api import Runs
 from sweep.queues.launch.dispatcher import LaunchDispatcher
+from sweep.queues.launch.section import LaunchQueue
 from sweep.queues.local.dispatcher import LocalDispatcher
 from sweep.queues.simulated.dispatcher import SimulatedDispatcher
+from sweep.queues.simulated.section import SimulationModel
 from sweep.queues.simulated.tables import load_table
 from sweep.queues.simulated.world import World
 from tests.helpers.fakes import FastDispatcher
 from tests.helpers.launch_fakes import Agent, FakeLaunchApi
 from tests.helpers.tables import write_table
+from tests.helpers.waiting import until
 from trainer.contract import JOB_KEY, Tracking, TrialSpec, encode
 from trainer.room import Room, held, read_text, write_atomic
 
@@ -148,13 +150,6 @@ def hands(make: Make, room: Room) -> Hands:
 
 def make_world(folder: Path) -> World:
     return World(load_table(str(write_table(folder / "curves.npz"))), SimulationModel(wait_seconds=5.0))
-
-
-def until(condition: Callable[[], bool], seconds: float = 300.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.01)
 
 
 def state(dispatcher: Dispatcher, name: str) -> JobState:

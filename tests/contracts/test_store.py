@@ -1,4 +1,4 @@
-"""What every `Store` must keep: in memory, in a directory, in S3 as moto plays it."""
+"""What every `ObjectStore` must keep: in memory, in a directory, in S3 as moto plays it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.stores import new_url, s3_server
-from trainer.store.objects import Store, StoreError, StoreRefusedError, open_store
+from trainer.store.objects import ObjectStore, StoreError, StoreRefusedError, open_store
 
 
 @pytest.fixture(scope="module")
@@ -19,11 +19,11 @@ def s3() -> Iterator[str]:
 
 
 @pytest.fixture(params=["memory", "directory", "s3"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> ObjectStore:
     return open_store(new_url(request.param, tmp_path, lambda: request.getfixturevalue("s3")))
 
 
-def test_what_was_put_is_listed_and_read(store: Store) -> None:
+def test_what_was_put_is_listed_and_read(store: ObjectStore) -> None:
     assert store.list() == {}
     store.put("sweep.json", b"{}")
     store.put("trials/00003/1/spec.json", b"spec")
@@ -43,7 +43,7 @@ def test_what_was_put_is_listed_and_read(store: Store) -> None:
     assert store.get([]) == {}
 
 
-def test_a_tag_changes_with_the_content_and_only_then(store: Store) -> None:
+def test_a_tag_changes_with_the_content_and_only_then(store: ObjectStore) -> None:
     store.put("beat", b"1")
     store.put("other", b"1")
     first = store.list()
@@ -54,13 +54,13 @@ def test_a_tag_changes_with_the_content_and_only_then(store: Store) -> None:
     assert second["other"] == first["other"]
 
 
-def test_an_empty_object_exists(store: Store) -> None:
+def test_an_empty_object_exists(store: ObjectStore) -> None:
     store.put("workers/w0001/drain", b"")
     assert set(store.list("workers/w0001")) == {"workers/w0001/drain"}
     assert store.get(["workers/w0001/drain"]) == {"workers/w0001/drain": b""}
 
 
-def test_files_go_in_and_out(store: Store, tmp_path: Path) -> None:
+def test_files_go_in_and_out(store: ObjectStore, tmp_path: Path) -> None:
     data = bytes(range(256)) * 5000
     (tmp_path / "in.bin").write_bytes(data)
     store.put("trials/00001/1/checkpoint.pt", tmp_path / "in.bin")
@@ -74,7 +74,7 @@ def test_files_go_in_and_out(store: Store, tmp_path: Path) -> None:
     assert not (tmp_path / "absent").exists()
 
 
-def test_a_copy_is_another_object(store: Store) -> None:
+def test_a_copy_is_another_object(store: ObjectStore) -> None:
     store.put("checkpoint.pt", b"one")
     assert store.copy("checkpoint.pt", "fenced.pt")
     store.put("checkpoint.pt", b"two")
@@ -83,14 +83,14 @@ def test_a_copy_is_another_object(store: Store) -> None:
     assert "elsewhere" not in store.list()
 
 
-def test_a_delete_is_safe_to_repeat(store: Store) -> None:
+def test_a_delete_is_safe_to_repeat(store: ObjectStore) -> None:
     store.put("control", b"stop")
     store.delete("control")
     store.delete("control")
     assert store.list() == {}
 
 
-def test_a_conditional_put_holds_to_its_condition(store: Store) -> None:
+def test_a_conditional_put_holds_to_its_condition(store: ObjectStore) -> None:
     assert store.put_if("lease", b"a", None)
     assert not store.put_if("lease", b"b", None)
     assert not store.put_if("lease", b"c", b"b")
@@ -102,7 +102,7 @@ def test_a_conditional_put_holds_to_its_condition(store: Store) -> None:
 
 
 @pytest.mark.parametrize("before", [None, b"old"])
-def test_of_many_who_put_conditionally_at_once_one_wins(store: Store, before: bytes | None) -> None:
+def test_of_many_who_put_conditionally_at_once_one_wins(store: ObjectStore, before: bytes | None) -> None:
     if before is not None:
         store.put("lease", before)
     won: list[int] = []
@@ -120,7 +120,7 @@ def test_of_many_who_put_conditionally_at_once_one_wins(store: Store, before: by
     assert store.get(["lease"]) == {"lease": str(won[0]).encode()}
 
 
-def test_a_reader_sees_whole_objects_only(store: Store) -> None:
+def test_a_reader_sees_whole_objects_only(store: ObjectStore) -> None:
     """While one key is put again and again, by bytes and by file, a reader finds one content or the other."""
     done = threading.Event()
     contents = [b"a" * 200_000, b"b" * 100_000]

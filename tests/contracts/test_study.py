@@ -1,25 +1,34 @@
-"""What every storage under an `OptunaStudy` must keep, and what every sampler and pruner of ours does in it."""
+"""The contracts of `Study`, `PausingStudy` and `FinalsStudy`, held by every implementation.
+
+Below them: what every storage under an `OptunaStudy` keeps, and what every sampler and pruner does in it.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import optuna
 import pytest
 
 from sweep.config.settings import Settings
 from sweep.config.space_grammar import parse_space
-from sweep.model import Ending, Tell
+from sweep.controller.ports import Channel, Dispatcher, Ports, SearchStudy, Study
+from sweep.evaluation.controller import EvaluationStudy
+from sweep.model import Ending, Ruling, Tell
+from sweep.queues.simulated.dispatcher import ChargedStudy
 from sweep.resources import conf_dir
 from sweep.search.storage import journal_storage, memory_storage
 from sweep.search.strategy.freeze_thaw import FreezeThaw
-from sweep.search.study import OptunaStudy, StudyConfig
+from sweep.search.strategy.halving import AsynchronousHalving
+from sweep.search.study import OptunaStudy
+from sweep.search.study_config import StudyConfig
 from sweep.wiring.compose import compose_config, freeze
 from sweep.wiring.session import study_config as study_config_of
 from trainer.contract import Report
+from trainer.room import Room
 
 SPACE = {
     "optimizer.lr": "tag(log, interval(1e-5, 1e-1))",
@@ -29,9 +38,13 @@ SPACE = {
 MILESTONES = 6
 
 Open = Callable[[], OptunaStudy]
+OpenStudy = Callable[[], Study]
+OpenSearch = Callable[[], SearchStudy]
 
 
-def study_config(sampler: Any = optuna.samplers.TPESampler, pruner: Any = None, **space: str) -> StudyConfig:
+def study_config(
+    sampler: Any = optuna.samplers.TPESampler, pruner: Any = None, finals: tuple[int, int] = (0, 0), **space: str
+) -> StudyConfig:
     return StudyConfig(
         name="s",
         space=parse_space(space or SPACE),
@@ -39,6 +52,9 @@ def study_config(sampler: Any = optuna.samplers.TPESampler, pruner: Any = None, 
         seed=1,
         sampler=lambda seed: sampler(seed=seed),
         pruner=pruner or optuna.pruners.NopPruner(),
+        milestones=MILESTONES,
+        finalists=finals[0],
+        seeds=finals[1],
     )
 
 
@@ -55,6 +71,239 @@ def opened(request: pytest.FixtureRequest, tmp_path: Path) -> Open:
 
 def report(milestone: int, loss: float) -> Report:
     return Report(milestone, milestone, milestone * 10, 0, loss, 1.0, 1e-3, 1.0, 0.1, final=milestone == MILESTONES)
+
+
+class StillClock:
+    """A clock on which no time passes."""
+
+    def now(self) -> float:
+        return 0.0
+
+    def sleep(self, seconds: float) -> None:
+        pass
+
+
+# --- Study -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["optuna", "charged", "evaluation"])
+def any_study(request: pytest.FixtureRequest, tmp_path: Path) -> OpenStudy:
+    """Opens the study as each controller of one sweep would."""
+
+    def optuna_study() -> OptunaStudy:
+        return OptunaStudy(study_config(), journal_storage(tmp_path / "study.journal"))
+
+    def evaluation_study() -> EvaluationStudy:
+        return EvaluationStudy(Room(tmp_path), lambda: [0, 1, 2])
+
+    kinds: dict[str, OpenStudy] = {
+        "optuna": optuna_study,
+        "charged": lambda: ChargedStudy(optuna_study(), StillClock()),
+        "evaluation": evaluation_study,
+    }
+    return kinds[request.param]
+
+
+def test_an_asked_trial_is_open_until_it_is_told(any_study: OpenStudy) -> None:
+    study = any_study()
+    first, second = study.ask(), study.ask()
+    assert first != second
+    assert study.facts().open == tuple(sorted((first, second)))
+    study.record(first, [report(MILESTONES, 1.0)])
+    study.tell(Tell(first, Ending.COMPLETE, ""), 10)
+    study.tell(Tell(second, Ending.FAIL, "why"), 10)
+    facts = study.facts()
+    assert (facts.open, facts.complete, facts.failed) == ((), 1, 1)
+
+
+def test_a_later_controller_knows_open_and_ended_trials(any_study: OpenStudy) -> None:
+    study = any_study()
+    first, second = study.ask(), study.ask()
+    study.record(first, [report(MILESTONES, 1.0)])
+    study.tell(Tell(first, Ending.COMPLETE, ""), 10)
+    again = any_study()
+    assert (again.facts().open, again.facts().complete) == ((second,), 1)
+    assert again.params(second) == study.params(second)
+    assert again.ask() not in (first, second)
+
+
+def test_an_end_is_recorded_once(any_study: OpenStudy) -> None:
+    study = any_study()
+    number = study.ask()
+    study.record(number, [report(MILESTONES, 1.0)])
+    study.tell(Tell(number, Ending.COMPLETE, ""), 10)
+    for later in (study, any_study()):
+        later.tell(Tell(number, Ending.FAIL, "too late"), 10)
+        assert (later.facts().complete, later.facts().failed) == (1, 0)
+
+
+def test_the_end_of_a_trial_that_was_never_asked_is_ignored(any_study: OpenStudy) -> None:
+    study = any_study()
+    study.tell(Tell(7, Ending.FAIL, "why"), 10)
+    assert (study.facts().open, study.facts().failed) == ((), 0)
+
+
+def test_a_study_of_no_pauses_gives_no_verdict(any_study: OpenStudy) -> None:
+    study = any_study()
+    assert study.record(study.ask(), [report(1, 3.0)], "w0001", new_allowed=False) is None
+
+
+def test_only_a_study_that_can_pause_and_train_finals_says_so(any_study: OpenStudy) -> None:
+    study = any_study()
+    ports = Ports(study, cast(Channel, None), cast(Dispatcher, None), StillClock())
+    can = not isinstance(study, EvaluationStudy)
+    whole: object = study
+    assert (ports.pausing is whole, ports.finals is whole) == (can, can)
+    assert can or (ports.pausing, ports.finals) == (None, None)
+
+
+# --- PausingStudy ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["halving", "freeze_thaw", "charged"])
+def pausing(request: pytest.FixtureRequest, tmp_path: Path) -> OpenSearch:
+    """Opens a study whose first trial pauses at its first report, once three more have reported better ones."""
+    pruner = FreezeThaw("loss", design=4) if request.param == "freeze_thaw" else AsynchronousHalving("loss", 1, 2)
+
+    def opened() -> OptunaStudy:
+        return OptunaStudy(study_config(pruner=pruner, finals=(2, 2)), journal_storage(tmp_path / "study.journal"))
+
+    return (lambda: ChargedStudy(opened(), StillClock())) if request.param == "charged" else opened
+
+
+def paused(study: SearchStudy) -> int:
+    """A trial that has paused at milestone 1."""
+    for value in (1.0, 2.0, 3.0, 4.0):
+        number = study.ask()
+        verdict = study.record(number, [report(1, value)])
+        if verdict is not None:
+            assert verdict.ruling is Ruling.PAUSE
+            return number
+    raise AssertionError("no trial was paused")
+
+
+def test_a_pause_stands_and_later_reports_are_held_back(pausing: OpenSearch) -> None:
+    study = pausing()
+    number = paused(study)
+    verdict = study.record(number, [report(2, 0.1)])
+    assert verdict is not None
+    assert verdict.milestone == 1
+    assert study.record(number, []) == verdict
+    assert number in study.facts().open, "its attempt still runs"
+
+
+def test_a_suspended_trial_is_not_open(pausing: OpenSearch) -> None:
+    study = pausing()
+    number = paused(study)
+    study.suspend(number)
+    assert number not in study.facts().open
+    assert number in study.facts().suspended
+    asked = study.facts().asked
+    study.tell(Tell(number, Ending.PRUNED, "it was paused"), 10)
+    facts = study.facts()
+    assert (facts.suspended, facts.pruned, facts.asked) == ((), 1, asked)
+
+
+def test_a_promoted_trial_is_open_and_without_verdict(pausing: OpenSearch) -> None:
+    study = pausing()
+    number = paused(study)
+    study.suspend(number)
+    promotion = None
+    while promotion is None:  # the other trials end at worse values until the paused one is worth continuing
+        other = study.ask()
+        study.record(other, [report(1, 9.0)])
+        study.tell(Tell(other, Ending.PRUNED, "why"), 10)
+        promotion = study.promote(new_allowed=False)
+        assert other < 30
+    assert promotion.reason
+    assert promotion.trial in study.facts().open or promotion.trial == number
+    assert promotion.trial not in study.facts().suspended
+    assert study.record(promotion.trial, []) is None
+
+
+def test_without_a_paused_trial_nothing_is_promoted(pausing: OpenSearch) -> None:
+    study = pausing()
+    study.ask()
+    assert study.promote(new_allowed=True) is None
+    assert study.promote(new_allowed=False) is None
+    assert study.facts().stuck, "the controller need not ask again before something has changed"
+    study.ask()
+    assert not study.facts().stuck
+
+
+def test_a_later_controller_restores_a_pause_unless_a_promotion_has_ended_it(pausing: OpenSearch) -> None:
+    number = paused(pausing())
+    again = pausing()
+    again.restore_pause(number, "an earlier controller's reason")
+    verdict = again.record(number, [report(1, 4.0)])
+    assert verdict is not None
+    assert (verdict.ruling, verdict.reason, verdict.milestone) == (Ruling.PAUSE, "an earlier controller's reason", 1)
+    again.suspend(number)
+    promotion = None
+    while promotion is None:
+        other = again.ask()
+        again.record(other, [report(1, 9.0)])
+        again.tell(Tell(other, Ending.PRUNED, "why"), 10)
+        promotion = again.promote(new_allowed=False)
+        assert other < 30
+    last = pausing()
+    last.restore_pause(promotion.trial, "too late")
+    assert last.record(promotion.trial, []) is None
+
+
+def test_a_later_controller_is_asked_for_the_reports_of_ended_trials_once(pausing: OpenSearch) -> None:
+    study = pausing()
+    number = study.ask()
+    study.record(number, [report(1, 1.0)])
+    study.tell(Tell(number, Ending.PRUNED, "why"), 10)
+    assert study.trials_without_reports() == []
+    again = pausing()
+    assert again.trials_without_reports() == [number]
+    again.restore_reports(number, [report(1, 1.0), report(2, 0.5)])
+    assert again.trials_without_reports() == []
+
+
+# --- FinalsStudy -----------------------------------------------------------------------------------------------------
+
+
+def ended_search(study: SearchStudy) -> list[int]:
+    """The two best of three complete trials, best first."""
+    numbers = [study.ask() for _ in range(3)]
+    for number, value in zip(numbers, (2.0, 1.0, 3.0), strict=True):
+        study.record(number, [report(MILESTONES, value)])
+        study.tell(Tell(number, Ending.COMPLETE, ""), 10)
+    return [numbers[1], numbers[0]]
+
+
+def test_each_of_the_best_trials_is_trained_with_each_seed_once(pausing: OpenSearch) -> None:
+    study = pausing()
+    best = ended_search(study)
+    params = {}
+    for left in (4, 3, 2, 1):
+        study = pausing()  # whatever controller goes on
+        assert study.facts().finals == left
+        number = study.ask_final()
+        params[number] = study.params(number)
+        study.record(number, [report(MILESTONES, 9.0)])
+        study.tell(Tell(number, Ending.COMPLETE, ""), 10)
+    assert study.facts().finals == 0
+    assert len(params) == 4
+    assert not params.keys() & set(best)
+    assert len({str(sorted(one.items())) for one in params.values()}) == 2
+
+
+def test_a_final_is_never_judged_and_never_the_best(pausing: OpenSearch) -> None:
+    study = pausing()
+    best = ended_search(study)
+    number = study.ask_final()
+    assert study.record(number, [report(1, 99.0), report(2, 99.0), report(3, math.inf)]) is None
+    study.record(number, [report(MILESTONES, 0.0)])
+    study.tell(Tell(number, Ending.COMPLETE, ""), 10)
+    facts = study.facts()
+    assert (facts.best_trial, facts.complete, facts.tokens) == (best[0], 3, 40)
+
+
+# --- OptunaStudy -----------------------------------------------------------------------------------------------------
 
 
 def test_a_trial_from_ask_to_tell(opened: Open) -> None:
@@ -96,7 +345,7 @@ def test_a_half_asked_trial_is_completed_with_what_would_have_been_proposed(open
     whole = opened()
     whole.ask()
     whole.tell(Tell(0, Ending.FAIL, "x"), 0)
-    whole._seed_for(1)
+    whole._sampler.seed_for(1)
     whole.optuna_study.ask()  # the controller died here: a number, but no parameter yet
     again = opened()
     assert again.facts().open == (1,)
@@ -177,8 +426,8 @@ def simulate(configured: Settings, storage: Path, restart: bool) -> list[tuple[A
     def opened() -> OptunaStudy:
         """A controller's first look: the study, and what the room still holds of all trials' reports."""
         study = OptunaStudy(study_config_of(configured), journal_storage(storage))
-        for ended in study.unknown():
-            study.recall(ended, said[ended])
+        for ended in study.trials_without_reports():
+            study.restore_reports(ended, said[ended])
         for running in study.facts().open:
             study.record(running, said.get(running, []))
         return study

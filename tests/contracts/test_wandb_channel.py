@@ -12,7 +12,7 @@ import pytest
 
 from sweep.controller.room_channel import RoomChannel
 from sweep.errors import RetryLater
-from sweep.queues.launch.api import RunFacts, Runs
+from sweep.queues.launch.api import ObservedRun, Runs
 from sweep.queues.launch.channel import WandbChannel
 from tests.helpers.launch_fakes import FakeLaunchApi
 from trainer.contract import (
@@ -179,7 +179,7 @@ def test_a_stop_reaches_the_run_with_its_cause_once(scene: Scene) -> None:
     scene.restarted().stop(3, 1, StopCause.INTERRUPTED, "later")
     assert scene.api.asked("stop") == ["run-1"]
     facts = scene.api.run("run-1")
-    assert isinstance(facts, RunFacts)
+    assert isinstance(facts, ObservedRun)
     assert facts.tags == ("stop:pruned",)
     assert scene.stopping == ["run-1"], "no later attempt goes on in it"
 
@@ -201,7 +201,7 @@ def test_a_job_that_was_to_stop_before_it_began_is_told_when_it_begins(scene: Sc
     scene.look()
     scene.look()
     facts = scene.api.run("run-1")
-    assert isinstance(facts, RunFacts)
+    assert isinstance(facts, ObservedRun)
     assert facts.tags == ("stop:cancelled",)
     assert len(scene.api.asked("stop")) == 2, "in vain, and when there was a run"
 

@@ -9,9 +9,9 @@ import pytest
 from sweep.controller.loop import Controller
 from sweep.controller.ports import Ports
 from sweep.controller.room_channel import RoomChannel
-from sweep.evaluation.controller import EvaluationStudy, Gate, Together, told
+from sweep.evaluation.controller import CombinedController, EvaluationMode, EvaluationStudy, read_ending
 from sweep.evaluation.jobs import evaluation_settings, evaluation_spec, evaluations_room
-from sweep.model import Finished, Mode
+from sweep.model import AttemptId, Finished, Mode
 from sweep.report.reader import open_reader, read_evaluation
 from sweep.search.study import OptunaStudy
 from sweep.wiring import session
@@ -30,7 +30,7 @@ WORDS = (
 )
 
 
-def together(room: Room, listener: Quiet, mode: Mode = Mode.RUN) -> Together:
+def together(room: Room, listener: Quiet, mode: Mode = Mode.RUN) -> CombinedController:
     """As `session.with_evaluations`, with workers that need no torch."""
     settings = load_settings(room)
     main = alone(room, listener, mode)
@@ -40,17 +40,17 @@ def together(room: Room, listener: Quiet, mode: Mode = Mode.RUN) -> Together:
     env = {"STEP_SECONDS": kill_points.STEP_SECONDS}
     dispatcher = FastDispatcher(beside, (), 1, settings.queue.trials_per_worker or 0, env=env)
     study = EvaluationStudy(beside, main.ports.study.winners)
-    gate = Gate(main.mode)
+    evaluation_mode = EvaluationMode(main.mode)
     judging = Controller(
         ports=Ports(study, RoomChannel(beside), dispatcher, session.WallClock()),
         limits=inner.limits(1),
-        spec=lambda trial, attempt, worker: evaluation_spec(settings, room, (trial, attempt, worker)),
+        spec=lambda trial, attempt, worker: evaluation_spec(settings, room, AttemptId(trial, attempt, worker)),
         listener=listener,
-        mode=gate,
+        mode=evaluation_mode,
         created=settings.created,
         poll_seconds=0.005,
     )
-    return Together(main, judging, gate, waits=False)
+    return CombinedController(main, judging, evaluation_mode, waits=False)
 
 
 alone = kill_points.controller
@@ -154,6 +154,6 @@ def test_an_evaluation_that_fails_is_tried_again_and_then_noted(rooms: Path, mon
         assert (found.state, found.scores) == ("failed", {})
         assert found.reason == "it failed 2 times, last by no luck (search.max_attempts=2)"
         assert evaluations_room(room).attempts(number) == [1, 2]
-        assert told(evaluations_room(room), number) is not None
+        assert read_ending(evaluations_room(room), number) is not None
     assert run_here(room) is Finished.DONE
     assert all(evaluations_room(room).attempts(number) == [1, 2] for number in winners(room)), "noted once and for all"

@@ -18,7 +18,8 @@ from sweep.errors import GiveUp
 from sweep.model import Finish, Finished, Mode
 from sweep.queues.launch import dispatcher as launch_dispatch
 from sweep.report.reader import open_reader
-from sweep.wiring.rooms import controller_lock, mark_stopped, stopped_runs
+from sweep.tracking.stopped_runs import mark_stopped, stopped_runs
+from sweep.wiring.rooms import controller_lock
 from tests.helpers import kill_points
 from tests.helpers.kill_points import check_sweep, die_at_write, launch_api, make_room, run_here, run_killed
 from tests.helpers.launch_fakes import Agent, FakeLaunchApi
@@ -416,7 +417,7 @@ def test_a_run_that_a_person_deletes_is_cancelled(rooms: Path, restarted: bool) 
             with once(lambda: reports(room) > 0, lambda: api.delete_run(run_of(room))):
                 run_killed(room, lambda: 5)
                 while reports(room) == 0:
-                    kill_points.controller(room, kill_points.Quiet()).observe()
+                    kill_points.controller(room, kill_points.Quiet()).observer.observe()
         with once(lambda: reports(room) > 0, lambda: api.delete_run(run_of(room))):
             assert run_here(room).how is Finished.DONE
     found = open_reader(room).state().rows[0]

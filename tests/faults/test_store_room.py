@@ -18,15 +18,17 @@ import pytest
 
 from sweep.controller.loop import Controller
 from sweep.controller.ports import Ports
-from sweep.evaluation.controller import EvaluationStudy, Gate, Together
+from sweep.evaluation.controller import CombinedController, EvaluationMode, EvaluationStudy
 from sweep.evaluation.jobs import evaluation_settings, evaluation_spec, evaluations_room
-from sweep.model import Finished, Mode
+from sweep.model import AttemptId, Finished, Mode
 from sweep.report.reader import open_reader
 from sweep.search.study import OptunaStudy
-from sweep.store.channel import LEASE_RECORD, StoreChannel, hold_store, pull
+from sweep.store.channel import StoreChannel, hold_store
 from sweep.store.lease import Lease
+from sweep.store.remote import LEASE_RECORD, download
 from sweep.wiring import backends, session
 from sweep.wiring.rooms import controller_lock, load_settings, save_settings
+from sweep.wiring.specifications import trial_spec
 from tests.helpers.fakes import FarDispatcher
 from tests.helpers.kill_points import STEP_SECONDS, Quiet, check_ledger, check_sweep, make_room, wait_for_workers
 from tests.helpers.stores import Faulty, faulty, s3_server
@@ -47,10 +49,10 @@ class Far:
 
     @contextmanager
     def channel(self, store: Faulty) -> Iterator[StoreChannel]:
-        """As `sweep.store.channel.mirrored` makes it, quicker, and over a store that can be told to fail."""
+        """As `sweep.store.channel.open_store_channel` makes it, quicker, and over a store that can be told to fail."""
         lease = Lease(store, "test", self.room.root / LEASE_RECORD, renew=self.grace / 5, grace=self.grace)
         with hold_store(self.room, store, lease) as channel:
-            channel.look = 0.01
+            channel.min_interval = 0.01
             yield channel
 
     def controller(self, channel: StoreChannel, listener: Quiet, mode: Mode = Mode.RUN) -> Controller:
@@ -61,7 +63,7 @@ class Far:
         return Controller(
             ports=Ports(study, channel, dispatcher, session.WallClock()),
             limits=settings.limits(backends.worker_count(settings)),
-            spec=lambda t, a, w: session.trial_spec(settings, study.params(t), (t, a, w)),
+            spec=lambda t, a, w: trial_spec(settings, study.params(t), AttemptId(t, a, w)),
             listener=listener,
             mode=lambda: mode,
             created=settings.created,
@@ -69,7 +71,7 @@ class Far:
         )
 
     @contextmanager
-    def controllers(self, channel: StoreChannel, listener: Quiet) -> Iterator[Controller | Together]:
+    def controllers(self, channel: StoreChannel, listener: Quiet) -> Iterator[Controller | CombinedController]:
         yield self.controller(channel, listener)
 
     def run(self, die_after: int | None = None, store: Faulty | None = None) -> Finished:
@@ -97,7 +99,7 @@ class Far:
     def move(self) -> None:
         """Give up this machine's disk, and go on from what the store has."""
         shutil.rmtree(self.room.root)
-        pull(self.url, self.room.root)
+        download(self.url, self.room.root)
 
     def check(self, trials: int = TRIALS) -> None:
         """What must hold in the end, as anybody sees it who has only the store."""
@@ -117,7 +119,7 @@ class Judged(Far):
         self.judges.root.mkdir()
 
     @contextmanager
-    def controllers(self, channel: StoreChannel, listener: Quiet) -> Iterator[Controller | Together]:
+    def controllers(self, channel: StoreChannel, listener: Quiet) -> Iterator[Controller | CombinedController]:
         main, settings = self.controller(channel, listener), load_settings(self.room)
         assert isinstance(main.ports.study, OptunaStudy)
         beside, inner = evaluations_room(self.room), evaluation_settings(settings)
@@ -125,19 +127,19 @@ class Judged(Far):
             save_settings(beside, inner)
         env = {"STEP_SECONDS": STEP_SECONDS}
         dispatcher = FarDispatcher(self.judges, (), 1, 0, env=env, url=f"{self.url}/evaluations")
-        gate = Gate(main.mode)
+        evaluation_mode = EvaluationMode(main.mode)
         with channel.within(beside, "evaluations") as judging:
             study = EvaluationStudy(beside, main.ports.study.winners)
             evaluations = Controller(
                 ports=Ports(study, judging, dispatcher, session.WallClock()),
                 limits=inner.limits(1),
-                spec=lambda t, a, w: evaluation_spec(settings, self.room, (t, a, w)),
+                spec=lambda t, a, w: evaluation_spec(settings, self.room, AttemptId(t, a, w)),
                 listener=listener,
-                mode=gate,
+                mode=evaluation_mode,
                 created=settings.created,
                 poll_seconds=0.02,
             )
-            yield Together(main, evaluations, gate, waits=False)
+            yield CombinedController(main, evaluations, evaluation_mode, waits=False)
 
     def check(self, trials: int = TRIALS) -> None:
         wait_for_workers(self.judges)

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 from optuna.storages.journal import JournalFileBackend
 
-from sweep.cli.foreground import Wish, drive
+from sweep.cli.foreground import drive
+from sweep.cli.run_control import RunControl
 from sweep.controller.room_channel import RoomChannel
 from sweep.errors import GiveUp, RetryLater
 from sweep.model import Finished
@@ -105,7 +106,7 @@ def test_a_second_controller_is_refused(rooms: Path) -> None:
 
 def _in_other_process(room: Room) -> None:
     """`flock` is held by an open file, so that a second open in this very process is refused like another's."""
-    drive(room, Wish(room), PreforkServer())
+    drive(room, RunControl(room), PreforkServer())
 
 
 @pytest.mark.parametrize("pausing", [(), ("sampler=forecast", "pruner=freeze_thaw")], ids=["", "pausing"])
@@ -176,7 +177,7 @@ def test_a_full_disk_ends_the_controller_with_a_word_and_resume_goes_on(
         patched.setattr(session, "make_dispatcher", lambda room, *_: FastDispatcher(room, (), 1))
         patched.setattr(JournalFileBackend, "append_logs", full)
         with pytest.raises(GiveUp, match=r"cannot write to .*No space left on device.*sweep resume"):
-            drive(room, Wish(room), PreforkServer())
+            drive(room, RunControl(room), PreforkServer())
     assert run_here(room).how is Finished.DONE
     wait_for_workers(room)
     check_sweep(room, 8)

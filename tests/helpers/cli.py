@@ -1,13 +1,17 @@
-"""Runs the command line as a person does: in a process of its own."""
+"""Runs the command line as a person does: in a process of its own.
+
+If the test uses the fixture `warm`, a fork server makes that process (`tests.helpers.warm`).
+"""
 
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+
+from tests.helpers.warm import WarmPopen, warm_processes
 
 # A sweep on the embedded base whose trials take about a second: eight micro-batches of eight rows.
 SMALL = (
@@ -26,8 +30,13 @@ def command(*words: str) -> list[str]:
 
 
 def sweep(*words: str, code: int | None = 0, timeout: float = 1200) -> subprocess.CompletedProcess[str]:
-    """Run a verb; fails the test where it ends with another exit code."""
-    result = subprocess.run(command(*words), capture_output=True, text=True, timeout=timeout, check=False)
+    """Run a verb.
+
+    Raises:
+        AssertionError: it ended with another exit code, or with a traceback.
+    """
+    with warm_processes():
+        result = subprocess.run(command(*words), capture_output=True, text=True, timeout=timeout, check=False)
     assert code is None or result.returncode == code, f"exit {result.returncode}\n{result.stdout}\n{result.stderr}"
     assert "Traceback" not in result.stderr
     return result
@@ -36,7 +45,7 @@ def sweep(*words: str, code: int | None = 0, timeout: float = 1200) -> subproces
 def start(*words: str, log: Path) -> subprocess.Popen[bytes]:
     """Start a verb and let it run."""
     with log.open("wb") as output:
-        return subprocess.Popen(command(*words), stdout=output, stderr=subprocess.STDOUT, env={**os.environ})
+        return WarmPopen(command(*words), stdout=output, stderr=subprocess.STDOUT)
 
 
 def status(name: str) -> dict[str, Any]:

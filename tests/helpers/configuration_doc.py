@@ -106,7 +106,7 @@ def yaml_keys(path: Path) -> list[Key]:
 def section_keys(kind: type, where: str) -> list[Key]:
     """The fields of a section's dataclass, `kind` apart."""
     described = described_fields(kind)
-    ranges = ranges_of(kind, where)
+    ranges = ranges_of(kind)
     keys = []
     for field in dataclasses.fields(kind):
         if field.name == "kind":

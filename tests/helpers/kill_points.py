@@ -14,27 +14,30 @@ from pathlib import Path
 import optuna
 from optuna.storages.journal import JournalFileBackend
 
-from sweep.config.queues import LaunchQueue, SlurmQueue
 from sweep.config.settings import Settings
 from sweep.controller import room_channel
 from sweep.controller.ledger import RoomLedger, read_ledger
 from sweep.controller.loop import Controller
-from sweep.controller.ports import Ports
-from sweep.evaluation import controller as beside
-from sweep.model import Effect, Finish, Mode, View
+from sweep.controller.ports import Channel, Ports
+from sweep.evaluation import controller as evaluation_controller
+from sweep.model import AttemptId, Effect, Finish, Mode, View
 from sweep.queues.launch import channel as wandbchannel
 from sweep.queues.launch import dispatcher as launch_dispatch
 from sweep.queues.launch.api import Runs
 from sweep.queues.launch.dispatcher import LaunchDispatcher
+from sweep.queues.launch.section import LaunchQueue
 from sweep.queues.local import dispatcher as local
 from sweep.queues.slurm import dispatcher as slurm_dispatch
 from sweep.queues.slurm.dispatcher import SlurmDispatcher
+from sweep.queues.slurm.section import SlurmQueue
 from sweep.queues.slurm.submit import Submission
 from sweep.report.reader import open_reader
-from sweep.search.strategy.halving import Promotion
-from sweep.wiring import backends, session
+from sweep.search.strategy.protocol import Promotion
+from sweep.tracking.stopped_runs import stopped_runs
+from sweep.wiring import backends, creation, session
 from sweep.wiring.compose import compose_config, freeze
-from sweep.wiring.rooms import controller_lock, journal_path, load_settings, stopped_runs
+from sweep.wiring.rooms import controller_lock, journal_path, load_settings
+from sweep.wiring.specifications import trial_spec
 from tests.helpers.fakes import FastDispatcher, serve_fast
 from tests.helpers.launch_fakes import FakeLaunchApi
 from trainer import room as trainer_room
@@ -78,7 +81,7 @@ def make_room(rooms: Path, *overrides: str) -> Room:
     words.append("space.optimizer.lr=tag(log,interval(1e-5,1e-1))")
     words += ["space.model.lora_rank=null", "space.gradient_accumulation_steps=null", "derive.model.lora_alpha=null"]
     rooms.mkdir(parents=True, exist_ok=True)
-    return session.create_room(freeze(compose_config(words), "s"), 40)
+    return creation.create_room(freeze(compose_config(words), "s"), 40)
 
 
 def controller(room: Room, listener: Quiet, mode: Mode = Mode.RUN) -> Controller:
@@ -87,16 +90,18 @@ def controller(room: Room, listener: Quiet, mode: Mode = Mode.RUN) -> Controller
     workers = backends.worker_count(settings)
     env = {"STEP_SECONDS": STEP_SECONDS, **settings.queue.env}
     dispatcher: FastDispatcher | SlurmDispatcher | LaunchDispatcher
+    channel: Channel = room_channel.RoomChannel(room)
     if isinstance(settings.queue, SlurmQueue):
         dispatcher = fast_slurm(room, settings.queue)
     elif isinstance(settings.queue, LaunchQueue):
         dispatcher = fast_launch(room, settings, settings.queue)
+        channel = wandbchannel.make_channel(room, dispatcher)
     else:
         dispatcher = FastDispatcher(room, (), 1, settings.queue.trials_per_worker or 0, env=env)
     return Controller(
-        ports=Ports(study, backends.make_channel(room, dispatcher), dispatcher, session.WallClock()),
+        ports=Ports(study, channel, dispatcher, session.WallClock()),
         limits=settings.limits(workers),
-        spec=lambda t, a, w: session.trial_spec(settings, study.params(t), (t, a, w), stopped=stopped_runs(room)),
+        spec=lambda t, a, w: trial_spec(settings, study.params(t), AttemptId(t, a, w), stopped=stopped_runs(room)),
         listener=listener,
         mode=lambda: mode,
         created=settings.created,
@@ -121,7 +126,7 @@ def launch_api(room: Room) -> FakeLaunchApi:
 def fast_launch(room: Room, settings: Settings, queue: LaunchQueue) -> LaunchDispatcher:
     """The Launch dispatcher, over a directory in the place of W&B."""
     api = launch_api(room)
-    return replace(backends.launch_dispatcher(room, settings, queue), api=api, runs=Runs(api, queue.query_seconds))
+    return replace(launch_dispatch.make_dispatcher(room, settings, False), api=api, runs=Runs(api, queue.query_seconds))
 
 
 def run_here(room: Room, mode: Mode = Mode.RUN) -> Finish:
@@ -173,7 +178,15 @@ def die_at_write(count: int) -> Callable[[], None]:
 
     def install() -> None:
         write = wrap(trainer_room.write_atomic)
-        for module in (trainer_room, room_channel, local, slurm_dispatch, launch_dispatch, wandbchannel, beside):
+        for module in (
+            trainer_room,
+            room_channel,
+            local,
+            slurm_dispatch,
+            launch_dispatch,
+            wandbchannel,
+            evaluation_controller,
+        ):
             module.write_atomic = write  # type: ignore[attr-defined]
         JournalFileBackend.append_logs = wrap(JournalFileBackend.append_logs)  # type: ignore[method-assign, assignment]
         for name in ("push", "stop", "configure", "delete_item"):

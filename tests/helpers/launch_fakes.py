@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from sweep.errors import GiveUp, RetryLater
-from sweep.queues.launch.api import Push, RunFacts
+from sweep.queues.launch.api import ObservedRun, Push
 from tests.helpers.fakes import serve_fast
 from trainer.contract import JOB_KEY, OUTCOME_KEY, REPORTS_KEY, STOP_TAG, Outcome, StopCause, TrialSpec, decode, encode
 from trainer.entry.launch_job import JobSpec, _put, claim
@@ -66,7 +66,7 @@ class FakeLaunchApi:
             if not (path / "state").exists():
                 (path / "spec").unlink(missing_ok=True)
 
-    def runs(self, ids: Sequence[str]) -> Mapping[str, RunFacts]:
+    def runs(self, ids: Sequence[str]) -> Mapping[str, ObservedRun]:
         with self._asked("runs", str(len(ids))):
             return {run: facts for run in ids if (facts := self.run(run)) is not None}
 
@@ -95,7 +95,7 @@ class FakeLaunchApi:
     def of(self, run: str) -> Path:
         return self.root / "runs" / run
 
-    def run(self, run: str) -> RunFacts | None:
+    def run(self, run: str) -> ObservedRun | None:
         said = read_json(self.of(run) / "said")
         if said is None or (self.of(run) / "deleted").exists():
             return None
@@ -103,7 +103,7 @@ class FakeLaunchApi:
         state = said["state"]
         if state == "running" and not _alive(said["pid"]):
             state = "crashed"
-        return RunFacts(run, state, str(said["beat"]), said["sweep"], said["summary"], (tag,) if tag else ())
+        return ObservedRun(run, state, str(said["beat"]), said["sweep"], said["summary"], (tag,) if tag else ())
 
     def names(self) -> list[str]:
         return sorted(path.name for path in (self.root / "runs").glob("*"))

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -28,13 +27,6 @@ def use(cluster: Cluster) -> None:
 def fast_room(rooms: Path, *overrides: str, step: float = 0.05) -> Room:
     """A sweep of made-up trials on the cluster."""
     return make_room(rooms, *FAST, f"queue.env={{STEP_SECONDS: '{step}'}}", *overrides)
-
-
-def until(condition: Callable[[], object], seconds: float = 900) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.05)
 
 
 @contextmanager

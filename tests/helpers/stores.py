@@ -1,4 +1,4 @@
-"""Stores for tests: memory, a directory, S3 as moto's server plays it, and one that fails when it is told to."""
+"""Stores for tests: in memory, in a directory, in S3 as moto simulates it, and one that fails on demand."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import TypeVar
 
 import pytest
 
-from trainer.store.objects import Store, StoreError, open_store
+from trainer.store.objects import ObjectStore, StoreError, open_store
 
 BUCKET = "rooms"
 T = TypeVar("T")
@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 @contextmanager
 def s3_server() -> Iterator[str]:
-    """An S3 of this process on loopback, with a bucket; what a client needs stands in the environment. Yields a URL."""
+    """Run an S3 server in this process, with a bucket and the environment of its clients; yields the bucket's URL."""
     from moto.server import ThreadedMotoServer
 
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
@@ -44,25 +44,27 @@ def s3_server() -> Iterator[str]:
 
 
 def new_url(kind: str, tmp_path: Path, s3: Callable[[], str]) -> str:
-    """A place of its own in a store of this kind: memory, directory or s3."""
-    place = uuid.uuid4().hex
-    return {"memory": lambda: f"memory://{place}", "directory": lambda: str(tmp_path / place)}.get(
-        kind, lambda: f"{s3()}/{place}"
+    """The URL of a new, empty store of this kind: memory, directory or s3."""
+    name = uuid.uuid4().hex
+    return {"memory": lambda: f"memory://{name}", "directory": lambda: str(tmp_path / name)}.get(
+        kind, lambda: f"{s3()}/{name}"
     )()
 
 
 class Faulty:
-    """A store that counts what it is asked, and fails or is slow when it is told to.
+    """A store that counts its requests, and fails or is slow on demand.
 
     Attributes:
         fail: how many of the next requests fail.
-        fail_share: of all requests, as a seeded generator draws it.
+        fail_share: the share of all requests that fails, drawn by a seeded generator.
         fail_at: the number of the one request that fails, counted from now on; 0: none.
-        lose_answer: a request that fails has been carried out all the same.
-        asked, log: how many objects were asked for by each kind of request; all requests that succeeded, in order.
+        lose_answer: a failing request is carried out nevertheless.
+        slow: seconds that each request takes.
+        asked: by kind of request, how many objects were requested.
+        log: kind and keys of all requests that succeeded, in order.
     """
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: ObjectStore) -> None:
         self.store = store
         self.fail = 0.0
         self.fail_at = 0

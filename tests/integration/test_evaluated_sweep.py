@@ -17,7 +17,7 @@ from trainer.contract import TrialSpec, decode
 from trainer.room import Room
 
 __all__ = ["standin"]
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("warm")]
 WORDS = (*SMALL, "search.trials=2", "pruner=none", "queue.workers=1", "evaluate=heldout")
 
 

@@ -18,8 +18,9 @@ from pathlib import Path
 import pytest
 
 from sweep.cli.launch_controller import check_controller
-from sweep.config.queues import LaunchQueue
+from sweep.queues.launch.section import LaunchQueue
 from sweep.wiring.compose import compose_config, freeze
+from tests.helpers.warm import write_python
 from tests.standin.plugin import environment, standin
 from tests.standin.server import StandIn
 
@@ -86,12 +87,18 @@ def run(process: subprocess.Popen[str], line: str, log: Path) -> str:
 
 
 @pytest.mark.slow
-def test_the_walk_through_runs(standin: StandIn, tmp_path: Path) -> None:
+def test_the_walk_through_runs(standin: StandIn, tmp_path: Path, warm: None) -> None:
+    """The first agent starts fresh processes, the second has those of `tests.helpers.warm`."""
     assert len(lines()) >= 9
+    write_python(tmp_path)
     directory = tmp_path / "here"
     directory.mkdir()
     with shell(standin, directory) as process:
-        said = {line: run(process, line, directory / "said") for line in lines()}
+        said = {}
+        for line in lines():
+            said[line] = run(process, line, directory / "said")
+            if line.endswith("&"):
+                run(process, f"export PATH={tmp_path}:$PATH", directory / "said")
         found = json.loads(run(process, "sweep status first --json", directory / "said"))
     (swept,) = (text for line, text in said.items() if "name=first" in line)
     assert "all 8 trials have ended" in swept

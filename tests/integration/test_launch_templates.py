@@ -31,10 +31,11 @@ from wandb.sdk.launch.registry.local_registry import LocalRegistry
 from wandb.sdk.launch.runner import local_container
 from wandb.sdk.launch.runner.sagemaker_runner import SageMakerRunner
 
-from sweep.config.launch_template import fill_in, values_of, variables_in
-from sweep.config.queues import LaunchQueue
+from sweep.queues.launch.section import LaunchQueue
+from sweep.queues.launch.template import variables_in
 from sweep.resources import launch_queues_dir
 from sweep.wiring.compose import compose_config, freeze
+from tests.helpers.launch_templates import fill_in, values_of
 
 # What the runners import as they are loaded, and never come to use here: the SDKs of two more clouds.
 SDKS = [

@@ -10,11 +10,12 @@ from omegaconf import OmegaConf
 
 from sweep.report.export import compare, read_tune_log, run_tune
 from tests.conftest import embedded_config
+from tests.helpers.warm import warm_processes
 from trainer.base import Cache
 from trainer.contract import Step
 from trainer.recipe import LoraRecipe
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("warm")]
 
 CASES: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -54,7 +55,8 @@ def test_same_numbers_as_tune_run(case: str, tmp_path: Path) -> None:
     config = embedded_config(**changes)
     path = tmp_path / "config.yaml"
     OmegaConf.save(OmegaConf.create(config), path)
-    run_tune(path, tmp_path, clip_is_set=config["clip_grad_norm"] is not None)
+    with warm_processes():
+        run_tune(path, tmp_path, clip_is_set=config["clip_grad_norm"] is not None)
     logged = read_tune_log(tmp_path / "logs")
     cache = Cache()
     train(config, cache, tmp_path)  # the second trial of a worker must not differ from one alone

@@ -18,7 +18,7 @@ from tests.helpers.cli import SMALL, status, sweep
 from trainer.contract import Outcome, StopCause, decode
 from trainer.room import Room, read_text
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("warm")]
 
 # Trials of some seconds, so that a pause stops them well before their end.
 LONGER = {"recipe.overrides.dataset.split": "train[:192]", "objective.milestone_tokens": "720"}

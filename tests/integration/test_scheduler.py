@@ -15,7 +15,7 @@ from torchtune import config
 from tests.conftest import embedded_config
 from tests.integration.test_attempt import Stops, steps
 from tests.integration.test_packed import TOLERANCE, worst
-from trainer import base
+from trainer import base, logs
 from trainer.attempt import Attempt
 from trainer.base import Cache
 from trainer.contract import FailureKind, Outcome, OutcomeKind, Report, StopCause, TrialSpec, decode, encode
@@ -28,6 +28,12 @@ from trainer.room import Room, Tail, write_atomic
 from trainer.scheduler import Scheduler, Task
 
 pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(autouse=True)
+def log_lines() -> None:
+    """Log lines go to standard output, as in a worker."""
+    logs.configure()
 
 
 @pytest.fixture(scope="module")

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,9 +11,11 @@ from pathlib import Path
 import pytest
 
 from sweep.controller.ports import ObservedAttempt
-from sweep.store.channel import StoreChannel, mirrored, pull
+from sweep.store.channel import StoreChannel, open_store_channel
+from sweep.store.remote import download
 from tests.conftest import embedded_config
 from tests.helpers.stores import s3_server
+from tests.helpers.waiting import until
 from tests.integration.test_attempt import steps
 from trainer.contract import OutcomeKind, StopCause, TrialSpec, encode
 from trainer.room import Room, write_atomic
@@ -39,17 +39,16 @@ def s3() -> Iterator[str]:
         yield url
 
 
-def until(
-    channel: StoreChannel, attempt: int, seen: Callable[[ObservedAttempt], object], seconds: float = 900
-) -> ObservedAttempt:
-    """Observe until an attempt of trial 0 looks like this."""
-    deadline = time.monotonic() + seconds
-    while True:
-        sights = channel.observe([0], ["w0001", "w0002"])[0][0]
-        if len(sights) >= attempt and seen(sights[attempt - 1]):
-            return sights[attempt - 1]
-        assert time.monotonic() < deadline, "it did not happen"
-        threading.Event().wait(0.1)
+def observed(channel: StoreChannel, attempt: int, seen: Callable[[ObservedAttempt], object]) -> ObservedAttempt:
+    """An attempt of trial 0, as soon as it looks like this."""
+    attempts: list[ObservedAttempt] = []
+
+    def shown() -> object:
+        attempts[:] = channel.observe([0], ["w0001", "w0002"])[0][0]
+        return len(attempts) >= attempt and seen(attempts[attempt - 1])
+
+    until(shown)
+    return attempts[attempt - 1]
 
 
 @contextmanager
@@ -68,15 +67,15 @@ def test_a_trial_goes_on_from_the_checkpoint_that_another_worker_left_in_the_buc
     config = embedded_config(dataset__split="train[:160]", dataset_val__split="train[:4]", epochs=3)
     spec = TrialSpec("s", 0, 1, "w0001", config, milestone_tokens=720)
     write_atomic(room.sweep, '{"name": "real", "created": 1.0}')
-    with mirrored(room, url, "a test", lambda: 0) as channel, two_workers(url, tmp_path) as workers:
+    with open_store_channel(room, url, "a test", lambda: 0) as channel, two_workers(url, tmp_path) as workers:
         channel.assign(spec)
-        until(channel, 1, lambda sight: sight.reports)
+        observed(channel, 1, lambda sight: sight.reports)
         channel.stop(0, 1, StopCause.INTERRUPTED, "for now")
-        first = until(channel, 1, lambda sight: sight.outcome).outcome
+        first = observed(channel, 1, lambda sight: sight.outcome).outcome
         assert first is not None
         assert (first.kind, first.cause) == (OutcomeKind.STOPPED, StopCause.INTERRUPTED), first
         channel.assign(TrialSpec("s", 0, 2, "w0002", config, milestone_tokens=720))
-        second = until(channel, 2, lambda sight: sight.outcome).outcome
+        second = observed(channel, 2, lambda sight: sight.outcome).outcome
         assert second is not None
         assert (second.kind, second.resumed_from) == (OutcomeKind.COMPLETED, 1), second
         for name in ("w0001", "w0002"):
@@ -85,7 +84,7 @@ def test_a_trial_goes_on_from_the_checkpoint_that_another_worker_left_in_the_buc
             output, _ = worker.communicate(timeout=900)
             assert worker.returncode == 0, output
             assert "it was drained" in output
-    everything = pull(url, tmp_path / "laptop")
+    everything = download(url, tmp_path / "laptop")
     assert (everything.attempt(0, 2).adapter / "adapter_model.safetensors").exists()
     alone = Room(tmp_path / "alone")
     write_atomic(alone.attempt(0, 1).spec, encode(spec))

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,17 +14,10 @@ import yaml
 
 from sweep.report.reader import read_outcome, read_steps
 from tests.helpers.cli import SMALL, outline, start, status, sweep
+from tests.helpers.waiting import until
 from trainer.room import Room, held, read_text
 
-pytestmark = pytest.mark.slow
-
-
-def until(condition: Callable[[], object], run: subprocess.Popen[bytes] | None = None, seconds: float = 600) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen"
-        assert run is None or run.poll() is None, "the run ended before it happened"
-        time.sleep(0.05)
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("warm")]
 
 
 def reported(room: Room, count: int) -> bool:

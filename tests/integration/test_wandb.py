@@ -13,8 +13,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,8 @@ import pytest
 
 from tests.helpers.cli import command
 from tests.helpers.stores import s3_server
+from tests.helpers.waiting import until
+from tests.helpers.warm import WarmPopen, warm_processes, write_python
 from tests.standin.model import Run
 from tests.standin.plugin import environment, here
 from tests.standin.server import StandIn
@@ -95,7 +96,8 @@ class Scene:
 
     def ask(self, verb: str, name: str, *words: str) -> str:
         env = {**environment(self.standin), "SWEEP_ROOMS": str(self.room(name).root.parent)}
-        done = subprocess.run(command(verb, name, *words), env=env, capture_output=True, text=True, check=False)
+        with warm_processes():
+            done = subprocess.run(command(verb, name, *words), env=env, capture_output=True, text=True, check=False)
         assert done.returncode == 0, f"{verb} {name}: {done.stdout}\n{done.stderr}"
         return done.stdout
 
@@ -114,11 +116,12 @@ class Scene:
 
 
 @pytest.fixture(scope="module")
-def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
+def scene(tmp_path_factory: pytest.TempPathFactory, warm: None) -> Iterator[Scene]:
     place = tmp_path_factory.mktemp("wandb")
+    write_python(place)
     with s3_server() as s3, StandIn(place / "server") as standin:
         env = {**environment(standin), "SWEEP_ROOMS": str(place / "rooms")}
-        env |= {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "PYTHONPATH": str(Path.cwd())}
+        env |= {"PATH": f"{place}:{Path(sys.executable).parent}:{os.environ['PATH']}", "PYTHONPATH": str(Path.cwd())}
         with here(standin) as wandb:
             wandb.Api().create_run_queue("lab", "local-process", entity="team", prioritization_mode="V0")
         make_job(place / "job", env)
@@ -172,7 +175,7 @@ def make_job(place: Path, env: dict[str, str]) -> None:
 
 def run_sweep(name: str, words: tuple[str, ...], log: Path, env: dict[str, str]) -> subprocess.Popen[bytes]:
     with log.open("wb") as output:
-        return subprocess.Popen(
+        return WarmPopen(
             command("run", f"name={name}", *SMALL, *words), stdout=output, stderr=subprocess.STDOUT, env=env
         )
 
@@ -184,14 +187,6 @@ def preempt_one(room: Room, log: Path, env: dict[str, str]) -> subprocess.Popen[
     until(lambda: len((read_text(room.attempt(0, 1).reports) or "").splitlines()) >= 2, process)
     os.kill(int((read_text(room.worker("w0001").lock) or "").strip()), signal.SIGTERM)
     return process
-
-
-def until(condition: Callable[[], bool], process: subprocess.Popen[bytes], seconds: float = 1200.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert process.poll() is None, "the sweep ended"
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.02)
 
 
 def steps(run: Run) -> list[int]:

@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
-from sweep.config.queues import LaunchQueue, WandbLocation
 from sweep.errors import RetryLater
 from sweep.queues.launch.api import Push, Runs, make_api
+from sweep.queues.launch.section import LaunchQueue
 from sweep.tracking import client
+from sweep.tracking.runs import WandbLocation
 from tests.standin.faults import Fault
 from tests.standin.plugin import standin, wandb_here
 from tests.standin.server import StandIn
@@ -52,8 +53,8 @@ def test_late_answers_cost_time_and_double_nothing(
         item = api.push(Push("two", "w0002", {JOB_KEY: {"worker": "w0002"}}))
         assert api.item_state(item) == "pending"
         looks.look()
-        assert looks.facts["one"].state == "running"
-        assert looks.facts["one"].sweep == {"worker": "w0001", "trial": 0}
+        assert looks.observed["one"].state == "running"
+        assert looks.observed["one"].sweep == {"worker": "w0001", "trial": 0}
         api.stop("one", StopCause.PRUNED)
     assert late.hits >= 5
     assert [item.spec["run_id"] for item in standin.items] == ["two"]
@@ -65,7 +66,7 @@ def test_late_answers_cost_time_and_double_nothing(
         impatient.look()
     assert (impatient.looks, impatient.failures) == (0, 1), "so that no beat counts as missed"
     impatient.look()
-    assert impatient.facts["one"].tags == ("stop:pruned",)
+    assert impatient.observed["one"].tags == ("stop:pruned",)
     run.finish()
 
 

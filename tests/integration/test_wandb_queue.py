@@ -19,13 +19,13 @@ from wandb.sdk.launch.agent.config import AgentConfig
 
 from sweep.cli import launch_queue
 from sweep.cli.main import main
-from sweep.config.queues import LaunchQueue
 from sweep.config.settings import Settings
 from sweep.errors import RetryLater, SweepError
 from sweep.queues.launch.agent_config import cluster_objects
 from sweep.queues.launch.agents import agents_field, agents_query
-from sweep.queues.launch.doctor import launch_looks
+from sweep.queues.launch.doctor import launch_checks
 from sweep.queues.launch.queue import asking, stage_code
+from sweep.queues.launch.section import LaunchQueue
 from sweep.wiring.compose import Composed, compose_config, freeze
 from tests.standin.model import Agent, Item, Queue
 from tests.standin.operations.introspection import LISTS_AGENTS, named
@@ -109,8 +109,8 @@ def test_a_queue_of_another_resource_is_left_alone(sweep: Sweep, standin: StandI
 def test_show_says_what_w_and_b_has(sweep: Sweep, standin: StandIn) -> None:  # noqa: F811
     code, said, _ = sweep(LOCAL)
     assert code == 0
-    assert "# team/sweep: absent; make it with `sweep queue create queue=…`" in said
-    assert "# job: team/sweep/job-sweep:latest is absent; make it with `sweep queue job queue=…`" in said
+    assert "# team/sweep: absent; create it with `sweep queue create queue=…`" in said
+    assert "# job: team/sweep/job-sweep:latest is absent; create it with `sweep queue job queue=…`" in said
     assert yaml.safe_load(said)["resource"] == "local-process"  # what W&B has stands in comments
 
     sweep("create", LOCAL)
@@ -143,14 +143,14 @@ def test_a_queue_that_is_not_launchs_is_shown_and_not_created(sweep: Sweep, stan
     for action in ("create", "job", "agent"):
         code, _, said = sweep(action, "queue=local")
         assert code == 2
-        assert "queue.kind=local has nothing in W&B; choose one of Launch: queue=launch_local_process" in said
+        assert "queue.kind=local has nothing in W&B; choose a Launch queue, e.g. queue=launch_local_process" in said
     assert standin.queues == {}
 
 
 def test_an_action_that_does_not_exist(sweep: Sweep) -> None:
     code, _, said = sweep("make")
     assert code == 2
-    assert "queue make: there is no such action; allowed: create, show, job, agent, automate" in said
+    assert "there is no action make; allowed: create, show, job, agent, automate" in said
 
 
 # --- job ----------------------------------------------------------------------------------------------------------
@@ -286,7 +286,7 @@ def test_slack_is_told_by_an_automation_too(sweep: Sweep, standin: StandIn) -> N
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ((), "name what W&B shall do: --webhook NAME, or --slack"),
+        ((), "say what W&B does at the event: --webhook NAME, or --slack"),
         (("--webhook", "cd"), "team has no webhook cd in W&B; allowed: ci; a team's admin adds one"),
         (("--slack",), "team has no Slack channel in W&B; a team's admin adds one"),
         (("--webhook", "ci", "--on", "version"), "--on version needs a collection"),
@@ -378,7 +378,7 @@ def test_a_server_that_is_down(sweep: Sweep, standin: StandIn) -> None:  # noqa:
 def doctor(*words: str) -> dict[str, str]:
     """What each look says, or `wrong: …`."""
     found = {}
-    for name, look in launch_looks(settings_of(*words)):
+    for name, look in launch_checks(settings_of(*words)):
         try:
             found[name] = look()
         except SweepError as error:
@@ -388,16 +388,16 @@ def doctor(*words: str) -> dict[str, str]:
 
 def test_doctor_says_what_is_missing_one_after_the_other(sweep: Sweep, standin: StandIn) -> None:  # noqa: F811
     found = doctor(LOCAL)
-    assert found["W&B key"].startswith("taken by http://127.0.0.1")
+    assert found["W&B key"].startswith("accepted by http://127.0.0.1")
     assert found["W&B entity"] == "team"
-    assert found["W&B queue"] == "wrong: there is no queue team/sweep; make it with `sweep queue create queue=…`"
-    assert found["W&B agent"] == "wrong: could not be looked at: there is no queue"
-    assert found["W&B job"].startswith("wrong: there is no job team/sweep/job-sweep:latest; make it with")
+    assert found["W&B queue"] == "wrong: there is no queue team/sweep; create it with `sweep queue create queue=…`"
+    assert found["W&B agent"] == "wrong: not checked: there is no queue"
+    assert found["W&B job"].startswith("wrong: there is no job team/sweep/job-sweep:latest; create it with")
 
     sweep("create", LOCAL)
     found = doctor(LOCAL)
     assert found["W&B queue"] == "team/sweep: local-process, no items"
-    assert found["W&B agent"].startswith("this server does not say who polls; no items")
+    assert found["W&B agent"].startswith("this server does not list agents; no items")
     add_item(standin)
     found = doctor(LOCAL)
     assert found["W&B agent"].startswith("wrong: 1 items wait and none was ever taken, so no agent seems to poll")
@@ -419,7 +419,7 @@ def test_doctor_without_a_key_says_so_once(sweep: Sweep, monkeypatch: pytest.Mon
     monkeypatch.setenv("NETRC", "/nonexistent")
     found = doctor(LOCAL)
     assert "no API key" in found.pop("W&B key")
-    assert set(found.values()) == {"wrong: could not be looked at: see the W&B key above"}
+    assert set(found.values()) == {"wrong: not checked: see the W&B key above"}
 
 
 @pytest.mark.parametrize(
@@ -449,7 +449,7 @@ def test_which_field_lists_agents(schema: dict[str, Any], query: str | None) -> 
 def test_a_server_that_does_not_tell_its_schema_says_nothing_of_agents(sweep: Sweep, standin: StandIn) -> None:  # noqa: F811
     sweep("create", LOCAL)
     standin.faults.answer(400, operation="LaunchAgentFields")
-    assert doctor(LOCAL)["W&B agent"].startswith("this server does not say who polls")
+    assert doctor(LOCAL)["W&B agent"].startswith("this server does not list agents")
 
 
 # --- what stands in the server ------------------------------------------------------------------------------------

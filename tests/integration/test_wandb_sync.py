@@ -13,7 +13,7 @@ from tests.standin.server import StandIn
 
 __all__ = ["standin"]  # a fixture
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("warm")]
 
 
 @pytest.fixture

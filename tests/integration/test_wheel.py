@@ -26,6 +26,10 @@ def test_a_wheel_plans_the_demo_far_from_the_checkout(tmp_path: Path) -> None:
         "sweep/_conf/config.yaml",
         "sweep/_launch_queues/local.yaml",
         "trainer/embedded/base/model.safetensors",
+        "sweep/report/templates/report.html.jinja",
+        "sweep/report/templates/sections.html.jinja",
+        "sweep/report/templates/report.css",
+        "sweep/report/templates/report.js",
         "sweep/py.typed",
         "trainer/py.typed",
     ):

@@ -9,13 +9,14 @@ They make a project `sweep-live` with a few runs, an artifact and a queue, and d
 from __future__ import annotations
 
 import os
-import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.helpers.waiting import until
 
 ENTITY = os.environ.get("SWEEP_LIVE_ENTITY", "")
 PROJECT = "sweep-live"
@@ -49,13 +50,6 @@ def read(wandb: Any, run_id: str) -> Any:
     run = wandb.Api().run(f"{ENTITY}/{PROJECT}/{run_id}")
     run.load(force=True)
     return run
-
-
-def until(condition: Callable[[], bool], seconds: float = 120.0) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, f"not within {seconds} s"
-        time.sleep(3)
 
 
 def begin(wandb: Any, run_id: str, **more: Any) -> Any:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sweep.config.queues import SlurmQueue
+from sweep.queues.slurm.section import SlurmQueue
 from tests.contracts.test_dispatcher import (  # noqa: F401 - these are the tests
     Make,
     hands,

@@ -10,11 +10,12 @@ import pytest
 from sweep.report.reader import open_reader
 from tests.helpers.cli import SMALL, status, sweep
 from tests.helpers.kill_points import tell_counts
-from tests.helpers.slurm_sweeps import SLOW, training, until, use
+from tests.helpers.slurm_sweeps import SLOW, training, use
+from tests.helpers.waiting import until
 from tests.slurm.cluster import Cluster
 from trainer.room import Room, read_json
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("warm")]
 
 WORDS = (*(word for word in SMALL if word != "queue.threads=1"), "queue=slurm_cpu", "queue.query_seconds=1")
 LONG = ("recipe.overrides.dataset.split=train[:512]", "pruner=none", "queue.idle_seconds=60")
@@ -42,7 +43,8 @@ def test_a_detached_controller_hands_over_before_its_time_limit(cluster: Cluster
     assert "there already" in sweep("resume", "s", "--detach", code=1).stderr
     # the one that runs, or that its successor waits
     until(lambda: re.search(r", SLURM job \d|the controller's job \d+ waits", sweep("status", "s").stdout))
-    until(lambda: sum(row["state"] in ("complete", "pruned") for row in status("s")["rows"]) == 5)
+    until(lambda: sum(row.state in ("complete", "pruned") for row in open_reader(room).state().rows) == 5)
+    assert sum(row["state"] in ("complete", "pruned") for row in status("s")["rows"]) == 5
     until(lambda: "done: all 5 trials have ended" in sweep("logs", "s", "--controller").stdout)
     assert int(str(controller(room)["number"])) > 1
     log = (room.root / "submitit" / f"{first}_0_log.out").read_text()

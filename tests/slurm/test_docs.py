@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from sweep.config.queues import SlurmQueue
+from sweep.queues.slurm.section import SlurmQueue
 from sweep.resources import launch_queues_dir
 from tests.helpers.cli import command
-from tests.helpers.slurm_sweeps import until, use
+from tests.helpers.slurm_sweeps import use
+from tests.helpers.waiting import until
 from tests.slurm.cluster import Cluster
 
 ROOT = Path(__file__).resolve().parents[2]

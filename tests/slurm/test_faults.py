@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from sweep.config.queues import SlurmQueue
 from sweep.controller.ports import WorkerSpec
 from sweep.errors import GiveUp, RetryLater
 from sweep.model import Finished, JobState, Mode
 from sweep.queues.slurm import commands
 from sweep.queues.slurm import dispatcher as slurm_dispatch
+from sweep.queues.slurm.section import SlurmQueue
 from sweep.report.reader import open_reader
 from sweep.wiring.rooms import change_settings, load_settings, worker_log
 from tests.helpers.kill_points import (
@@ -27,7 +27,8 @@ from tests.helpers.kill_points import (
     run_killed,
     tell_counts,
 )
-from tests.helpers.slurm_sweeps import ends, fast_room, held, job_of, node_of, running, submitted, training, until, use
+from tests.helpers.slurm_sweeps import ends, fast_room, held, job_of, node_of, running, submitted, training, use
+from tests.helpers.waiting import until
 from tests.slurm.cluster import Cluster
 from trainer.room import Room
 

@@ -16,12 +16,13 @@ from sweep.report.reader import open_reader, read_outcome, read_steps
 from tests.conftest import SHARED
 from tests.helpers.cli import SMALL, outline, start, status, sweep
 from tests.helpers.kill_points import tell_counts
-from tests.helpers.slurm_sweeps import SLOW, ends, job_of, node_of, training, until, use
+from tests.helpers.slurm_sweeps import SLOW, ends, job_of, node_of, training, use
+from tests.helpers.waiting import until
 from tests.slurm.cluster import Cluster
 from trainer.contract import OutcomeKind
 from trainer.room import Room
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("warm")]
 
 SLURM = ("queue=slurm_cpu", "queue.query_seconds=1", "queue.poll_seconds=0.1")
 # A trial takes several seconds, so that something can happen in its middle.

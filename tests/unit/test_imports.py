@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ast
+import re
 import subprocess
 import sys
+from collections.abc import Collection
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -23,6 +26,7 @@ FOLDERS = (
     "wiring",
     "report",
     "cli",
+    "detached",  # a name that version 0.1 pickled
 )
 # Outside packages, and the only folders and modules that may load them, late imports included.
 OWNERS = {
@@ -58,7 +62,7 @@ def floor(module: str) -> int:
 
 def test_the_walk_sees_early_late_and_neither() -> None:
     assert ("sweep.controller.decide", True) in GRAPH.imports("sweep.controller.loop")
-    assert ("sweep.cli.verbs", False) in GRAPH.imports("sweep.cli.main")
+    assert ("sweep.cli.start", False) in GRAPH.imports("sweep.cli.run_verbs")
     assert ("optuna.storages.BaseStorage", True) not in GRAPH.imports("sweep.wiring.session")  # for the type checker
     late = GRAPH.own("sweep.wiring.session") - GRAPH.own("sweep.wiring.session", late=False)
     assert "sweep.search.build" in late
@@ -109,23 +113,82 @@ def test_a_package_is_imported_by_its_owners_only(package: str) -> None:
 
 
 def test_queues_do_not_know_each_other() -> None:
-    queues = {name for name in SWEEP if name.startswith("sweep.queues.")}
-    for module in queues:
-        mine = ".".join(module.split(".")[:3])
-        assert {name for name in GRAPH.own(module) & queues if not within(name, {mine})} == set()
+    """Each is a folder; the modules beside the folders are for all of them, and import none."""
+    packages = {name for name in SWEEP if name.startswith("sweep.queues.") and GRAPH.modules[name].stem == "__init__"}
+    queues = {name for name in SWEEP if within(name, packages)}
+    assert len(packages) >= 4
+    for module in (name for name in SWEEP if within(name, {"sweep.queues"})):
+        mine = {name for name in packages if within(module, {name})}
+        assert {name for name in GRAPH.own(module) & queues if not within(name, mine)} == set()
+
+
+def queue_classes() -> dict[str, str]:
+    """The sections of the queues, by class name, and the folder that each belongs to."""
+    return {
+        node.name: module.rpartition(".")[0]
+        for module, path in GRAPH.modules.items()
+        if module.startswith("sweep.queues.")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ClassDef) and "Queue" in {ast.unparse(base) for base in node.bases}
+    }
+
+
+def kind_questions(tree: ast.AST, classes: Collection[str]) -> list[str]:
+    """Where code asks which kind a queue is: by its class, or by its `kind`."""
+    asks = []
+    for node in ast.walk(tree):
+        match node:
+            case ast.Call(func=ast.Name("isinstance" | "issubclass"), args=[_, kinds]):
+                names = {name.id for name in ast.walk(kinds) if isinstance(name, ast.Name)}
+                names |= {name.attr for name in ast.walk(kinds) if isinstance(name, ast.Attribute)}
+                asks += [ast.unparse(node)] if names & set(classes) else []
+            case ast.MatchClass(cls=kind):
+                asks += [ast.unparse(kind)] if ast.unparse(kind).rpartition(".")[2] in classes else []
+            case ast.Compare(left=left, comparators=others):
+                sides = [ast.unparse(side) for side in (left, *others)]
+                asks += [ast.unparse(node)] if any(re.search(r"\bqueue\.kind$", side) for side in sides) else []
+            case ast.Match(subject=subject):
+                asks += [ast.unparse(subject)] if ast.unparse(subject).endswith("queue.kind") else []
+    return asks
+
+
+def test_the_walk_sees_who_asks_for_the_kind_of_a_queue() -> None:
+    code = """
+isinstance(settings.queue, SlurmQueue | LaunchQueue)
+isinstance(queue, (section.SlurmQueue, int))
+match queue:
+    case SlurmQueue() as found: pass
+    case LaunchQueue(room=room): pass
+if settings.queue.kind == "slurm": pass
+if queue.kind in ("slurm", "launch"): pass
+match settings.queue.kind:
+    case "slurm": pass
+"""
+    assert len(kind_questions(ast.parse(code), {"SlurmQueue", "LaunchQueue"})) == 7
+    harmless = "isinstance(evaluator, Command); backend(settings.queue.kind); evaluator.kind == 'none'"
+    assert kind_questions(ast.parse(harmless), {"SlurmQueue"}) == []
+
+
+@pytest.mark.parametrize("module", SWEEP)
+def test_only_a_queue_s_own_folder_asks_for_its_kind(module: str) -> None:
+    """So that a new queue is a new folder, and no other module needs a line."""
+    foreign = {name for name, package in queue_classes().items() if not within(module, {package})}
+    assert {"SlurmQueue", "LaunchQueue", "SimulatedQueue", "LocalQueue"} == set(queue_classes())
+    assert kind_questions(ast.parse(GRAPH.modules[module].read_text()), foreign) == []
 
 
 def test_decide_imports_nothing_that_acts() -> None:
     pure = {"sweep.model", "trainer.contract"}
-    own = {"sweep.controller.budget", "sweep.controller.occupancy"}
-    assert GRAPH.own("sweep.controller.decide") == pure | own
-    for module in own:
-        assert GRAPH.own(module) <= pure
-    assert GRAPH.outside("sweep.controller.decide") == {"math", "collections", "dataclasses", "functools"}
+    parts = {f"sweep.controller.{name}" for name in ("budget", "endings", "occupancy", "situation")}
+    assert GRAPH.own("sweep.controller.decide") <= pure | parts
+    for module in parts:
+        assert GRAPH.own(module) <= pure | parts
+    for module in {"sweep.controller.decide", *parts}:
+        assert GRAPH.outside(module) <= {"math", "collections", "functools"}
 
 
 def test_the_stores_need_the_standard_library_and_fsspec_only() -> None:
-    for module in ("trainer.store.objects", "trainer.store.layout", "trainer.store.worker_sync"):
+    for module in sorted(name for name in TRAINER if name.startswith("trainer.store.")):
         assert GRAPH.outside(module) <= sys.stdlib_module_names | {"fsspec"}
 
 
@@ -141,10 +204,25 @@ HEAVY = {"torch", "torchtune", "wandb", "optuna", "hydra", "omegaconf", "rich", 
 @pytest.mark.parametrize(
     ("code", "absent"),
     [
-        ("from sweep.cli.main import _parser; _parser().parse_args(['run', 'search.trials=3'])", HEAVY),
+        (
+            "import contextlib, io\n"
+            "from sweep.cli.main import main\n"
+            "with contextlib.redirect_stdout(io.StringIO()):\n"
+            "    assert main(['--help']) == main(['run', '--help']) == main(['queue', 'create', '--help']) == 0",
+            HEAVY,
+        ),
+        (
+            "import contextlib, io, os\n"
+            "from sweep.cli.main import main\n"
+            "for line in ('sweep ', 'sweep run que', 'sweep run search.tr', 'sweep run queue=slurm queue.'):\n"
+            "    os.environ.update(_SWEEP_COMPLETE='zsh_complete', COMP_LINE=line)\n"
+            "    with contextlib.redirect_stdout(io.TextIOWrapper(io.BytesIO())):\n"
+            "        assert main() == 0",
+            HEAVY,
+        ),
         ("import sweep.controller.loop, sweep.controller.room_channel, trainer.contract, trainer.room", HEAVY),
         (
-            "import sweep.cli.verbs, sweep.queues.local.dispatcher",
+            "import sweep.cli.start, sweep.queues.local.dispatcher",
             {"torch", "torchtune", "wandb", "optuna", "rich", "plotly"},
         ),
         (
@@ -155,7 +233,7 @@ HEAVY = {"torch", "torchtune", "wandb", "optuna", "hydra", "omegaconf", "rich", 
             {"torch", "torchtune", "wandb", "rich", "plotly"},
         ),
     ],
-    ids=["sweep --help", "the controller", "a verb", "a composed sweep"],
+    ids=["sweep --help", "completion", "the controller", "a verb", "a composed sweep"],
 )
 def test_a_process_loads_nothing_heavy(code: str, absent: set[str]) -> None:
     script = f"{code}\nimport sys; print(' '.join(name for name in sys.modules if '.' not in name))"

@@ -12,6 +12,7 @@ ends at once. Nothing is unpickled.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import signal
@@ -25,10 +26,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from trainer import logs
 from trainer.contract import DROPPED_ENV, JOB_KEY, Tracking, TrialSpec, decode, encode
 from trainer.entry.slurm_job import serve
 from trainer.exit_guard import limit_exit
 from trainer.room import UNWANTED, Room, WorkerDir, read_text, write_atomic
+
+_log = logging.getLogger("trainer.entry.launch_job")  # also when it runs as `__main__`
 
 # What an agent sets for the run that it thinks it starts.
 AGENT_ENV = re.compile(r"WANDB_(LAUNCH(_.*)?|CONFIG(_\d+)?|RUN_ID|NAME|RESUME|ARTIFACTS|DOCKER|SWEEP_ID)")
@@ -70,6 +74,7 @@ class JobSpec:
 def main(environ: Mapping[str, str] = os.environ) -> int:
     """Serve as the worker that `environ` describes; returns the process's exit code."""
     limit_exit()
+    logs.configure()
     try:
         job = read_job(environ)
         for name in [name for name in os.environ if name in DROPPED_ENV or AGENT_ENV.fullmatch(name)]:
@@ -81,7 +86,7 @@ def main(environ: Mapping[str, str] = os.environ) -> int:
                 with _own_run(job), _inbox(job, room):
                     serve(str(room.root), job.worker, job.options)
             else:
-                print(f"worker {job.worker} has been served already, or is not wanted any more", flush=True)
+                _log.info("worker %s has been served already, or no controller waits for it any more", job.worker)
     except JobError as error:
         print(f"sweep job: {error}", file=sys.stderr, flush=True)
         return 1
@@ -201,7 +206,7 @@ def _fetch_checkpoint(room: Room, spec: TrialSpec, tracking: Tracking) -> None:
     try:
         wandb.Api().artifact(where, type="checkpoint").download(root=str(before.path))
     except Exception as error:
-        print(f"trial {spec.trial} begins anew: no checkpoint {where} ({error})", flush=True)
+        _log.warning("trial %d begins anew: there is no checkpoint %s (%s)", spec.trial, where, error)
         return
     write_atomic(before.spec, encode(spec))
 

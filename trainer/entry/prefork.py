@@ -79,9 +79,11 @@ def _become_worker(request: dict[str, Any], files: list[int]) -> None:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         import torch
 
+        from trainer import logs
         from trainer.room import Room
         from trainer.worker import Worker, run_worker
 
+        logs.configure()
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
         room = Room(Path(request["room"]))
         serving = Worker(room, request["worker"], request["trials"], request["idle_seconds"], slots=request["slots"])

@@ -8,6 +8,7 @@ USR2, TERM and INT by stopping its trials with a checkpoint. Why it ended is wri
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import socket
@@ -19,10 +20,12 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from trainer import PROCESS_ENV
+from trainer import PROCESS_ENV, logs
 from trainer.contract import DROPPED_ENV
 from trainer.exit_guard import limit_exit
 from trainer.room import Room, held, write_atomic
+
+_log = logging.getLogger(__name__)
 
 # submitit hands USR2 on before a time limit and at a preemption; SLURM itself sends TERM
 END_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
@@ -57,16 +60,17 @@ def run_job(room: str, worker: str, options: Mapping[str, Any], work: Work) -> N
     for name in DROPPED_ENV:
         os.environ.pop(name, None)
     os.environ.update(options["env"])
+    logs.configure()
     restarts = int(os.environ.get("SLURM_RESTART_COUNT") or 0)
     name = f"{worker}r{restarts}" if restarts else worker
     files = Room(Path(room)).worker(name)
     node = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
-    print(f"worker {name} starts on {node}", flush=True)
+    _log.info("worker %s starts on %s", name, node)
     end = {"reason": "it ended without a word", "node": node, "signalled": False, "failed": True}
     try:
         reason, signalled = work(Room(Path(room)), name, options, began + options["seconds"])
         end |= {"reason": reason, "signalled": signalled, "failed": False}
-        print(f"worker {name} ends: {reason}", flush=True)
+        _log.info("worker %s ends: %s", name, reason)
     except SystemExit as error:
         end |= {"reason": str(error), "signalled": True, "failed": False}
         raise

@@ -12,11 +12,11 @@ in its attempt's directory, and goes at its end, but for what a program said. Wh
 from __future__ import annotations
 
 import importlib.util
+import logging
 import math
 import shutil
 import sys
 import time
-import traceback
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -36,6 +36,8 @@ from trainer.evaluation.external import EvaluationError, StoppedError, filled, r
 from trainer.recipe import LoraRecipe
 from trainer.room import AttemptDir, Room
 from trainer.tracking.scores import fetch_adapter, tell_scores
+
+_log = logging.getLogger(__name__)
 
 # A recipe that never trains: as little of what training needs as it takes.
 IDLE = {"epochs": 1, "batch_size": 1, "gradient_accumulation_steps": 1, "max_steps_per_epoch": 1, "dataset_val": None}
@@ -64,7 +66,7 @@ def evaluate(room: Room, spec: TrialSpec, cache: Cache, should_stop: StopSignal)
     except StoppedError as stop:
         return Outcome(OutcomeKind.STOPPED, stop.reason, cause=stop.cause, seconds=time.perf_counter() - began)
     except Exception as error:
-        traceback.print_exc()
+        _log.exception("the evaluation of trial %d attempt %d failed", spec.trial, spec.attempt)
         kind = classify(error)
         if kind is FailureKind.OUT_OF_MEMORY:
             cache.clear()

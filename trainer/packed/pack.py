@@ -11,6 +11,7 @@ memory runs out, passes go over fewer slots at a time from then on, and no trial
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from itertools import pairwise
@@ -30,6 +31,8 @@ from trainer.packed.store import Store, bind
 from trainer.packed.update import gradient_norms, take_steps
 from trainer.randomness import Randomness
 from trainer.recipe import LoraRecipe
+
+_log = logging.getLogger(__name__)
 
 
 class Numbers:
@@ -243,7 +246,11 @@ class Pack:
             return {}, [Passed(group[0].slot, None, failure)]
         if memory:
             self.budget = sum(one.tokens for one in group) // 2
-            print(f"out of memory with {len(group)} trials in one pass: from now on {self.budget} tokens", flush=True)
+            _log.warning(
+                "out of memory with %d trials in one pass; from now on a pass has at most %d tokens",
+                len(group),
+                self.budget,
+            )
         half = len(group) // 2
         done, failed = self._attempt(group[:half])
         more, others = self._attempt(group[half:])

@@ -1,12 +1,12 @@
-"""What a room looks like in an object store, where nothing can be appended.
+"""Maps the files of a room to objects of a store, in which nothing can be appended.
 
-A room's file `trials/00042/1/spec.json` is the object of the same key. A file that is appended to is put again as it
-grows; from `CHUNK` bytes on, what lies beyond goes to `reports.jsonl@1`, `reports.jsonl@2` and so on, so that no put
-repeats more than one chunk. An inbox entry's object says what else waits for its attempt (`stop`, `fence`), so that a
-worker needs to list its own directory only.
+The file `trials/00042/1/spec.json` is the object of the same key. A file that grows by appending is uploaded again as
+it grows. Its first `CHUNK` bytes are the object `reports.jsonl`, the next `reports.jsonl@1`, then `reports.jsonl@2` and
+so on, so that an upload repeats one chunk at most. The object of an inbox entry names the control files of its attempt
+(`stop`, `fence`), so that a worker lists its own directory only.
 
-Invariants: a file has one writer, and so has its object. Of an appended file only complete lines are put; all chunks
-but the last are full, and a full chunk never changes. Standard library only.
+Invariants: a file has one writer, and so has its object. Only complete lines of an appended file are uploaded. All
+chunks but the last are full, and a full chunk never changes. Standard library only.
 """
 
 from __future__ import annotations
@@ -17,18 +17,19 @@ from enum import StrEnum
 from pathlib import Path
 
 from trainer.room import AttemptDir
-from trainer.store.objects import Store
+from trainer.store.objects import ObjectStore
 
-CHUNK = 256 * 1024
+CHUNK = 256 * 1024  # bytes
 APPENDED = {"reports.jsonl", "steps.jsonl", "log", "study.journal"}
 LEASE = "controller.lease"
 CONTROL = "control"
-# Of an attempt, a worker and an evaluation, what the controller writes; what else lies there is the worker's.
-CONTROLLERS_ATTEMPT = {"spec.json", "stop", "fence"}
-CONTROLLERS_WORKER = {"inbox", "drain", "job.json"}
-CONTROLLERS_TRIAL = {"asked", "told.json"}
-# What neither side puts: locks hold on one machine only, `fenced.pt` is made within the store.
-NOBODYS = {"lock", "claim", "scratch", "fenced.pt", LEASE, CONTROL, "controller.lock", "controller.log", "ledger"}
+# The controller's files in the directory of an attempt, a worker and a trial; the worker writes all others there.
+CONTROLLER_ATTEMPT_FILES = {"spec.json", "stop", "fence"}
+CONTROLLER_WORKER_FILES = {"inbox", "drain", "job.json"}
+CONTROLLER_TRIAL_FILES = {"asked", "told.json"}
+# Neither side uploads these: a lock holds on one machine only, and `fenced.pt` is copied within the store.
+NEVER_UPLOADED = {"lock", "claim", "scratch", "fenced.pt", LEASE, CONTROL}
+NEVER_UPLOADED |= {"controller.lock", "controller.log", "ledger"}
 
 
 class Owner(StrEnum):
@@ -39,21 +40,21 @@ class Owner(StrEnum):
 
 
 def owner(key: str) -> Owner | None:
-    """Who writes the file of this path relative to the room; None for what stays where it is."""
+    """The writer of the file at this path relative to the room; None if the file is never uploaded."""
     parts = key.split("/")
     if parts[0] == "trials" and len(parts) > 3:
-        own, mine = parts[3], CONTROLLERS_ATTEMPT
+        name, controllers = parts[3], CONTROLLER_ATTEMPT_FILES
     elif parts[0] == "workers" and len(parts) > 2:
-        own, mine = parts[2], CONTROLLERS_WORKER
-    elif parts[0] == "trials" and parts[2:] and parts[2] in CONTROLLERS_TRIAL:
-        own, mine = parts[2], CONTROLLERS_TRIAL
+        name, controllers = parts[2], CONTROLLER_WORKER_FILES
+    elif parts[0] == "trials" and parts[2:] and parts[2] in CONTROLLER_TRIAL_FILES:
+        name, controllers = parts[2], CONTROLLER_TRIAL_FILES
     elif len(parts) == 1:
-        own, mine = parts[0], {parts[0]}
+        name, controllers = parts[0], {parts[0]}
     else:
         return None
-    if own in NOBODYS or any(part.startswith(".") for part in parts) or own.endswith(".lock"):
+    if name in NEVER_UPLOADED or any(part.startswith(".") for part in parts) or name.endswith(".lock"):
         return None
-    return Owner.CONTROLLER if own in mine else Owner.WORKER
+    return Owner.CONTROLLER if name in controllers else Owner.WORKER
 
 
 def is_appended(key: str) -> bool:
@@ -62,48 +63,48 @@ def is_appended(key: str) -> bool:
 
 
 def base_key(key: str) -> str:
-    """The key of a chunk's first chunk, which is the file's path."""
+    """The key of a chunk's first chunk, which is the path of the file."""
     return key.partition("@")[0]
 
 
-def bell(attempt: AttemptDir) -> bytes:
-    """The content of the inbox entry's object: what waits for this attempt besides its specification."""
-    words = [path.name for path in (attempt.stop, attempt.fence) if path.exists()]
-    return "".join(f"{word}\n" for word in words).encode()
+def inbox_entry(attempt: AttemptDir) -> bytes:
+    """The content of the object of an attempt's inbox entry: the names of its control files, one a line."""
+    names = [path.name for path in (attempt.stop, attempt.fence) if path.exists()]
+    return "".join(f"{name}\n" for name in names).encode()
 
 
 def join(contents: Mapping[str, bytes]) -> dict[str, bytes]:
-    """Files by path from objects by key: the chunks of an appended file put together, as far as they are whole."""
+    """Files by path from objects by key. Chunks of an appended file are joined up to the first that is not full."""
     files: dict[str, bytes] = {}
     for key in sorted(contents, key=lambda key: (base_key(key), _chunk_number(key))):
         base, number = base_key(key), _chunk_number(key)
         if number == 0:
             files[base] = contents[key]
-        elif len(files.get(base, b"")) == number * CHUNK:  # all chunks before it are here, and full
+        elif len(files.get(base, b"")) == number * CHUNK:  # all earlier chunks are present and full
             files[base] += contents[key]
     return files
 
 
 def with_chunks(keys: Iterable[str], listing: Iterable[str]) -> list[str]:
-    """These files' keys with those of all their chunks."""
+    """The keys of the listing that belong to these files: the files' own keys and those of all their chunks."""
     wanted = set(keys)
     return [key for key in listing if base_key(key) in wanted]
 
 
 @dataclass(frozen=True, slots=True)
-class Below:
-    """The `Store` of what lies below a key of another one: a room in a room."""
+class PrefixStore:
+    """The `ObjectStore` of the keys below `key` of another store: a room within a room."""
 
-    store: Store
+    store: ObjectStore
     key: str
 
     def list(self, prefix: str = "", begins: str = "") -> dict[str, str]:
-        found = self.store.list(self._key(prefix).rstrip("/"), begins)
-        return {key.removeprefix(self._key("")): tag for key, tag in found.items()}
+        tags = self.store.list(self._key(prefix).rstrip("/"), begins)
+        return {key.removeprefix(self._key("")): tag for key, tag in tags.items()}
 
     def get(self, keys: Iterable[str]) -> dict[str, bytes]:
-        found = self.store.get([self._key(key) for key in keys])
-        return {key.removeprefix(self._key("")): data for key, data in found.items()}
+        contents = self.store.get([self._key(key) for key in keys])
+        return {key.removeprefix(self._key("")): data for key, data in contents.items()}
 
     def put(self, key: str, data: bytes | Path) -> None:
         self.store.put(self._key(key), data)
@@ -125,11 +126,13 @@ class Below:
 
 
 @dataclass(slots=True)
-class Growth:
-    """Puts an appended file as it grows.
+class AppendedFile:
+    """Uploads a file that grows by appending.
 
     Args:
-        sent: bytes that the store has.
+        path: the local file, which need not exist yet.
+        key: the key of its first chunk.
+        sent: how many bytes the store has.
     """
 
     path: Path
@@ -137,11 +140,11 @@ class Growth:
     sent: int = 0
     _size: int = -1
 
-    def put(self, store: Store) -> bool:
-        """Put what is new, up to the last complete line; False where nothing was.
+    def put(self, store: ObjectStore) -> bool:
+        """Upload what is new, up to the last complete line; False if nothing was new.
 
         Raises:
-            StoreError: the store does not answer; what was put is known, and the next call goes on.
+            StoreError: the store is unreachable. Chunks uploaded so far are counted, so that the next call continues.
         """
         size = self.path.stat().st_size if self.path.exists() else 0
         if size in (self._size, 0):

@@ -7,6 +7,7 @@ The trial's run keeps its own exit code, 0: only what has completed is judged. A
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +17,8 @@ from trainer.contract import Evaluation, Tracking
 from trainer.room import AttemptDir
 from trainer.store.objects import open_store
 from trainer.tracking.tracker import SETTINGS, await_others, await_trackers, score_summary
+
+_log = logging.getLogger(__name__)
 
 
 def fetch_adapter(asked: Evaluation, to: Path) -> Path:
@@ -50,7 +53,9 @@ def tell_scores(tracking: Tracking, files: AttemptDir, scores: Mapping[str, floa
         run.summary.update(score_summary(scores))
         run.finish(exit_code=0)
     except Exception as error:
-        print(f"the scores did not reach W&B, `sweep sync` tells it: {type(error).__name__}: {error}", flush=True)
+        _log.warning(
+            "the scores did not reach W&B, run `sweep sync` to upload them: %s: %s", type(error).__name__, error
+        )
 
 
 def _resume(tracking: Tracking, files: AttemptDir) -> Any:

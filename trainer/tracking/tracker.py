@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import logging
 import os
 import threading
 import time
@@ -40,6 +41,8 @@ from trainer.contract import (
     encode,
 )
 from trainer.room import Room, read_text, write_atomic
+
+_log = logging.getLogger(__name__)
 
 # Several runs share one process: what it prints belongs to none of them.
 SETTINGS: Mapping[str, Any] = {"silent": True, "console": "off"}
@@ -302,7 +305,7 @@ class Tracker:
         return StopCause.INTERRUPTED if self._tracking.checkpoint else StopCause.CANCELLED
 
     def _say(self, text: str) -> None:
-        print(f"trial {self._spec.trial} attempt {self._spec.attempt}: W&B: {text}", flush=True)
+        _log.warning("trial %d attempt %d: W&B: %s", self._spec.trial, self._spec.attempt, text)
 
 
 def summary_of(outcome: Outcome) -> dict[str, Any]:

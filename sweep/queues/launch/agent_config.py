@@ -9,8 +9,8 @@ from typing import Any
 
 import yaml
 
-from sweep.config.queues import LaunchQueue
 from sweep.errors import ConfigError
+from sweep.queues.launch.section import LaunchQueue
 
 NAME = "sweep-launch-agent"
 RELEASE = "sweep"  # the agent looks for the secret `wandb-api-key-RELEASE`, and gives it to the pods that it starts

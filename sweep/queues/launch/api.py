@@ -1,8 +1,8 @@
-"""What the controller asks of W&B for a Launch queue: push, look, stop. The one importer of `wandb.sdk.launch`.
+"""What the controller asks of W&B for a Launch queue: to push jobs, to show runs and to stop them.
 
-Invariants: a method makes as many requests as its docstring says; the key stays in the client. Whatever the client
-raises becomes `RetryLater` (the network, 429, 5xx) or `GiveUp` (no such queue, no such job, no right to it). Nothing
-that the client remembers is believed: each look is made anew.
+Invariants: only this module imports `wandb.sdk.launch`. A method makes as many requests as its docstring says, and the
+API key stays in the client. What the client raises becomes `RetryLater` (the network, 429, 5xx) or `GiveUp` (no such
+queue, no such job, no permission). The client's cache is never used: each look sends a request.
 """
 
 from __future__ import annotations
@@ -15,17 +15,18 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol
 
-from sweep.config.queues import LaunchQueue, WandbLocation
 from sweep.errors import GiveUp, RetryLater
-from sweep.tracking.client import asked, client, summary
+from sweep.queues.launch.section import LaunchQueue
+from sweep.tracking.client import client, summary, translated
+from sweep.tracking.runs import WandbLocation
 from trainer.contract import STOP_TAG, StopCause
 
-# Runs a request returns at most.
+# Runs that a request returns at most.
 PAGE = 100
-# A run that was seen counts as deleted once so many looks in a row have not shown it.
+# Looks in a row that must miss a run that was seen before it counts as deleted.
 MISSES = 2
-# Changes of a run, each of what it names alone: the client's `Run.update` also sends configuration and summary as it
-# saw them last, over whatever the job has put there since, and a trial's reports and outcome travel in the summary.
+# Each mutation changes only what it names. The client's `Run.update` would also send configuration and summary as it
+# saw them last, over what the job has written since; and a trial's reports and outcome travel in the summary.
 SET_TAGS = """
 mutation UpsertBucket($id: String!, $tags: [String!]) {
   upsertBucket(input: {id: $id, tags: $tags}) { bucket { id } }
@@ -39,13 +40,13 @@ mutation UpsertBucket($id: String!, $config: JSONString!) {
 
 
 @dataclass(frozen=True, slots=True)
-class RunFacts:
+class ObservedRun:
     """A run as W&B shows it.
 
     Args:
         state: running, finished, failed, crashed, killed, preempted, … in W&B's words.
-        heartbeat: when it was last heard of; only compared with an earlier one.
-        sweep: what the trial wrote about itself into the run's configuration: trial, attempt, worker.
+        heartbeat: when W&B last received something of it; only compared with an earlier value.
+        sweep: what the job wrote about itself into the run's configuration: trial, attempt, worker.
     """
 
     id: str
@@ -60,14 +61,14 @@ class RunFacts:
         return self.state not in ("running", "pending", "preempting")
 
     @property
-    def told_to_stop(self) -> bool:
-        """By a controller: a person's stop leaves no tag."""
+    def stop_requested(self) -> bool:
+        """Whether a controller asked W&B to stop it; a person's stop leaves no tag."""
         return any(tag.startswith(STOP_TAG) for tag in self.tags)
 
 
 @dataclass(frozen=True, slots=True)
 class Push:
-    """A job for the queue."""
+    """A job for the queue: the id of its run, its name and its run configuration."""
 
     run: str
     name: str
@@ -81,16 +82,16 @@ class LaunchApi(Protocol):
         """Put a job on the queue; returns the id of its item."""
 
     def item_state(self, item: str) -> str | None:
-        """pending, leased, claimed or failed; None where the queue does not know it. One request."""
+        """pending, leased, claimed or failed; None if the queue has no such item. One request."""
 
     def delete_item(self, item: str) -> None:
-        """Take a job off the queue; nothing where it is gone."""
+        """Take a job off the queue; nothing if it is gone."""
 
-    def runs(self, ids: Sequence[str]) -> Mapping[str, RunFacts]:
+    def runs(self, ids: Sequence[str]) -> Mapping[str, ObservedRun]:
         """Those of these runs that exist. One request for a hundred runs."""
 
     def stop(self, run: str, cause: StopCause) -> None:
-        """Ask a run to stop, with the reason as a tag; nothing where it is gone."""
+        """Ask a run to stop, with the cause as a tag; nothing if it is gone."""
 
     def configure(self, run: str, values: Mapping[str, Any]) -> None:
         """Change keys of a run's configuration."""
@@ -104,56 +105,57 @@ class LaunchApi(Protocol):
 
 @dataclass(slots=True)
 class Runs:
-    """The last look at a sweep's runs, shared by dispatcher and channel, so that one request serves both.
+    """The last look at the runs of a sweep, which dispatcher and channel share, so that one request serves both.
 
     Args:
         seconds: between two looks, at least.
+        observed: the runs that the last look showed, by id.
         looks, failures: how many looks were answered, and how many were not.
     """
 
     api: LaunchApi
     seconds: float
-    facts: dict[str, RunFacts] = field(default_factory=dict)
+    observed: dict[str, ObservedRun] = field(default_factory=dict)
     looks: int = 0
     failures: int = 0
     _asked: float = float("-inf")
     _wanted: dict[str, Sequence[str]] = field(default_factory=dict)
     _missed: dict[str, int] = field(default_factory=dict)
 
-    def want(self, who: str, ids: Sequence[str]) -> None:
-        """From the next look on, see these runs too."""
-        self._wanted[who] = ids
+    def want(self, user: str, ids: Sequence[str]) -> None:
+        """Ask for these runs from the next look on, in place of those that this user of the looks wanted before."""
+        self._wanted[user] = ids
 
     def expect(self, run: str) -> None:
-        """This run has been seen, if not by us: from now on it counts as deleted where looks do not show it."""
+        """Say that this run exists, although no look has shown it: if looks miss it, it counts as deleted."""
         self._missed.setdefault(run, 0)
 
     def deleted(self, run: str) -> bool:
-        """It was there, and the last looks did not show it."""
+        """Whether a run existed and the last looks did not show it."""
         return self._missed.get(run, 0) >= MISSES
 
     def look(self, now: bool = False) -> bool:
-        """Ask for all that is wanted, if it is time to or must be `now`; True where that was done.
+        """Ask for all wanted runs if it is time to, or in any case if `now`; returns whether W&B was asked.
 
         Raises:
-            RetryLater: W&B does not answer; what was seen before stays.
+            RetryLater: W&B does not answer; `observed` stays as it was.
         """
         ids = list(dict.fromkeys(run for wanted in self._wanted.values() for run in wanted))
         if not ids or (not now and time.monotonic() - self._asked < self.seconds):
             return False
         try:
-            found = dict(self.api.runs(ids))
+            observed = dict(self.api.runs(ids))
         except RetryLater:
             self.failures += 1
             raise
         finally:
             self._asked = time.monotonic()
         for run in ids:
-            if run in found:
+            if run in observed:
                 self._missed[run] = 0
             elif run in self._missed:
                 self._missed[run] += 1
-        self.facts = found
+        self.observed = observed
         self.looks += 1
         return True
 
@@ -172,14 +174,14 @@ class WandbLaunchApi:
     def push(self, push: Push) -> str:
         from wandb.sdk.launch.errors import LaunchError
 
-        if not self._checked and not self.queue.docker_image:  # the client looks for it when it has pushed
-            asked(lambda: self._client().artifact(self.job, type="job"), f"the job {self.job}")
+        if not self._checked and not self.queue.docker_image:  # the client looks for it only after the push
+            translated(lambda: self._client().artifact(self.job, type="job"), f"the job {self.job}")
         self._checked = True
         try:
-            return str(asked(lambda: self._add(push), f"the queue {self.queue.name}").id)
+            return str(translated(lambda: self._add(push), f"the queue {self.queue.name}").id)
         except RetryLater as error:
-            if isinstance(error.__cause__, LaunchError):  # the client does not say why it could not push
-                asked(self._queue_id, f"the queue {self.queue.name}")
+            if isinstance(error.__cause__, LaunchError):  # the client hides why; without a queue this raises GiveUp
+                translated(self._queue_id, f"the queue {self.queue.name}")
             raise
 
     def _add(self, push: Push) -> Any:
@@ -204,57 +206,57 @@ class WandbLaunchApi:
         )
 
     def _queue_id(self) -> str:
-        """Of the queue as W&B has it; the client raises where there is none."""
+        """The id of the queue in W&B; the client raises if there is none."""
         return str(self._client().run_queue(self.queue.entity or self.location.entity, self.queue.name).id)
 
     def item_state(self, item: str) -> str | None:
         try:
-            return str(asked(lambda: self._item(item).state, "a queue item"))
+            return str(translated(lambda: self._item(item).state, "a queue item"))
         except GiveUp:
             return None
 
     def delete_item(self, item: str) -> None:
         with contextlib.suppress(GiveUp):
-            asked(lambda: self._item(item).delete(), "a queue item")
+            translated(lambda: self._item(item).delete(), "a queue item")
 
-    def runs(self, ids: Sequence[str]) -> Mapping[str, RunFacts]:
-        found: dict[str, RunFacts] = {}
+    def runs(self, ids: Sequence[str]) -> Mapping[str, ObservedRun]:
+        observed: dict[str, ObservedRun] = {}
         for first in range(0, len(ids), PAGE):
             names = list(ids[first : first + PAGE])
-            for run in asked(partial(self._page, names), f"the project {self.location.path}"):
+            for run in translated(partial(self._page, names), f"the project {self.location.path}"):
                 self._seen[run.id] = run
-                found[run.id] = _facts(run)
-        return found
+                observed[run.id] = _observed(run)
+        return observed
 
     def stop(self, run: str, cause: StopCause) -> None:
         def ask() -> None:
-            for found in self._page([run]):  # as it is now: others give tags too
-                tags = [*(tag for tag in found.tags or () if not tag.startswith(STOP_TAG)), f"{STOP_TAG}{cause}"]
-                self._change(SET_TAGS, id=found.storage_id, tags=tags)
-                found.stop()
+            for current in self._page([run]):  # as it is now, since others add tags too
+                tags = [*(tag for tag in current.tags or () if not tag.startswith(STOP_TAG)), f"{STOP_TAG}{cause}"]
+                self._change(SET_TAGS, id=current.storage_id, tags=tags)
+                current.stop()
 
         with contextlib.suppress(GiveUp):
-            asked(ask, f"the run {run}")
+            translated(ask, f"the run {run}")
 
     def configure(self, run: str, values: Mapping[str, Any]) -> None:
         def change() -> None:
-            found = self._client().run(f"{self.location.path}/{run}")
-            found.load(force=True)
-            found.config.update(values)
-            self._change(SET_CONFIG, id=found.storage_id, config=found.json_config)
+            current = self._client().run(f"{self.location.path}/{run}")
+            current.load(force=True)
+            current.config.update(values)
+            self._change(SET_CONFIG, id=current.storage_id, config=current.json_config)
 
-        asked(change, f"the run {run}")
+        translated(change, f"the run {run}")
 
     def steps(self, run: str) -> Iterator[Mapping[str, Any]]:
         keys = ["global_step", "tokens", "loss", "grad_norm", "lr"]
-        rows = asked(lambda: list(self._run(run).scan_history(keys=keys)), f"the history of {run}")
+        rows = translated(lambda: list(self._run(run).scan_history(keys=keys)), f"the history of {run}")
         yield from rows
 
     def fetch_adapter(self, name: str, directory: str) -> None:
         def fetch() -> None:
             self._client().artifact(f"{self.location.path}/{name}", type="model").download(root=directory)
 
-        asked(fetch, f"the artifact {name}")
+        translated(fetch, f"the artifact {name}")
 
     # --- the client ----------------------------------------------------------------------------------------------
 
@@ -265,10 +267,10 @@ class WandbLaunchApi:
 
     def _page(self, names: list[str]) -> list[Any]:
         client = self._client()
-        client.flush()  # it would answer from memory
+        client.flush()  # else it answers from its cache
         try:
             return list(client.runs(self.location.path, {"name": {"$in": names}}, per_page=PAGE, lazy=False))
-        except ValueError as error:  # the project appears with its first run
+        except ValueError as error:  # a project begins with its first run
             if "Could not find project" in str(error):
                 return []
             raise
@@ -286,6 +288,11 @@ class WandbLaunchApi:
 
 
 def make_api(queue: LaunchQueue, location: WandbLocation, job: str) -> WandbLaunchApi:
+    """W&B as the controller of a sweep uses it. Nothing is asked yet.
+
+    Args:
+        job: the job artifact that is pushed.
+    """
     return WandbLaunchApi(queue, location, job)
 
 
@@ -295,13 +302,13 @@ def default_entity() -> str:
     Raises:
         ConfigError: there is no key, or W&B refuses it. RetryLater: W&B cannot be reached.
     """
-    return str(asked(lambda: client().default_entity, "your W&B account"))
+    return str(translated(lambda: client().default_entity, "your W&B account"))
 
 
-def _facts(run: Any) -> RunFacts:
+def _observed(run: Any) -> ObservedRun:
     config = run.config or {}
     sweep = config.get("sweep")
-    return RunFacts(
+    return ObservedRun(
         id=str(run.id),
         state=str(run.state).lower(),
         heartbeat=str(getattr(run, "heartbeatAt", None) or getattr(run, "heartbeat_at", None) or ""),

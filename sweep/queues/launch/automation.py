@@ -1,7 +1,7 @@
-"""W&B's own automations for adapters: a webhook is called or a Slack channel told when one appears.
+"""W&B's own automations for adapters: when one appears, W&B calls a webhook or notifies a Slack channel.
 
-Invariant: a webhook's address and its secrets stay in W&B's team settings; here a webhook is only named. An automation
-has a name of its own, so that making it again changes the one that there is.
+Invariants: the address and the secrets of a webhook stay in W&B's team settings, and only its name is used here. An
+automation is identified by its name, so that creating it again changes the existing one.
 """
 
 from __future__ import annotations
@@ -13,9 +13,8 @@ from typing import Any
 from sweep.errors import ConfigError
 from sweep.queues.launch.queue import Connection, asking
 
-EVENTS = ("alias", "version")
 REGISTRY = "wandb-registry-"
-# What W&B fills in as it calls a webhook.
+# Placeholders that W&B fills in when it calls a webhook.
 PAYLOAD = {
     "event": "${event_type}",
     "artifact": "${artifact_version_string}",
@@ -26,17 +25,17 @@ PAYLOAD = {
 
 
 @dataclass(frozen=True)
-class Wish:
-    """What should happen when.
+class Automation:
+    """What W&B does, and when.
 
     Args:
-        event: alias (one was given to an artifact) or version (a new one was made, or linked to a registry).
-        alias: which one.
-        collection: `[ENTITY/PROJECT/]NAME`, or `wandb-registry-REGISTRY/NAME`; null: any artifact of the project.
-        kind: the artifacts' type.
-        webhook: the name of a webhook of the team; null: Slack.
-        channel: the Slack channel of the team's integration; null: the only one.
-        name: the automation's; null: made of the rest.
+        event: alias (an artifact gets it) or version (a new one is made, or linked to a registry).
+        alias: which alias.
+        collection: `[ENTITY/PROJECT/]NAME`, or `wandb-registry-REGISTRY/NAME`; None: any artifact of the project.
+        kind: type of the artifacts.
+        webhook: name of a webhook of the team that is called; None: a Slack channel is notified.
+        channel: Slack channel of the team's integration; None: the only one.
+        name: name of the automation; None: it is made from the rest.
     """
 
     event: str = "alias"
@@ -48,80 +47,83 @@ class Wish:
     name: str | None = None
 
     @property
-    def called(self) -> str:
+    def full_name(self) -> str:
+        """The name under which W&B keeps it."""
         if self.name:
             return self.name
-        where = (self.collection or "project").rpartition("/")[2]
-        what = f"alias {self.alias}" if self.event == "alias" else "new version"
-        return f"sweep: {what} in {where} to {self.webhook or 'Slack'}"
+        scope = (self.collection or "project").rpartition("/")[2]
+        event = f"alias {self.alias}" if self.event == "alias" else "new version"
+        return f"sweep: {event} in {scope} to {self.webhook or 'Slack'}"
 
 
-def automate(connection: Connection, wish: Wish) -> str:
-    """Make the automation, or change the one of that name; returns what was done, in words.
+def automate(connection: Connection, automation: Automation) -> str:
+    """Create the automation, or change the one of its name; returns what was done, as text.
 
     Raises:
-        ConfigError: no such collection, webhook or Slack integration, or a version without a collection.
+        ConfigError: there is no such collection, webhook or Slack integration, or a version has no collection.
     """
-    if wish.event == "version" and wish.collection is None:
+    if automation.event == "version" and automation.collection is None:
         raise ConfigError("--on version needs a collection; name it: --collection NAME")
     api = connection.api
     with asking(connection.url):
-        event, action = _event(connection, wish), _action(connection, wish)
-        found = next(iter(api.automations(entity=connection.home.partition("/")[0], name=wish.called)), None)
+        event, action = _event(connection, automation), _action(connection, automation)
+        existing = next(
+            iter(api.automations(entity=connection.home.partition("/")[0], name=automation.full_name)), None
+        )
         text = "made by `sweep queue automate`"
-        if found is None:
-            api.create_automation(event >> action, name=wish.called, description=text, enabled=True)
+        if existing is None:
+            api.create_automation(event >> action, name=automation.full_name, description=text, enabled=True)
         else:
-            api.update_automation(found, event=event, action=action, description=text, enabled=True)
-    return f"{'made' if found is None else 'changed'}: {wish.called}"
+            api.update_automation(existing, event=event, action=action, description=text, enabled=True)
+    return f"{'made' if existing is None else 'changed'}: {automation.full_name}"
 
 
-def _event(connection: Connection, wish: Wish) -> Any:
+def _event(connection: Connection, automation: Automation) -> Any:
     from wandb.automations import ArtifactEvent, OnAddArtifactAlias, OnCreateArtifact, OnLinkArtifact
 
-    if wish.event == "alias":
-        return OnAddArtifactAlias(scope=_scope(connection, wish), filter=ArtifactEvent.alias.eq(wish.alias))
-    if REGISTRY in str(wish.collection):
-        return OnLinkArtifact(scope=_scope(connection, wish))
-    return OnCreateArtifact(scope=_scope(connection, wish))
+    if automation.event == "alias":
+        return OnAddArtifactAlias(scope=_scope(connection, automation), filter=ArtifactEvent.alias.eq(automation.alias))
+    if REGISTRY in str(automation.collection):
+        return OnLinkArtifact(scope=_scope(connection, automation))
+    return OnCreateArtifact(scope=_scope(connection, automation))
 
 
-def _scope(connection: Connection, wish: Wish) -> Any:
+def _scope(connection: Connection, automation: Automation) -> Any:
     api = connection.api
-    if wish.collection is None:
+    if automation.collection is None:
         entity, _, project = connection.home.partition("/")
         return api.project(project, entity=entity)
-    path = wish.collection if "/" in wish.collection else f"{connection.home}/{wish.collection}"
-    if not api.artifact_collection_exists(path, wish.kind):
+    path = automation.collection if "/" in automation.collection else f"{connection.home}/{automation.collection}"
+    if not api.artifact_collection_exists(path, automation.kind):
         raise ConfigError(
-            f"--collection={wish.collection}: W&B has no collection {path} of type {wish.kind}; it begins with the "
-            "first artifact, so run a sweep that writes adapters before"
+            f"--collection={automation.collection}: W&B has no collection {path} of type {automation.kind}; "
+            "it begins with the first artifact, so run a sweep that uploads adapters first"
         )
-    return api.artifact_collection(wish.kind, path)
+    return api.artifact_collection(automation.kind, path)
 
 
-def _action(connection: Connection, wish: Wish) -> Any:
+def _action(connection: Connection, automation: Automation) -> Any:
     from wandb.automations import SendNotification, SendWebhook
 
     api, entity = connection.api, connection.home.partition("/")[0]
-    if wish.webhook is not None:
-        hooks = {str(one.name): one for one in api.webhook_integrations(entity=entity)}
-        hook = _named(hooks, wish.webhook, "webhook", entity)
-        return SendWebhook.from_integration(hook, payload=PAYLOAD)
-    channels = {str(one.channel_name): one for one in api.slack_integrations(entity=entity)}
-    chosen = _named(channels, wish.channel or next(iter(channels), ""), "Slack channel", entity)
+    if automation.webhook is not None:
+        hooks = {str(hook.name): hook for hook in api.webhook_integrations(entity=entity)}
+        webhook = _named(hooks, automation.webhook, "webhook", entity)
+        return SendWebhook.from_integration(webhook, payload=PAYLOAD)
+    channels = {str(channel.channel_name): channel for channel in api.slack_integrations(entity=entity)}
+    chosen = _named(channels, automation.channel or next(iter(channels), ""), "Slack channel", entity)
     return SendNotification.from_integration(chosen, title="A new adapter", text="${artifact_version_string}")
 
 
-def _named(found: dict[str, Any], name: str, what: str, entity: str) -> Any:
-    if name not in found:
+def _named(integrations: dict[str, Any], name: str, what: str, entity: str) -> Any:
+    if name not in integrations:
         raise ConfigError(
-            f"{entity} has no {what}{f' {name}' if name else ''} in W&B; {_known(found)}"
+            f"{entity} has no {what}{f' {name}' if name else ''} in W&B; {_allowed(integrations)}"
             "a team's admin adds one in the team's settings"
         )
-    return found[name]
+    return integrations[name]
 
 
-def _known(names: Iterable[str]) -> str:
-    some = ", ".join(sorted(names))
-    return f"allowed: {some}; " if some else ""
+def _allowed(names: Iterable[str]) -> str:
+    listed = ", ".join(sorted(names))
+    return f"allowed: {listed}; " if listed else ""

@@ -1,13 +1,16 @@
-"""A `Channel` whose far side shares nothing with the controller but W&B.
+"""A `Channel` between a controller and jobs that share nothing but W&B.
 
 The controller's room is kept as if the workers wrote into it: what their runs say becomes the files that they would
-have written. Reports and outcomes are read from the runs' summaries, all runs in one request (the client reads
-histories run by run, a request each). A stop is `Run.stop()`, whose cause a tag says.
+have written. Reports and outcomes are read from the summaries of the runs, all in one request; the client would read
+histories with a request for each run. A stop is `Run.stop()`, whose cause is a tag of the run.
 
-Invariants: a file that a worker would write is written here only, from a run that says it is this attempt's and this
-worker's. An outcome comes with the reports behind it. What a person stops or deletes in W&B counts as cancelled.
-A worker that serves several trials is told of an assignment before that counts as delivered. Before an attempt is lost
-with its worker, W&B is asked once more; while W&B does not answer, no beat counts as missed.
+Invariants:
+- A file that a worker would write is written here only, from a run that names this attempt and this worker.
+- An outcome is written after the reports that came with it.
+- A trial whose run a person stops or deletes in W&B counts as cancelled.
+- A worker that serves several trials is sent an assignment before the assignment counts as delivered.
+- Before an attempt is taken for lost with its worker, W&B is asked once more; while W&B does not answer, no heartbeat
+  counts as missed.
 """
 
 from __future__ import annotations
@@ -18,10 +21,11 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from sweep.controller.ports import Clock, ObservedAttempt, ObservedWorker
+from sweep.controller.ports import Channel, Clock, ObservedAttempt, ObservedWorker
 from sweep.controller.room_channel import RoomChannel
 from sweep.errors import GiveUp
-from sweep.queues.launch.api import LaunchApi, RunFacts, Runs
+from sweep.queues.launch.api import LaunchApi, ObservedRun, Runs
+from sweep.queues.launch.dispatcher import LaunchDispatcher
 from trainer.contract import (
     JOB_KEY,
     OUTCOME_KEY,
@@ -43,7 +47,8 @@ class WandbChannel:
     """See the module.
 
     Args:
-        stopping: told of each run before W&B is asked to stop it.
+        inner: the channel over the controller's own room.
+        stopping: is called with the id of a run before W&B is asked to stop it.
     """
 
     room: Room
@@ -51,12 +56,12 @@ class WandbChannel:
     api: LaunchApi
     runs: Runs
     stopping: Callable[[str], None]
-    _taken: int = 0
-    _gone: set[str] = field(default_factory=set)
+    _seen_looks: int = 0
+    _ended_workers: set[str] = field(default_factory=set)
 
     def assign(self, spec: TrialSpec) -> None:
-        self.inner.propose(spec)
-        self._tell_worker(spec.worker, (spec.trial, spec.attempt))
+        self.inner.write_spec(spec)
+        self._notify_worker(spec.worker, (spec.trial, spec.attempt))
         self.inner.assign(spec)
 
     def stop(self, trial: int, attempt: int, cause: StopCause, reason: str) -> None:
@@ -67,84 +72,92 @@ class WandbChannel:
         self.inner.stop(trial, attempt, cause, reason)
 
     def drain(self, worker: str) -> None:
-        self._tell_worker(worker, drain=True)
+        self._notify_worker(worker, drain=True)
         self.inner.drain(worker)
 
     def observe(
         self, trials: Sequence[int], workers: Sequence[str]
     ) -> tuple[dict[int, list[ObservedAttempt]], dict[str, ObservedWorker]]:
         self._pull(trials, workers)
-        attempts, seen = self.inner.observe(trials, workers)
-        blind = f" {self.runs.failures}"
-        return attempts, {name: replace(one, beat=one.beat and one.beat + blind) for name, one in seen.items()}
+        attempts, observed = self.inner.observe(trials, workers)
+        failures = f" {self.runs.failures}"  # a query that failed counts as a heartbeat
+        return attempts, {
+            name: replace(worker, beat=worker.beat and worker.beat + failures) for name, worker in observed.items()
+        }
 
     def wait(self, clock: Clock, seconds: float) -> None:
         self.inner.wait(clock, seconds)
 
     # --- to the workers ------------------------------------------------------------------------------------------
 
-    def _tell_worker(self, worker: str, *more: tuple[int, int], drain: bool = False) -> None:
-        """A job that goes on after its first trials reads in its run's configuration what else it is given."""
+    def _notify_worker(self, worker: str, *more: tuple[int, int], drain: bool = False) -> None:
+        """Write what a job is assigned after its first trials into the configuration of its run, where it reads it."""
         record = read_json(self.room.worker(worker).job)
         if not isinstance(record, Mapping) or not record.get("pushed") or record.get("end") or not record.get("serves"):
             return
         files = self.room.worker(worker)
         tasks = sorted({*files.assignments(), *more})
         inbox = [json.loads(read_text(self.room.attempt(*task).spec) or "{}") for task in tasks]
-        with suppress(GiveUp):  # its run is gone: the dispatcher will say so
+        with suppress(GiveUp):  # its run is gone, as the dispatcher will find
             self.api.configure(str(record["run"]), {JOB_KEY: {"inbox": inbox, "drain": drain or files.drain.exists()}})
 
     # --- from the workers ----------------------------------------------------------------------------------------
 
     def _pull(self, trials: Sequence[int], workers: Sequence[str]) -> None:
-        wanted = {}
+        """Turn what the last look at the runs showed into files of the room."""
+        open_specs = self._open_specs(trials)
+        self.runs.want("trials", list(open_specs))
+        ended = {spec.worker for spec in open_specs.values() if self._has_ended(spec.worker)} - self._ended_workers
+        if ended:  # the last look may be older than the end of their jobs
+            self.runs.look(now=True)
+            self._ended_workers |= ended
+        if self.runs.looks == self._seen_looks:
+            return
+        for name in workers:
+            self._take_beat(name)
+        for run_id, spec in open_specs.items():
+            run = self.runs.observed.get(run_id)
+            if run is None:
+                self._miss(run_id, spec)
+            elif (run.sweep.get("worker"), run.sweep.get("attempt")) == (spec.worker, spec.attempt):
+                self._take(spec, run)
+        self._seen_looks = self.runs.looks
+
+    def _open_specs(self, trials: Sequence[int]) -> dict[str, TrialSpec]:
+        """By run, the specifications of the last attempts that have no outcome yet."""
+        specs = {}
         for trial in trials:
             numbers = self.room.attempts(trial)
             if numbers and not self.room.attempt(trial, numbers[-1]).outcome.exists():
                 spec = self._spec(trial, numbers[-1])
                 if spec is not None and spec.tracking is not None:
-                    wanted[spec.tracking.run] = spec
-        self.runs.want("trials", list(wanted))
-        gone = {spec.worker for spec in wanted.values() if self._has_ended(spec.worker)} - self._gone
-        if gone:  # the last look at their trials may be older than their end
-            self.runs.look(now=True)
-            self._gone |= gone
-        if self.runs.looks == self._taken:
-            return
-        for name in workers:
-            self._take_beat(name)
-        for run, spec in wanted.items():
-            facts = self.runs.facts.get(run)
-            if facts is None:
-                self._miss(run, spec)
-            elif (facts.sweep.get("worker"), facts.sweep.get("attempt")) == (spec.worker, spec.attempt):
-                self._take(spec, facts)
-        self._taken = self.runs.looks
+                    specs[spec.tracking.run] = spec
+        return specs
 
     def _has_ended(self, worker: str) -> bool:
         record = read_json(self.room.worker(worker).job)
         return isinstance(record, Mapping) and bool(record.get("pushed") and record.get("end"))
 
     def _take_beat(self, name: str) -> None:
-        """A run that its job has begun is a sign of life; that it ended before we looked does not change that."""
+        """A run that its job has begun is a heartbeat; also if the run had ended when it was first seen."""
         record = read_json(self.room.worker(name).job)
-        facts = self.runs.facts.get(str(record.get("run"))) if isinstance(record, Mapping) else None
+        run = self.runs.observed.get(str(record.get("run"))) if isinstance(record, Mapping) else None
         known = self.room.worker(name).beat.exists()
-        if facts is not None and facts.sweep.get("worker") == name and not (facts.ended and known):
-            beat = facts.heartbeat or str(len(json.dumps(facts.summary, default=str)))
+        if run is not None and run.sweep.get("worker") == name and not (run.ended and known):
+            beat = run.heartbeat or str(len(json.dumps(run.summary, default=str)))
             if read_text(self.room.worker(name).beat) != beat:
                 write_atomic(self.room.worker(name).beat, beat, durable=False)
 
-    def _take(self, spec: TrialSpec, facts: RunFacts) -> None:
+    def _take(self, spec: TrialSpec, run: ObservedRun) -> None:
         files = self.room.attempt(spec.trial, spec.attempt)
-        if not facts.ended and files.stop.exists() and not facts.told_to_stop:
-            self._ask_again(files, facts)
-        self._take_reports(files, _told(facts.summary.get(REPORTS_KEY), spec).get("reports", ()))
-        told = _told(facts.summary.get(OUTCOME_KEY), spec).get("outcome")
-        if told is None:
+        if not run.ended and files.stop.exists() and not run.stop_requested:
+            self._stop_again(files, run)
+        self._take_reports(files, _said_of(spec, run.summary.get(REPORTS_KEY)).get("reports", ()))
+        text = _said_of(spec, run.summary.get(OUTCOME_KEY)).get("outcome")
+        if text is None:
             return
         try:
-            outcome = self._as_asked(files, decode(Outcome, told), facts)
+            outcome = self._with_cause(files, decode(Outcome, text), run)
         except ContractError:
             return
         if outcome.kind is OutcomeKind.COMPLETED and spec.evaluate is None:
@@ -152,34 +165,34 @@ class WandbChannel:
         write_atomic(files.outcome, encode(outcome))
 
     def _take_reports(self, files: AttemptDir, reports: Sequence[str]) -> None:
-        """All that there are, in the place of what there was: no line is torn, none is there twice."""
+        """Replace the file by all reports that there are, so that no line is torn and none is there twice."""
         have = read_text(files.reports)
         if have is None or have.count("\n") < len(reports):
             write_atomic(files.reports, "".join(f"{line}\n" for line in reports), durable=False)
 
-    def _ask_again(self, files: AttemptDir, facts: RunFacts) -> None:
-        """It was to stop before it had begun, when there was no run to ask."""
+    def _stop_again(self, files: AttemptDir, run: ObservedRun) -> None:
+        """Ask again: the attempt was stopped before it had a run that could be asked."""
         cause, _, _ = (read_text(files.stop) or "").partition("\n")
-        self.stopping(facts.id)
-        self.api.stop(facts.id, StopCause(cause))
+        self.stopping(run.id)
+        self.api.stop(run.id, StopCause(cause))
 
-    def _as_asked(self, files: AttemptDir, outcome: Outcome, facts: RunFacts) -> Outcome:
-        """A job knows that it was stopped, we know why: and where we did not ask, a person did.
+    def _with_cause(self, files: AttemptDir, outcome: Outcome, run: ObservedRun) -> Outcome:
+        """The outcome of a stop with its cause: the job knows that it was stopped, and the controller knows why.
 
-        A stop without a word in the room, but with our tag, was for the job and not for its trial, which goes on in
-        the next one: its worker was silent for long.
+        Without a stop in the room a person stopped the run, unless it has our tag. Then the stop was meant for a silent
+        worker and not for its trial, which goes on in the next job.
         """
         if outcome.kind is not OutcomeKind.STOPPED or outcome.cause is StopCause.PREEMPTED:
             return outcome
         cause, _, reason = (read_text(files.stop) or "").partition("\n")
-        if not cause and facts.told_to_stop:
+        if not cause and run.stop_requested:
             return replace(outcome, cause=StopCause.INTERRUPTED, reason="its job was told to end")
         if not cause:
             return replace(outcome, cause=StopCause.CANCELLED, reason="it was stopped in W&B")
         return replace(outcome, cause=StopCause(cause), reason=reason)
 
     def _fetch(self, spec: TrialSpec, files: AttemptDir, outcome: Outcome) -> Outcome:
-        """Bring the adapter and the steps of a complete trial here, for `best`, `export` and its proof.
+        """Download the adapter and the steps of a complete trial, for `best`, `export` and its verification.
 
         Raises:
             RetryLater: W&B cannot give them now; the outcome waits for them.
@@ -194,11 +207,12 @@ class WandbChannel:
         write_atomic(files.steps, "".join(f"{row}\n" for row in rows))
         return outcome
 
-    def _miss(self, run: str, spec: TrialSpec) -> None:
+    def _miss(self, run_id: str, spec: TrialSpec) -> None:
+        """Cancel the attempt if its run was seen before and is deleted now."""
         files = self.room.attempt(spec.trial, spec.attempt)
-        if files.reports.exists():  # it has begun, though an earlier controller may have been the one that saw it
-            self.runs.expect(run)
-        if self.runs.deleted(run):
+        if files.reports.exists():  # the run existed, though perhaps only an earlier controller saw it
+            self.runs.expect(run_id)
+        if self.runs.deleted(run_id):
             outcome = Outcome(OutcomeKind.STOPPED, "its run was deleted in W&B", cause=StopCause.CANCELLED)
             write_atomic(files.outcome, encode(outcome))
 
@@ -207,14 +221,21 @@ class WandbChannel:
         return None if text is None else decode(TrialSpec, text)
 
 
-def _told(text: Any, spec: TrialSpec) -> dict[str, Any]:
-    """What a summary says in this key of this attempt; nothing where it speaks of another."""
+def make_channel(room: Room, dispatcher: LaunchDispatcher) -> Channel:
+    """The channel of a room whose workers this dispatcher starts: over the room, or over W&B alone."""
+    if not dispatcher.queue.reports_over_wandb:
+        return RoomChannel(room)
+    return WandbChannel(room, RoomChannel(room), dispatcher.api, dispatcher.runs, dispatcher.stopping)
+
+
+def _said_of(spec: TrialSpec, text: Any) -> dict[str, Any]:
+    """What a value of a run's summary says of this attempt; empty if it speaks of another one or cannot be read."""
     try:
-        told = json.loads(text)
+        said = json.loads(text)
     except (TypeError, ValueError):
         return {}
-    of = (told.get("attempt"), told.get("worker")) if isinstance(told, dict) else None
-    return told if of == (spec.attempt, spec.worker) else {}
+    attempt = (said.get("attempt"), said.get("worker")) if isinstance(said, dict) else None
+    return said if attempt == (spec.attempt, spec.worker) else {}
 
 
 def _step(row: Mapping[str, Any]) -> Step | None:

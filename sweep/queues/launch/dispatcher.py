@@ -1,10 +1,13 @@
 """Workers as jobs of a W&B Launch queue, started by its agents.
 
-Invariants: a worker is planned, then given its first trials, then pushed, once; what is meant to be pushed is written
-down before it is. So a restarted controller pushes nothing twice: where the old one died during a push, the
-job is looked for, for a while, and then given up with its name, under which no late process will be listened to.
-What a job is doing is read from its run and from what its worker says in the room, not from the queue's item, which
-stays claimed for ever; the item only tells that a job never started. W&B is asked once every `query_seconds`.
+Invariants:
+- A worker is planned, then assigned its first trials, then pushed, once. What is about to be pushed is written down
+  before it is, so that a restarted controller pushes nothing twice. If the old controller died during a push, the new
+  one looks for the job for a while and then gives it up together with its name; a process that starts late under this
+  name is ignored.
+- What a job does is read from its run and from what its worker writes in the room. The queue's item stays claimed after
+  the job has ended, and is only asked whether a job failed to start (`transitions`).
+- W&B is asked once every `query_seconds`.
 """
 
 from __future__ import annotations
@@ -13,21 +16,29 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
-from sweep.config.queues import LaunchQueue
 from sweep.controller.ports import WorkerSpec
 from sweep.errors import RetryLater
 from sweep.model import Job, JobState
-from sweep.queues.launch.api import LaunchApi, Push, RunFacts, Runs
+from sweep.queues.launch import jobs, transitions
+from sweep.queues.launch.api import LaunchApi, ObservedRun, Push, Runs, make_api
+from sweep.queues.launch.section import LaunchQueue, launch_queue
+from sweep.queues.launch.transitions import EndJob, StopRun, judge_item, judge_run
+from sweep.tracking.runs import wandb_location
+from sweep.tracking.stopped_runs import mark_stopped
 from trainer.contract import StopCause, TrialSpec, decode
 from trainer.room import UNWANTED, Room, WorkerDir, read_json, read_text, write_atomic
 
-# A push of a controller that died may still be on its way for this long.
+if TYPE_CHECKING:
+    from sweep.config.settings import Settings
+
+# A push of a controller that died may arrive at W&B this many seconds later.
 INTENT_SECONDS = 60.0
-# A job that was told to end and is not heard of is counted as gone after this long.
+# A cancelled job that is silent for this many seconds is counted as ended.
 CANCEL_SECONDS = 60.0
-# What an item's state means to a person while no run has begun.
+# What the state of an item means to a person while its job has no run.
 WAITING = {
     "pending": "in the queue: no agent has taken it yet",
     "leased": "an agent is taking it",
@@ -36,16 +47,16 @@ WAITING = {
 
 
 @dataclass(slots=True)
-class Record:
-    """What `job.json` says of a worker.
+class LaunchJobRecord:
+    """What `job.json` of a worker holds on a Launch queue.
 
     Args:
-        run: the id of the job's run; empty until it is pushed.
-        item: the queue's item; empty until it is known.
-        pushed: when the push was begun, seconds since the epoch; 0 while it is planned.
-        serves: its run is its own and not its only trial's, and says what else it is given.
-        cancelled: when it was told to end; 0 while it was not.
-        end: how the job ended, empty until it has.
+        run: id of the job's run; empty until it is pushed.
+        item: id of the queue's item; empty until W&B has answered the push.
+        pushed: when the push was begun, in seconds since the epoch; 0 while the worker is planned.
+        serves: the run is the job's own and not its only trial's, and carries further assignments.
+        cancelled: when the job was cancelled, in seconds since the epoch; 0 if it was not.
+        end: how the job ended; empty until it has.
     """
 
     worker: str
@@ -63,10 +74,10 @@ class LaunchDispatcher:
     """A `Dispatcher` (see `ports`) for a W&B Launch queue.
 
     Args:
-        payload: what a job is told, from its worker's name and its first specifications.
-        run_of: the id of the run of a job with these specifications.
-        stopping: told of each run before W&B is asked to stop it.
-        reads: only look at what the room says: write nothing, ask nobody.
+        payload: the run configuration of a job, from its worker's name and its first specifications.
+        run_of: the id of the run of a job, from the same.
+        stopping: is called with the id of a run before W&B is asked to stop it.
+        reads: only read what the room holds; write nothing and ask nobody.
     """
 
     room: Room
@@ -77,7 +88,7 @@ class LaunchDispatcher:
     run_of: Callable[[str, Sequence[TrialSpec]], str]
     stopping: Callable[[str], None]
     reads: bool = False
-    _records: dict[str, Record] = field(default_factory=dict)
+    _records: dict[str, LaunchJobRecord] = field(default_factory=dict)
     _items: dict[str, str] = field(default_factory=dict)
     _turn: int = 0
 
@@ -86,20 +97,20 @@ class LaunchDispatcher:
         for worker in workers:
             record = self._records.get(worker.name)
             if record is None:
-                self._write(Record(worker.name, worker.place))
+                self._write(LaunchJobRecord(worker.name, worker.place))
             elif not record.pushed and not record.end and (specs := self._specs(worker.name)):
                 self._push(record, specs)
 
     def poll(self) -> Mapping[str, Job]:
         self._load()
-        sent = [record for record in self._records.values() if record.pushed and not record.end]
-        for record in sent:
-            if isinstance(said := read_json(self._dir(record).exit), dict):
-                self._end(record, str(said["reason"]))
-        sent = [record for record in sent if not record.end]
-        if not self.reads and sent:
-            self._ask(sent)
-            self._stop_late_ones()
+        open_jobs = [record for record in self._records.values() if record.pushed and not record.end]
+        for record in open_jobs:
+            if isinstance(exit_word := read_json(self._dir(record).exit), dict):
+                self._end(record, str(exit_word["reason"]))
+        open_jobs = [record for record in open_jobs if not record.end]
+        if not self.reads and open_jobs:
+            self._observe(open_jobs)
+            self._stop_abandoned()
         return {name: self._job(record) for name, record in self._records.items()}
 
     def cancel(self, workers: Sequence[str]) -> None:
@@ -112,10 +123,10 @@ class LaunchDispatcher:
                 continue
             if record.item:
                 self.api.delete_item(record.item)
-            if self._own(record) is not None:
+            if self._observed_run(record) is not None:
                 self._stop(record)
             record.cancelled = time.time()
-            self._leave(record)  # should it start after all
+            self._abandon(record)  # it may still start
             self._write(record)
 
     def preview(self, workers: Sequence[WorkerSpec]) -> str:
@@ -127,7 +138,7 @@ class LaunchDispatcher:
         )
 
     def ended(self) -> int:
-        """How many jobs have ended, as far as is known."""
+        """How many jobs are known to have ended."""
         return sum(1 for record in self._records.values() if record.end)
 
     # --- pushing -----------------------------------------------------------------------------------------------
@@ -136,14 +147,14 @@ class LaunchDispatcher:
         tasks = self.room.worker(worker).assignments()
         return [decode(TrialSpec, read_text(self.room.attempt(*task).spec) or "") for task in tasks]
 
-    def _push(self, record: Record, specs: Sequence[TrialSpec]) -> None:
+    def _push(self, record: LaunchJobRecord, specs: Sequence[TrialSpec]) -> None:
         record.run, record.pushed = self.run_of(record.worker, specs), time.time()
         record.serves = all(spec.tracking is None or spec.tracking.run != record.run for spec in specs)
         self._write(record)
         try:
             record.item = self.api.push(Push(record.run, record.worker, self.payload(record.worker, specs)))
         except RetryLater:
-            raise  # it may have arrived: looked for in `_ask_for_item`
+            raise  # it may have arrived: its item is looked for
         except BaseException:
             record.run, record.pushed = "", 0.0
             self._write(record)
@@ -151,122 +162,147 @@ class LaunchDispatcher:
         self._items[record.worker] = "pending"
         self._write(record)
 
-    # --- looking -----------------------------------------------------------------------------------------------
+    # --- observing ---------------------------------------------------------------------------------------------
 
     def _load(self) -> None:
         for name in self.room.workers():
             if name not in self._records or self.reads:
                 raw = read_json(self.room.worker(name).job)
                 if isinstance(raw, dict):
-                    known = {key: raw[key] for key in Record.__slots__ if key in raw}
-                    self._records[name] = Record(**{"place": 0, **known, "worker": name})
+                    known = {key: raw[key] for key in LaunchJobRecord.__slots__ if key in raw}
+                    self._records[name] = LaunchJobRecord(**{"place": 0, **known, "worker": name})
 
-    def _ask(self, sent: Sequence[Record]) -> None:
-        self.runs.want("jobs", [record.run for record in [*sent, *self._late]])
-        looked = self.runs.look()
-        for record in sent:
-            facts = self._own(record)
-            if facts is not None and facts.ended and not self._beats_on(record):
-                self._end(record, f"its run is {facts.state}")
-            elif self._alone and self._begun(record) and self.runs.deleted(record.run):
-                self._end(record, "its run was deleted in W&B")
-            elif record.cancelled and facts is not None and not facts.told_to_stop:
-                self._stop(record)  # it began after all
-            elif record.cancelled and time.time() - record.cancelled > CANCEL_SECONDS:
-                self._end(record, "it was told to end, and is not heard of any more")
-        waiting = [
-            record for record in sent if not record.end and self._own(record) is None and not self._begun(record)
-        ]
-        if looked and waiting:
+    def _observe(self, open_jobs: Sequence[LaunchJobRecord]) -> None:
+        """Ask W&B for the runs if it is time to, and act on what they say; then ask for the item of one job that has
+        not started. The jobs take turns, so that a round costs one such request however many wait."""
+        self.runs.want("jobs", [record.run for record in [*open_jobs, *self._abandoned]])
+        asked = self.runs.look()
+        for record in open_jobs:
+            self._act(record, judge_run(self._run_facts(record)))
+        waiting = [record for record in open_jobs if not record.end and not self._started(record)]
+        if asked and waiting:
             self._turn += 1
-            self._ask_for_item(waiting[self._turn % len(waiting)])
+            record = waiting[self._turn % len(waiting)]
+            self._act(record, judge_item(self._item_facts(record)))
 
-    def _ask_for_item(self, record: Record) -> None:
-        """One of those that have not started, in turn: a request a look, however many wait."""
+    def _run_facts(self, record: LaunchJobRecord) -> transitions.RunFacts:
+        run, beat = self._observed_run(record), self._dir(record).beat
+        return transitions.RunFacts(
+            run_state=run.state if run is not None else None,
+            run_ended=run is not None and run.ended,
+            stop_requested=run is not None and run.stop_requested,
+            run_deleted=self.runs.deleted(record.run),
+            ready=beat.exists(),
+            beating=beat.exists() and time.time() - beat.stat().st_mtime < CANCEL_SECONDS,
+            only_wandb=self.queue.reports_over_wandb,
+            cancelled=bool(record.cancelled),
+            cancel_expired=time.time() - record.cancelled > CANCEL_SECONDS,
+        )
+
+    def _item_facts(self, record: LaunchJobRecord) -> transitions.ItemFacts:
+        """One request, if the item is known."""
+        waited = time.time() - record.pushed
         if not record.item:
-            if time.time() - record.pushed > INTENT_SECONDS:
-                self._end(record, "its push was never confirmed", late=True)
-            return
+            return transitions.ItemFacts(confirmed=False, push_expired=waited > INTENT_SECONDS)
         state = self.api.item_state(record.item)
         self._items[record.worker] = state or "unknown"
-        limit = self.queue.pending_seconds
-        if state is None:
-            self._end(record, "its item is gone from the queue", late=True)
-        elif state == "failed":
-            self._end(record, "the agent could not start it; see the agent's log")
-        elif state == "pending" and limit is not None and time.time() - record.pushed > limit:
-            self.api.delete_item(record.item)
-            self._end(record, f"no agent took it within {limit:g} s (queue.pending_seconds)", late=True)
-        elif limit is not None and time.time() - record.pushed > limit:
-            self._end(
-                record, f"an agent took it, and it did not start in {limit:g} s (queue.pending_seconds)", late=True
-            )
+        return transitions.ItemFacts(
+            confirmed=True, state=state, pending_seconds=self.queue.pending_seconds, waited_seconds=waited
+        )
+
+    def _act(self, record: LaunchJobRecord, action: StopRun | EndJob | None) -> None:
+        match action:
+            case StopRun():
+                self._stop(record)
+            case EndJob(reason, may_start, withdraw):
+                if withdraw:
+                    self.api.delete_item(record.item)
+                self._end(record, reason, may_start)
 
     @property
-    def _alone(self) -> bool:
-        """Whether W&B is all that the jobs share with us."""
-        return self.queue.channel == "wandb"
+    def _abandoned(self) -> list[LaunchJobRecord]:
+        """Jobs that were given up before they began, and that no file of ours can keep from beginning."""
+        records = self._records.values() if self.queue.reports_over_wandb else ()
+        return [record for record in records if record.end and record.pushed and not self._ready(record)]
 
-    @property
-    def _late(self) -> list[Record]:
-        """Jobs that were given up before they began, and that no file of ours would keep from it."""
-        records = self._records.values() if self._alone else ()
-        return [record for record in records if record.end and record.pushed and not self._begun(record)]
-
-    def _stop_late_ones(self) -> None:
-        for record in self._late:
-            facts = self._own(record)
-            if facts is not None and not facts.ended and not facts.told_to_stop:
+    def _stop_abandoned(self) -> None:
+        for record in self._abandoned:
+            run = self._observed_run(record)
+            if run is not None and not run.ended and not run.stop_requested:
                 self.api.stop(record.run, StopCause.CANCELLED)
 
-    def _stop(self, record: Record) -> None:
+    def _stop(self, record: LaunchJobRecord) -> None:
         self.stopping(record.run)
         self.api.stop(record.run, StopCause.INTERRUPTED)
 
-    def _leave(self, record: Record) -> None:
-        """Nobody waits for this job any more. Where no file of ours reaches it, its runs are left to it as well."""
+    def _abandon(self, record: LaunchJobRecord) -> None:
+        """Tell a job that may still start that nobody waits for it. If no file reaches the job, no attempt resumes its
+        runs any more."""
         write_atomic(self._dir(record).drain, UNWANTED)
-        if self._alone and not self._begun(record):
+        if self.queue.reports_over_wandb and not self._ready(record):
             tracked = [spec.tracking.run for spec in self._specs(record.worker) if spec.tracking is not None]
             for run in dict.fromkeys([record.run, *tracked]):
                 self.stopping(run)
 
-    def _own(self, record: Record) -> RunFacts | None:
-        """Its run, once the job itself has begun it: an earlier attempt of the trial has left one of the same id."""
-        facts = self.runs.facts.get(record.run)
-        return facts if facts is not None and facts.sweep.get("worker") == record.worker else None
+    def _observed_run(self, record: LaunchJobRecord) -> ObservedRun | None:
+        """The run of a job once the job itself has begun it; an earlier attempt of the trial may have left one of the
+        same id."""
+        run = self.runs.observed.get(record.run)
+        return run if run is not None and run.sweep.get("worker") == record.worker else None
 
-    def _begun(self, record: Record) -> bool:
+    def _ready(self, record: LaunchJobRecord) -> bool:
         return self._dir(record).beat.exists()
 
-    def _beats_on(self, record: Record) -> bool:
-        """Its trial's run has ended, but not the worker: it says so itself when it does."""
-        beat = self._dir(record).beat
-        return not self._alone and beat.exists() and time.time() - beat.stat().st_mtime < CANCEL_SECONDS
+    def _started(self, record: LaunchJobRecord) -> bool:
+        return self._ready(record) or self._observed_run(record) is not None
 
-    def _job(self, record: Record) -> Job:
+    def _job(self, record: LaunchJobRecord) -> Job:
         if record.end:
             return Job(record.place, JobState.GONE, record.run, reason=record.end)
         if not record.pushed:
             return Job(record.place, JobState.PLANNED, reason="waits for its first trial")
-        if self._begun(record) or self._own(record) is not None:
+        if self._started(record):
             return Job(record.place, JobState.RUNNING, record.run)
         state = self._items.get(record.worker, "pending")
         return Job(record.place, JobState.PENDING, record.run, reason=WAITING.get(state, f"its item is {state}"))
 
     # --- files -------------------------------------------------------------------------------------------------
 
-    def _dir(self, record: Record) -> WorkerDir:
+    def _dir(self, record: LaunchJobRecord) -> WorkerDir:
         return self.room.worker(record.worker)
 
-    def _end(self, record: Record, how: str, late: bool = False) -> None:
-        record.end = how
+    def _end(self, record: LaunchJobRecord, reason: str, may_start: bool = False) -> None:
+        record.end = reason
         if self.reads:
             return
-        if late:  # its process may still start
-            self._leave(record)
+        if may_start:
+            self._abandon(record)
         self._write(record)
 
-    def _write(self, record: Record) -> None:
+    def _write(self, record: LaunchJobRecord) -> None:
         self._records[record.worker] = record
         write_atomic(self._dir(record).job, json.dumps({"queue": "launch", **asdict(record)}))
+
+
+def make_dispatcher(room: Room, settings: Settings, gpu: bool, reads: bool = False) -> LaunchDispatcher:
+    """The dispatcher of a room.
+
+    Args:
+        gpu: whether jobs train on CUDA.
+        reads: see `LaunchDispatcher`.
+
+    Raises:
+        ConfigError: the queue is of another kind.
+    """
+    queue = launch_queue(settings)
+    api = make_api(queue, wandb_location(settings), jobs.job_name(settings))
+    return LaunchDispatcher(
+        room=room,
+        queue=queue,
+        api=api,
+        runs=Runs(api, queue.query_seconds),
+        payload=lambda worker, specs: jobs.payload(settings, room, worker, specs, gpu),
+        run_of=lambda worker, specs: jobs.run_of(settings, worker, specs),
+        stopping=partial(mark_stopped, room),
+        reads=reads,
+    )

@@ -1,7 +1,7 @@
-"""Checks that a queue of W&B Launch can run a sweep: key, entity, queue, agents, job.
+"""Checks that a queue of W&B Launch can run a sweep: the API key, the entity, the queue, its agents and its job.
 
-Invariants: each look says what it found, or raises what is missing and what to do; nothing is changed in W&B. One
-connection serves all looks; where there is none, the first says why and the others that they could not look.
+Invariants: a check returns what it found, or raises what is missing and what to do. Nothing is changed in W&B. All
+checks share one connection; without one the first check says why, and the others that they were not made.
 """
 
 from __future__ import annotations
@@ -9,40 +9,44 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from functools import partial
 
-from sweep.config.queues import LaunchQueue
 from sweep.config.settings import Settings
 from sweep.errors import SweepError
+from sweep.queues.backend import NamedCheck
 from sweep.queues.launch.agents import find_agents
 from sweep.queues.launch.jobs import job_name
 from sweep.queues.launch.queue import Connection, check_entity, connect, differences, find, find_job, job_path
+from sweep.queues.launch.section import LaunchQueue, launch_queue
 from sweep.tracking.runs import wandb_location
 
-Ask = Callable[[Connection, LaunchQueue], str]
+ConnectedCheck = Callable[[Connection, LaunchQueue], str]
 START = "`sweep queue agent queue=… > launch-config.yaml`, then `wandb launch-agent --config launch-config.yaml`"
 
 
-def launch_looks(settings: Settings) -> list[tuple[str, Callable[[], str]]]:
-    """What to look at, by name, in an order in which the first that fails explains the others."""
-    queue = settings.queue
-    assert isinstance(queue, LaunchQueue)
-    made: list[Connection] = []
+def launch_checks(settings: Settings) -> list[NamedCheck]:
+    """The checks by name; the first that fails explains those after it.
+
+    Raises:
+        ConfigError: the queue is of another kind.
+    """
+    queue = launch_queue(settings)
+    connections: list[Connection] = []
 
     def key() -> str:
-        made.append(connect(queue, wandb_location(settings)))
-        return f"taken by {made[0].url}, runs go to {made[0].home}"
+        connections.append(connect(queue, wandb_location(settings)))
+        return f"accepted by {connections[0].url}, runs go to {connections[0].home}"
 
-    def look(ask: Ask) -> str:
-        if not made:
-            raise SweepError("could not be looked at: see the W&B key above")
-        return ask(made[0], queue)
+    def connected(check: ConnectedCheck) -> str:
+        if not connections:
+            raise SweepError("not checked: see the W&B key above")
+        return check(connections[0], queue)
 
-    asks: dict[str, Ask] = {
+    checks: dict[str, ConnectedCheck] = {
         "W&B entity": _entity,
         "W&B queue": _queue,
         "W&B agent": _agent,
         "W&B job": partial(_job, job_name(settings)),
     }
-    return [("W&B key", key), *((name, partial(look, ask)) for name, ask in asks.items())]
+    return [("W&B key", key), *((name, partial(connected, check)) for name, check in checks.items())]
 
 
 def _entity(connection: Connection, queue: LaunchQueue) -> str:
@@ -51,22 +55,22 @@ def _entity(connection: Connection, queue: LaunchQueue) -> str:
 
 
 def _queue(connection: Connection, queue: LaunchQueue) -> str:
-    found = find(connection, queue)
-    where = f"{connection.entity}/{queue.name}"
-    if found is None:
-        raise SweepError(f"there is no queue {where}; make it with `sweep queue create queue=…`")
-    if differing := differences(found, queue):
-        raise SweepError(f"{where} differs in {', '.join(differing)}; change it with `sweep queue create queue=…`")
-    return f"{where}: {found.resource}, {_items(found.items)}"
+    server = find(connection, queue)
+    path = f"{connection.entity}/{queue.name}"
+    if server is None:
+        raise SweepError(f"there is no queue {path}; create it with `sweep queue create queue=…`")
+    if differing := differences(server, queue):
+        raise SweepError(f"{path} differs in {', '.join(differing)}; change it with `sweep queue create queue=…`")
+    return f"{path}: {server.resource}, {_items(server.items)}"
 
 
 def _agent(connection: Connection, queue: LaunchQueue) -> str:
-    found = find(connection, queue)
-    if found is None:
-        raise SweepError("could not be looked at: there is no queue")
+    server = find(connection, queue)
+    if server is None:
+        raise SweepError("not checked: there is no queue")
     agents = find_agents(connection, queue.name)
     if agents is None:
-        return _unlisted(found.items)
+        return _unlisted(server.items)
     if polling := [agent for agent in agents if agent.polls]:
         return "; ".join(map(str, polling[:3]))
     last = f" (the last was {agents[0]})" if agents else ""
@@ -74,12 +78,12 @@ def _agent(connection: Connection, queue: LaunchQueue) -> str:
 
 
 def _unlisted(items: Mapping[str, int]) -> str:
-    """What can be told of agents where W&B lists none: from what has become of the queue's items."""
+    """What the states of the queue's items say of its agents, if this server does not list agents."""
     if items.get("pending") and not (items.get("leased") or items.get("claimed")):
         raise SweepError(
             f"{items['pending']} items wait and none was ever taken, so no agent seems to poll; start one: {START}"
         )
-    return f"this server does not say who polls; {_items(items)}; if jobs stay pending, start one: {START}"
+    return f"this server does not list agents; {_items(items)}; if jobs stay pending, start one: {START}"
 
 
 def _job(job: str, connection: Connection, queue: LaunchQueue) -> str:
@@ -88,7 +92,7 @@ def _job(job: str, connection: Connection, queue: LaunchQueue) -> str:
     path = job_path(connection, job)
     version = find_job(connection, path)
     if version is None:
-        raise SweepError(f"there is no job {path}; make it with `sweep queue job queue=…`")
+        raise SweepError(f"there is no job {path}; create it with `sweep queue job queue=…`")
     return f"{path} is {version}"
 
 

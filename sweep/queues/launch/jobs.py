@@ -9,8 +9,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sweep.config.queues import LaunchQueue
 from sweep.config.settings import Settings
+from sweep.queues.launch.section import LaunchQueue, launch_queue
 from sweep.tracking.runs import init_arguments, wandb_location, worker_run_id
 from trainer.contract import JOB_KEY, TrialSpec, encode
 from trainer.room import Room
@@ -21,8 +21,7 @@ ENDLESS_SECONDS = 1e9
 
 def job_name(settings: Settings) -> str:
     """The job artifact that is pushed: the queue's, or the one that `sweep queue job` makes."""
-    queue = settings.queue
-    assert isinstance(queue, LaunchQueue)
+    queue = launch_queue(settings)
     return queue.job or f"{wandb_location(settings).path}/job-{queue.name}:latest"
 
 
@@ -33,29 +32,20 @@ def one_trial(queue: LaunchQueue) -> bool:
 
 def run_of(settings: Settings, worker: str, specs: Sequence[TrialSpec]) -> str:
     """The id of a job's run: its only trial's, or one of its own."""
-    queue = settings.queue
-    assert isinstance(queue, LaunchQueue)
+    queue = launch_queue(settings)
     if one_trial(queue) and specs and specs[0].tracking is not None:
         return specs[0].tracking.run
     return worker_run_id(settings, worker)
 
 
-def room_for_jobs(settings: Settings, room: Room) -> str:
-    """Where jobs see the room: below `queue.room` under its own name, or at the controller's path."""
-    queue = settings.queue
-    assert isinstance(queue, LaunchQueue)
-    return f"{queue.room.rstrip('/')}/{room.root.name}" if queue.room else str(room.root)
-
-
 def payload(settings: Settings, room: Room, worker: str, specs: Sequence[TrialSpec], gpu: bool) -> dict[str, Any]:
     """The job's run configuration: see `trainer.entry.launch_job.JobSpec`."""
-    queue = settings.queue
-    assert isinstance(queue, LaunchQueue)
+    queue = launch_queue(settings)
     own = not one_trial(queue)
     job: dict[str, Any] = {
         "worker": worker,
         "channel": queue.channel,
-        "room": "" if queue.channel == "wandb" else room_for_jobs(settings, room),
+        "room": "" if queue.reports_over_wandb else queue.room_in_jobs(room.root),
         "options": {
             "trials": queue.trials_per_worker or 0,
             "idle_seconds": queue.idle_seconds,

@@ -23,9 +23,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from sweep.config.queues import LaunchQueue, WandbLocation
 from sweep.errors import ConfigError, RetryLater, SweepError
+from sweep.queues.launch.section import LaunchQueue
 from sweep.resources import trainer_dir
+from sweep.tracking.runs import WandbLocation
 
 QUEUES_PROJECT = "model-registry"  # the project in which W&B's client makes and looks up queues
 ENTRY_POINT = "python -m trainer.entry.launch_job"

@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sweep.controller.ports import Clock, ObservedAttempt, ObservedWorker, Ports, Study, WorkerSpec
+from sweep.controller.ports import Clock, ObservedAttempt, ObservedWorker, Ports, SearchStudy, WorkerSpec
 from sweep.model import Job, StudyFacts, Tell, Verdict
 from sweep.queues.simulated.world import SimAttempt, Watch, World
-from sweep.search.strategy.halving import Promotion
+from sweep.search.strategy.protocol import Promotion
 from trainer.contract import ContractError, Outcome, Report, StopCause, TrialSpec, decode, encode
 from trainer.room import Room, read_text
 
@@ -175,9 +175,9 @@ class SimulatedChannel:
 
 @dataclass(slots=True)
 class ChargedStudy:
-    """A `Study` (see `ports`) whose time to think passes on the simulated clock too."""
+    """A `SearchStudy` (see `ports`) whose own computing time passes on the simulated clock too."""
 
-    study: Study
+    study: SearchStudy
     clock: Clock
 
     def ask(self) -> int:
@@ -186,34 +186,36 @@ class ChargedStudy:
     def params(self, number: int) -> Mapping[str, Any]:
         return self.study.params(number)
 
-    def record(self, number: int, reports: Sequence[Report], worker: str = "", new: bool = True) -> Verdict | None:
+    def record(
+        self, number: int, reports: Sequence[Report], worker: str = "", new_allowed: bool = True
+    ) -> Verdict | None:
         if not reports:
-            return self.study.record(number, reports, worker, new)
-        return self._charged(lambda: self.study.record(number, reports, worker, new))
+            return self.study.record(number, reports, worker, new_allowed)
+        return self._charged(lambda: self.study.record(number, reports, worker, new_allowed))
 
-    def reinstate(self, number: int, reason: str) -> None:
-        self.study.reinstate(number, reason)
-
-    def lay_aside(self, number: int) -> None:
-        self.study.lay_aside(number)
-
-    def promote(self, new: bool, worker: str = "") -> Promotion | None:
-        return self._charged(lambda: self.study.promote(new, worker))
-
-    def unknown(self) -> Sequence[int]:
-        return self.study.unknown()
-
-    def recall(self, number: int, reports: Sequence[Report]) -> None:
-        self.study.recall(number, reports)
-
-    def ask_final(self) -> int:
-        return self.study.ask_final()
-
-    def tell(self, told: Tell, tokens: int, seconds: float = 0.0) -> None:
-        self._charged(lambda: self.study.tell(told, tokens, seconds))
+    def tell(self, result: Tell, tokens: int, seconds: float = 0.0) -> None:
+        self._charged(lambda: self.study.tell(result, tokens, seconds))
 
     def facts(self) -> StudyFacts:
         return self.study.facts()
+
+    def restore_pause(self, number: int, reason: str) -> None:
+        self.study.restore_pause(number, reason)
+
+    def suspend(self, number: int) -> None:
+        self.study.suspend(number)
+
+    def promote(self, new_allowed: bool, worker: str = "") -> Promotion | None:
+        return self._charged(lambda: self.study.promote(new_allowed, worker))
+
+    def trials_without_reports(self) -> Sequence[int]:
+        return self.study.trials_without_reports()
+
+    def restore_reports(self, number: int, reports: Sequence[Report]) -> None:
+        self.study.restore_reports(number, reports)
+
+    def ask_final(self) -> int:
+        return self.study.ask_final()
 
     def _charged(self, act: Callable[[], T]) -> T:
         began = time.perf_counter()
@@ -223,7 +225,7 @@ class ChargedStudy:
             self.clock.sleep(time.perf_counter() - began)
 
 
-def simulated_ports(world: World, study: Study, look_seconds: float = 0.2, charge: bool = True) -> Ports:
+def simulated_ports(world: World, study: SearchStudy, look_seconds: float = 0.2, charge: bool = True) -> Ports:
     """A controller's ports into a simulated world.
 
     Args:

@@ -1,7 +1,7 @@
-"""Checks that a SLURM cluster can run a sweep: commands, the request, accounting, and a node by a short job.
+"""Checks that a SLURM cluster can run a sweep: its commands, the request of a job, its accounting, and a node.
 
-Invariants: each look is independent and says what it found, or raises what is wrong with it; nothing is left behind,
-neither a job nor a file.
+Invariants: a check returns what it found or raises what is wrong, independently of the others. No job and no file is
+left behind.
 """
 
 from __future__ import annotations
@@ -11,14 +11,15 @@ import getpass
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from sweep.config.queues import SlurmQueue
 from sweep.errors import GiveUp, RetryLater, SweepError
+from sweep.queues.backend import NamedCheck
 from sweep.queues.slurm import commands
+from sweep.queues.slurm.section import SlurmQueue
 from sweep.queues.slurm.submit import (
     batch_script,
     check_function,
@@ -30,16 +31,16 @@ from sweep.queues.slurm.submit import (
 from trainer.room import Room, hold, read_json, read_text, write_atomic
 
 NEEDED = ("sbatch", "squeue", "scancel", "scontrol", "sinfo", "srun")
-WAIT_SECONDS = 120.0  # for a job that has not begun
-RUN_MINUTES = 5  # for one that has: a first import of torch over a network takes minutes
+WAIT_SECONDS = 120.0  # for a job that has not started
+RUN_MINUTES = 5  # for a running job: the first import of torch over a network takes minutes
 SLOW_SECONDS = 5.0
 
 
-def cluster_looks(queue: SlurmQueue, gpu: bool, rooms_dir: Path) -> list[tuple[str, Callable[[], str]]]:
-    """What to look at, by name, in an order in which the first that fails explains the others.
+def cluster_checks(queue: SlurmQueue, gpu: bool, rooms_dir: Path) -> list[NamedCheck]:
+    """The checks by name; the first that fails explains those after it.
 
     Args:
-        gpu: the recipe trains on a GPU, so that a node without one cannot serve.
+        gpu: whether the recipe trains on a GPU, so that a node without one cannot run it.
         rooms_dir: the directory of the rooms, which the nodes must see.
     """
     return [
@@ -63,23 +64,25 @@ def _partition(queue: SlurmQueue) -> str:
     lines = commands.command(["sinfo", "-h", "-o", "%R|%P|%a|%l|%G|%D"]).splitlines()
     partitions = [line.split("|") for line in lines if line.count("|") == 5]
     names = sorted({row[0] for row in partitions})
-    wanted = queue.slurm_partition
-    if wanted is None:
+    partition = queue.slurm_partition
+    if partition is None:
         chosen = [row for row in partitions if row[1].endswith("*")]
         if not chosen:
             raise SweepError(
                 f"the cluster has no default partition; set queue.slurm_partition to one of {', '.join(names)}"
             )
     else:
-        asked = wanted.split(",")
-        if unknown := [name for name in asked if name not in names]:
-            raise SweepError(f"queue.slurm_partition={wanted}: there is no {unknown[0]}; allowed: {', '.join(names)}")
-        chosen = [row for row in partitions if row[0] in asked]
+        listed = partition.split(",")
+        if unknown := [name for name in listed if name not in names]:
+            raise SweepError(
+                f"queue.slurm_partition={partition}: there is no {unknown[0]}; allowed: {', '.join(names)}"
+            )
+        chosen = [row for row in partitions if row[0] in listed]
     up = [row for row in chosen if row[2].startswith("up")]
     if not up:
         raise SweepError(f"the partition {chosen[0][0]} is {chosen[0][2]}; jobs would wait until it is up")
     gres = sorted({row[4] for row in up if row[4] != "(null)"})
-    if queue.asks_for_gpus and not any("gpu" in text for text in gres):
+    if queue.requests_gpus and not any("gpu" in text for text in gres):
         raise SweepError(f"the partition {up[0][0]} has no GPUs (gres: {', '.join(gres) or 'none'}); choose another")
     return f"{up[0][0]}: time limit {up[0][3]}, gres {', '.join(gres) or 'none'}"
 
@@ -107,15 +110,15 @@ def _accounting() -> str:
 
 
 def _request(queue: SlurmQueue, rooms_dir: Path) -> str:
-    """The scheduler's own word on the batch script, account, QOS, gres and time limit included."""
+    """What the scheduler says of the batch script, with its account, QOS, gres and time limit."""
     with _folder(rooms_dir) as folder:
         script = batch_script(folder, executor_parameters(queue.job, "sweep-doctor"), queue.python)
-        said = commands.command(["sbatch", "--test-only"], text=script)
-    return said.strip().splitlines()[-1].removeprefix("sbatch: ") if said.strip() else "accepted"
+        answer = commands.command(["sbatch", "--test-only"], text=script).strip()
+    return answer.splitlines()[-1].removeprefix("sbatch: ") if answer else "accepted"
 
 
 def _node(queue: SlurmQueue, gpu: bool, rooms_dir: Path) -> str:
-    """A job that imports what a worker needs, and sees how quickly files and locks of the room reach a node."""
+    """Run a short job that imports what a worker needs, and measures how fast files and locks reach its node."""
     words = dataclasses.replace(queue.job, timeout_min=RUN_MINUTES, slurm_signal_delay_s=10)
     with _folder(rooms_dir) as folder, hold(folder / "lock", "doctor"):
         room = Room(folder)
@@ -127,34 +130,39 @@ def _node(queue: SlurmQueue, gpu: bool, rooms_dir: Path) -> str:
         finally:
             with suppress(SweepError):
                 commands.cancel([job])
-    return _judged(answer, gpu)
+    return _judge(answer, gpu)
 
 
 def _answer(folder: Path, job: str, name: str) -> dict[str, Any]:
-    began = asked = time.monotonic()
+    """What the job wrote, once it has; the job measures how long its greeting waits for the reply made here."""
+    began = checked = time.monotonic()
     while not isinstance(answer := read_json(folder / "answer.json"), dict):
         if (folder / "hello").exists() and not (folder / "ping").exists():
             write_atomic(folder / "ping", "")
-        if time.monotonic() - asked > SLOW_SECONDS:
-            asked = time.monotonic()
-            _still_there(folder, job, name, asked - began)
+        if time.monotonic() - checked > SLOW_SECONDS:
+            checked = time.monotonic()
+            _check_job(folder, job, name, checked - began)
         time.sleep(0.05)
     return answer
 
 
-def _still_there(folder: Path, job: str, name: str, seconds: float) -> None:
-    """Refuse to wait for a job that has ended without an answer, or any longer."""
-    found = next((seen for seen in commands.queue([name]) if seen.id == job), None)
-    if found is None or not (found.waits or found.runs):
+def _check_job(folder: Path, job: str, name: str, seconds: float) -> None:
+    """Stop waiting for a job that has ended without an answer, or that has had time enough.
+
+    Raises:
+        SweepError: with what became of the job.
+    """
+    queued = next((entry for entry in commands.queue([name]) if entry.id == job), None)
+    if queued is None or not (queued.waits or queued.runs):
         lines = (read_text(job_log(Room(folder), job)) or "no output").strip().splitlines()
-        how = commands.ended(found.state, found.node) if found else "gone"
+        how = commands.ended(queued.state, queued.node) if queued else "gone"
         raise SweepError(f"job {job} {how} before it answered: {lines[-1] if lines else 'no output'}")
-    if seconds > (60 * RUN_MINUTES if found.runs else WAIT_SECONDS):
-        where = f"runs on {found.node}" if found.runs else f"waits: {commands.why_it_waits(found.reason)}"
-        raise SweepError(f"job {job} gave no answer within {seconds:.0f} s; it {where}")
+    if seconds > (60 * RUN_MINUTES if queued.runs else WAIT_SECONDS):
+        state = f"runs on {queued.node}" if queued.runs else f"waits: {commands.why_it_waits(queued.reason)}"
+        raise SweepError(f"job {job} gave no answer within {seconds:.0f} s; it {state}")
 
 
-def _judged(answer: dict[str, Any], gpu: bool) -> str:
+def _judge(answer: dict[str, Any], gpu: bool) -> str:
     node = answer["node"]
     if answer["error"]:
         raise SweepError(f"on {node}: {answer['error']}; the nodes need the same Python environment as this machine")
@@ -176,7 +184,7 @@ def _judged(answer: dict[str, Any], gpu: bool) -> str:
 
 @contextmanager
 def _folder(rooms_dir: Path) -> Iterator[Path]:
-    """A directory beside the rooms, which the nodes must see too."""
+    """A temporary directory among the rooms, which the nodes must see too."""
     rooms_dir.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=".doctor-", dir=rooms_dir.resolve()))
     try:

@@ -20,8 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sweep.config.queues import Submitit
 from sweep.queues.slurm import commands
+from sweep.queues.slurm.section import Submitit
 from trainer.room import Room
 
 # submitit's shared words and what its SLURM executor calls them

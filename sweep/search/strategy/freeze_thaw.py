@@ -30,13 +30,13 @@ import numpy as np
 from sweep.model import Ruling, Verdict
 from sweep.search.strategy.encoding import Floats, axes_of, encode
 from sweep.search.strategy.forecast import Forecast, forecast
-from sweep.search.strategy.halving import Curve, Promotion, Standing
 from sweep.search.strategy.observations import Known
+from sweep.search.strategy.protocol import Curve, Promotion, TrialStatus
 from sweep.search.strategy.worker_speed import Places, paces, places
 from trainer.contract import Report
 
 OWED_MORE = 1e3
-SETTLED = (Standing.COMPLETE, Standing.FAILED)
+SETTLED = (TrialStatus.COMPLETE, TrialStatus.FAILED)
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class FreezeThaw:
         if new:
             other = max(other, self._new(seen, curves))
         basis = {"end": seen.loss(mean), "end_sd": sd, "best": math.exp(seen.best), "promise": promise, "other": other}
-        done = [self._loss(c.reports[-1]) for c in curves.values() if c.standing is Standing.COMPLETE and c.reports]
+        done = [self._loss(c.reports[-1]) for c in curves.values() if c.status is TrialStatus.COMPLETE and c.reports]
         if done and mean - self.sure * sd > math.log(max(min(done), 1e-300)):
             low = math.exp(mean - self.sure * sd)
             why = f"its end is at least {low:.4f} ({self.sure:g} standard deviations), above the best, {min(done):.4f}"
@@ -109,7 +109,7 @@ class FreezeThaw:
         """As `promote`, where no new trial may be asked for: the paused trial that promises most, as long as two
         standard deviations of its end still reach the best complete trial."""
         found = self._promotion(curves, milestones, -math.inf)
-        if found is None or not any(curve.standing is Standing.COMPLETE for curve in curves.values()):
+        if found is None or not any(curve.status is TrialStatus.COMPLETE for curve in curves.values()):
             return found
         best, end, sd = (found.basis[key] for key in ("best", "end", "end_sd"))
         return found if _may_reach(math.log(best), math.log(end), sd) else None
@@ -121,7 +121,7 @@ class FreezeThaw:
 
         Contenders for which this worker is too slow wait for a faster one.
         """
-        paused = [curve for curve in curves.values() if curve.standing is Standing.PAUSED]
+        paused = [curve for curve in curves.values() if curve.status is TrialStatus.PAUSED]
         if not paused or (bar is None and len(curves) < self.design):
             return None
         seen = self._forecast(curves, milestones)
@@ -150,7 +150,7 @@ class FreezeThaw:
         """The forecast, in which all that runs is taken to end as expected; `but` is weighed and left out of that."""
         key = (
             milestones,
-            [(n, len(c.reports), c.standing if c.standing in SETTLED else None) for n, c in sorted(curves.items())],
+            [(n, len(c.reports), c.status if c.status in SETTLED else None) for n, c in sorted(curves.items())],
         )
         if self._last.get("key") != key:
             known = self._all_known(curves)
@@ -161,10 +161,10 @@ class FreezeThaw:
         if seen is None:
             return None
         known = self._last["known"]
-        return seen.assuming([known[n] for n, c in curves.items() if c.standing is Standing.RUNNING and n != but])
+        return seen.assuming([known[n] for n, c in curves.items() if c.status is TrialStatus.RUNNING and n != but])
 
     def _all_known(self, curves: Mapping[int, Curve]) -> dict[int, Known]:
-        kept = [curve for _, curve in sorted(curves.items()) if curve.standing is not Standing.FAILED]
+        kept = [curve for _, curve in sorted(curves.items()) if curve.status is not TrialStatus.FAILED]
         signs = self._signs(kept) if self.grad_norm else {}
         return {
             c.number: Known(
@@ -172,7 +172,7 @@ class FreezeThaw:
                 dict(c.params),
                 tuple(self._loss(report) for report in c.reports),
                 signs.get(c.number, ()),
-                complete=c.standing is Standing.COMPLETE,
+                complete=c.status is TrialStatus.COMPLETE,
             )
             for c in kept
         }
@@ -201,7 +201,7 @@ class FreezeThaw:
         paused = [
             known[number]
             for number, curve in sorted(curves.items())
-            if curve.standing is Standing.PAUSED and number not in but and curve.reports
+            if curve.status is TrialStatus.PAUSED and number not in but and curve.reports
         ]
         if not paused:
             return None, -math.inf
@@ -214,7 +214,7 @@ class FreezeThaw:
         found = self._places(seen, curves, milestones) if curves[number].worker else None
         if found is None or number not in found.contenders:
             return False
-        others = sum(curves[other].standing is Standing.PAUSED for other in found.contenders)
+        others = sum(curves[other].status is TrialStatus.PAUSED for other in found.contenders)
         left = milestones - len(curves[number].reports)
         return found.faster(curves[number].worker, left, milestones) > others
 
@@ -226,7 +226,7 @@ class FreezeThaw:
         waiting: list[int] = []
         for number in found.contenders:
             left = milestones - len(curves[number].reports)
-            paused = curves[number].standing is Standing.PAUSED
+            paused = curves[number].status is TrialStatus.PAUSED
             if paused and found.faster(worker, left, milestones) > len(waiting):
                 waiting.append(number)
         return waiting
@@ -240,7 +240,7 @@ class FreezeThaw:
         open_ = [
             known[number]
             for number, curve in sorted(curves.items())
-            if curve.reports and curve.standing in (Standing.RUNNING, Standing.PAUSED)
+            if curve.reports and curve.status in (TrialStatus.RUNNING, TrialStatus.PAUSED)
         ]
         order = np.argsort(-_promise(seen, open_, milestones, owing=False), kind="stable")
         owed = {one.number for one in open_ if seen.owed(one)}

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sweep.search.strategy.encoding import Floats, axes_of, encode
-from sweep.search.strategy.halving import Curve, Standing
+from sweep.search.strategy.protocol import Curve, TrialStatus
 
 TRIALS = 512  # the newest, by which workers are judged
 # Of the trials that run, one in `SHARE` is a contender: worth the faster worker of one that has not reported more than
@@ -57,7 +57,7 @@ def places(
         ranked: trials that have reported and run or are paused, those that promise most first.
         owed: those of them that go on in any case.
     """
-    running = {number for number, curve in curves.items() if curve.standing is Standing.RUNNING}
+    running = {number for number, curve in curves.items() if curve.status is TrialStatus.RUNNING}
     contenders = tuple(ranked[: max(1, len(running) // SHARE)])
     early = [
         curves[number].worker

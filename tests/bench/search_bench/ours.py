@@ -10,9 +10,11 @@ import optuna
 
 from sweep.model import Ruling, Verdict
 from sweep.search.forecast_sampler import ForecastSampler
-from sweep.search.history import History, WatchedStudy
+from sweep.search.history import History
+from sweep.search.optuna_private import filtered, stored_trial
 from sweep.search.strategy.freeze_thaw import FreezeThaw
-from sweep.search.strategy.halving import AsynchronousHalving, Curve, Standing, Strategy
+from sweep.search.strategy.halving import AsynchronousHalving
+from sweep.search.strategy.protocol import Curve, Strategy, TrialStatus
 from tests.bench.search_bench.optuna_arms import suggest
 from tests.bench.search_bench.replay import Decision, Job
 from tests.bench.search_bench.tables import Table
@@ -26,8 +28,7 @@ class OurMethod:
 
     def __init__(self, table: Table, sampler: optuna.samplers.BaseSampler, strategy: Strategy) -> None:
         self._table, self._strategy = table, strategy
-        made = optuna.create_study(sampler=sampler)
-        self._study = WatchedStudy(made.study_name, made._storage, sampler=sampler)
+        self._study = filtered(optuna.create_study(sampler=sampler), sampler)
         self._history = History(None)
         self.last: Verdict | None = None
         self._open: dict[int, optuna.Trial] = {}
@@ -36,15 +37,15 @@ class OurMethod:
     def next(self, place: str) -> Job | None:
         found = self._strategy.promote(self._curves, self._table.milestones, place)
         if found is not None:
-            self._stand(found.trial, Standing.RUNNING)
+            self._stand(found.trial, TrialStatus.RUNNING)
             return Job(found.trial, self._curves[found.trial].params, self._table.milestones)
-        self._study.shown = self._history.show
+        self._study.view = self._history.view
         trial = self._study.ask()
         params = suggest(trial, self._table)
-        self._study.shown = None
+        self._study.view = None
         self._open[trial.number] = trial
-        self._curves[trial.number] = Curve(trial.number, params, (), Standing.RUNNING)
-        self._history.running(self._frozen(trial.number))
+        self._curves[trial.number] = Curve(trial.number, params, (), TrialStatus.RUNNING)
+        self._history.add_running(self._frozen(trial.number))
         return Job(trial.number, params, self._table.milestones)
 
     def report(self, trial: int, report: Report, place: str) -> Decision:
@@ -54,31 +55,31 @@ class OurMethod:
         self._curves[trial] = replace(curve, reports=(*curve.reports, report), worker=place)
         if report.final:
             self._study.tell(self._open[trial], report.val_loss)
-            return self._stand(trial, Standing.COMPLETE)
+            return self._stand(trial, TrialStatus.COMPLETE)
         self.last = verdict = self._strategy.verdict(trial, self._curves, self._table.milestones)
         if verdict is None:
-            return self._stand(trial, Standing.RUNNING)
+            return self._stand(trial, TrialStatus.RUNNING)
         if verdict.ruling is Ruling.STOP:
             self._study.tell(self._open[trial], state=optuna.trial.TrialState.PRUNED)
-            return self._stand(trial, Standing.PRUNED)
-        return self._stand(trial, Standing.PAUSED)
+            return self._stand(trial, TrialStatus.PRUNED)
+        return self._stand(trial, TrialStatus.PAUSED)
 
-    def _stand(self, trial: int, standing: Standing) -> Decision:
-        self._curves[trial] = replace(self._curves[trial], standing=standing)
+    def _stand(self, trial: int, standing: TrialStatus) -> Decision:
+        self._curves[trial] = replace(self._curves[trial], status=standing)
         frozen = self._frozen(trial)
         match standing:
-            case Standing.RUNNING:
-                self._history.running(frozen)
+            case TrialStatus.RUNNING:
+                self._history.add_running(frozen)
                 return Decision.GO_ON
-            case Standing.PAUSED:
-                self._history.paused(frozen)
+            case TrialStatus.PAUSED:
+                self._history.add_paused(frozen)
                 return Decision.PAUSE
             case _:
-                self._history.ended(frozen)
-                return Decision.STOP if standing is Standing.PRUNED else Decision.GO_ON
+                self._history.add_ended(frozen)
+                return Decision.STOP if standing is TrialStatus.PRUNED else Decision.GO_ON
 
     def _frozen(self, trial: int) -> optuna.trial.FrozenTrial:
-        return self._study._storage.get_trial(self._open[trial]._trial_id)
+        return stored_trial(self._study, self._open[trial])
 
 
 def our_arms() -> dict[str, Arm]:

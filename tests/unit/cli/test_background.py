@@ -11,12 +11,13 @@ from typing import Any
 
 import pytest
 
-from sweep.cli import background, foreground
+from sweep.cli import background, run_control
 from sweep.cli.background import control, controller_log, start_detached, take_over
-from sweep.cli.foreground import Wish
+from sweep.cli.run_control import RunControl
 from sweep.errors import GiveUp, RetryLater
 from sweep.model import Finish, Finished
 from sweep.queues.slurm import commands
+from sweep.queues.slurm import controller_job as slurm_job
 from sweep.queues.slurm.submit import job_name
 from sweep.wiring.rooms import load_settings
 from tests.helpers.kill_points import make_room
@@ -41,11 +42,11 @@ class Cluster:
         self.submitted: list[str] = []
         self.jobs: list[commands.QueuedJob] = []
         self.cancelled: list[str] = []
-        monkeypatch.setattr(background, "submit_calls", self.submit)
+        monkeypatch.setattr(slurm_job, "submit_calls", self.submit)
         monkeypatch.setattr(background, "_drive", self.drive)
         monkeypatch.setattr(commands, "queue", lambda names: [job for job in self.jobs if job.name in names])
         monkeypatch.setattr(commands, "cancel", self.cancelled.extend)
-        for module in (background, foreground):
+        for module in (background, run_control):
             monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: self.now, sleep=self.sleep))
         monkeypatch.delenv("SLURM_JOB_ID", raising=False)
 
@@ -63,9 +64,9 @@ class Cluster:
             raise RetryLater(LATE)
         return [self.jobs[-1].id]
 
-    def drive(self, room: Room, wish: Wish) -> Finish:
+    def drive(self, room: Room, control: RunControl) -> Finish:
         """The job's time limit nears."""
-        wish.hand_over(signal.SIGUSR2, None)
+        control.hand_over(signal.SIGUSR2, None)
         self.now += 10  # until the controller's round is over
         return Finish(Finished.HANDED_OVER, "another controller goes on")
 
@@ -100,7 +101,7 @@ def test_a_hand_over_is_tried_again_under_the_same_number(
     assert cluster.submitted == [name(room, 2)] * 4
     assert record(room) == {"name": name(room, 2), "number": 2, "id": "70"}
     said = capsys.readouterr().out
-    assert said.count(f"trouble, trying again: {LATE}") == 3
+    assert said.count(f"WARNING error, retrying: {LATE}") == 3
     assert "the next controller is job 70" in said
 
 
@@ -121,12 +122,14 @@ def test_a_hand_over_that_fails_ends_in_a_sentence_before_the_job_does(
     cluster.refused, cluster.error = 1000, error
     with pytest.raises(SystemExit) as failed:
         control(str(room.root))
-    said = f"no controller follows: {error}; the workers train on, go on with `sweep resume {room.root.name} --detach`"
+    said = (
+        f"no controller follows: {error}; the workers train on, continue with `sweep resume {room.root.name} --detach`"
+    )
     assert failed.value.code == said, "printed, and exit code 1"
     assert failed.value.__suppress_context__
     assert tries(len(cluster.submitted))
     assert set(cluster.submitted) == {name(room, 2)}
-    assert cluster.now <= 1000 + DELAY_SECONDS - background.LAST_WORD_SECONDS
+    assert cluster.now <= 1000 + DELAY_SECONDS - slurm_job.REPORT_SECONDS
     assert controller_log(room).name == "5_0_log.out", "`sweep logs --controller` shows what was said"
 
 
@@ -146,7 +149,7 @@ def test_a_controller_s_job_that_another_was_made_in_the_place_of_ends(
     """It could else start when the sweep has been stopped, and take it up again."""
     monkeypatch.setenv("SLURM_JOB_ID", "4")
     control(str(room.root))
-    assert capsys.readouterr().out == "the controller's job is 5, not 4: this one ends\n"
+    assert capsys.readouterr().out.endswith(" INFO the controller's job is 5, not 4: this one ends\n")
     assert cluster.submitted == []
 
 

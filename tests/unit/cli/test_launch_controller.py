@@ -6,18 +6,18 @@ import json
 import signal
 import subprocess
 import sys
-from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
-from sweep.cli import foreground, launch_controller, verbs
+from sweep.cli import foreground, launch_controller
 from sweep.cli.launch_controller import check_controller, is_wanted, push_controller, withdraw_controller
+from sweep.cli.main import main
 from sweep.errors import ConfigError, RetryLater
-from sweep.queues.launch import api as launchapi
-from sweep.store.channel import mirrored
+from sweep.queues.launch import dispatcher as launch_dispatch
+from sweep.store.channel import open_store_channel
 from sweep.wiring.rooms import controller_lock, current_room, load_settings
 from tests.helpers.kill_points import make_room
 from tests.helpers.launch_fakes import FakeLaunchApi
@@ -33,7 +33,7 @@ WORDS = ("queue=launch_local_process", "controller=launch", "wandb.entity=e", "w
 @pytest.fixture
 def api(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeLaunchApi:
     found = FakeLaunchApi(tmp_path / "wandb")
-    for module in (launch_controller, launchapi):
+    for module in (launch_controller, launch_dispatch):
         monkeypatch.setattr(module, "make_api", lambda queue, place, job: found)
     monkeypatch.setattr(foreground, "_publishing", lambda room, settings, log: nullcontext())
     return found
@@ -106,7 +106,8 @@ def test_its_number_goes_on_though_the_job_held_the_sweep_last(
         push_controller(room)
         taken(api)
         monkeypatch.setenv("SWEEP_ROOMS", str(tmp_path / "pod"))
-        with mirrored(current_room(f"file://{tmp_path}/store/s", light=False), f"file://{tmp_path}/store/s", "pod"):
+        url = f"file://{tmp_path}/store/s"
+        with open_store_channel(current_room(url, light=False), url, "pod"):
             pass
         monkeypatch.setenv("SWEEP_ROOMS", str(rooms))
     assert [found.rpartition("-")[2] for found, _ in pushed(api)] == ["1", "2", "3"]
@@ -134,15 +135,14 @@ def test_a_job_that_waited_does_not_go_on_with_a_sweep_that_was_stopped(
     push_controller(room)
     if taking:
         taken(api)
-    assert verbs.stop(Namespace(name="s", cancel=False, detach=False)) == 0
+    assert main(["stop", "s"]) == 0
     assert ("took the controller's job" in capsys.readouterr().out) is not taking
     assert [api.item_state(item) for item in api.items()] == ["claimed" if taking else None]
     api.fail("push", error="giveup")  # whoever goes on with the sweep, and would give it workers, fails
     if carried:
         monkeypatch.setenv("SWEEP_ROOMS", str(rooms.parent / "pod"))
-    job = Namespace(name=f"{url}/s" if carried else "s", overrides=[], detach=False, in_job=True)
-    assert verbs.resume(job) == 0
-    assert "was stopped while this job waited" in capsys.readouterr().out
+    assert main(["resume", f"{url}/s" if carried else "s", "--in-job"]) == 0
+    assert "was stopped while this job was queued" in capsys.readouterr().out
     assert api.asked("push") == ["s-controller"]
 
 

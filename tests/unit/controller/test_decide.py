@@ -63,7 +63,7 @@ def view(*trials: TrialFacts, workers: tuple[WorkerFacts, ...] = (W1,), **more: 
 
 
 SPENT = StudyFacts(complete=4)
-ASIDE = StudyFacts(complete=3, aside=(3,))
+SUSPENDED = StudyFacts(complete=3, suspended=(3,))
 LEFT = "it was paused, and not promoted before the end"
 
 
@@ -145,46 +145,46 @@ LEFT = "it was paused, and not promoted before the end"
             id="pauses are no lost attempts",
         ),
         pytest.param(
-            view(study=ASIDE),
+            view(study=SUSPENDED),
             [Ask(new=False, worker="w0001")],
             id="no budget for a new trial: only a paused one may have the slot",
         ),
         pytest.param(
-            view(study=ASIDE, workers=()),
+            view(study=SUSPENDED, workers=()),
             [Ask(new=False)],
             id="whether a paused trial goes on is asked before a worker is started for it",
         ),
         pytest.param(
-            view(study=replace(ASIDE, stuck=True)),
+            view(study=replace(SUSPENDED, stuck=True)),
             [Tell(3, Ending.PRUNED, LEFT), Drain("w0001")],
             id="nothing more will be promoted: paused trials are told PRUNED",
         ),
         pytest.param(
             view(
                 trial(5, attempt()),
-                study=replace(ASIDE, complete=2, open=(5,), stuck=True),
+                study=replace(SUSPENDED, complete=2, open=(5,), stuck=True),
                 workers=(W1, replace(W1, name="w0002", place=1)),
             ),
             [],
             id="while a trial runs that may lift a paused one, an idle worker is kept for it",
         ),
         pytest.param(
-            view(study=ASIDE, tokens=100),
+            view(study=SUSPENDED, tokens=100),
             [Ask(new=False, worker="w0001")],
             id="tokens without a limit promote",
         ),
         pytest.param(
-            view(study=ASIDE, mode=Mode.STOP),
+            view(study=SUSPENDED, mode=Mode.STOP),
             [Drain("w0001")],
             id="an interrupted sweep keeps its paused trials",
         ),
         pytest.param(
-            view(study=ASIDE, mode=Mode.STOP, workers=()),
+            view(study=SUSPENDED, mode=Mode.STOP, workers=()),
             [Finish(Finished.STOPPED, "trials were stopped with a checkpoint and go on with `sweep resume`")],
             id="and can be resumed for them",
         ),
         pytest.param(
-            view(study=ASIDE, mode=Mode.CANCEL),
+            view(study=SUSPENDED, mode=Mode.CANCEL),
             [Tell(3, Ending.PRUNED, LEFT), Drain("w0001")],
             id="a cancelled sweep tells its paused trials PRUNED",
         ),
@@ -251,7 +251,7 @@ LEFT = "it was paused, and not promoted before the end"
         ),
         pytest.param(
             view(trial(0, attempt()), workers=(replace(W1, beat=NOW - 121),)),
-            [Cancel("w0001", "no beat for 120 s")],
+            [Cancel("w0001", "no heartbeat for 120 s")],
             id="a silent worker is cancelled, and its trial waits until the job is gone",
         ),
         pytest.param(
@@ -569,7 +569,7 @@ def test_each_place_is_planned_for_itself() -> None:
 
 def test_a_trial_laid_aside_in_this_very_observation_is_told_once() -> None:
     resting = trial(3, attempt(stopped(StopCause.PAUSED)), verdict=PAUSE)
-    study = StudyFacts(complete=2, aside=(3, 5), stuck=True)
+    study = StudyFacts(complete=2, suspended=(3, 5), stuck=True)
     effects = decide(view(resting, study=study), Limits(trials=4), 0.0)
     assert [effect for effect in effects if isinstance(effect, Tell)] == [
         Tell(3, Ending.PRUNED, LEFT),

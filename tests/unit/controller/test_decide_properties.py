@@ -83,17 +83,17 @@ def views(draw: st.DrawFn) -> View:
         )
         for place, name in enumerate(NAMES)
     ]
-    aside = draw(st.integers(0, 2))
+    suspended = draw(st.integers(0, 2))
     study = StudyFacts(
         open=tuple(sorted(numbers)),
         complete=draw(st.integers(0, 5)),
         failed=draw(st.integers(0, 5)),
         best=draw(st.none() | st.floats(0, 5)),
         exhausted=draw(st.booleans()),
-        aside=tuple(range(10, 10 + aside)),
+        suspended=tuple(range(10, 10 + suspended)),
         stuck=draw(st.booleans()),
         finals=draw(st.integers(0, 3)),
-        searching=bool(aside) or (bool(numbers) and draw(st.booleans())),
+        searching=bool(suspended) or (bool(numbers) and draw(st.booleans())),
     )
     return View(
         study=study,
@@ -158,11 +158,11 @@ def test_decisions_keep_the_controller_s_promises(view: View, limits: Limits, no
     paused = {number for number, trial in by_number.items() if trial.paused}
     resumed = {effect.trial for effect in assigned if not running[effect.trial]}
     assert not resumed & paused, "a paused trial waits until the study lifts its verdict"
-    kept = {*view.study.aside, *(number for number in paused if not running[number])} - set(told)
+    kept = {*view.study.suspended, *(number for number in paused if not running[number])} - set(told)
     if any(isinstance(effect, Finish) and effect.how is Finished.DONE for effect in effects):
         assert not kept, "nothing is left open when a sweep is done"
     for effect in effects:
-        if isinstance(effect, Tell) and effect.trial in view.study.aside:
+        if isinstance(effect, Tell) and effect.trial in view.study.suspended:
             assert effect.ending is Ending.PRUNED
 
     asks = sum(isinstance(effect, Ask) and effect.new for effect in effects)

@@ -1,4 +1,4 @@
-"""Reports that were shown once and could not be taken in."""
+"""Reports that were shown once and could not be processed."""
 
 from __future__ import annotations
 
@@ -13,67 +13,67 @@ from tests.contracts.test_study import report
 from trainer.contract import Report
 
 
-def sight(number: int, *reports: Report) -> ObservedAttempt:
+def observed(number: int, *reports: Report) -> ObservedAttempt:
     return ObservedAttempt(number, "w0001", True, True, None, "", None, reports)
 
 
 class Shows:
     """A channel that shows these trials in turn, the same lists each time that it is asked."""
 
-    def __init__(self, *looks: dict[int, list[ObservedAttempt]]) -> None:
-        self.looks = iter(looks)
+    def __init__(self, *rounds: dict[int, list[ObservedAttempt]]) -> None:
+        self.rounds = iter(rounds)
 
     def observe(
         self, trials: Sequence[int], workers: Sequence[str]
     ) -> tuple[dict[int, list[ObservedAttempt]], dict[str, ObservedWorker]]:
-        return next(self.looks), {}
+        return next(self.rounds), {}
 
 
-def milestones(looks: ReportBuffer, failing: int | None = None) -> dict[int, list[int]]:
-    """What a round takes in of each trial; nothing of the one that fails."""
-    found: dict[int, list[int]] = {}
+def milestones(buffer: ReportBuffer, failing: int | None = None) -> dict[int, list[int]]:
+    """What a round processes of each trial; nothing of the one that fails."""
+    processed: dict[int, list[int]] = {}
 
-    def take(number: int, sights: list[ObservedAttempt]) -> None:
+    def handle(number: int, attempts: list[ObservedAttempt]) -> None:
         if number == failing:
             raise OSError("Stale file handle")
-        found[number] = [one.milestone for shown in sights for one in shown.reports]
+        processed[number] = [report.milestone for attempt in attempts for report in attempt.reports]
 
-    attempts, _ = looks.look([], [])
+    attempts, _ = buffer.observe([], [])
     try:
-        looks.take(attempts, take)
+        buffer.process(attempts, handle)
     except OSError:
         assert failing is not None
-    return found
+    return processed
 
 
-def test_what_was_not_taken_in_comes_again_before_what_is_new() -> None:
-    one, two, three = (report(number, 1.0) for number in (1, 2, 3))
-    idle = [sight(1)]
+def test_unprocessed_reports_come_again_before_new_ones() -> None:
+    first, second, third = (report(number, 1.0) for number in (1, 2, 3))
+    idle = [observed(1)]
     shown = Shows(
-        {0: [sight(1, one)], 1: [sight(1, one)], 2: idle},
-        {0: [sight(1)], 1: [sight(1, two), sight(2, three)], 2: idle},
-        {0: [sight(1)], 1: [sight(1), sight(2)], 2: idle},
-        {1: [sight(1), sight(2)]},
+        {0: [observed(1, first)], 1: [observed(1, first)], 2: idle},
+        {0: [observed(1)], 1: [observed(1, second), observed(2, third)], 2: idle},
+        {0: [observed(1)], 1: [observed(1), observed(2)], 2: idle},
+        {1: [observed(1), observed(2)]},
     )
-    looks = ReportBuffer(cast(Channel, shown))
-    assert milestones(looks, failing=1) == {0: [1]}
-    assert milestones(looks, failing=1) == {0: []}
-    assert milestones(looks) == {0: [], 1: [1, 2, 3], 2: []}
-    assert milestones(looks) == {1: []}
+    buffer = ReportBuffer(cast(Channel, shown))
+    assert milestones(buffer, failing=1) == {0: [1]}
+    assert milestones(buffer, failing=1) == {0: []}
+    assert milestones(buffer) == {0: [], 1: [1, 2, 3], 2: []}
+    assert milestones(buffer) == {1: []}
 
 
-def test_what_a_channel_shows_is_not_changed_and_a_trial_that_is_not_asked_for_waits() -> None:
-    first = [sight(1, report(1, 1.0))]
-    again = {0: [sight(1)]}
-    looks = ReportBuffer(cast(Channel, Shows({0: first}, {}, again)))
-    assert milestones(looks, failing=0) == {}
-    assert milestones(looks) == {}
-    assert milestones(looks) == {0: [1]}
-    assert again == {0: [sight(1)]}
+def test_what_a_channel_shows_is_not_changed_and_a_trial_that_is_not_observed_waits() -> None:
+    first = [observed(1, report(1, 1.0))]
+    again = {0: [observed(1)]}
+    buffer = ReportBuffer(cast(Channel, Shows({0: first}, {}, again)))
+    assert milestones(buffer, failing=0) == {}
+    assert milestones(buffer) == {}
+    assert milestones(buffer) == {0: [1]}
+    assert again == {0: [observed(1)]}
 
 
-def test_an_error_is_told() -> None:
-    looks = ReportBuffer(cast(Channel, Shows({0: [sight(1)]})))
-    attempts, _ = looks.look([], [])
+def test_an_error_is_passed_on() -> None:
+    buffer = ReportBuffer(cast(Channel, Shows({0: [observed(1)]})))
+    attempts, _ = buffer.observe([], [])
     with pytest.raises(ZeroDivisionError):
-        looks.take(attempts, lambda number, sights: 1 // number)
+        buffer.process(attempts, lambda number, attempts: 1 // number)

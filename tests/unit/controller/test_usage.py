@@ -1,4 +1,4 @@
-"""What open trials have spent."""
+"""Tokens and seconds of open trials."""
 
 from __future__ import annotations
 
@@ -8,29 +8,29 @@ from hypothesis import strategies as st
 
 from sweep.controller.usage import Usage
 
-HEARD = st.lists(st.tuples(st.integers(0, 3), st.integers(1, 3), st.integers(0, 100)), max_size=30)
+REPORTED = st.lists(st.tuples(st.integers(0, 3), st.integers(1, 3), st.integers(0, 100)), max_size=30)
 
 
-@given(HEARD)
-def test_totals_are_those_of_what_each_trial_came_to_however_often_it_is_heard(
-    heard: list[tuple[int, int, int]],
+@given(REPORTED)
+def test_totals_are_the_largest_of_each_trial_however_often_it_is_reported(
+    reported: list[tuple[int, int, int]],
 ) -> None:
-    spent = Usage()
+    usage = Usage()
     for _ in range(2):  # as from a channel that shows every report again
-        for trial, attempt, amount in heard:
-            spent.add_tokens(trial, amount)
-            spent.add_seconds(trial, attempt, float(amount))
-    trials = sorted({trial for trial, _, _ in heard})
-    tokens = {trial: max(amount for one, _, amount in heard if one == trial) for trial in trials}
-    attempts = {(trial, attempt) for trial, attempt, _ in heard}
-    longest = {key: max(amount for *one, amount in heard if tuple(one) == key) for key in attempts}
-    assert spent.tokens == sum(tokens.values())
-    assert spent.seconds == pytest.approx(sum(longest.values()))
-    assert [spent.tokens_of(trial) for trial in trials] == [tokens[trial] for trial in trials]
+        for trial, attempt, amount in reported:
+            usage.set_tokens(trial, amount)
+            usage.set_seconds(trial, attempt, float(amount))
+    trials = sorted({trial for trial, _, _ in reported})
+    tokens = {trial: max(amount for other, _, amount in reported if other == trial) for trial in trials}
+    attempts = {(trial, attempt) for trial, attempt, _ in reported}
+    longest = {key: max(amount for *other, amount in reported if tuple(other) == key) for key in attempts}
+    assert usage.tokens == sum(tokens.values())
+    assert usage.seconds == pytest.approx(sum(longest.values()))
+    assert [usage.tokens_of(trial) for trial in trials] == [tokens[trial] for trial in trials]
     for trial in trials:
-        of_all_attempts = sum(seconds for (one, _), seconds in longest.items() if one == trial)
-        taken = spent.take(trial)
-        assert taken[0] == tokens[trial]
-        assert taken[1] == pytest.approx(of_all_attempts)
-    assert spent.tokens == 0
-    assert spent.seconds == pytest.approx(0.0)
+        of_all_attempts = sum(seconds for (other, _), seconds in longest.items() if other == trial)
+        removed = usage.remove(trial)
+        assert removed[0] == tokens[trial]
+        assert removed[1] == pytest.approx(of_all_attempts)
+    assert usage.tokens == 0
+    assert usage.seconds == pytest.approx(0.0)

@@ -1,4 +1,4 @@
-"""Evaluations as configuration, as specifications, and beside the trials."""
+"""Evaluations as configuration, as specifications, and together with the trials."""
 
 from __future__ import annotations
 
@@ -16,14 +16,28 @@ from sweep.controller.loop import Controller
 from sweep.controller.ports import ObservedAttempt, ObservedWorker, Ports, WorkerSpec
 from sweep.controller.room_channel import RoomChannel
 from sweep.errors import ConfigError, GiveUp
-from sweep.evaluation.controller import EvaluationStudy, Gate, Together, told
+from sweep.evaluation.controller import CombinedController, EvaluationMode, EvaluationStudy, read_ending
 from sweep.evaluation.jobs import evaluation_settings, evaluation_spec, evaluations_room
-from sweep.model import Ask, Assign, Effect, Ending, Finish, Finished, Job, JobState, Limits, Mode, Tell, View
-from sweep.queues.launch.api import RunFacts, Runs
+from sweep.model import (
+    Ask,
+    Assign,
+    AttemptId,
+    Effect,
+    Ending,
+    Finish,
+    Finished,
+    Job,
+    JobState,
+    Limits,
+    Mode,
+    Tell,
+    View,
+)
+from sweep.queues.launch.api import ObservedRun, Runs
 from sweep.queues.launch.channel import WandbChannel
 from sweep.queues.launch.jobs import payload, run_of
 from sweep.report.reader import read_evaluation
-from sweep.search.strategy.halving import Promotion
+from sweep.search.strategy.protocol import Promotion
 from sweep.tracking.runs import run_id
 from sweep.wiring.compose import compose_config, freeze
 from trainer.contract import (
@@ -95,11 +109,11 @@ def test_a_sweep_of_before_evaluations_is_read() -> None:
         (["evaluate=torchtune", "evaluate.config=nowhere"], "evaluate.config=nowhere is no file"),
         (
             ["evaluate=torchtune", "evaluate.config=eleuther_evaluation", "evaluate.overrides={a: '{adaptor}'}"],
-            "evaluate.overrides: {adaptor} stands for nothing; allowed: {adapter}, {base}",
+            "evaluate.overrides: {adaptor} is no placeholder; allowed: {adapter}, {base}",
         ),
         (["evaluate=command"], "evaluate.command=None is no command"),
-        (["evaluate=command", "evaluate.command='a \"b'"], "cannot be cut into words"),
-        (["evaluate=command", "evaluate.command=[a,'{out}']"], "evaluate.command: {out} stands for nothing"),
+        (["evaluate=command", "evaluate.command='a \"b'"], "cannot be split into words"),
+        (["evaluate=command", "evaluate.command=[a,'{out}']"], "evaluate.command: {out} is no placeholder"),
         (["evaluate=lm_eval", "evaluate.tasks=[]"], "evaluate.tasks is empty"),
     ],
 )
@@ -134,7 +148,7 @@ def test_the_specification_names_adapter_kind_and_the_trial_s_own_run(tmp_path: 
     settings = replace(composed("evaluate=heldout", "evaluate.max_tokens=7"), created=1.0)
     tracking = Tracking("r-00003", "offline", {"project": "p"})
     room = room_with_a_trial(tmp_path, settings, tracking)
-    spec = evaluation_spec(settings, room, (3, 1, "w0005"))
+    spec = evaluation_spec(settings, room, AttemptId(3, 1, "w0005"))
     assert spec.evaluate == Evaluation(
         "heldout",
         {"dataset": None, "batch_size": None, "max_tokens": 7, "seconds": None},
@@ -159,7 +173,7 @@ def test_a_launch_job_has_a_run_of_its_own_and_sees_the_room_as_jobs_do(tmp_path
     words = ("queue=launch_local_process", "evaluate=heldout", "queue.room=/mnt/s", "wandb.entity=e")
     settings = replace(composed(*words), created=1.0)
     room = room_with_a_trial(tmp_path, settings)
-    spec = evaluation_spec(settings, room, (3, 1, "w0001"))
+    spec = evaluation_spec(settings, room, AttemptId(3, 1, "w0001"))
     assert spec.evaluate is not None
     assert spec.evaluate.adapter == "/mnt/s/s/trials/00003/2/adapter"
     assert spec.tracking is not None
@@ -177,7 +191,7 @@ def test_in_an_object_store_the_job_is_told_where_the_adapter_lies_there(tmp_pat
     words = ("queue=launch_local_process", "queue.room=s3://b/sweeps/", "evaluate=heldout", "wandb.entity=e")
     settings = replace(composed(*words), created=1.0)
     room = room_with_a_trial(tmp_path, settings)
-    spec = evaluation_spec(settings, room, (3, 1, "w0001"))
+    spec = evaluation_spec(settings, room, AttemptId(3, 1, "w0001"))
     assert spec.evaluate is not None
     assert spec.evaluate.adapter == "s3://b/sweeps/s/trials/00003/2/adapter"
     job = payload(evaluation_settings(settings), evaluations_room(room), "w0001", [spec], False)[JOB_KEY]
@@ -202,7 +216,7 @@ def test_an_adapter_is_fetched_from_a_store_whole_or_said_to_be_absent(tmp_path:
 def test_where_wandb_is_all_that_is_shared_the_job_fetches_an_artifact(tmp_path: Path) -> None:
     words = ("queue=launch_local_process", "queue.channel=wandb", "evaluate=heldout", "wandb.entity=e")
     settings = replace(composed(*words), created=1.0)
-    spec = evaluation_spec(settings, room_with_a_trial(tmp_path, settings), (3, 1, "w0001"))
+    spec = evaluation_spec(settings, room_with_a_trial(tmp_path, settings), AttemptId(3, 1, "w0001"))
     assert spec.evaluate is not None
     assert (spec.evaluate.adapter, spec.evaluate.artifact) == ("", "e/sweep/s-adapter:trial-3")
     assert spec.tracking is not None
@@ -231,10 +245,10 @@ def test_lm_eval_runs_on_the_trial_s_own_model_without_its_adapter() -> None:
 class Wandb:
     """Runs as W&B shows them; asked for an adapter, it fails the test."""
 
-    def __init__(self, facts: RunFacts) -> None:
+    def __init__(self, facts: ObservedRun) -> None:
         self.facts = facts
 
-    def runs(self, ids: Sequence[str]) -> Mapping[str, RunFacts]:
+    def runs(self, ids: Sequence[str]) -> Mapping[str, ObservedRun]:
         return {self.facts.id: self.facts}
 
     def fetch_adapter(self, name: str, directory: str) -> None:
@@ -244,16 +258,16 @@ class Wandb:
 def test_scores_come_back_through_wandb_where_that_is_all_that_is_shared(tmp_path: Path) -> None:
     words = ("queue=launch_local_process", "queue.channel=wandb", "evaluate=heldout", "wandb.entity=e")
     settings = replace(composed(*words), created=1.0)
-    spec = evaluation_spec(settings, room_with_a_trial(tmp_path, settings), (3, 1, "w0001"))
+    spec = evaluation_spec(settings, room_with_a_trial(tmp_path, settings), AttemptId(3, 1, "w0001"))
     assert spec.tracking is not None
     outcome = Outcome(OutcomeKind.COMPLETED, scores={"loss": 1.5})
     said = json.dumps({"attempt": 1, "worker": "w0001", "outcome": encode(outcome)})
-    facts = RunFacts(
+    facts = ObservedRun(
         spec.tracking.run, "finished", sweep={"attempt": 1, "worker": "w0001"}, summary={OUTCOME_KEY: said}
     )
     api: Any = Wandb(facts)
-    beside, runs = Room(tmp_path / "s" / "evaluations"), Runs(api, 0.0)
-    channel = WandbChannel(beside, RoomChannel(beside), api, runs, lambda run: None)
+    evaluations, runs = Room(tmp_path / "s" / "evaluations"), Runs(api, 0.0)
+    channel = WandbChannel(evaluations, RoomChannel(evaluations), api, runs, lambda run: None)
     channel.assign(spec)
     channel.observe([3], ["w0001"])
     runs.look()
@@ -312,7 +326,7 @@ def test_the_newest_winner_comes_first_and_each_once(tmp_path: Path) -> None:
     for known in (study, EvaluationStudy(room, lambda: winners)):
         facts = known.facts()
         assert (facts.open, facts.complete, facts.failed) == ((0,), 1, 1)
-    assert told(room, 5) == {"ending": "FAIL", "reason": "why"}
+    assert read_ending(room, 5) == {"ending": "FAIL", "reason": "why"}
 
 
 def test_what_a_person_stopped_in_wandb_is_not_judged_again(tmp_path: Path) -> None:
@@ -356,8 +370,8 @@ class World:
         return ""
 
     def assign(self, spec: TrialSpec) -> None:
-        sight = ObservedAttempt(spec.attempt, spec.worker, True, True, None, "", None, ())
-        self.attempts.setdefault(spec.trial, {})[spec.attempt] = sight
+        attempt = ObservedAttempt(spec.attempt, spec.worker, True, True, None, "", None, ())
+        self.attempts.setdefault(spec.trial, {})[spec.attempt] = attempt
 
     def stop(self, trial: int, attempt: int, cause: StopCause, reason: str) -> None:
         stopped = Outcome(OutcomeKind.STOPPED, reason, cause=cause)
@@ -370,9 +384,9 @@ class World:
         self, trials: Sequence[int], workers: Sequence[str]
     ) -> tuple[dict[int, list[ObservedAttempt]], dict[str, ObservedWorker]]:
         for trial in self.finished & set(self.attempts):
-            number, sight = max(self.attempts[trial].items())
-            if sight.outcome is None:
-                self.attempts[trial][number] = replace(sight, outcome=Outcome(OutcomeKind.COMPLETED))
+            number, attempt = max(self.attempts[trial].items())
+            if attempt.outcome is None:
+                self.attempts[trial][number] = replace(attempt, outcome=Outcome(OutcomeKind.COMPLETED))
         found = {trial: list(self.attempts.get(trial, {}).values()) for trial in trials}
         return found, {name: ObservedWorker(name, "1", 0, name in self.drained) for name in workers}
 
@@ -415,15 +429,18 @@ class Turns:
         self.trials, self.judges = World(), World(bad)
         self.log, self.notes = Notes(), Notes()
         self.study = EvaluationStudy(Room(tmp_path / "main"), lambda: [0, 1])  # two trials to train, and then to judge
-        self.gate = Gate(lambda: self.mode)
-        self.beside = EvaluationStudy(Room(tmp_path / "beside"), lambda: sorted(self.won()))
+        self.evaluation_mode = EvaluationMode(lambda: self.mode)
+        self.evaluations = EvaluationStudy(Room(tmp_path / "evaluations"), lambda: sorted(self.won()))
         main = self.controller(self.study, self.trials, self.log, lambda: self.mode)
-        self.together = Together(
-            main, self.controller(self.beside, self.judges, self.notes, self.gate), self.gate, waits
+        self.combined = CombinedController(
+            main,
+            self.controller(self.evaluations, self.judges, self.notes, self.evaluation_mode),
+            self.evaluation_mode,
+            waits,
         )
 
     def won(self) -> set[int]:
-        return {number for number in (0, 1) if told(self.study.room, number)}
+        return {number for number in (0, 1) if read_ending(self.study.room, number)}
 
     def controller(self, study: EvaluationStudy, world: World, notes: Notes, mode: Any) -> Controller:
         def spec(trial: int, attempt: int, worker: str) -> TrialSpec:
@@ -435,8 +452,8 @@ class Turns:
 
 def asked_before_the_trials_ended(turns: Turns) -> bool:
     for _ in range(30):
-        turns.together.main.round()
-        turns.together._turn(False)
+        turns.combined.trials.round()
+        turns.combined.evaluation_round(False)
         turns.trials.finished.add(1)  # the newer one ends at once, the other trains on
     return any(isinstance(effect, Ask) for effect in turns.notes.effects)
 
@@ -446,16 +463,16 @@ def test_evaluations_wait_for_the_trials_only_where_they_share_gpus(tmp_path: Pa
     turns = Turns(tmp_path, waits)
     assert asked_before_the_trials_ended(turns) is not waits
     turns.trials.finished = turns.judges.finished = {0, 1}
-    assert turns.together.run().how is Finished.DONE
-    assert turns.beside.facts().complete == 2, "the sweep ends once they have"
+    assert turns.combined.run().how is Finished.DONE
+    assert turns.evaluations.facts().complete == 2, "the sweep ends once they have"
 
 
-def test_what_fails_beside_never_ends_the_sweep_and_is_said_once(tmp_path: Path) -> None:
+def test_a_failure_of_the_evaluations_never_ends_the_sweep_and_is_reported_once(tmp_path: Path) -> None:
     turns = Turns(tmp_path, waits=False, bad=True)
     turns.trials.finished = {0, 1}
-    assert turns.together.run().how is Finished.DONE
+    assert turns.combined.run().how is Finished.DONE
     assert turns.study.facts().complete == 2
-    assert turns.notes.troubles == ["GiveUp: the queue refuses; `sweep resume` begins evaluations again"]
+    assert turns.notes.troubles == ["GiveUp: the queue refuses; `sweep resume` starts evaluations again"]
 
 
 @pytest.mark.parametrize(
@@ -467,31 +484,33 @@ def test_what_fails_beside_never_ends_the_sweep_and_is_said_once(tmp_path: Path)
         (Mode.HANDOVER, Finished.HANDED_OVER),
     ],
 )
-def test_a_wish_ends_evaluations_too_and_a_later_controller_goes_on(tmp_path: Path, mode: Mode, how: Finished) -> None:
+def test_a_requested_mode_ends_evaluations_too_and_a_later_controller_goes_on(
+    tmp_path: Path, mode: Mode, how: Finished
+) -> None:
     turns = Turns(tmp_path, waits=False)
     turns.trials.finished = {0, 1}
     while not any(isinstance(effect, Assign) for effect in turns.notes.effects):
-        turns.together.main.round()
-        turns.together._turn(False)
+        turns.combined.trials.round()
+        turns.combined.evaluation_round(False)
     while turns.study.facts().complete < 2:
-        turns.together.main.round()
+        turns.combined.trials.round()
     turns.mode = mode
-    assert turns.together.run().how is how
-    assert turns.beside.facts().open
+    assert turns.combined.run().how is how
+    assert turns.evaluations.facts().open
     turns.mode = Mode.RUN
     turns.judges.finished = {0, 1}
-    assert turns.together.run().how is Finished.DONE
-    assert turns.beside.facts().complete == 2
+    assert turns.combined.run().how is Finished.DONE
+    assert turns.evaluations.facts().complete == 2
 
 
 def test_a_finish_that_the_evaluations_alone_leave_open_says_so(tmp_path: Path) -> None:
     turns = Turns(tmp_path, waits=False)
     turns.trials.finished = {0, 1}
     for _ in range(30):
-        turns.together.main.round()
-        turns.together._turn(False)
+        turns.combined.trials.round()
+        turns.combined.evaluation_round(False)
     turns.mode = Mode.STOP
-    assert turns.together.run() == Finish(
+    assert turns.combined.run() == Finish(
         Finished.STOPPED, "the trials have ended, their evaluations go on with `sweep resume`"
     )
 
@@ -501,13 +520,13 @@ def test_a_finish_that_the_evaluations_alone_leave_open_says_so(tmp_path: Path) 
 
 def test_an_evaluation_s_state_is_read_from_its_room(tmp_path: Path) -> None:
     room = Room(tmp_path)
-    beside = evaluations_room(room)
-    study = EvaluationStudy(beside, lambda: [4])
+    evaluations = evaluations_room(room)
+    study = EvaluationStudy(evaluations, lambda: [4])
     study.ask()
     assert read_evaluation(room, 4).state == "waiting"
-    write_atomic(beside.attempt(4, 1).spec, "{}")
-    write_atomic(beside.attempt(4, 1).reports, "")
+    write_atomic(evaluations.attempt(4, 1).spec, "{}")
+    write_atomic(evaluations.attempt(4, 1).reports, "")
     assert read_evaluation(room, 4).state == "running"
-    write_atomic(beside.attempt(4, 1).outcome, encode(Outcome(OutcomeKind.COMPLETED, scores={"loss": 2.0})))
+    write_atomic(evaluations.attempt(4, 1).outcome, encode(Outcome(OutcomeKind.COMPLETED, scores={"loss": 2.0})))
     study.tell(Tell(4, Ending.COMPLETE, ""), 0)
     assert (read_evaluation(room, 4).state, read_evaluation(room, 4).scores) == ("complete", {"loss": 2.0})

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import yaml
 
-from sweep.config.queues import SimulatedQueue, SimulationModel
+from sweep.queues.simulated.section import SimulatedQueue, SimulationModel
 
 SHIPPED = Path(__file__).resolve().parents[3] / "launch_queues" / "simulated.yaml"
 

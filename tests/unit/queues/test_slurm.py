@@ -17,13 +17,14 @@ from typing import Any
 import cloudpickle
 import pytest
 
-from sweep.config.queues import OFFLINE_ENV, Submitit
+from sweep.config.queues import OFFLINE_ENV
 from sweep.controller.ports import WorkerSpec
 from sweep.errors import ConfigError, GiveUp, RetryLater
 from sweep.model import JobState
 from sweep.queues.slurm import commands
 from sweep.queues.slurm import dispatcher as dispatch
 from sweep.queues.slurm.dispatcher import SlurmDispatcher
+from sweep.queues.slurm.section import Submitit
 from sweep.queues.slurm.submit import Submission, executor_parameters
 from sweep.wiring.backends import job_viewer, make_dispatcher, make_prefork
 from sweep.wiring.compose import compose_config, freeze
@@ -468,7 +469,7 @@ def test_what_slurm_would_trip_over_is_refused_before(words: list[str], said: st
     ],
 )
 def test_every_way_to_ask_for_a_gpu_counts(word: str) -> None:
-    assert settings("recipe.overrides.device=cuda", word).queue.asks_for_gpus
+    assert settings("recipe.overrides.device=cuda", word).queue.requests_gpus
 
 
 def test_offline_nodes_are_told_so_and_what_they_need_is_looked_for_here(tmp_path: Path) -> None:

@@ -13,24 +13,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console, RenderableType
 
-from sweep.model import JobState, Limits, SweepState, TrialRow, WorkerFacts
-from sweep.report.terminal import (
+from sweep.model import JobState, Limits, SweepState, TrialRow, TrialStatus, WorkerFacts
+from sweep.report.formatting import (
     BLOCKS,
-    COLOURS,
-    counts_text,
     curve,
     duration,
-    live_view,
     number,
     param,
     params_text,
     ranked,
     short_keys,
     sparkline,
-    trials_table,
-    waiting_text,
-    workers_table,
 )
+from sweep.report.terminal import COLOURS, counts_text, live_view, trials_table, waiting_text, workers_table
 from trainer.contract import Report
 
 FAST = settings(deadline=None, max_examples=40)
@@ -177,7 +172,7 @@ def row(number: int, state: str, *values: float | None, **more: Any) -> TrialRow
     """A trial with these values of val_loss at its milestones."""
     made = tuple(report(index, value) for index, value in enumerate(values, start=1))
     last = values[-1] if values else None
-    return TrialRow(number, state, PARAMS, value=last, reports=made, **more)
+    return TrialRow(number, TrialStatus(state), PARAMS, value=last, reports=made, **more)
 
 
 def sweep(*rows: TrialRow, workers: tuple[WorkerFacts, ...] = (), **more: Any) -> SweepState:
@@ -200,7 +195,9 @@ STARTED = sweep(workers=(STARTING, STARTING), controller=True)
 RUNNING = sweep(
     row(0, "running", 3.0, 2.5, worker="w0002"), row(1, "running"), workers=(READY,), limits=Limits(seconds=600)
 )
-DIVERGING = sweep(TrialRow(0, "running", PARAMS, reports=(report(1, NAN, NAN), report(2, None, INF)), attempts=2))
+DIVERGING = sweep(
+    TrialRow(0, TrialStatus.RUNNING, PARAMS, reports=(report(1, NAN, NAN), report(2, None, INF)), attempts=2)
+)
 MIXED = sweep(
     row(0, "complete", 3.0, 2.0),
     row(1, "complete", 3.0, 1.5),
@@ -275,6 +272,29 @@ def test_live_view(state: SweepState, words: list[str], absent: list[str]) -> No
         assert word not in text
 
 
+MARKUP = {"dataset.split": "[/a]", "[red]key": "[b]", "emoji": ":smile:"}
+
+
+def test_nothing_that_a_user_names_is_parsed_as_markup() -> None:
+    """`choice('[/a]','[b]')` is a space, and a queue's reasons and paths are not ours either."""
+    rows = (
+        TrialRow(0, TrialStatus.RUNNING, MARKUP, reports=(report(1, 2.0),), worker="w0001"),
+        TrialRow(1, TrialStatus.COMPLETE, MARKUP, value=1.0, scores={"[/score]": 0.5}),
+    )
+    pending = WorkerFacts("w0001", 0, JobState.PENDING, reason="[/QOS]")
+    state = SweepState("[/s]", "val_loss", rows, workers=(pending,))
+    live = shown(live_view(state, ["[/event]"], 40), 140)
+    table = shown(trials_table(state, rows), 140)
+    workers = shown(workers_table(state, {"w0001": "/rooms/[/x]/log"}), 140)
+    for drawn, words in (
+        (live, ["sweep [/s]", "split=[/a]", "[red]key=[b]", "emoji=:smile:", "[/event]", "[/QOS]"]),
+        (table, ["[/a]", "[red]key", "[b]", ":smile:", "eval [/score]"]),
+        (workers, ["/rooms/[/x]/log", "[/QOS]"]),
+    ):
+        for word in words:
+            assert word in drawn
+
+
 def test_counts_stay_on_one_line_of_the_live_view() -> None:
     assert "2 complete  1 pruned  1 failed" in shown(live_view(MIXED, [], 40))
 
@@ -309,7 +329,7 @@ def test_trials_table_ranks_and_limits() -> None:
 
 
 def test_trials_table_has_a_column_for_each_hyperparameter_of_any_trial() -> None:
-    other = TrialRow(9, "failed", {"optimizer.momentum": 0.9})
+    other = TrialRow(9, TrialStatus.FAILED, {"optimizer.momentum": 0.9})
     text = shown(trials_table(MIXED, [*MIXED.rows, other]))
     assert "momentum" in text
     assert "0.9" in text
@@ -375,8 +395,8 @@ def job(name: str, **more: Any) -> WorkerFacts:
 @pytest.mark.parametrize(
     ("worker", "status"),
     [
-        (job("w0001", job=JobState.PENDING, reason="other jobs are ahead of it (Priority)"), "waits: other jobs"),
-        (job("w0001", job=JobState.PENDING), "waits"),
+        (job("w0001", job=JobState.PENDING, reason="other jobs are ahead of it (Priority)"), "pending: other jobs"),
+        (job("w0001", job=JobState.PENDING), "pending"),
         (job("w0001", ready=False), "starting"),
         (job("w0001"), "ready"),
     ],
@@ -388,10 +408,10 @@ def test_a_cluster_s_workers_have_a_job_and_a_node(worker: WorkerFacts, status: 
         assert part in text
 
 
-def test_what_waits_is_counted_by_its_reason() -> None:
+def test_pending_jobs_are_counted_by_their_reason() -> None:
     waits = {"job": JobState.PENDING, "ready": False}
     workers = (job("w0001"), job("w0002", reason="a", **waits), job("w0003", reason="a", **waits))
-    assert waiting_text(workers) == "2 jobs wait: a"
-    assert waiting_text((*workers, job("w0004", reason="b", **waits))) == "2 jobs wait: a; 1 job waits: b"
+    assert waiting_text(workers) == "2 jobs pending: a"
+    assert waiting_text((*workers, job("w0004", reason="b", **waits))) == "2 jobs pending: a; 1 job pending: b"
     assert waiting_text(workers[:1]) == ""
-    assert "2 jobs wait: a" in shown(live_view(SweepState("s", "loss", (), workers=workers), [], 30))
+    assert "2 jobs pending: a" in shown(live_view(SweepState("s", "loss", (), workers=workers), [], 30))

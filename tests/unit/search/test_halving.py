@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 
 from sweep.model import Ruling
 from sweep.search.curves import Curves
-from sweep.search.strategy.halving import AsynchronousHalving, Curve, Standing, rung_of
+from sweep.search.strategy.halving import AsynchronousHalving
+from sweep.search.strategy.protocol import Curve, TrialStatus
+from sweep.search.strategy.rungs import rung_of
 from trainer.contract import Report
 
 MILESTONES = 9
@@ -39,7 +41,7 @@ def defined_promotion(rule: AsynchronousHalving, curves: Mapping[int, Curve]) ->
     for rung in reversed([m for m in range(1, MILESTONES) if is_rung(rule, m)]):
         ranked = sorted((at(c, rung), c.number) for c in curves.values() if not math.isnan(at(c, rung)))
         for _, number in ranked[: len(ranked) // rule.reduction_factor]:
-            if curves[number].standing is Standing.PAUSED and curves[number].reports[-1].milestone == rung:
+            if curves[number].status is TrialStatus.PAUSED and curves[number].reports[-1].milestone == rung:
                 return number, rung
     return None
 
@@ -69,11 +71,11 @@ def test_kept_rungs_answer_as_the_definition_does(
     kept = Curves(rule, MILESTONES)
     for number, value, step in events:
         if number not in plain:
-            plain[number] = Curve(number, {}, (), Standing.RUNNING)
+            plain[number] = Curve(number, {}, (), TrialStatus.RUNNING)
             kept.begin(number, {})
         curve = plain[number]
         milestone = (curve.reports[-1].milestone if curve.reports else 0) + step
-        if curve.standing is Standing.RUNNING and milestone <= MILESTONES:
+        if curve.status is TrialStatus.RUNNING and milestone <= MILESTONES:
             plain[number] = replace(curve, reports=(*curve.reports, report(milestone, value)))
             kept.add(number, report(milestone, value))
             expected, found = defined_verdict(rule, number, plain), kept.verdict(number)
@@ -81,12 +83,12 @@ def test_kept_rungs_answer_as_the_definition_does(
             if found is not None and expected is not None:
                 assert (found.basis["bar"], found.basis["reached"]) == expected
                 assert found.ruling is Ruling.PAUSE
-                plain[number] = replace(plain[number], standing=Standing.PAUSED)
+                plain[number] = replace(plain[number], status=TrialStatus.PAUSED)
             assert rule.verdict(number, plain, MILESTONES) == found, "and so it does on any other mapping"
-        promoted, wanted = kept.promote(new=True), defined_promotion(rule, plain)
+        promoted, wanted = kept.promote(new_allowed=True), defined_promotion(rule, plain)
         assert (promoted and (promoted.trial, promoted.basis["rung"])) == wanted
         if promoted is not None:
-            plain[promoted.trial] = replace(plain[promoted.trial], standing=Standing.RUNNING)
+            plain[promoted.trial] = replace(plain[promoted.trial], status=TrialStatus.RUNNING)
 
 
 def test_a_trial_that_is_begun_anew_leaves_its_rungs() -> None:

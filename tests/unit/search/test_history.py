@@ -9,7 +9,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.search_space import intersection_search_space
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from sweep.search.history import BEST, History, KnownSpace
+from sweep.search.history import BEST, History, SharedSearchSpace
 
 KINDS: tuple[dict[str, BaseDistribution], ...] = (
     {"b": CategoricalDistribution(("x", "y")), "a": FloatDistribution(1e-5, 1e-1, log=True)},
@@ -39,22 +39,22 @@ def test_the_space_is_the_one_that_optuna_finds_by_comparing(events: list[tuple[
         kind = (0, 0, 1, 0, 2, 0, 0, 0, 1, 0)[number]
         match event:
             case "running":
-                history.running(trial(number, kind))
+                history.add_running(trial(number, kind))
             case "paused":
-                history.paused(trial(number, kind))
+                history.add_paused(trial(number, kind))
             case _:
-                history.ended(trial(number, kind, TrialState[event.upper()]))
-        expected = intersection_search_space(history.show(), include_pruned=True)
-        assert KnownSpace(history).calculate(optuna.create_study()) == expected
-        assert list(history.space()) == list(expected)
+                history.add_ended(trial(number, kind, TrialState[event.upper()]))
+        expected = intersection_search_space(history.view(), include_pruned=True)
+        assert SharedSearchSpace(history).calculate(optuna.create_study()) == expected
+        assert list(history.shared_distributions()) == list(expected)
 
 
 @given(st.lists(st.floats(-5, 5), min_size=80, max_size=120))
 def test_a_bound_keeps_the_best_and_the_newest(values: list[float]) -> None:
     history = History(BEST + 10)
     for number, value in enumerate(values):
-        history.ended(trial(number, 0, TrialState.COMPLETE, value))
-    history.running(trial(len(values), 0))
-    shown = [one.number for one in history.show()]
+        history.add_ended(trial(number, 0, TrialState.COMPLETE, value))
+    history.add_running(trial(len(values), 0))
+    shown = [one.number for one in history.view()]
     best = sorted(range(len(values)), key=lambda number: (values[number], number))[:BEST]
     assert shown == sorted({*best, *range(len(values) - 10, len(values) + 1)})

@@ -17,8 +17,8 @@ from sweep.search.strategy.encoding import axes_of, axis, encode
 from sweep.search.strategy.forecast import forecast, log_improvement
 from sweep.search.strategy.freeze_thaw import FreezeThaw, rungs
 from sweep.search.strategy.gaussian_process import DEFAULT, Points, believing, fit_shape
-from sweep.search.strategy.halving import Curve, Standing
 from sweep.search.strategy.observations import Known
+from sweep.search.strategy.protocol import Curve, TrialStatus
 from tests.bench.search_bench.ours import our_arms
 from tests.bench.search_bench.replay import Workers, replay, report_of
 from tests.bench.search_bench.tables import MILESTONES, Table, synthetic
@@ -27,7 +27,7 @@ LR, RANK, ACCUMULATION = "optimizer.lr", "model.lora_rank", "gradient_accumulati
 TABLE = synthetic(4)
 
 
-def curve(number: int, cell: tuple[int, int, int], reports: int, standing: Standing, table: Table = TABLE) -> Curve:
+def curve(number: int, cell: tuple[int, int, int], reports: int, standing: TrialStatus, table: Table = TABLE) -> Curve:
     """A trial of a table's cell that has made some reports."""
     params = {RANK: table.ranks[cell[0]], LR: table.rates[cell[1]], ACCUMULATION: table.accumulations[cell[2]]}
     at = (*cell, number % table.seeds)
@@ -41,11 +41,13 @@ def sweeps(draw: st.DrawFn) -> dict[int, Curve]:
     cells = draw(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 11), st.integers(0, 3)), min_size=7, max_size=14))
     found = {}
     for number, cell in enumerate(cells[:-1]):
-        standing = draw(st.sampled_from([Standing.PAUSED, Standing.PAUSED, Standing.RUNNING, Standing.COMPLETE]))
-        reports = MILESTONES if standing is Standing.COMPLETE else draw(st.integers(1, MILESTONES - 1))
+        standing = draw(
+            st.sampled_from([TrialStatus.PAUSED, TrialStatus.PAUSED, TrialStatus.RUNNING, TrialStatus.COMPLETE])
+        )
+        reports = MILESTONES if standing is TrialStatus.COMPLETE else draw(st.integers(1, MILESTONES - 1))
         found[number] = curve(number, cell, reports, standing)
     last = len(cells) - 1
-    found[last] = curve(last, cells[-1], draw(st.sampled_from(rungs(1, MILESTONES))), Standing.RUNNING)
+    found[last] = curve(last, cells[-1], draw(st.sampled_from(rungs(1, MILESTONES))), TrialStatus.RUNNING)
     return found
 
 
@@ -55,7 +57,7 @@ def test_a_stop_leaves_no_plausible_end_that_reaches_the_best(curves: dict[int, 
     verdict = FreezeThaw("val_loss").verdict(max(curves), curves, MILESTONES)
     if verdict is None or verdict.ruling is Ruling.PAUSE:
         return
-    ends = [c.reports[-1].val_loss or math.inf for c in curves.values() if c.standing is Standing.COMPLETE]
+    ends = [c.reports[-1].val_loss or math.inf for c in curves.values() if c.status is TrialStatus.COMPLETE]
     low = math.exp(math.log(verdict.basis["end"]) - 4.0 * verdict.basis["end_sd"])
     assert ends
     assert low > min(ends)
@@ -82,12 +84,12 @@ def test_what_promises_most_is_neither_paused_nor_left_behind(curves: dict[int, 
         assert verdict.basis["promise"] < verdict.basis["other"]
     promotion = strategy.promote(curves, MILESTONES)
     if promotion is not None:
-        assert curves[promotion.trial].standing is Standing.PAUSED
+        assert curves[promotion.trial].status is TrialStatus.PAUSED
         assert promotion.basis["promise"] >= promotion.basis["new"]
 
 
 def test_a_loss_that_is_not_finite_stops_at_once() -> None:
-    curves = {0: curve(0, (2, 4, 0), 5, Standing.RUNNING)}
+    curves = {0: curve(0, (2, 4, 0), 5, TrialStatus.RUNNING)}
     broken = replace(curves[0].reports[-1], val_loss=math.nan)
     curves[0] = replace(curves[0], reports=(*curves[0].reports[:-1], broken))
     verdict = FreezeThaw("val_loss").verdict(0, curves, MILESTONES)
@@ -97,12 +99,12 @@ def test_a_loss_that_is_not_finite_stops_at_once() -> None:
 
 def test_the_design_comes_first_and_the_last_report_is_never_judged() -> None:
     strategy = FreezeThaw("val_loss", design=3)
-    curves = {0: curve(0, (2, 4, 0), 1, Standing.RUNNING)}
+    curves = {0: curve(0, (2, 4, 0), 1, TrialStatus.RUNNING)}
     verdict = strategy.verdict(0, curves, MILESTONES)
     assert verdict is not None
     assert verdict.ruling is Ruling.PAUSE
-    assert strategy.promote({0: replace(curves[0], standing=Standing.PAUSED)}, MILESTONES) is None
-    assert strategy.verdict(0, {0: curve(0, (2, 4, 0), MILESTONES, Standing.RUNNING)}, MILESTONES) is None
+    assert strategy.promote({0: replace(curves[0], status=TrialStatus.PAUSED)}, MILESTONES) is None
+    assert strategy.verdict(0, {0: curve(0, (2, 4, 0), MILESTONES, TrialStatus.RUNNING)}, MILESTONES) is None
 
 
 @settings(max_examples=25, deadline=None)
@@ -112,7 +114,7 @@ def test_nothing_is_paused_that_would_go_on_at_once(curves: dict[int, Curve]) ->
     verdict = strategy.verdict(last, curves, MILESTONES, new=False)
     if verdict is None:
         return
-    paused = {**curves, last: replace(curves[last], standing=Standing.PAUSED)}
+    paused = {**curves, last: replace(curves[last], status=TrialStatus.PAUSED)}
     promotion = strategy.finish(paused, MILESTONES)
     tied = 0.0 < verdict.basis.get("other", math.inf) - verdict.basis.get("promise", 0.0) < 1e-9  # by rounding
     assert promotion is None or promotion.trial != last or tied
@@ -120,11 +122,11 @@ def test_nothing_is_paused_that_would_go_on_at_once(curves: dict[int, Curve]) ->
 
 def test_a_new_trial_that_cannot_be_had_pauses_nothing() -> None:
     cells = [(5, 1, 0), (3, 4, 3), (0, 10, 0), (1, 2, 1), (2, 5, 1), (4, 3, 0), (2, 4, 2)]
-    curves = {n: curve(n, cell, 3, Standing.PAUSED) for n, cell in enumerate(cells)}
+    curves = {n: curve(n, cell, 3, TrialStatus.PAUSED) for n, cell in enumerate(cells)}
     strategy = FreezeThaw("val_loss")
     said = {}
     for number, one in curves.items():
-        running = {**curves, number: replace(one, standing=Standing.RUNNING)}
+        running = {**curves, number: replace(one, status=TrialStatus.RUNNING)}
         said[number] = [strategy.verdict(number, running, MILESTONES, new=new) for new in (True, False)]
     assert all(with_new is not None for with_new, _ in said.values()), "a new one promises more than any of them"
     assert sum(without is None for _, without in said.values()) == 1, "the best of them goes on where there is none"
@@ -132,11 +134,11 @@ def test_a_new_trial_that_cannot_be_had_pauses_nothing() -> None:
 
 def test_where_no_trial_may_be_asked_for_the_most_promising_paused_one_goes_on() -> None:
     cells = [(5, 1, 0), (3, 4, 3), (0, 10, 0), (1, 2, 1)]
-    paused = {n: curve(n, cell, 6, Standing.PAUSED) for n, cell in enumerate(cells)}
+    paused = {n: curve(n, cell, 6, TrialStatus.PAUSED) for n, cell in enumerate(cells)}
     found = FreezeThaw("val_loss").finish(paused, MILESTONES)
     assert found is not None
     assert FreezeThaw("val_loss").promote(paused, MILESTONES) is None  # of the design, two are missing
-    done = {**paused, 4: curve(4, (3, 4, 3), MILESTONES, Standing.COMPLETE)}  # the table's best
+    done = {**paused, 4: curve(4, (3, 4, 3), MILESTONES, TrialStatus.COMPLETE)}  # the table's best
     late = FreezeThaw("val_loss").finish({n: done[n] for n in (2, 4)}, MILESTONES)
     assert late is None
 
@@ -146,6 +148,7 @@ def test_rungs_ascend_below_the_end() -> None:
     assert rungs(3, 3) == [3]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arm", ["ours", "ours (loss alone)"])
 def test_on_a_parametric_family_trials_are_promoted_and_the_best_is_found(arm: str) -> None:
     """The family is drawn by our own code; a limit of 40 is a third of what random search needs on it at the median."""

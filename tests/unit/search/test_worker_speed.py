@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 
 from sweep.search.strategy.freeze_thaw import FreezeThaw
-from sweep.search.strategy.halving import Curve, Standing
+from sweep.search.strategy.protocol import Curve, TrialStatus
 from sweep.search.strategy.worker_speed import GAIN, Places, paces, places
 from tests.bench.search_bench.ours import OurMethod, our_arms
 from tests.bench.search_bench.replay import Decision, Job, Workers, replay
@@ -25,7 +25,7 @@ SPEEDS = {f"w{n:04d}": speed for n, speed in enumerate((0.5, 0.8, 1.0, 1.25, 2.0
 
 def trained(number: int, worker: str, rate: float, batch: int, reports: int = 3) -> Curve:
     """A trial that runs, and has just reported so many tokens a second."""
-    made = curve(number, (number % 6, number % 12, 0), reports, Standing.RUNNING)
+    made = curve(number, (number % 6, number % 12, 0), reports, TrialStatus.RUNNING)
     last = replace(made.reports[-1], tokens_per_second=rate)
     params = {**made.params, BATCH: batch}
     return replace(made, params=params, reports=(*made.reports[:-1], last), worker=worker)
@@ -42,7 +42,7 @@ def test_a_worker_s_speed_is_told_apart_from_what_its_trials_batches_do(each: in
     curves = []
     for number in range(each * len(SPEEDS)):
         worker, batch = list(SPEEDS)[number % len(SPEEDS)], int(2 ** rng.integers(0, 5))
-        rank = curve(number, (number % 6, 0, 0), 1, Standing.RUNNING).params[RANK]
+        rank = curve(number, (number % 6, 0, 0), 1, TrialStatus.RUNNING).params[RANK]
         noise = math.exp(0.03 * rng.standard_normal())
         curves.append(trained(number, worker, rate_of(batch, rank) * SPEEDS[worker] * noise, batch))
     found = paces(curves)
@@ -112,6 +112,7 @@ class Watched:
         return decision
 
 
+@pytest.mark.slow
 def test_contenders_move_to_faster_workers() -> None:
     table, workers = synthetic(3), Workers(24, 0.4, limit=12.0)
     watched = Watched(our_arms()["ours"](table, 1))

@@ -96,7 +96,7 @@ def test_a_dead_holder_s_lease_is_free_after_its_grace(store: Faulty, time: Time
     with pytest.raises(RetryLater, match="has not answered for so long"):
         first.check()
     first.renew_once()
-    with pytest.raises(GiveUp, match="b runs this sweep now; this one leaves the sweep to it"):
+    with pytest.raises(GiveUp, match="b runs this sweep now; this controller leaves the sweep to it"):
         first.check()
     second.check()
     first.release()

@@ -12,13 +12,14 @@ import pytest
 from sweep.errors import ConfigError, RetryLater
 from sweep.store import request_budget
 from sweep.store.channel import StoreChannel
-from sweep.store.controller_sync import ControllerSync, pull_room
-from sweep.store.request_budget import MeteredStore, RequestBudget, cover
+from sweep.store.controller_sync import ControllerSync
+from sweep.store.download import download_room
+from sweep.store.request_budget import MeteredStore, RequestBudget, common_prefixes
 from tests.helpers.stores import Faulty, faulty
 from trainer.contract import Outcome, OutcomeKind, Report, StopCause, TrialSpec, decode, encode
 from trainer.room import Room, append_line, read_text, write_atomic
 from trainer.store.objects import StoreError
-from trainer.store.worker_sync import LeftBehindError, Pace, WorkerSync, synced_room
+from trainer.store.worker_sync import IncompleteUploadError, Pace, WorkerSync, synced_room
 
 SPEC = TrialSpec("s", 3, 1, "w0001", {}, milestone_tokens=10)
 REPORT = Report(1, 2, 10, 0, 2.5, 1.0, 1e-3, 100.0, 0.5)
@@ -41,14 +42,14 @@ class World:
         return faulty(self.url)
 
     def controller(self, room: Room, continued: bool = False) -> StoreChannel:
-        mirror = ControllerSync(self.store, room)
-        mirror.start(continued)
-        return StoreChannel(mirror)
+        sync = ControllerSync(self.store, room)
+        sync.start(continued)
+        return StoreChannel(sync)
 
     def worker(self, name: str = "w0001") -> WorkerSync:
         return WorkerSync(self.connect(), Room(self.tmp_path / name), name, NOW)
 
-    def sight(self, number: int = 1):  # type: ignore[no-untyped-def]
+    def attempt(self, number: int = 1):  # type: ignore[no-untyped-def]
         return next(s for s in self.channel.observe([3], ["w0001", "w0002"])[0][3] if s.number == number)
 
 
@@ -67,8 +68,8 @@ def end(worker: WorkerSync, attempt: int = 1, kind: OutcomeKind = OutcomeKind.CO
 
 
 def passes(worker: WorkerSync) -> None:
-    worker.post()
-    worker.freight()
+    worker.sync_small()
+    worker.put_bulk()
 
 
 # --- there and back -------------------------------------------------------------------------------------------------
@@ -76,15 +77,15 @@ def passes(worker: WorkerSync) -> None:
 
 def test_an_assignment_a_stop_and_a_drain_reach_the_worker(world: World) -> None:
     worker = world.worker()
-    worker.post()
+    worker.sync_small()
     assert worker.dir.assignments() == []
     world.channel.assign(SPEC)
-    worker.post()
+    worker.sync_small()
     assert worker.dir.assignments() == [(3, 1)]
     assert decode(TrialSpec, read_text(worker.room.attempt(3, 1).spec) or "") == SPEC
     world.channel.stop(3, 1, StopCause.PRUNED, "worse")
     world.channel.drain("w0001")
-    worker.post()
+    worker.sync_small()
     assert read_text(worker.room.attempt(3, 1).stop) == "pruned\nworse"
     assert worker.dir.drain.exists()
 
@@ -92,23 +93,23 @@ def test_an_assignment_a_stop_and_a_drain_reach_the_worker(world: World) -> None
 def test_reports_and_an_outcome_reach_the_controller(world: World) -> None:
     worker = world.worker()
     world.channel.assign(SPEC)
-    worker.post()
+    worker.sync_small()
     report(worker, 1)
-    worker.post()
-    assert [r.milestone for r in world.sight().reports] == [1]
+    worker.sync_small()
+    assert [r.milestone for r in world.attempt().reports] == [1]
     report(worker, 2)
     end(worker)
-    worker.freight()
-    sight = world.sight()
-    assert [r.milestone for r in sight.reports] == [2]
-    assert sight.outcome is not None
+    worker.put_bulk()
+    attempt = world.attempt()
+    assert [r.milestone for r in attempt.reports] == [2]
+    assert attempt.outcome is not None
 
 
 def test_a_worker_sees_nothing_of_others_trials(world: World) -> None:
     world.channel.assign(SPEC)
     world.channel.assign(replace(SPEC, trial=4, worker="w0002"))
     worker = world.worker("w0002")
-    worker.post()
+    worker.sync_small()
     assert worker.room.trials() == [4]
 
 
@@ -116,10 +117,10 @@ def test_what_a_worker_asks_for_does_not_grow_with_its_trials(world: World) -> N
     worker = world.worker()
     for trial in range(20):
         world.channel.assign(replace(SPEC, trial=trial))
-    worker.post()
+    worker.sync_small()
     worker.store.asked.clear()  # type: ignore[attr-defined]
     for _ in range(10):
-        worker.post()
+        worker.sync_small()
     assert worker.store.asked == {"list": 10}  # type: ignore[attr-defined]
 
 
@@ -129,17 +130,17 @@ def test_what_a_worker_asks_for_does_not_grow_with_its_trials(world: World) -> N
 def test_an_outcome_is_put_last_and_a_checkpoint_after_its_reports(world: World) -> None:
     worker = world.worker()
     world.channel.assign(SPEC)
-    worker.post()
+    worker.sync_small()
     files = worker.room.attempt(3, 1)
     report(worker, 1)
     write_atomic(files.checkpoint, "state")
-    worker.freight()
+    worker.put_bulk()
     write_atomic(files.adapter / "adapter_model.safetensors", "weights")
     files.steps.write_text("{}\n")
     report(worker, 2)
     write_atomic(files.checkpoint, "more state")
     end(worker)
-    worker.freight()
+    worker.put_bulk()
     puts = [key.removeprefix("trials/00003/1/") for what, key in worker.store.log if what == "put"]  # type: ignore[attr-defined]
     assert puts == [
         "reports.jsonl",
@@ -154,11 +155,11 @@ def test_an_outcome_is_put_last_and_a_checkpoint_after_its_reports(world: World)
 
 def test_the_controller_puts_what_is_referred_to_first(world: World) -> None:
     world.store.log.clear()
-    write_atomic(world.channel.mirror.room.worker("w0002").job, "{}")
-    with (world.channel.mirror.room.root / "study.journal").open("a") as journal:
+    write_atomic(world.channel.sync.room.worker("w0002").job, "{}")
+    with (world.channel.sync.room.root / "study.journal").open("a") as journal:
         journal.write("asked again\n")
     world.channel.assign(SPEC)
-    write_atomic(world.channel.mirror.room.attempt(3, 1).reports, "")  # its worker has begun it, and is to end
+    write_atomic(world.channel.sync.room.attempt(3, 1).reports, "")  # its worker has begun it, and is to end
     world.channel.assign(replace(SPEC, attempt=2, worker="w0002"))
     puts = [key for what, key in world.store.log if what in ("put", "copy")]
     assert puts == [
@@ -178,13 +179,13 @@ def test_the_controller_puts_what_is_referred_to_first(world: World) -> None:
 def test_a_checkpoint_that_nothing_goes_on_from_leaves_the_store(world: World) -> None:
     worker = world.worker()
     world.channel.assign(SPEC)
-    worker.post()
+    worker.sync_small()
     write_atomic(worker.room.attempt(3, 1).checkpoint, "state")
-    worker.freight()
+    worker.put_bulk()
     assert "trials/00003/1/checkpoint.pt" in world.store.list()
     worker.room.attempt(3, 1).checkpoint.unlink()
     end(worker, kind=OutcomeKind.STOPPED)
-    worker.freight()
+    worker.put_bulk()
     assert "trials/00003/1/checkpoint.pt" not in world.store.list()
 
 
@@ -194,7 +195,7 @@ def test_a_checkpoint_that_nothing_goes_on_from_leaves_the_store(world: World) -
 def test_the_next_attempt_goes_on_from_the_fenced_checkpoint_and_late_puts_do_not_count(world: World) -> None:
     lost, following = world.worker(), world.worker("w0002")
     world.channel.assign(SPEC)
-    lost.post()
+    lost.sync_small()
     report(lost, 1)
     write_atomic(lost.room.attempt(3, 1).checkpoint, "state at 1")
     passes(lost)
@@ -205,14 +206,14 @@ def test_the_next_attempt_goes_on_from_the_fenced_checkpoint_and_late_puts_do_no
     passes(lost)  # it is back, and puts all it has
     assert lost.room.attempt(3, 1).fence.exists(), "it has seen that it was fenced"
     assert lost.dir.drain.exists()
-    following.post()
+    following.sync_small()
     room = following.room
     assert room.attempt(3, 1).resume_point().read_text() == "state at 1"
-    sights = world.channel.observe([3], ["w0001", "w0002"])[0][3]
-    assert [r.milestone for r in sights[0].reports] == [1]
-    assert (sights[1].number, sights[1].outcome) == (2, None)
+    attempts = world.channel.observe([3], ["w0001", "w0002"])[0][3]
+    assert [r.milestone for r in attempts[0].reports] == [1]
+    assert (attempts[1].number, attempts[1].outcome) == (2, None)
     elsewhere = Room(world.tmp_path / "elsewhere")
-    pull_room(world.store, elsewhere)
+    download_room(world.store, elsewhere)
     again = world.controller(elsewhere).observe([3], [])[0][3]
     assert [r.milestone for r in again[0].reports] == [1], "so does a controller on another machine see it"
 
@@ -221,7 +222,7 @@ def test_every_milestone_of_a_fenced_checkpoint_has_a_report_that_counts(world: 
     """The worker goes on to put reports and checkpoints between each two requests of the controller that fences it."""
     worker = world.worker()
     world.channel.assign(SPEC)
-    worker.post()
+    worker.sync_small()
     milestone = 0
     ask = Faulty._ask
 
@@ -231,16 +232,16 @@ def test_every_milestone_of_a_fenced_checkpoint_has_a_report_that_counts(world: 
             milestone += 1
             report(worker, milestone)
             write_atomic(worker.room.attempt(3, 1).checkpoint, str(milestone))
-            worker.freight()
+            worker.put_bulk()
         return ask(self, what, key, act, count)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Faulty, "_ask", meddling)
         world.channel.assign(replace(SPEC, attempt=2, worker="w0002"))
     following = world.worker("w0002")
-    following.post()
+    following.sync_small()
     resumed = int(following.room.attempt(3, 1).resume_point().read_text())
-    counted = [r.milestone for r in world.sight(1).reports]
+    counted = [r.milestone for r in world.attempt(1).reports]
     assert 1 <= resumed <= max(counted)
     assert counted == list(range(1, max(counted) + 1))
 
@@ -248,15 +249,15 @@ def test_every_milestone_of_a_fenced_checkpoint_has_a_report_that_counts(world: 
 def test_a_stopped_attempt_s_checkpoint_goes_to_the_next_worker(world: World) -> None:
     first, second = world.worker(), world.worker("w0002")
     world.channel.assign(SPEC)
-    first.post()
+    first.sync_small()
     write_atomic(first.room.attempt(3, 1).checkpoint, "state")
     stopped = Outcome(OutcomeKind.STOPPED, cause=StopCause.PREEMPTED)
     write_atomic(first.room.attempt(3, 1).outcome, encode(stopped))
-    first.freight()
+    first.put_bulk()
     assert not first.room.attempt(3, 1).checkpoint.exists(), "the store has it"
     world.channel.observe([3], [])
     world.channel.assign(replace(SPEC, attempt=2, worker="w0002"))
-    second.post()
+    second.sync_small()
     assert second.room.attempt(3, 1).resume_point().read_text() == "state"
     assert second.room.attempts(3) == [1, 2]
 
@@ -276,21 +277,21 @@ def test_a_room_in_the_room_is_carried_below_it_and_asks_nothing_while_nothing_i
         write_atomic(beside.trial(3) / "asked", "")
         channel.assign(SPEC)
         worker = WorkerSync(faulty(f"{world.url}/evaluations"), Room(tmp_path / "judge"), "w0001", NOW)
-        worker.post()
+        worker.sync_small()
         write_atomic(worker.room.attempt(3, 1).outcome, encode(Outcome(OutcomeKind.COMPLETED, scores={"loss": 1.5})))
-        worker.freight()
-        (sight,) = channel.observe([3], ["w0001"])[0][3]
-        assert sight.outcome is not None
-        assert sight.outcome.scores == {"loss": 1.5}
+        worker.put_bulk()
+        (attempt,) = channel.observe([3], ["w0001"])[0][3]
+        assert attempt.outcome is not None
+        assert attempt.outcome.scores == {"loss": 1.5}
         write_atomic(beside.trial(3) / "told.json", "{}")
         channel.observe([], ["w0001"])
         assert "evaluations/trials/00003/told.json" in world.store.list(), "what was told last is put too"
     elsewhere = Room(tmp_path / "elsewhere")
-    pull_room(world.store, elsewhere)
+    download_room(world.store, elsewhere)
     beside = Room(elsewhere.root / "evaluations")
     assert read_text(beside.trial(3) / "told.json") == "{}"
     with world.controller(elsewhere).within(beside, "evaluations") as channel:
-        assert channel.observe([3], [])[0][3][0].outcome == sight.outcome
+        assert channel.observe([3], [])[0][3][0].outcome == attempt.outcome
 
 
 # --- a store that fails ---------------------------------------------------------------------------------------------
@@ -303,7 +304,7 @@ def test_the_controller_s_acts_are_safe_to_repeat_wherever_they_failed(
 ) -> None:
     world.channel.assign(SPEC)
     worker = world.worker()
-    worker.post()
+    worker.sync_small()
     report(worker, 1)
     write_atomic(worker.room.attempt(3, 1).checkpoint, "state")
     passes(worker)
@@ -320,7 +321,7 @@ def test_the_controller_s_acts_are_safe_to_repeat_wherever_they_failed(
     else:
         pytest.fail("it never went through")
     second = world.worker("w0002")
-    second.post()
+    second.sync_small()
     assert second.room.attempt(3, 1).resume_point().read_text() == "state"
     assert second.room.attempt(3, 1).counted() == len(encode(replace(REPORT, milestone=1))) + 1
     assert read_text(second.room.attempt(3, 2).stop) == "pruned\nworse"
@@ -348,9 +349,9 @@ def test_a_worker_s_passes_go_on_wherever_they_failed(world: World, fails: int, 
             write_atomic(worker.room.attempt(3, 1).checkpoint, str(written))
             if written == 3:
                 end(worker)
-    sight = world.sight()
-    assert [r.milestone for r in sight.reports] == [1, 2, 3]
-    assert sight.outcome is not None
+    attempt = world.attempt()
+    assert [r.milestone for r in attempt.reports] == [1, 2, 3]
+    assert attempt.outcome is not None
     assert store.fail_at == 0, "that many requests were made"
     assert world.store.get(["trials/00003/1/checkpoint.pt"]) == {"trials/00003/1/checkpoint.pt": b"3"}
 
@@ -358,21 +359,21 @@ def test_a_worker_s_passes_go_on_wherever_they_failed(world: World, fails: int, 
 def test_a_worker_that_was_cut_off_catches_up(world: World) -> None:
     world.channel.assign(SPEC)
     worker = world.worker()
-    worker.post()
+    worker.sync_small()
     worker.store.fail = float("inf")  # type: ignore[attr-defined]
     for milestone in (1, 2, 3):
         report(worker, milestone)
         with pytest.raises(StoreError):
-            worker.post()
+            worker.sync_small()
     end(worker)
     with pytest.raises(StoreError):
-        worker.freight()
-    assert world.sight().reports == ()
+        worker.put_bulk()
+    assert world.attempt().reports == ()
     worker.store.fail = 0  # type: ignore[attr-defined]
     passes(worker)
-    sight = world.sight()
-    assert [r.milestone for r in sight.reports] == [1, 2, 3]
-    assert sight.outcome is not None
+    attempt = world.attempt()
+    assert [r.milestone for r in attempt.reports] == [1, 2, 3]
+    assert attempt.outcome is not None
 
 
 def test_a_worker_goes_on_while_the_store_keeps_its_answer(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -393,12 +394,12 @@ def test_a_worker_goes_on_while_the_store_keeps_its_answer(world: World, monkeyp
         report(worker, milestone)
         write_atomic(worker.room.attempt(3, 1).checkpoint, str(milestone))
     end(worker)
-    assert world.sight().reports == (), "no answer has come yet"
+    assert world.attempt().reports == (), "no answer has come yet"
     held.set()
     worker.stop()
-    sight = world.sight()
-    assert [one.milestone for one in sight.reports] == [1, 2, 3]
-    assert sight.outcome is not None
+    attempt = world.attempt()
+    assert [one.milestone for one in attempt.reports] == [1, 2, 3]
+    assert attempt.outcome is not None
 
 
 def test_after_an_outage_of_the_store_the_silence_of_workers_begins_anew(world: World) -> None:
@@ -406,7 +407,7 @@ def test_after_an_outage_of_the_store_the_silence_of_workers_begins_anew(world: 
     channel = replace(world.channel, now=lambda: clock[0])
     worker = world.worker()
     write_atomic(worker.dir.beat, "1")
-    worker.post()
+    worker.sync_small()
     beat = channel.observe([], ["w0001"])[1]["w0001"].beat
     assert beat is not None
     world.store.fail = 2
@@ -436,8 +437,8 @@ def test_nothing_is_left_behind_when_a_worker_ends(world: World) -> None:
         write_atomic(room.attempt(3, 1).adapter / "adapter_config.json", "{}")
         room.worker("w0001").log.write_text("hello\n")
         end(worker)
-    sight = world.sight()
-    assert (len(sight.reports), sight.outcome is not None) == (1, True)
+    attempt = world.attempt()
+    assert (len(attempt.reports), attempt.outcome is not None) == (1, True)
     assert {"workers/w0001/log", "trials/00003/1/adapter/adapter_config.json"} <= set(world.store.list())
 
 
@@ -445,9 +446,9 @@ def test_what_comes_after_the_outcome_is_put_too(world: World) -> None:
     """W&B may take what an attempt tracked only after the attempt has ended."""
     world.channel.assign(SPEC)
     worker = world.worker()
-    worker.post()
+    worker.sync_small()
     end(worker)
-    worker.freight()
+    worker.put_bulk()
     write_atomic(worker.room.attempt(3, 1).path / "tracked", "run")
     worker.stop()
     assert world.store.get(["trials/00003/1/tracked"]) == {"trials/00003/1/tracked": b"run"}
@@ -461,7 +462,7 @@ def test_a_second_process_under_a_name_disturbs_nothing(world: World) -> None:
         with synced_room(world.url, world.tmp_path / "2", "w0001", NOW) as second:
             assert (second.worker("w0001").path / "claim").exists()
             assert second.trials() == []
-        assert world.sight().outcome is None, "what the first trains was not given back"
+        assert world.attempt().outcome is None, "what the first trains was not given back"
     with synced_room(world.url, world.tmp_path / "3", "w0001", NOW) as third:
         assert (third.worker("w0001").path / "claim").exists()
 
@@ -496,7 +497,7 @@ def test_a_worker_that_cannot_put_its_last_words_says_so(world: World) -> None:
     worker = world.worker()
     worker.store.fail = float("inf")  # type: ignore[attr-defined]
     worker.start()
-    with pytest.raises(LeftBehindError, match=r"what w0001 wrote last is not in the store: .*told to fail"):
+    with pytest.raises(IncompleteUploadError, match=r"what w0001 wrote last is not in the store: .*told to fail"):
         worker.stop()
 
 
@@ -506,11 +507,11 @@ def test_a_worker_that_cannot_put_its_last_words_says_so(world: World) -> None:
 def test_another_machine_goes_on_where_the_store_is(world: World, tmp_path: Path) -> None:
     """What the first had written only to its own disk counts on its own machine, and not once another has acted."""
     world.channel.assign(SPEC)
-    first = world.channel.mirror.room
+    first = world.channel.sync.room
     write_atomic(first.attempt(3, 2).spec, "never put")
     first.worker("w0009").assign(3, 2)
     second = Room(tmp_path / "second")
-    pull_room(world.store, second)
+    download_room(world.store, second)
     assert second.attempts(3) == [1]
     channel = world.controller(second)
     write_atomic(second.root / "study.journal", "asked\nasked by the second\n")
@@ -522,24 +523,24 @@ def test_another_machine_goes_on_where_the_store_is(world: World, tmp_path: Path
 
 
 def test_the_same_machine_goes_on_with_what_it_had_not_put(world: World) -> None:
-    room = world.channel.mirror.room
+    room = world.channel.sync.room
     write_atomic(room.attempt(3, 1).spec, encode(SPEC))
     room.worker("w0001").assign(3, 1)
     world.controller(room, continued=True)
     worker = world.worker()
-    worker.post()
+    worker.sync_small()
     assert worker.dir.assignments() == [(3, 1)]
 
 
 def test_a_study_that_only_takes_reports_in_is_put_now_and_then_and_before_every_specification(world: World) -> None:
-    mirror, clock = world.channel.mirror, [100.0]
-    mirror.now = lambda: clock[0]
-    journal = mirror.room.root / "study.journal"
+    sync, clock = world.channel.sync, [100.0]
+    sync.now = lambda: clock[0]
+    journal = sync.room.root / "study.journal"
 
     def stored() -> bytes:
         return world.store.get(["study.journal"])["study.journal"]
 
-    mirror.push([])
+    sync.push([])
     journal.write_text("asked\nreported\n")
     world.channel.observe([], [])
     assert stored() == b"asked\n"
@@ -555,7 +556,7 @@ def test_a_restart_puts_nothing_again_that_is_there(world: World) -> None:
     for trial in range(10):
         world.channel.assign(replace(SPEC, trial=trial))
     world.store.asked.clear()
-    world.controller(world.channel.mirror.room, continued=True)
+    world.controller(world.channel.sync.room, continued=True)
     assert world.store.asked["put"] == 1, "the journal, whose growth is not known"
 
 
@@ -569,32 +570,32 @@ def test_another_sweep_in_the_store_is_refused(world: World, tmp_path: Path) -> 
 def test_a_pull_reads_what_has_changed_only(world: World, tmp_path: Path) -> None:
     world.channel.assign(SPEC)
     worker, laptop = world.worker(), Room(tmp_path / "laptop")
-    worker.post()
+    worker.sync_small()
     report(worker, 1)
     write_atomic(worker.room.attempt(3, 1).checkpoint, "state")
     passes(worker)
-    assert pull_room(world.store, laptop, light=True) == 5  # sweep, journal, specification, inbox entry, reports
+    assert download_room(world.store, laptop, light=True) == 5  # sweep, journal, specification, inbox entry, reports
     assert not laptop.attempt(3, 1).checkpoint.exists()
-    assert pull_room(world.store, laptop, light=True) == 0
+    assert download_room(world.store, laptop, light=True) == 0
     report(worker, 2)
     end(worker)
     passes(worker)
-    assert pull_room(world.store, laptop, light=True) == 2
+    assert download_room(world.store, laptop, light=True) == 2
     assert len(laptop.attempt(3, 1).reports.read_text().splitlines()) == 2
-    assert pull_room(world.store, laptop) == 1
+    assert download_room(world.store, laptop) == 1
     assert laptop.attempt(3, 1).checkpoint.read_text() == "state"
 
 
 def test_a_wish_from_elsewhere_reaches_the_controller_once(world: World) -> None:
     world.store.put("control", b"cancel")
     world.channel.observe([], [])
-    assert read_text(world.channel.mirror.room.root / "control") == "cancel"
-    room = world.channel.mirror.room
+    assert read_text(world.channel.sync.room.root / "control") == "cancel"
+    room = world.channel.sync.room
     (room.root / "control").unlink()  # it has obeyed, and ended
     world.channel.observe([], [])
     assert not (room.root / "control").exists()
     world.controller(room, continued=True).observe([], [])
-    assert not (world.channel.mirror.room.root / "control").exists()
+    assert not (world.channel.sync.room.root / "control").exists()
 
 
 class Paced:
@@ -603,12 +604,10 @@ class Paced:
     def __init__(self, world: World, per_minute: float = 60) -> None:
         self.time, self.jobs_ended = 0.0, 0
         self.world = world
-        self.allowance = RequestBudget(per_minute, lambda: self.time)
-        mirror = ControllerSync(MeteredStore(world.store, self.allowance), world.channel.mirror.room)
-        mirror.start(True)
-        self.channel = StoreChannel(
-            mirror, allowance=self.allowance, ended=lambda: self.jobs_ended, now=lambda: self.time
-        )
+        self.budget = RequestBudget(per_minute, lambda: self.time)
+        sync = ControllerSync(MeteredStore(world.store, self.budget), world.channel.sync.room)
+        sync.start(True)
+        self.channel = StoreChannel(sync, budget=self.budget, job_ends=lambda: self.jobs_ended, now=lambda: self.time)
 
     def listings(self, seconds: float, trials: list[int]) -> int:
         """How often the store was listed in this time, by a controller that observes four times a second."""
@@ -619,36 +618,37 @@ class Paced:
         return self.world.store.asked["list"]
 
 
-def test_looks_come_every_two_seconds_where_little_happens(world: World) -> None:
+def test_pulls_come_every_two_seconds_if_little_happens(world: World) -> None:
     paced = Paced(world)
     paced.channel.observe([3], [])
     assert paced.listings(60, [3]) == 30
 
 
-def test_the_end_of_a_job_makes_the_next_observation_a_look(world: World) -> None:
+def test_the_end_of_a_job_makes_the_next_observation_pull(world: World) -> None:
     world.channel.assign(SPEC)
     worker, paced = world.worker(), Paced(world)
-    worker.post()
+    worker.sync_small()
     paced.channel.observe([3], [])
     report(worker, 1)
     end(worker)
-    worker.freight()
-    assert paced.channel.observe([3], [])[0][3][0].outcome is None, "looked a moment ago"
+    worker.put_bulk()
+    assert paced.channel.observe([3], [])[0][3][0].outcome is None, "pulled a moment ago"
     paced.jobs_ended += 1
     assert paced.channel.observe([3], [])[0][3][0].outcome is not None, "before its trial counts as lost"
     assert paced.listings(1.75, [3]) == 0
 
 
-def test_many_reports_are_read_in_turn_within_the_allowance_and_none_is_lost(world: World) -> None:
+@pytest.mark.slow
+def test_many_reports_are_read_in_turn_within_the_budget_and_none_is_lost(world: World) -> None:
     running = list(range(20))
     workers = {trial: world.worker(f"w{trial:04d}") for trial in running}
     for trial, worker in workers.items():
         world.channel.assign(replace(SPEC, trial=trial, worker=worker.worker))
-        worker.post()
+        worker.sync_small()
     paced = Paced(world, per_minute=20)
     paced.channel.observe(running, [])
     seen: dict[int, list[int]] = {trial: [] for trial in running}
-    spent, written = paced.allowance.spent, dict.fromkeys(running, 0)
+    spent, written = paced.budget.spent, dict.fromkeys(running, 0)
     for tick in range(2 * 600):
         paced.time += 0.5
         if tick % 60 == 0 and tick < 2 * 420:
@@ -656,11 +656,11 @@ def test_many_reports_are_read_in_turn_within_the_allowance_and_none_is_lost(wor
                 written[trial] += 1
                 with worker.room.attempt(trial, 1).reports.open("a") as file:
                     append_line(file, encode(replace(REPORT, milestone=written[trial])))
-                worker.post()
-        for trial, sights in paced.channel.observe(running, [])[0].items():
-            seen[trial] += [one.milestone for one in sights[0].reports]
+                worker.sync_small()
+        for trial, attempts in paced.channel.observe(running, [])[0].items():
+            seen[trial] += [one.milestone for one in attempts[0].reports]
     assert seen == {trial: list(range(1, 15)) for trial in running}, "40 reports a minute, and 20 requests"
-    assert paced.allowance.spent - spent <= 20 * 10 + paced.allowance.most
+    assert paced.budget.spent - spent <= 20 * 10 + paced.budget.capacity
 
 
 def test_while_the_store_does_not_answer_nothing_is_observed(world: World) -> None:
@@ -681,17 +681,17 @@ def test_while_the_store_does_not_answer_nothing_is_observed(world: World) -> No
 
 
 def test_a_room_of_many_trials_is_listed_by_those_that_are_open(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(request_budget, "PAGE", 10)
+    monkeypatch.setattr(request_budget, "PAGE_KEYS", 10)
     for trial in range(20):
         world.channel.assign(replace(SPEC, trial=trial))
     worker = world.worker()
-    worker.post()
+    worker.sync_small()
     spent = RequestBudget(60)
-    mirror = ControllerSync(MeteredStore(world.store, spent), world.channel.mirror.room)
+    sync = ControllerSync(MeteredStore(world.store, spent), world.channel.sync.room)
 
     def cost(trials: list[int]) -> int:
         before = spent.spent
-        mirror.pull(trials)
+        sync.pull(trials)
         return spent.spent - before
 
     assert cost([3]) == 5, "the whole room, whose size nobody knew: 42 keys"
@@ -700,10 +700,10 @@ def test_a_room_of_many_trials_is_listed_by_those_that_are_open(world: World, mo
     assert [key for what, key in world.store.log if what == "list"] == ["trials/00003"]
     report(worker, 1)
     world.store.put("control", b"stop")
-    worker.post()
-    world.channel.mirror._keys = mirror._keys
-    assert len(world.sight().reports) == 1
-    assert read_text(mirror.room.root / "control") == "stop"
+    worker.sync_small()
+    world.channel.sync._room_size = sync._room_size
+    assert len(world.attempt().reports) == 1
+    assert read_text(sync.room.root / "control") == "stop"
     assert cost(list(range(20))) == 5 + 2, "fewer requests than one for each; what is new is read"
     assert cost(list(range(20))) == 5
 
@@ -719,25 +719,25 @@ def test_a_room_of_many_trials_is_listed_by_those_that_are_open(world: World, mo
     ],
 )
 def test_what_counts_up_is_listed_by_how_it_begins(names: list[str], beginnings: list[str]) -> None:
-    assert cover(names) == beginnings
+    assert common_prefixes(names) == beginnings
     assert all(any(name.startswith(one) for one in beginnings) for name in names)
 
 
-def test_however_long_a_sweep_has_gone_on_a_look_takes_a_few_requests(
+def test_however_long_a_sweep_has_run_a_pull_takes_a_few_requests(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for trial in range(110):
         world.channel.assign(replace(SPEC, trial=trial, worker=f"w{trial:04d}"))
     worker = world.worker("w0103")
-    worker.post()
-    monkeypatch.setattr(request_budget, "PAGE", 30)
-    monkeypatch.setattr(request_budget, "KEYS_EACH", 2)
+    worker.sync_small()
+    monkeypatch.setattr(request_budget, "PAGE_KEYS", 30)
+    monkeypatch.setattr(request_budget, "KEYS_PER_DIRECTORY", 2)
     running = range(100, 110)
     world.channel.observe(running, [f"w{trial:04d}" for trial in running])
     with worker.room.attempt(103, 1).reports.open("a") as file:
         append_line(file, encode(REPORT))
     write_atomic(worker.dir.beat, "1")
-    worker.post()
+    worker.sync_small()
     world.store.log.clear()
     trials, workers = world.channel.observe(running, [f"w{trial:04d}" for trial in running])
     assert [key for what, key in world.store.log if what == "list"] == ["trials/0010", "workers/w010"]

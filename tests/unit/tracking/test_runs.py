@@ -11,13 +11,14 @@ from typing import Any
 
 import pytest
 
-from sweep.config.queues import WandbLocation
 from sweep.config.settings import Settings
 from sweep.errors import ConfigError
+from sweep.model import AttemptId
 from sweep.queues.launch.jobs import payload
 from sweep.tracking import runs
+from sweep.tracking.runs import WandbLocation
 from sweep.wiring.compose import compose_config, freeze
-from sweep.wiring.session import trial_spec
+from sweep.wiring.specifications import trial_spec
 from trainer.room import Room
 
 OLD = "torchtune.utils.metric_logging.WandBLogger"
@@ -182,7 +183,7 @@ def test_more_first_trials_than_a_sagemaker_job_s_environment_holds_are_refused(
     def variables(slots: int) -> int:
         found = settings(*words, "queue.trials_per_worker=null", "queue.slots=2", trial_tokens=100_000)
         params = {"model.lora_rank": 8, "optimizer.lr": 1.2345678901234567e-4, "gradient_accumulation_steps": 4}
-        specs = [trial_spec(found, params, (number, 1, "w0001")) for number in range(slots)]
+        specs = [trial_spec(found, params, AttemptId(number, 1, "w0001")) for number in range(slots)]
         text = json.dumps(payload(found, Room(rooms / "s"), "w0001", specs, True))
         return 16 + -(-len(text) // 512)
 
@@ -240,9 +241,9 @@ def test_inputs_are_the_base_and_the_data_by_reference() -> None:
 
 
 def test_only_where_wandb_is_all_they_share_a_checkpoint_travels_through_it() -> None:
-    assert not runs.carries(launch())
+    assert not launch().queue.reports_over_wandb
     alone = launch("queue.channel=wandb")
-    assert runs.carries(alone)
+    assert alone.queue.reports_over_wandb
     first = runs.tracking_of(alone, 7, {})
     assert first is not None
     second = runs.tracking_of(alone, 7, {}, {first.run})

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from sweep.errors import RetryLater
-from sweep.model import TrialRow
+from sweep.model import TrialRow, TrialStatus
 from sweep.tracking import sync as wandbsync
-from sweep.tracking.client import asked
+from sweep.tracking.client import translated
 from sweep.tracking.sync import pending_uploads, upload
 from trainer.contract import Evaluation, Outcome, OutcomeKind, Tracking, TrialSpec, encode
 from trainer.room import Room, write_atomic
@@ -114,7 +114,7 @@ class Run:
 
 
 def row(**scores: float) -> TrialRow:
-    return TrialRow(3, "complete", {}, 1.0, "", 1, "w0001", scores=scores)
+    return TrialRow(3, TrialStatus.COMPLETE, {}, 1.0, "", 1, "w0001", scores=scores)
 
 
 @pytest.mark.parametrize("loss", [1.5, math.inf, math.nan])
@@ -137,7 +137,7 @@ def test_what_is_printed_while_another_thread_asks_w_and_b_arrives(capsys: pytes
         begun[index].set()
         may_end[index].wait(60)
 
-    threads = [threading.Thread(target=asked, args=(partial(ask, index), "a run")) for index in (0, 1)]
+    threads = [threading.Thread(target=translated, args=(partial(ask, index), "a run")) for index in (0, 1)]
     for index, thread in enumerate(threads):
         thread.start()
         assert begun[index].wait(60)

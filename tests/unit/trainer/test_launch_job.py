@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from trainer import logs
 from trainer.contract import JOB_KEY, Tracking, TrialSpec, decode, encode
 from trainer.entry import launch_job
 from trainer.entry.launch_job import JobError, JobSpec, claim, read_job
@@ -103,6 +104,12 @@ class Served:
         self.spec = read_text(Room(Path(room)).attempt(3, 1).spec)
 
 
+@pytest.fixture(autouse=True)
+def log_lines() -> None:
+    """Log lines go to standard output, as in a worker."""
+    logs.configure()
+
+
 @pytest.fixture
 def served(monkeypatch: pytest.MonkeyPatch) -> Served:
     made = Served()
@@ -143,7 +150,7 @@ def test_a_second_start_of_the_same_job_ends_at_once(
     env = {"WANDB_CONFIG": config(room=str(tmp_path))}
     assert [launch_job.main(env), launch_job.main(env)] == [0, 0]
     assert len(served.calls) == 1
-    assert "worker w0001 has been served already" in capsys.readouterr().out
+    assert "INFO worker w0001 has been served already" in capsys.readouterr().out
 
 
 def test_a_room_that_is_not_here_is_refused_with_the_ways_out(

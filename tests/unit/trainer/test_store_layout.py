@@ -9,7 +9,7 @@ import pytest
 from tests.helpers.stores import faulty
 from trainer.room import Room, write_atomic
 from trainer.store import layout
-from trainer.store.layout import Growth, Owner, bell, join, owner, with_chunks
+from trainer.store.layout import AppendedFile, Owner, inbox_entry, join, owner, with_chunks
 from trainer.store.objects import StoreError
 
 
@@ -52,15 +52,15 @@ def test_every_file_has_one_writer(key: str, whose: Owner | None) -> None:
 
 
 def test_an_appended_file_is_put_up_to_its_last_whole_line(tmp_path: Path) -> None:
-    store, path = faulty("memory://growth-line"), tmp_path / "reports.jsonl"
-    growth = Growth(path, "r.jsonl")
-    assert not growth.put(store), "there is no file yet"
+    store, path = faulty("memory://appended-line"), tmp_path / "reports.jsonl"
+    file = AppendedFile(path, "r.jsonl")
+    assert not file.put(store), "there is no file yet"
     path.write_text("one\ntw")
-    assert growth.put(store)
+    assert file.put(store)
     assert store.get(["r.jsonl"]) == {"r.jsonl": b"one\n"}
-    assert not growth.put(store), "nothing new"
+    assert not file.put(store), "nothing new"
     path.write_text("one\ntwo\n")
-    assert growth.put(store)
+    assert file.put(store)
     assert store.get(["r.jsonl"]) == {"r.jsonl": b"one\ntwo\n"}
 
 
@@ -68,14 +68,14 @@ def test_a_long_file_is_put_in_chunks_of_which_only_the_last_is_repeated(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(layout, "CHUNK", 10)
-    store, path = faulty("memory://growth-chunks"), tmp_path / "reports.jsonl"
-    growth = Growth(path, "a/reports.jsonl")
+    store, path = faulty("memory://appended-chunks"), tmp_path / "reports.jsonl"
+    file = AppendedFile(path, "a/reports.jsonl")
     text = b""
     for number in range(30):
         text += b"line %d\n" % number
         path.write_bytes(text)
         store.log.clear()
-        assert growth.put(store)
+        assert file.put(store)
         assert len(store.log) <= 2, "a line of up to eight bytes touches two chunks of ten at most"
         contents = store.get(store.list())
         assert join(contents) == {"a/reports.jsonl": text}
@@ -90,12 +90,12 @@ def test_a_put_that_failed_half_way_goes_on(
     monkeypatch.setattr(layout, "CHUNK", 4)
     path = tmp_path / "log"
     path.write_bytes(b"0123456789\n")
-    store = faulty(f"memory://growth-fail-{fails}-{lose_answer}")
+    store = faulty(f"memory://appended-fail-{fails}-{lose_answer}")
     store.fail_at, store.lose_answer = fails, lose_answer
-    growth = Growth(path, "log")
+    file = AppendedFile(path, "log")
     with pytest.raises(StoreError):
-        growth.put(store)
-    assert growth.put(store)
+        file.put(store)
+    assert file.put(store)
     assert join(store.get(store.list())) == {"log": b"0123456789\n"}
 
 
@@ -110,10 +110,10 @@ def test_chunks_are_put_together_as_far_as_they_are_whole(monkeypatch: pytest.Mo
     assert join(many)["log"] == b"".join(b"%04d" % number for number in range(12)), "in the order of their numbers"
 
 
-def test_the_bell_says_what_waits(tmp_path: Path) -> None:
+def test_an_inbox_entry_names_the_control_files(tmp_path: Path) -> None:
     attempt = Room(tmp_path).attempt(1, 1)
-    assert bell(attempt) == b""
+    assert inbox_entry(attempt) == b""
     write_atomic(attempt.fence, "12")
-    assert bell(attempt) == b"fence\n"
+    assert inbox_entry(attempt) == b"fence\n"
     write_atomic(attempt.stop, "pruned\nworse")
-    assert bell(attempt) == b"stop\nfence\n"
+    assert inbox_entry(attempt) == b"stop\nfence\n"

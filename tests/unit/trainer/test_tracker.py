@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from trainer import logs
 from trainer.contract import (
     OUTCOME_KEY,
     REPORTS_KEY,
@@ -152,6 +153,12 @@ class FakeWandb(ModuleType):
     @property
     def run(self) -> FakeRun:
         return self.runs[-1]
+
+
+@pytest.fixture(autouse=True)
+def log_lines() -> None:
+    """Log lines go to standard output, as in a worker."""
+    logs.configure()
 
 
 @pytest.fixture

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from argparse import Namespace
 from functools import partial
 from pathlib import Path
 
 import pytest
 
-from sweep.cli import read, verbs
+from sweep.cli.main import main
+from sweep.cli.stop import stop_elsewhere
 from sweep.errors import ConfigError, RetryLater
 from sweep.model import Mode
-from sweep.store import channel as mirrored
+from sweep.store import channel, remote
 from sweep.store.lease import Lease, await_release
 from sweep.wiring.rooms import (
     change_settings,
@@ -43,7 +43,7 @@ def carried(rooms: Path, store: str, *words: str) -> Room:
 
 def held_once(room: Room, holder: str = "a test") -> None:
     """A controller holds the room and ends properly."""
-    with mirrored.mirrored(room, load_settings(room).store_url or "", holder):
+    with channel.open_store_channel(room, load_settings(room).store_url or "", holder):
         pass
 
 
@@ -73,13 +73,14 @@ def test_a_look_by_url_never_replaces_another_sweep_of_this_name(
     mine = make_room(rooms)
     before = {path: path.read_bytes() for path in mine.root.rglob("*") if path.is_file()}
     lock = controller_lock(mine) if runs else tmp_path / "lock"
-    with hold(lock, "test"), pytest.raises(ConfigError, match=r"holds another sweep s than the one in .*SWEEP_ROOMS"):
+    other = r"holds another sweep s than the local room .*SWEEP_ROOMS"
+    with hold(lock, "test"), pytest.raises(ConfigError, match=other):
         current_room(f"{store}/s")
     assert {path: path.read_bytes() for path in before} == before
 
 
 def test_a_look_at_a_place_without_a_sweep_says_so(rooms: Path, store: str) -> None:
-    with pytest.raises(ConfigError, match="there is no sweep at this place of the store"):
+    with pytest.raises(ConfigError, match="the store holds no sweep at this URL"):
         current_room(f"{store}/nothing")
 
 
@@ -106,12 +107,13 @@ def test_a_change_is_refused_for_what_a_new_sweep_is_refused_for(rooms: Path, wo
     assert load_settings(room).search.trials == 9
 
 
-def test_resume_refuses_what_would_not_let_the_controller_be_a_job(rooms: Path) -> None:
+def test_resume_refuses_what_would_not_let_the_controller_be_a_job(
+    rooms: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     room = make_room(rooms, *LAUNCH, "controller=launch", "queue.room=/mnt/sweeps")
     before = read_text(room.sweep)
-    words = ["queue.channel=wandb", "queue.room=null"]
-    with pytest.raises(ConfigError, match="would end with the controller's job"):
-        verbs.resume(Namespace(name="s", overrides=words, detach=False, in_job=False))
+    assert main(["resume", "s", "queue.channel=wandb", "queue.room=null"]) == 2
+    assert "would end with the controller's job" in capsys.readouterr().err
     assert read_text(room.sweep) == before
 
 
@@ -135,9 +137,9 @@ def test_nothing_is_changed_while_a_controller_runs_elsewhere(
     mine = carried(rooms, store)
     monkeypatch.setenv("SWEEP_ROOMS", str(tmp_path / "pod"))
     theirs = current_room(f"{store}/s", light=False)
-    at_work = Lease(open_store(f"{store}/s"), "process 7 on pod", theirs.root / mirrored.LEASE_RECORD, renew=1e6)
+    at_work = Lease(open_store(f"{store}/s"), "process 7 on pod", theirs.root / remote.LEASE_RECORD, renew=1e6)
     at_work.acquire()
-    monkeypatch.setattr(mirrored, "Lease", partial(Lease, sleep=lambda seconds: at_work.renew_once()))
+    monkeypatch.setattr(channel, "Lease", partial(Lease, sleep=lambda seconds: at_work.renew_once()))
     before = read_text(mine.sweep)
     with pytest.raises(RetryLater, match=r"process 7 on pod\); end it with `sweep stop`"):
         change_settings(mine, ["search.trials=24"])
@@ -150,7 +152,7 @@ def test_nothing_is_changed_while_a_controller_runs_elsewhere(
 
 def killed(store: str, room: Room) -> None:
     """A controller has held this room, and has died without letting go."""
-    lease = Lease(open_store(f"{store}/s"), "process 7 on pod", room.root / mirrored.LEASE_RECORD, renew=1e6)
+    lease = Lease(open_store(f"{store}/s"), "process 7 on pod", room.root / remote.LEASE_RECORD, renew=1e6)
     lease.acquire()
 
 
@@ -160,9 +162,9 @@ def test_of_a_controller_that_was_killed_here_status_and_stop_know_that_none_run
     room = carried(rooms, store)
     killed(store, room)
     assert controller_elsewhere(room) == ""
-    assert read.status(Namespace(name="s", json=False)) == 0
+    assert main(["status", "s"]) == 0
     assert "no controller is running" in capsys.readouterr().out
-    assert not verbs._stop_elsewhere(room, Mode.STOP)
+    assert not stop_elsewhere(room, Mode.STOP)
 
 
 def test_stop_waits_for_a_controller_elsewhere_no_longer_than_it_may_live(
@@ -170,28 +172,28 @@ def test_stop_waits_for_a_controller_elsewhere_no_longer_than_it_may_live(
 ) -> None:
     room = carried(rooms, store)
     killed(store, Room(tmp_path / "pod"))
-    assert read.status(Namespace(name="s", json=False)) == 0
+    assert main(["status", "s"]) == 0
     assert "controller: process 7 on pod, unless it was killed there" in capsys.readouterr().out
     seconds = [0.0]
     monkeypatch.setattr(
-        mirrored,
+        remote,
         "await_release",
         partial(await_release, now=lambda: seconds[0], sleep=lambda more: seconds.append(seconds.pop() + more)),
     )
-    assert not verbs._stop_elsewhere(room, Mode.STOP)
+    assert not stop_elsewhere(room, Mode.STOP)
     assert 60.0 <= seconds[0] < 65.0
     assert "this machine takes over" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("obeyed", [True, False])
-def test_a_controller_elsewhere_that_ended_without_a_look_at_the_wish_has_not_obeyed(
+def test_a_controller_elsewhere_that_ended_without_reading_the_requested_mode_has_not_obeyed(
     rooms: Path, store: str, tmp_path: Path, obeyed: bool
 ) -> None:
     room = carried(rooms, store)
-    mirrored.send_wish(f"{store}/s", Mode.STOP)
+    remote.send_mode(f"{store}/s", Mode.STOP)
     pod = Room(tmp_path / "pod")
-    mirrored.pull(f"{store}/s", pod.root)
-    with mirrored.mirrored(pod, f"{store}/s", "pod") as channel:
+    remote.download(f"{store}/s", pod.root)
+    with channel.open_store_channel(pod, f"{store}/s", "pod") as held:
         if obeyed:
-            channel.mirror.clear_control()
-    assert mirrored.await_end(load_settings(room).store_url or "") is obeyed
+            held.sync.clear_control()
+    assert remote.await_controller_end(load_settings(room).store_url or "") is obeyed

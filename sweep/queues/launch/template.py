@@ -1,25 +1,27 @@
-"""A Launch queue's resource configuration: its template variables, and which words of the section fit together.
+"""The resource configuration of a Launch queue, its template variables, and which values of the section fit together.
 
-Invariant: pure. `{{name}}` is W&B's mark for a template variable, which the server fills in at a push; `${name}` is the
-agent's, which it fills in from the job and from its own environment. Only the first kind is known here.
+Invariant: pure. `{{name}}` is a template variable of W&B, which the server fills in at a push. The agent fills in
+`${name}`, from the job and from its own environment; nothing here handles that.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from sweep.config.queues import LaunchQueue
 from sweep.errors import ConfigError, unknown_key
 
+if TYPE_CHECKING:
+    from sweep.queues.launch.section import LaunchQueue
+
 VARIABLE = re.compile(r"\{\{\s*([^{}\s]+)\s*\}\}")
-# The types that a template variable may have, by their name in a JSON schema.
+# The Python types of the values of a template variable, by the type's name in a JSON schema.
 TYPES: dict[str, type | tuple[type, ...]] = {"string": str, "integer": int, "number": (int, float)}
 
 
 def check_launch(queue: LaunchQueue) -> None:
-    """Refuse a queue's section whose words do not fit each other.
+    """Refuse a section whose values do not fit each other.
 
     Raises:
         ConfigError: with the key, its value and what to do.
@@ -42,7 +44,8 @@ def check_launch(queue: LaunchQueue) -> None:
         )
     if queue.variables and queue.resource_args:
         raise ConfigError(
-            "queue.variables and queue.resource_args are both set; Launch heeds one of them at a push: leave one empty"
+            "queue.variables and queue.resource_args are both set; Launch uses only one of them at a push: leave one "
+            "empty"
         )
     _check_schemas(queue)
     for name, value in queue.variables.items():
@@ -50,7 +53,7 @@ def check_launch(queue: LaunchQueue) -> None:
 
 
 def variables_in(template: Any) -> Iterator[str]:
-    """The names of template variables in a resource configuration, as often as they stand there."""
+    """The names of the template variables in a resource configuration, once for each occurrence."""
     if isinstance(template, str):
         yield from VARIABLE.findall(template)
     elif isinstance(template, Mapping):
@@ -61,27 +64,8 @@ def variables_in(template: Any) -> Iterator[str]:
             yield from variables_in(value)
 
 
-def fill_in(template: Any, values: Mapping[str, Any]) -> Any:
-    """The configuration with its template variables filled in; a value that is one variable keeps that one's type."""
-    if isinstance(template, Mapping):
-        return {key: fill_in(value, values) for key, value in template.items()}
-    if isinstance(template, list):
-        return [fill_in(value, values) for value in template]
-    if not isinstance(template, str):
-        return template
-    if whole := VARIABLE.fullmatch(template):
-        return values[whole[1]]
-    return VARIABLE.sub(lambda found: str(values[found[1]]), template)
-
-
-def values_of(queue: LaunchQueue) -> dict[str, Any]:
-    """What a push's template variables come to: the configured values over the defaults."""
-    defaults = {name: entry["schema"].get("default") for name, entry in queue.template_variables.items()}
-    return {**defaults, **queue.variables}
-
-
 def check_value(queue: LaunchQueue, name: str, value: Any) -> None:
-    """Refuse a value that the variable's schema does not admit.
+    """Refuse a value that the schema of its variable does not allow.
 
     Raises:
         ConfigError: the queue has no such variable, or another type, or it is out of range.
@@ -107,7 +91,7 @@ def _check_schemas(queue: LaunchQueue) -> None:
         if not isinstance(schema, Mapping) or schema.get("type") not in TYPES:
             raise ConfigError(f"{where} needs a schema with a type: {{schema: {{type: {' or '.join(TYPES)}}}}}")
         if name not in used:
-            raise ConfigError(f"{where} stands nowhere in queue.template; write {{{{{name}}}}} where it belongs")
+            raise ConfigError(f"{where} does not occur in queue.template; write {{{{{name}}}}} at its place there")
         if schema.get("default") is not None:
             check_value(queue, name, schema["default"])
         elif name not in queue.variables:

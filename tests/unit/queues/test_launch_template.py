@@ -6,12 +6,13 @@ from typing import Any
 
 import pytest
 
-from sweep.config.launch_template import fill_in, values_of, variables_in
-from sweep.config.queues import LaunchQueue
 from sweep.config.settings import read_queue
 from sweep.errors import ConfigError
+from sweep.queues.launch.section import LaunchQueue
+from sweep.queues.launch.template import variables_in
 from sweep.tracking.runs import wandb_location
 from sweep.wiring.compose import compose_config, freeze
+from tests.helpers.launch_templates import fill_in, values_of
 
 TEMPLATE = {
     "limits": {"gpu": "{{gpus}}", "memory": "{{ memory }}"},
@@ -66,14 +67,14 @@ def test_one_job_for_each_trial_by_default() -> None:
         ({"workers": None}, ["queue.workers=null", "queue.workers=4"]),
         ({"job": "e/p/job-a:latest", "docker_image": "a:1"}, ["queue.job and queue.docker_image are both set"]),
         ({"docker_image": "a:1", "resource": "local-process"}, ["local-process runs no image", "local-container"]),
-        ({"resource_args": {"kubernetes": {}}, "variables": {"bucket": "a"}}, ["heeds one of them"]),
+        ({"resource_args": {"kubernetes": {}}, "variables": {"bucket": "a"}}, ["uses only one of them"]),
         ({"variables": {"bucket": "a", "gpu": 1}}, ["no key gpu", "did you mean gpus?"]),
         ({"variables": {"bucket": "a", "gpus": 9}}, ["queue.variables.gpus=9 is out of range", "1 to 8"]),
         ({"variables": {"bucket": "a", "gpus": "2"}}, ["queue.variables.gpus=2 must be of type integer"]),
         ({"variables": {"bucket": "a", "gpus": True}}, ["queue.variables.gpus=True must be of type integer"]),
         ({"variables": {"bucket": "a", "memory": "1Gi"}}, ["queue.variables.memory=1Gi", "8Gi, 16Gi"]),
         ({"variables": {}}, ["template_variables.bucket has no default", "set queue.variables.bucket"]),
-        ({"template": {}}, ["template_variables.gpus stands nowhere in queue.template", "{{gpus}}"]),
+        ({"template": {}}, ["template_variables.gpus does not occur in queue.template", "{{gpus}}"]),
         ({"template_variables": {}, "variables": {}}, ["queue.template uses {{bucket}}", "no entry"]),
         ({"template_variables": {"gpus": {"type": "integer"}}}, ["template_variables.gpus needs a schema"]),
         ({"template_variables": {"gpus": {"schema": {"type": "list"}}}}, ["template_variables.gpus needs a schema"]),

@@ -1,0 +1,146 @@
+"""Turns what a controller does into log lines.
+
+Invariants: one line an event. What a person must know though all went on is a warning: a failed trial, a cancelled job,
+an error after which the controller retries.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from sweep.model import Assign, Cancel, Effect, Ending, JobState, StartWorkers, Stop, Tell, View
+from sweep.report.formatting import number, params_text, scores_text
+from sweep.report.terminal import waiting_text
+from trainer.contract import Report
+from trainer.room import Room
+
+if TYPE_CHECKING:
+    from sweep.search.strategy.protocol import Promotion
+    from sweep.search.study import OptunaStudy
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class LineLog:
+    """Logs the events of a controller.
+
+    Args:
+        metric: the reported number that is minimised.
+        log_reports: whether each report is a line; the live view shows reports in its table.
+        on_tell: called when a trial has ended.
+        on_event: called after each event; the live view redraws itself.
+    """
+
+    study: OptunaStudy
+    metric: str
+    log_reports: bool = True
+    on_tell: Callable[[], None] = lambda: None
+    on_event: Callable[[], None] = lambda: None
+    _waiting: str = ""
+    _cancelled: set[str] = field(default_factory=set)
+
+    def reported(self, trial: int, report: Report) -> None:
+        """Log a report."""
+        if self.log_reports:
+            metric, value = self.metric, number(getattr(report, self.metric))
+            text = f"{metric} {value} loss {number(report.loss)} grad_norm {number(report.grad_norm, 3)}"
+            logger.info("trial %d milestone %d: %s", trial, report.milestone, text)
+
+    def done(self, effect: Effect) -> None:
+        """Log an effect."""
+        logger.debug("%s", effect)
+        match effect:
+            case StartWorkers(places):
+                logger.info("starting %d worker%s", len(places), "s" if len(places) > 1 else "")
+            case Assign(trial, attempt, worker):
+                logger.info(
+                    "starting trial %d%s on %s: %s",
+                    trial,
+                    _attempt_text(attempt),
+                    worker,
+                    params_text(self.study.params(trial)),
+                )
+            case Stop(trial, _, cause, reason):
+                logger.info("stopping trial %d (%s): %s", trial, cause, reason)
+            case Tell(trial, ending, reason):
+                text = f"trial {trial} {ending.value}{self._best_text(trial)}{': ' if reason else ''}{reason}"
+                logger.log(logging.WARNING if ending is Ending.FAIL else logging.INFO, "%s", text)
+                self.on_tell()
+            case Cancel(worker, reason):
+                self.log_cancel(worker, reason)
+        self.on_event()
+
+    def waited(self, view: View) -> None:
+        """Log what the queue says about jobs that have not started, whenever that changes."""
+        waiting = waiting_text([worker for worker in view.workers if worker.job is not JobState.GONE])
+        if waiting and waiting != self._waiting:
+            logger.info("%s", waiting)
+        self._waiting = waiting
+        self.on_event()
+
+    def promoted(self, promotion: Promotion) -> None:
+        """Log that a paused trial resumes."""
+        logger.info("promoting trial %d: %s", promotion.trial, promotion.reason)
+
+    def trouble(self, message: str) -> None:
+        """Log an error after which the controller retries."""
+        logger.warning("error, retrying: %s", message)
+
+    def log_cancel(self, worker: str, reason: str) -> None:
+        """Log a worker's cancellation, once: it is repeated until the queue has obeyed."""
+        if worker not in self._cancelled:
+            self._cancelled.add(worker)
+            logger.warning("cancelling worker %s: %s", worker, reason)
+
+    def _best_text(self, trial: int) -> str:
+        facts = self.study.facts()
+        return f" {self.metric} {number(facts.best)} (best so far)" if facts.best_trial == trial else ""
+
+
+@dataclass
+class EvaluationLog:
+    """Logs the events of the evaluations' controller, among those of the search."""
+
+    log: LineLog
+    room: Room
+
+    def reported(self, trial: int, report: Report) -> None:
+        """Log nothing: an evaluation has no reports."""
+
+    def done(self, effect: Effect) -> None:
+        """Log an effect."""
+        from sweep.report.reader import read_evaluation
+
+        logger.debug("evaluations: %s", effect)
+        match effect:
+            case Assign(trial, attempt, worker):
+                logger.info(
+                    "starting evaluation of trial %d%s on evaluations/%s", trial, _attempt_text(attempt), worker
+                )
+            case Stop(trial, _, cause, reason):
+                logger.info("stopping evaluation of trial %d (%s): %s", trial, cause, reason)
+            case Tell(trial, Ending.COMPLETE):
+                scores = scores_text(read_evaluation(self.room, trial).scores)
+                logger.info("evaluation of trial %d: %s", trial, scores)
+            case Tell(trial, _, reason):
+                logger.warning("evaluation of trial %d failed: %s", trial, reason)
+            case Cancel(worker, reason):
+                self.log.log_cancel(f"evaluations/{worker}", reason)
+
+    def waited(self, view: View) -> None:
+        """Log nothing: the search logs what waits."""
+
+    def promoted(self, promotion: Promotion) -> None:
+        """Log nothing: an evaluation is never paused."""
+
+    def trouble(self, message: str) -> None:
+        """Log an error after which the controller retries."""
+        logger.warning("evaluations: error, retrying: %s", message)
+
+
+def _attempt_text(attempt: int) -> str:
+    return f" again (attempt {attempt})" if attempt > 1 else ""

@@ -1,0 +1,88 @@
+"""What a person or a scheduler asks of a running controller: the mode, by signals and through the room.
+
+Invariants: a mode only ever becomes stricter while a controller runs. The file `control` in the room holds the mode
+that another process asked for.
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+from sweep.model import Mode
+from trainer.room import Room, read_text
+
+
+@dataclass(slots=True)
+class RunControl:
+    """The mode of a controller; calling it gives the strictest one that was asked for.
+
+    Args:
+        interrupted: a Ctrl-C has arrived.
+        in_job: the controller is a job itself, so that a signal means the end of the job and not of the sweep.
+        handover_signal: the signal that ended the job; None: no signal has arrived.
+        handover_at: when that signal arrived, in seconds on the monotonic clock.
+        may_act: whether this controller may act at all; asked once, when the room is held and nothing has been done.
+        started: whether `may_act` has been asked.
+    """
+
+    room: Room
+    mode: Mode = Mode.RUN
+    interrupted: bool = False
+    in_job: bool = False
+    handover_signal: int | None = None
+    handover_at: float = 0.0
+    may_act: Callable[[], bool] = lambda: True
+    started: bool = False
+
+    def __call__(self) -> Mode:
+        if not self.started and not self.may_act():
+            self.mode = Mode.HANDOVER
+        self.started = True
+        return _strictest(self.mode, requested_mode(self.room))
+
+    def hand_over(self, number: int, frame: FrameType | None) -> None:
+        """Handle a signal of a job: leave everything as it is, for the next controller."""
+        self.handover_signal = number
+        self.handover_at = time.monotonic()
+        self.mode = _strictest(self.mode, Mode.HANDOVER)
+
+    def interrupt(self, number: int, frame: FrameType | None) -> None:
+        """Handle a Ctrl-C: the first detaches, the second stops the trials with a checkpoint."""
+        self.interrupted = True
+        self.mode = Mode.DETACH if self.mode is Mode.RUN else Mode.STOP
+
+
+def control_path(room: Room) -> Path:
+    """The file in which another process asks for a mode."""
+    return room.root / "control"
+
+
+def requested_mode(room: Room) -> Mode:
+    """The mode that another process asked for; `RUN` if none did."""
+    text = (read_text(control_path(room)) or "").strip()
+    return Mode(text) if text in list(Mode) else Mode.RUN
+
+
+def _strictest(*modes: Mode) -> Mode:
+    return max(modes, key=list(Mode).index)
+
+
+@contextmanager
+def signals_handled(control: RunControl) -> Iterator[None]:
+    """Let signals change the mode while the block runs."""
+    if control.in_job:
+        handlers = dict.fromkeys((signal.SIGINT, signal.SIGTERM, signal.SIGUSR2), control.hand_over)
+    else:
+        handlers = dict.fromkeys((signal.SIGINT, signal.SIGTERM), control.interrupt)
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

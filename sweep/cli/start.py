@@ -1,0 +1,175 @@
+"""Starts and resumes sweeps: from overrides to a room, and from a room to a controller.
+
+Invariant: a room is created only after everything that can be checked without training has been checked.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sweep.model import Finish, Finished
+from sweep.wiring import backends, creation, rooms
+from trainer.room import Room
+
+if TYPE_CHECKING:
+    from sweep.config.settings import Settings
+    from sweep.processes import PreforkServer
+    from sweep.wiring.compose import Composed
+
+EXIT_CODES = {
+    Finished.DONE: 0,
+    Finished.DETACHED: 130,
+    Finished.HANDED_OVER: 0,
+    Finished.STOPPED: 130,
+    Finished.CANCELLED: 130,
+    Finished.FAILED: 1,
+}
+logger = logging.getLogger(__name__)
+
+
+def run_sweep(overrides: Sequence[str], config_dir: Path | None, detach: bool) -> int:
+    """Compose a sweep and run it, or resume it if it exists; returns the exit code.
+
+    Raises:
+        ConfigError: the composition is refused, or another sweep has this name.
+    """
+    composed = compose(overrides, config_dir)
+    _check_controller(composed.settings)
+    prefork = backends.make_prefork(composed.settings)
+    return _control(_room_of(composed, prefork), detach, prefork)
+
+
+def resume_sweep(name: str | None, changes: Sequence[str], detach: bool, in_job: bool) -> int:
+    """Resume a sweep; returns the exit code.
+
+    Args:
+        changes: overrides of `search` and `queue`, frozen into the room first.
+        in_job: this process is the controller's own job on a queue.
+
+    Raises:
+        ConfigError: there is no such sweep, or a change is refused.
+    """
+    room = rooms.current_room(name, light=False)
+    if changes:
+        rooms.change_settings(room, changes, _check_controller)
+    prefork = backends.make_prefork(rooms.load_settings(room))
+    return _control_in_job(room, prefork) if in_job else _control(room, detach, prefork)
+
+
+def compose(overrides: Sequence[str], config_dir: Path | None) -> Composed:
+    """The composition of these overrides, under its name or the next free one.
+
+    Raises:
+        ConfigError: the composition is refused.
+    """
+    from sweep.wiring.compose import compose_config, freeze, recipe_name
+
+    cfg = compose_config(overrides, config_dir)
+    name = cfg.get("name") or rooms.free_name(_stem(overrides, recipe_name(cfg)))
+    return freeze(cfg, str(name), config_dir)
+
+
+def _stem(overrides: Sequence[str], recipe: str) -> str:
+    """The name without its number: that of the experiment or the recipe."""
+    for word in overrides:
+        key, _, value = word.partition("=")
+        if key.lstrip("+") in ("experiment", "recipe") and value not in ("null", "torchtune"):
+            recipe = value.replace("/", "-")
+    return re.sub(r"[^\w.-]+", "-", "embedded" if "embedded" in recipe else Path(recipe).stem).lstrip(".") or "sweep"
+
+
+def _room_of(composed: Composed, prefork: PreforkServer) -> Room:
+    """The room of a composition: the existing one if it was frozen from the same settings, else a new one."""
+    from sweep.wiring.probe import check_base, probe_data
+
+    settings = composed.settings
+    existing = Room((rooms.rooms_dir() / settings.name).resolve())
+    if existing.sweep.exists():
+        rooms.check_same_sweep(existing, settings)
+        return existing
+    tokens = settings.trial_tokens  # of a recorded table
+    if settings.queue.simulated:
+        return creation.create_room(composed, tokens)
+    if settings.queue.offline:
+        check_base(settings)
+    if settings.objective.milestone_tokens is None or settings.queue.offline:
+        print("counting the data …", file=sys.stderr, flush=True)
+        tokens = probe_data(settings, prefork).trial_tokens
+    return creation.create_room(composed, tokens)
+
+
+def _control(room: Room, detach: bool, prefork: PreforkServer) -> int:
+    """Run the controller: as a job of its queue, in the background, or here."""
+    from sweep.cli.background import start_detached, take_over
+    from sweep.cli.foreground import drive
+    from sweep.cli.run_control import RunControl
+
+    if rooms.load_settings(room).controller == "launch":
+        from sweep.cli.launch_controller import push_controller
+
+        prefork.close()
+        print(push_controller(room))
+        return 0
+    if detach:
+        prefork.close()
+        print(start_detached(room))
+        return 0
+    if not rooms.controller_runs(room) and (job := take_over(room)):
+        print(f"cancelled the controller's job {job}, which had not started", file=sys.stderr)
+    finish = drive(room, RunControl(room), prefork)
+    _conclude(room, finish)
+    return EXIT_CODES[finish.how]
+
+
+def _control_in_job(room: Room, prefork: PreforkServer) -> int:
+    """Run the controller as a job: a signal means the end of the job and not of the sweep."""
+    from sweep.cli.foreground import drive
+    from sweep.cli.launch_controller import is_wanted
+    from sweep.cli.run_control import RunControl
+
+    control = RunControl(room, in_job=True, may_act=lambda: is_wanted(room))
+    finish = drive(room, control, prefork)
+    if finish.how is Finished.HANDED_OVER and control.handover_signal is None:
+        logger.info("the sweep was stopped while this job was queued; `sweep resume` submits another")
+    else:
+        logger.info("%s: %s", finish.how, finish.reason)
+    return 0 if finish.how is not Finished.FAILED else 1
+
+
+def _check_controller(settings: Settings) -> None:
+    if settings.controller == "launch":
+        from sweep.cli.launch_controller import check_controller
+
+        check_controller(settings)
+
+
+def _conclude(room: Room, finish: Finish) -> None:
+    """Print the trials, why the sweep ended, the best trial and how to continue."""
+    from sweep.report.export import tune_run_line, write_export
+    from sweep.report.reader import open_reader
+    from sweep.report.terminal import console, counts_text, trials_table
+
+    reader = open_reader(rooms.current_room(str(room.root), light=False))
+    state = reader.state()
+    out = console()
+    out.print(trials_table(state, state.rows, limit=24))
+    out.print(counts_text(state))
+    out.print(f"{finish.how}: {finish.reason}", markup=False, soft_wrap=True)
+    if state.finals:
+        from sweep.search.significance import standings_text
+
+        out.print(standings_text(state.finals, state.metric), markup=False, highlight=False, soft_wrap=True)
+    if state.best is not None:
+        path = write_export(room, reader.settings, state.best, None)
+        out.print(
+            f"best trial  {state.best.number}\nadapter     {state.best.adapter}\nyaml        {path}",
+            soft_wrap=True,
+        )
+        out.print(f"train it again with\n  {tune_run_line(path)}", markup=False, soft_wrap=True)
+    if finish.how is not Finished.DONE:
+        out.print(f"continue with\n  sweep resume {state.name}", markup=False)

@@ -1,0 +1,98 @@
+"""How open trials end: what the study is told of those that have no running attempt.
+
+Invariants: a pure function of facts and limits. A trial is told only when no attempt of it can be running, and it is
+told PRUNED only after its attempt has stopped. A paused trial is told only when it can no longer be promoted.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+from sweep.controller.situation import Situation
+from sweep.model import Ending, Mode, Tell, TrialFacts
+from trainer.contract import Outcome, OutcomeKind, StopCause
+
+
+class Endings:
+    """Which open trials have ended, and which wait for a worker."""
+
+    def __init__(self, situation: Situation) -> None:
+        self._situation = situation
+        self._view, self._limits = situation.view, situation.limits
+
+    @cached_property
+    def tells(self) -> list[Tell]:
+        """What to tell the study of the trials that have ended."""
+        tells = [tell for tell in self._by_trial.values() if tell]
+        if self._situation.paused_are_final:
+            # a trial that was suspended in this very observation is among both
+            tells += [_not_promoted(number) for number in self._view.study.suspended if not self._by_trial.get(number)]
+        return tells
+
+    @cached_property
+    def waiting(self) -> list[TrialFacts]:
+        """Open trials that need a worker, lowest number first."""
+        idle = self._situation.occupancy.idle_trials
+        return [trial for trial in idle if not trial.paused and self._by_trial[trial.number] is None]
+
+    @cached_property
+    def _by_trial(self) -> dict[int, Tell | None]:
+        return {trial.number: self._ending(trial) for trial in self._situation.occupancy.idle_trials}
+
+    def _ending(self, trial: TrialFacts) -> Tell | None:
+        """How a trial without a running attempt ends; None if it stays open."""
+        outcome = trial.attempts[-1].outcome if trial.attempts else None
+        if not trial.attempts:
+            return self._cancelled(trial)
+        if trial.paused and not _allows_no_attempt(outcome):
+            return _not_promoted(trial.number) if self._situation.paused_are_final else None
+        pruned = trial.verdict.reason if trial.verdict and not trial.paused else None
+        if outcome is None:
+            return self._after_failure(trial, pruned)
+        match outcome.kind:
+            case OutcomeKind.COMPLETED if pruned is None:
+                return Tell(trial.number, Ending.COMPLETE, outcome.reason)
+            case OutcomeKind.DIVERGED:
+                return Tell(trial.number, Ending.PRUNED, f"diverged: {outcome.reason}")
+            case OutcomeKind.FAILED if outcome.resumable:
+                return self._after_failure(trial, pruned)
+            case OutcomeKind.FAILED:
+                return Tell(trial.number, Ending.FAIL, outcome.reason)
+            case OutcomeKind.STOPPED if outcome.cause is StopCause.CANCELLED:
+                return Tell(trial.number, Ending.FAIL, outcome.reason, cancelled=True)
+            case OutcomeKind.STOPPED if pruned is None and outcome.resumable:
+                return self._cancelled(trial)
+        return Tell(trial.number, Ending.PRUNED, pruned or outcome.reason)
+
+    def _after_failure(self, trial: TrialFacts, pruned: str | None) -> Tell | None:
+        """How a trial ends whose last attempt was lost or failed; None if it may be tried again."""
+        if pruned is not None:
+            return Tell(trial.number, Ending.PRUNED, pruned)
+        failed = [a.outcome.reason for a in trial.attempts if a.outcome and a.outcome.kind is OutcomeKind.FAILED]
+        lost = sum(1 for attempt in trial.attempts if attempt.outcome is None and attempt.begun)
+        if lost + len(failed) >= self._limits.max_attempts:
+            parts = [f"its worker was lost {lost} times"] if lost else []
+            parts += [f"it failed {len(failed)} times, last by {failed[-1]}"] if failed else []
+            reason = f"{' and '.join(parts)} (search.max_attempts={self._limits.max_attempts})"
+            return Tell(trial.number, Ending.FAIL, reason)
+        return self._cancelled(trial)
+
+    def _cancelled(self, trial: TrialFacts) -> Tell | None:
+        """How a trial ends that could be resumed; None unless the whole search ends for good."""
+        if self._view.mode is Mode.CANCEL or self._situation.target_ends_search:
+            return Tell(trial.number, Ending.FAIL, "the sweep ended before it could go on", cancelled=True)
+        return None
+
+
+def _not_promoted(number: int) -> Tell:
+    return Tell(number, Ending.PRUNED, "it was paused, and not promoted before the end")
+
+
+def _allows_no_attempt(outcome: Outcome | None) -> bool:
+    """Whether no further attempt can follow this outcome, even if the study promotes the trial."""
+    match outcome:
+        case Outcome(kind=OutcomeKind.DIVERGED) | Outcome(kind=OutcomeKind.STOPPED, cause=StopCause.CANCELLED):
+            return True
+        case Outcome(kind=OutcomeKind.FAILED):
+            return not outcome.resumable
+    return False

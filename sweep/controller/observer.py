@@ -1,0 +1,158 @@
+"""Reads the ports and makes the `View` on which the controller decides.
+
+Observing has one effect: new reports are handed to the study, whose verdicts are part of the view.
+
+What an `Observer` keeps, and what it costs to lose it when a controller dies:
+
+- `FirstSeen`, since when a stop, a beat or a job's state is what it is: no port can say that again. A new controller
+  counts from its own start, so every grace period begins anew.
+- `_last_earlier_worker`, the last worker that an earlier controller started: a new controller does not count that
+  controller's failed starts.
+- Everything else is a cache of what the ports show. A channel shows all reports again to a new controller, so usage,
+  verdicts and facts come out the same.
+
+Invariant: jobs are polled before the channel is observed, so that everything that an ended job has written is seen
+together with its end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from sweep.controller.budget import trials_left
+from sweep.controller.first_seen import FirstSeen
+from sweep.controller.ports import Ledger, Listener, ObservedAttempt, ObservedWorker, Ports
+from sweep.controller.report_buffer import ReportBuffer
+from sweep.controller.trial_observer import TrialObserver
+from sweep.model import Job, JobState, Limits, Mode, View, WorkerFacts
+from trainer.room import worker_number
+
+
+@dataclass
+class Observer:
+    """Observes one sweep for its controller.
+
+    Args:
+        mode: returns what the user wants now.
+        created: when the sweep was created, on the clock of the ports.
+    """
+
+    ports: Ports
+    limits: Limits
+    mode: Callable[[], Mode]
+    created: float
+    listener: Listener
+    ledger: Ledger
+    trials: TrialObserver = field(init=False)
+    _first_seen: FirstSeen = field(init=False)
+    _reports: ReportBuffer = field(init=False)
+    _restored: bool = False
+    _jobs: Mapping[str, Job] = field(default_factory=dict)
+    _last_earlier_worker: int | None = None
+    _last_worker: int = 0
+    _workers: dict[str, tuple[ObservedWorker, Job, WorkerFacts]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._first_seen = FirstSeen(self.ports.clock)
+        self._reports = ReportBuffer(self.ports.channel)
+        self.trials = TrialObserver(
+            self.ports.study, self.ports.pausing, self.listener, self.ledger, self.limits, self._first_seen
+        )
+
+    def observe(self) -> View:
+        """All facts of this moment.
+
+        Raises:
+            RetryLater, OSError: a port cannot answer now. Reports that were read are processed in the next round.
+        """
+        study = self.ports.study
+        self._restore_reports()
+        before = study.facts()
+        self.trials.new_trials_allowed = trials_left(before, self.limits) > 0
+        self._poll_jobs()
+        observed, observed_workers = self._reports.observe(before.open, self._watched_workers())
+        trials = tuple(self._reports.process(observed, self.trials.facts))
+        workers = tuple([self._worker(worker, self._jobs[name]) for name, worker in observed_workers.items()])
+        failed = _failed_starts(workers)
+        facts = study.facts()  # anew: the reports have changed it
+        return View(
+            study=facts,
+            trials=trials,
+            workers=workers,
+            mode=self.mode(),
+            tokens=facts.tokens + self.trials.usage.tokens,
+            seconds=self.ports.clock.now() - self.created,
+            trained=facts.seconds + self.trials.usage.seconds,
+            start_failures=len(failed),
+            start_failure=failed[0].reason if failed else "",
+        )
+
+    def new_worker_names(self, count: int) -> list[str]:
+        """The names that the next workers get: those of the last poll counted on."""
+        return [f"w{self._last_worker + 1 + index:04d}" for index in range(count)]
+
+    def place_of(self, worker: str) -> int:
+        """The position of a worker among the queue's workers, as of the last poll."""
+        return self._jobs[worker].place
+
+    def _restore_reports(self) -> None:
+        """Once: hand the study the reports of trials that ended under an earlier controller, if it judges by them."""
+        pausing = self.ports.pausing
+        if pausing is None or self._restored:
+            return
+
+        def restore(number: int, attempts: Sequence[ObservedAttempt]) -> None:
+            pausing.restore_reports(number, [report for attempt in attempts for report in attempt.reports])
+
+        observed, _ = self._reports.observe(pausing.trials_without_reports(), [])
+        self._reports.process(observed, restore)
+        self._restored = True
+
+    def _poll_jobs(self) -> None:
+        self._jobs = self.ports.dispatcher.poll()
+        self._last_worker = max([self._last_worker, *map(worker_number, self._jobs)])
+        if self._last_earlier_worker is None:
+            self._last_earlier_worker = self._last_worker
+
+    def _watched_workers(self) -> list[str]:
+        """Workers whose jobs are not gone, and the last ones that this controller started: they may have failed."""
+        recent = self._last_worker - self.limits.max_start_failures - self.limits.workers
+        oldest = max(self._last_earlier_worker or 0, recent)
+        return [n for n, job in self._jobs.items() if job.state is not JobState.GONE or worker_number(n) > oldest]
+
+    def _worker(self, worker: ObservedWorker, job: Job) -> WorkerFacts:
+        """A worker's facts; those of the last round if channel and dispatcher show the very same objects again."""
+        cached = self._workers.get(worker.name)
+        if cached is None or cached[0] is not worker or cached[1] is not job:
+            cached = self._workers[worker.name] = (worker, job, self._worker_facts(worker, job))
+        return cached[2]
+
+    def _worker_facts(self, worker: ObservedWorker, job: Job) -> WorkerFacts:
+        return WorkerFacts(
+            name=worker.name,
+            place=job.place,
+            job=job.state,
+            ready=worker.beat is not None,
+            started=self._first_seen.since("job", worker.name, job.state),
+            beat=self._first_seen.since("beat", worker.name, worker.beat),
+            assigned=worker.assigned,
+            draining=worker.draining,
+            slots=worker.slots,
+            handle=job.handle,
+            node=job.node,
+            reason=job.reason,
+        )
+
+
+def _failed_starts(workers: Sequence[WorkerFacts]) -> list[WorkerFacts]:
+    """The last workers in a row that ended before they were ready, newest first; drained ones do not count."""
+    failed: list[WorkerFacts] = []
+    if not any(worker.job is JobState.GONE and not worker.ready for worker in workers):
+        return failed
+    for worker in sorted(workers, key=lambda worker: worker.name, reverse=True):
+        if worker.ready:
+            break
+        if worker.job is JobState.GONE and not worker.draining:
+            failed.append(worker)
+    return failed
