@@ -75,6 +75,14 @@ def test_all_say_the_same_version() -> None:
     assert newest[1] == version
 
 
+def test_every_dependency_has_its_reason() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    named = [*project["dependencies"], *(name for extra in project["optional-dependencies"].values() for name in extra)]
+    packages = {name[0] for requirement in named if (name := re.match(r"[\w-]+", requirement))}
+    reasons = (DOCS / "architecture.md").read_text().partition("## Dependencies")[2].lower()
+    assert [name for name in sorted(packages) if not re.search(rf"\b{re.escape(name.lower())}\b", reasons)] == []
+
+
 # --- the site -----------------------------------------------------------------------------------------------------
 
 

@@ -11,9 +11,8 @@ from typing import Any
 import pytest
 
 from sweep.config import space_grammar
-from sweep.config.queues import Queue
 from sweep.config.sections import Objective, Recipe, Search, Trial, WarmStart
-from sweep.config.settings import Settings, settings_from_json
+from sweep.config.settings import Settings, read_queue, settings_from_json
 from sweep.config.space import Space
 from sweep.config.space_grammar import parse_space
 
@@ -28,7 +27,7 @@ def settings(**space: str) -> Settings:
         derive={},
         sampler={},
         pruner={},
-        queue=Queue(),
+        queue=read_queue({}),
         objective=Objective(),
         search=Search(),
         trial=Trial(),
