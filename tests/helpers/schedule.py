@@ -48,7 +48,7 @@ def in_order(nodeids: Iterable[str]) -> list[str]:
     return sorted(nodeids, key=lambda it: (rank.get(file_of(it), len(rank)), -counts[file_of(it)], file_of(it)))
 
 
-class FileScheduling(LoadScopeScheduling):
+class FileScheduling(LoadScopeScheduling):  # type: ignore[misc]
     """xdist's `--dist loadfile`, but for the files that are divided."""
 
     def _split_scope(self, nodeid: str) -> str:
