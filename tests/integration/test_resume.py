@@ -83,7 +83,7 @@ def test_another_trial_s_checkpoint_is_refused(cache: Cache, tmp_path: Path) -> 
     trial = recipe(cache, tmp_path)
     next(iter(trial.train()))
     state = saved(trial, tmp_path / "c.pt")
-    with pytest.raises(ValueError, match="accumulation 2; this trial has"):
+    with pytest.raises(ValueError, match="gradient_accumulation_steps=2, but this trial has"):
         recipe(cache, tmp_path, gradient_accumulation_steps=1).load_state(state)
 
 
