@@ -36,6 +36,8 @@ OWNERS = {
     "wandb": {"sweep.tracking", "sweep.queues.launch", "trainer.tracking", "trainer.entry.launch_job"},
     "optuna": {"sweep.search", "sweep.report"},
     "triton": {"trainer.packed.kernels"},
+    "jinja2": {"sweep.report.html"},
+    "click": {"sweep.cli"},
 }
 SWEEP = sorted(name for name in GRAPH.modules if name.split(".")[0] == "sweep")
 TRAINER = sorted(name for name in GRAPH.modules if name.split(".")[0] == "trainer")
