@@ -144,6 +144,7 @@ def launch_queue(settings: Settings) -> LaunchQueue:
     """
     if not isinstance(settings.queue, LaunchQueue):
         raise ConfigError(
-            f"queue.kind={settings.queue.kind} has nothing in W&B; choose one of Launch: queue=launch_local_process"
+            f"queue.kind={settings.queue.kind} has nothing in W&B; "
+            "choose a Launch queue, e.g. queue=launch_local_process"
         )
     return settings.queue

@@ -6,6 +6,7 @@ time limit is near submits its successor. A job that SLURM requeues does not: SL
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import time
@@ -25,6 +26,7 @@ from trainer.room import Room
 RETRY_SECONDS = 5.0
 # Seconds before the end of a job at which it gives up submitting a successor, so that it can still report that.
 REPORT_SECONDS = 20.0
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,7 @@ class SlurmControllerJob:
             except RetryLater as error:
                 if time.monotonic() + RETRY_SECONDS > deadline:
                     raise
-                print(f"error, retrying: {error}", flush=True)
+                logger.warning("error, retrying: %s", error)
                 time.sleep(RETRY_SECONDS)
 
     def _submit(self, number: int) -> str:

@@ -46,7 +46,7 @@ class Cluster:
         monkeypatch.setattr(background, "_drive", self.drive)
         monkeypatch.setattr(commands, "queue", lambda names: [job for job in self.jobs if job.name in names])
         monkeypatch.setattr(commands, "cancel", self.cancelled.extend)
-        for module in (background, run_control):
+        for module in (background, run_control, slurm_job):
             monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: self.now, sleep=self.sleep))
         monkeypatch.delenv("SLURM_JOB_ID", raising=False)
 
@@ -122,9 +122,8 @@ def test_a_hand_over_that_fails_ends_in_a_sentence_before_the_job_does(
     cluster.refused, cluster.error = 1000, error
     with pytest.raises(SystemExit) as failed:
         control(str(room.root))
-    said = (
-        f"no controller follows: {error}; the workers train on, continue with `sweep resume {room.root.name} --detach`"
-    )
+    how = f"start one with `sweep resume {room.root.name} --detach`"
+    said = f"no controller follows: {error}; the workers keep training; {how}"
     assert failed.value.code == said, "printed, and exit code 1"
     assert failed.value.__suppress_context__
     assert tries(len(cluster.submitted))
@@ -149,7 +148,7 @@ def test_a_controller_s_job_that_another_was_made_in_the_place_of_ends(
     """It could else start when the sweep has been stopped, and take it up again."""
     monkeypatch.setenv("SLURM_JOB_ID", "4")
     control(str(room.root))
-    assert capsys.readouterr().out.endswith(" INFO the controller's job is 5, not 4: this one ends\n")
+    assert capsys.readouterr().out.endswith(" INFO the controller's job is 5, so this job ends\n")
     assert cluster.submitted == []
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import resource
+import shlex
 import subprocess
 import sys
 import tomllib
@@ -106,6 +108,25 @@ def test_a_value_that_is_also_a_verb_stays_a_value(given: list[dict[str, Any]]) 
 def test_queue_shows_unless_an_action_is_named(given: list[dict[str, Any]], words: list[str], action: str) -> None:
     assert main(["queue", *words]) == 0
     assert given[0][""] == action
+
+
+def documented() -> list[str]:
+    """The command lines of README and docs that call `sweep`, without redirections, continued lines joined."""
+    texts = [path.read_text() for path in (REPOSITORY / "README.md", *(REPOSITORY / "docs").rglob("*.md"))]
+    blocks = [
+        block for text in texts for block in re.findall(r"^```(?:console|)\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    ]
+    lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    return sorted({re.split(r" [>|#] ?", line)[0] for line in lines if re.match(r"sweep \w", line)})
+
+
+def test_every_documented_command_line_is_understood(monkeypatch: pytest.MonkeyPatch) -> None:
+    for _, verb in verbs():
+        if not isinstance(verb, click.Group):
+            monkeypatch.setattr(verb, "callback", lambda **options: 0)
+    assert len(documented()) > 20
+    for line in documented():
+        assert main(shlex.split(line)[1:]) == 0, line
 
 
 @pytest.mark.parametrize(
