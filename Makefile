@@ -36,7 +36,7 @@ test: install lint-all
 test-all: install lint-all
 	SWEEP_TESTS_COLD=1 $(PYTEST) -n 4
 
-# tests/bench is no part of the program, and costs mypy as much as a fifth of all the rest
+# Without the types of tests/bench, which is no part of the program; `make test` and CI check those as well.
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
