@@ -1,8 +1,8 @@
-"""Makes W&B say what the sweep knows: what did not arrive, then verdicts, scores, the best adapter, its registry.
+"""Uploads to W&B what did not arrive there, then how trials ended, their scores, the best adapter and its registry.
 
-Invariants: nothing here decides anything about the sweep, and all of it can be done again: what is uploaded is marked
-in the attempt's directory, what W&B already says is left alone. Runs are uploaded in the order of trials and attempts,
-so that a later attempt goes on where the one before it ended.
+Invariants: nothing here changes the sweep, and everything may be repeated. What was uploaded is marked in the attempt's
+directory, and what W&B has already is not sent again. Runs are uploaded in the order of trials and attempts, so that a
+later attempt continues where the one before it ended.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from trainer.tracking.runs import declare_inputs
 from trainer.tracking.summary import REASON, STATE, exit_code, score_summary
 
 SYNCED = "synced"
-# How long the end of a sweep waits for what W&B has not been told yet.
+# Seconds that the end of a sweep waits for the last upload.
 LAST_SECONDS = 60.0
 
 
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """An attempt's part of a run that W&B has not got whole."""
+    """A part of a run, written by one attempt, that W&B does not have completely."""
 
     attempt: AttemptDir
     directory: Path
@@ -45,41 +45,40 @@ class Upload:
 
 
 def pending_uploads(room: Room) -> list[Upload]:
-    """The parts of runs that lie on this disk and did not arrive, in the order in which to upload them."""
-    found = []
+    """The parts of runs on this disk that did not arrive at W&B, in the order in which they must be uploaded."""
+    uploads: list[Upload] = []
     for trial in room.trials():
         for number in room.attempts(trial):
             files = room.attempt(trial, number)
             spec = decode(TrialSpec, read_text(files.spec) or "")
             over = files.outcome.exists() or number < room.attempts(trial)[-1]
             if spec.tracking is not None and over and not (files.path / "tracked").exists():
-                left = _left(files, spec.tracking.run)
-                found += [Upload(files, directory, spec, spec.tracking) for directory in left]
-    return found
+                directories = _not_uploaded(files, spec.tracking.run)
+                uploads += [Upload(files, directory, spec, spec.tracking) for directory in directories]
+    return uploads
 
 
-def _left(files: AttemptDir, run: str) -> list[Path]:
+def _not_uploaded(files: AttemptDir, run: str) -> list[Path]:
     """The directories of an attempt's run that were not uploaded, the oldest first.
 
-    There are two where W&B could not be reached: the one of the attempt to reach it, if that wrote any record, and
-    the offline one.
+    If W&B was unreachable there are two: that of the failed connection, if it wrote any record, and the offline one.
     """
-    done = (read_text(files.path / SYNCED) or "").split()
+    uploaded = (read_text(files.path / SYNCED) or "").split()
     parts = (files.path / "wandb").glob(f"*run-*-{run}")
-    made = [path for path in parts if path.name not in done and any(path.glob("*.wandb"))]
-    return sorted(made, key=lambda path: path.name.partition("run-")[2])
+    directories = [path for path in parts if path.name not in uploaded and any(path.glob("*.wandb"))]
+    return sorted(directories, key=lambda path: path.name.partition("run-")[2])
 
 
 def upload(part: Upload) -> None:
-    """Hand a run's part to `wandb sync`, and note that it arrived.
+    """Upload a part of a run with `wandb sync`, and mark it as uploaded.
 
     Raises:
-        RetryLater: it did not arrive, and is tried again the next time.
+        RetryLater: it did not arrive; the next `sweep sync` tries again.
     """
     command = [sys.executable, "-m", "wandb", "sync", "--no-skip-online", str(part.directory)]
     done = subprocess.run(command, env=clean_env(), capture_output=True, text=True, check=False)
     if done.returncode != 0:
-        last = (done.stderr or done.stdout).strip().splitlines()[-1:] or ["no word"]
+        last = (done.stderr or done.stdout).strip().splitlines()[-1:] or ["no output"]
         raise RetryLater(f"{part.directory.name} did not arrive at W&B: {last[0]}")
     if part.directory.name.startswith("offline-"):
         _declare(part)
@@ -87,31 +86,31 @@ def upload(part: Upload) -> None:
     write_atomic(marker, f"{read_text(marker) or ''}\n{part.directory.name}".lstrip())
 
 
-def publish(settings: Settings, state: SweepState, found: Callable[[int], Tracking | None]) -> Iterator[str]:
-    """Tell W&B how the trials ended, their scores and which adapter is best; one line for each thing that was changed.
+def publish(settings: Settings, state: SweepState, tracking_of: Callable[[int], Tracking | None]) -> Iterator[str]:
+    """Write into W&B how the trials ended, their scores and which adapter is best; yields a line for each change.
 
     Args:
-        found: the tracking of a trial's last attempt.
+        tracking_of: the tracking of the last attempt of a trial.
 
     Raises:
         RetryLater: W&B does not answer. GiveUp: it refuses.
     """
-    where = wandb_location(settings)
-    runs = translated(lambda: list(_runs(where.path, where.group)), f"the project {where.path}")
+    location = wandb_location(settings)
+    runs = translated(lambda: list(_runs(location.path, location.group)), f"the project {location.path}")
     by_id = {run.id: run for run in runs}
     for row in state.rows:
-        tracking = found(row.number) if row.state.is_final else None
+        tracking = tracking_of(row.number) if row.state.is_final else None
         run = by_id.get(tracking.run) if tracking else None
-        if run is not None and _tell(run, row):
+        if run is not None and _publish_end(run, row):
             yield f"trial {row.number}: {row.state}"
     best = state.best
-    tracking = found(best.number) if best is not None else None
+    tracking = tracking_of(best.number) if best is not None else None
     if best is not None and tracking is not None and tracking.adapter:
-        yield from _crown(settings, best, f"{where.path}/{adapter_name(settings)}")
+        yield from _publish_best(settings, best, f"{location.path}/{adapter_name(settings)}")
 
 
 def sync(room: Room, settings: Settings, state: SweepState) -> Iterator[str]:
-    """Upload, then publish; a line for each thing that was done.
+    """Upload, then publish; yields a line for each thing that was done.
 
     Raises:
         ConfigError: the sweep is not tracked. RetryLater, GiveUp: see `publish`.
@@ -125,7 +124,7 @@ def sync(room: Room, settings: Settings, state: SweepState) -> Iterator[str]:
 
 
 def tracking_finder(room: Room) -> Callable[[int], Tracking | None]:
-    """ReportBuffer the tracking of a trial's last attempt up in the room."""
+    """A function that reads the tracking of the last attempt of a trial from the room."""
 
     def find(trial: int) -> Tracking | None:
         attempts = room.attempts(trial)
@@ -137,13 +136,13 @@ def tracking_finder(room: Room) -> Callable[[int], Tracking | None]:
 
 @dataclass
 class Publisher:
-    """Publishes beside a running controller, in a thread of its own, whenever it is told that something has changed.
+    """Publishes in a thread of its own while a controller runs, after each change.
 
-    What fails is tried again at the next change and at the end; a sweep never waits for it longer than that.
+    What fails is repeated after the next change and at the end of the sweep, which waits `LAST_SECONDS` at most.
 
     Args:
-        look: the sweep as it is now.
-        say: told what went wrong, once in a row.
+        look: returns the sweep as it is now.
+        say: receives the first of consecutive errors.
     """
 
     settings: Settings
@@ -160,17 +159,17 @@ class Publisher:
         self._thread.start()
 
     def changed(self) -> None:
-        """A trial was told."""
+        """Say that a trial has ended."""
         self._changed.set()
 
     def close(self) -> None:
-        """Publish what is left, for a while."""
+        """Publish what is left, and wait for that `LAST_SECONDS` at most."""
         self._done.set()
         self._changed.set()
         if self._thread is not None:
             self._thread.join(LAST_SECONDS)
             if self._failed or self._thread.is_alive():
-                self.say(f"W&B has not been told everything; `sweep sync {self.settings.name}` does that later")
+                self.say(f"W&B does not have everything yet; upload the rest with `sweep sync {self.settings.name}`")
 
     def _serve(self) -> None:
         while True:
@@ -199,30 +198,31 @@ def _runs(path: str, group: str) -> list[Any]:
         raise
 
 
-def _tell(run: Any, row: TrialRow) -> bool:
-    """Say in a run's summary how its trial ended for the sweep, and its scores; False where it says so already."""
-    wanted: dict[str, str | float] = {STATE: row.state.value, REASON: row.reason, **score_summary(row.scores)}
-    said = summary(run)
-    if all(_same(said.get(key), value) for key, value in wanted.items()):
+def _publish_end(run: Any, row: TrialRow) -> bool:
+    """Write into a run's summary how its trial ended, and its scores; returns whether that changed the summary."""
+    values: dict[str, str | float] = {STATE: row.state.value, REASON: row.reason, **score_summary(row.scores)}
+    current = summary(run)
+    if all(_same(current.get(key), value) for key, value in values.items()):
         return False
 
     def change() -> None:
-        run.summary.update(wanted)
+        run.summary.update(values)
 
     translated(change, f"the run {run.id}")
     return True
 
 
-def _same(said: Any, value: str | float) -> bool:
-    """Whether a summary says this; what JSON has no number for comes back as its name."""
+def _same(current: Any, value: str | float) -> bool:
+    """Whether a summary has this value. W&B returns nan and the infinities as text."""
     if isinstance(value, str):
-        return (said or "") == value
+        return (current or "") == value
     with contextlib.suppress(TypeError, ValueError):
-        return float(said) == value or (math.isnan(value) and math.isnan(float(said)))
+        return float(current) == value or (math.isnan(value) and math.isnan(float(current)))
     return False
 
 
-def _crown(settings: Settings, best: TrialRow, path: str) -> Iterator[str]:
+def _publish_best(settings: Settings, best: TrialRow, path: str) -> Iterator[str]:
+    """Give the best adapter the alias `best`, and link it to the registry; yields a line for each change."""
     try:
         artifact = translated(
             lambda: client().artifact(f"{path}:trial-{best.number}", type="model"), f"the adapter {path}"
@@ -231,11 +231,11 @@ def _crown(settings: Settings, best: TrialRow, path: str) -> Iterator[str]:
         return
     if "best" not in artifact.aliases:
 
-        def crown() -> None:
+        def add_alias() -> None:
             artifact.aliases.append("best")
             artifact.save()
 
-        translated(crown, f"the adapter {path}")
+        translated(add_alias, f"the adapter {path}")
         yield f"trial {best.number}'s adapter is {path}:best"
     if settings.wandb.registry and (target := _unlinked(settings.wandb.registry, artifact)):
         translated(lambda: artifact.link(target, aliases=["best"]), f"the registry {target}")
@@ -243,7 +243,7 @@ def _crown(settings: Settings, best: TrialRow, path: str) -> Iterator[str]:
 
 
 def _unlinked(registry: str, artifact: Any) -> str:
-    """The path of the registry's collection where the adapter is not in it yet, else nothing."""
+    """The path of the registry's collection if the adapter is not in it yet; otherwise empty."""
     owner, _, name = registry.rpartition("/")
     target = f"wandb-registry-{(owner or 'model').removeprefix('wandb-registry-')}/{name}"
     names = translated(lambda: [link.qualified_name for link in artifact.linked_artifacts], "the adapter's links")
@@ -251,17 +251,17 @@ def _unlinked(registry: str, artifact: Any) -> str:
 
 
 def _declare(part: Upload) -> None:
-    """Record what an offline run could not: which base and which data made its adapter."""
+    """Record the base and the data of an adapter, which an offline run cannot do."""
     if not part.tracking.inputs or not part.tracking.adapter:
         return
     import wandb
 
     outcome = read_text(part.attempt.outcome)
     settings = wandb.Settings(silent=True, console="off")
-    where = {key: part.tracking.init[key] for key in ("project", "entity") if part.tracking.init.get(key)}
+    location = {key: part.tracking.init[key] for key in ("project", "entity") if part.tracking.init.get(key)}
     os.environ.setdefault("WANDB_SILENT", "true")  # else each artifact prints a line
     run = wandb.init(
-        **where, id=part.tracking.run, resume="must", reinit="create_new", settings=settings, mode="online"
+        **location, id=part.tracking.run, resume="must", reinit="create_new", settings=settings, mode="online"
     )
     declare_inputs(run, part.tracking.inputs)
     run.finish(exit_code=exit_code(decode(Outcome, outcome) if outcome else None))

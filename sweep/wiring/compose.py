@@ -1,7 +1,7 @@
-"""Composes a sweep's configuration with Hydra, checks it as a whole, and freezes it.
+"""Composes the configuration of a sweep with Hydra, checks it as a whole, and freezes it.
 
-Invariants: Hydra is used here, in `words`, `grammar` and `targets` only. What `freeze` returns needs neither Hydra nor
-the files that it was composed from. Nothing is written here.
+Invariants: Hydra is imported here, in `sweep.config` and in `sweep.search.build` only. What `freeze` returns needs
+neither Hydra nor the files that it was composed from. Nothing is written here.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ from sweep.tracking import runs
 
 @dataclass(frozen=True)
 class Composed:
-    """A composed configuration and the texts of the files behind it.
+    """A composed and checked configuration.
 
     Args:
-        recipe_text: the torchtune YAML as the user wrote it, which an export changes.
+        recipe_text: the torchtune YAML as the user wrote it, which an export edits.
     """
 
     settings: Settings
@@ -49,7 +49,7 @@ class Composed:
 
 
 def compose_config(overrides: Sequence[str], config_dir: Path | None = None) -> DictConfig:
-    """Hydra's composition of `conf/` (and the user's own directory) with overrides.
+    """Hydra's composition of `conf/` and the user's own directory with overrides.
 
     Raises:
         ConfigError: an unknown group, option or key, or an override that cannot be read.
@@ -57,17 +57,17 @@ def compose_config(overrides: Sequence[str], config_dir: Path | None = None) -> 
     _register_queues()
     words, given = split_overrides(overrides)
     keys = {word.partition("=")[0].lstrip("+") for word in words}
-    if "recipe.config" in keys and "recipe" not in keys:  # another configuration: the default's overrides are not its
+    if "recipe.config" in keys and "recipe" not in keys:  # the overrides of the default recipe do not fit another one
         words.insert(0, "recipe=torchtune")
     if config_dir is not None:
         if not config_dir.is_dir():
-            raise ConfigError(f"--config-dir={config_dir} is no directory")
+            raise ConfigError(f"--config-dir={config_dir} is not a directory")
         words.append(f"hydra.searchpath=[file://{config_dir.resolve()}]")
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(conf_dir()), version_base="1.3", job_name="sweep"):
             cfg = compose("config", overrides=words)
-        for key, value in given["recipe.overrides"].items():  # where interpolations of the composition look
+        for key, value in given["recipe.overrides"].items():  # interpolations of the composition refer to them
             OmegaConf.update(cfg, f"recipe.overrides.{key.removeprefix('+')}", value, merge=False, force_add=True)
         OmegaConf.update(cfg, GIVEN, given, merge=False, force_add=True)
     except (HydraException, OmegaConfBaseException) as error:
@@ -122,10 +122,10 @@ def freeze(cfg: DictConfig, name: str, config_dir: Path | None = None) -> Compos
 
 
 def check_name(name: str) -> None:
-    """Refuse a name that is not that of one directory.
+    """Refuse a name that cannot be the name of a directory.
 
     Raises:
-        ConfigError: saying which characters it may have.
+        ConfigError: it says which characters are allowed.
     """
     if not re.fullmatch(r"[\w-][\w.-]*", name):
         raise ConfigError(
@@ -193,7 +193,7 @@ def _check_base(base: Mapping[str, Any]) -> None:
     for key, value in (("output_dir", base["output_dir"]), ("checkpointer.output_dir", own)):
         if value and Path(str(value)).resolve().is_relative_to(Path(str(source)).resolve()):
             raise ConfigError(
-                f"{key}={value} is or lies inside checkpointer.checkpoint_dir={source}; torchtune refuses that: "
+                f"{key}={value} is checkpointer.checkpoint_dir={source} or inside it, which torchtune refuses; "
                 f"set recipe.overrides.{key}"
             )
 
@@ -203,7 +203,7 @@ def _any_value(domain: Any) -> Any:
 
 
 def _recipe(cfg: DictConfig, config_dir: Path | None) -> Recipe:
-    """The recipe section; where its `config` names a file of the group, that file's config with both overrides."""
+    """The section `recipe`. If its `config` names a file of the group, that file's config with both overrides."""
     name, overrides = recipe_name(cfg), keyed_section(cfg, "recipe.overrides", keep_null=True)
     raw = section_of(cfg, "recipe", resolve=False)
     section = read_section(Recipe, {**raw, "config": name, "overrides": overrides}, "recipe")
@@ -228,10 +228,10 @@ def _own_config(file: DictConfig, name: str) -> str:
 
 
 def recipe_name(cfg: DictConfig) -> str:
-    """What `recipe.config` comes to.
+    """The value of `recipe.config`.
 
     Raises:
-        ConfigError: it, or a key that it is made of, has not been set.
+        ConfigError: it, or a key that it refers to, is not set.
     """
     try:
         return str(cfg.recipe.config)

@@ -1,6 +1,6 @@
-"""Asks the trainer, in a process of its own, what a torchtune configuration would train on.
+"""Measures the data of a torchtune configuration, and finds its base.
 
-Invariant: the controller's process never imports torch.
+Invariant: the trainer counts in a process of its own, so that the controller's process never imports torch.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from sweep.processes import OWN_ENV, PreforkServer, clean_env
 
 @dataclass(frozen=True, slots=True)
 class DataProbe:
-    """What `trainer.entry.probe` printed; see there."""
+    """What `trainer.entry.probe` has counted; see there."""
 
     rows: int
     validation_rows: int
@@ -31,14 +31,14 @@ class DataProbe:
 
 
 def probe_data(settings: Settings, prefork: PreforkServer | None = None, speed: bool = False) -> DataProbe:
-    """Rows and label tokens of a sweep's base configuration.
+    """Rows and label tokens of the base configuration of a sweep.
 
     Args:
-        prefork: who counts; None: a process that ends afterwards.
-        speed: also train a few micro-batches, on the device of the configuration; not in the prefork server.
+        prefork: the server that counts; None: a process that ends afterwards.
+        speed: also train a few micro-batches on the device of the configuration, never in the prefork server.
 
     Raises:
-        ConfigError: the data, the tokenizer or (for the speed) the base cannot be loaded, or it trains zero steps.
+        ConfigError: the data, the tokenizer or (for the speed) the base cannot be loaded, or there is no step to train.
     """
     request: dict[str, Any] = {
         "verb": "probe",
@@ -48,20 +48,20 @@ def probe_data(settings: Settings, prefork: PreforkServer | None = None, speed: 
     }
     answer = prefork.ask(request) if prefork and not speed else _ask_once(request, settings.queue.worker_env)
     if "error" in answer:
-        how = "mend recipe.config or recipe.overrides"
-        if settings.queue.offline:  # the workers will find no more than is here
-            how += ", or fetch what is missing first, as queue.offline=true asks"
+        how = "correct recipe.config or recipe.overrides"
+        if settings.queue.offline:  # the workers have no more than this machine
+            how += ", or download what is missing first, since queue.offline=true"
         elif settings.objective.milestone_tokens is None:
-            how += ", or set objective.milestone_tokens where the data lie elsewhere"
+            how += ", or set objective.milestone_tokens if the data are on other machines only"
         raise ConfigError(f"the torchtune configuration cannot train here: {answer['error']}; {how}")
     return DataProbe(**answer)
 
 
 def check_base(settings: Settings) -> str:
-    """Where the base lies.
+    """The directory of the base.
 
     Raises:
-        ConfigError: the directory or one of its files does not exist here.
+        ConfigError: the directory or one of its files does not exist on this machine.
     """
     checkpointer = resolve(settings.torchtune, {}, {})["checkpointer"]
     directory = Path(str(checkpointer["checkpoint_dir"]))
@@ -69,7 +69,7 @@ def check_base(settings: Settings) -> str:
     missing = [name for name in (files if isinstance(files, list) else []) if not (directory / str(name)).exists()]
     if not directory.is_dir() or missing:
         lacks = f" lacks {', '.join(missing)}" if directory.is_dir() else " does not exist"
-        raise ConfigError(f"checkpointer.checkpoint_dir={directory}{lacks}; fetch the base with `tune download`")
+        raise ConfigError(f"checkpointer.checkpoint_dir={directory}{lacks}; download the base with `tune download`")
     return str(directory)
 
 

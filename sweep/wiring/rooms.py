@@ -1,7 +1,7 @@
-"""Finds rooms, and reads and writes the settings that are frozen into them.
+"""Finds the rooms of sweeps, and reads and writes the settings that are frozen into them.
 
-Invariants: nothing of a sweep is started here. `sweep.json` is the last file that a new room gets, so that a room
-that has it is complete; changing a budget rewrites it whole.
+Invariants: nothing is started here. `sweep.json` is the last file that is written into a new room, so that a room that
+has it is complete. A change of the budget replaces the whole file.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ CHANGEABLE = ("search", "queue")
 
 
 def rooms_dir() -> Path:
-    """Where rooms lie: SWEEP_ROOMS, or `sweeps` here."""
+    """The directory of the rooms: the value of SWEEP_ROOMS, or `sweeps` in the current directory."""
     return Path(os.environ.get("SWEEP_ROOMS", DEFAULT_ROOMS)).expanduser()
 
 
 def find_room(name: str | None) -> Room:
-    """The room of a name or path; the newest one without a name.
+    """The room of a sweep's name, its path or its URL; without a name the newest one.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: there is no such room. RetryLater: the object store does not answer.
     """
     if name is not None and "://" in name:
         return _fetched(name, light=True)
@@ -47,13 +47,15 @@ def find_room(name: str | None) -> Room:
 
 
 def current_room(name: str | None, light: bool = True) -> Room:
-    """The same, as it is now: where an object store carries it and no controller runs here, what changed is fetched.
+    """The room of a sweep as it is now.
+
+    If an object store carries it and no controller runs on this machine, the files that changed are fetched first.
 
     Args:
-        light: without checkpoints, steps, logs and adapters.
+        light: fetch no checkpoints, steps, logs and adapters.
 
     Raises:
-        ConfigError: there is none, or the store refuses. RetryLater: the store does not answer.
+        ConfigError: there is no such room, or the store refuses. RetryLater: the store does not answer.
     """
     if name is not None and "://" in name:
         return _fetched(name, light)
@@ -71,7 +73,7 @@ def _fetched(url: str, light: bool) -> Room:
 
     url = url.rstrip("/")
     room = Room((rooms_dir() / url.rpartition("/")[2]).resolve())
-    if controller_runs(room):  # it writes there, and the store has less
+    if controller_runs(room):  # the room here is newer than the store
         check_url(url, room)
         return room
     return download(url, room.root, light)
@@ -86,7 +88,7 @@ def free_name(stem: str) -> str:
 
 
 def load_settings(room: Room) -> Settings:
-    """The frozen settings of a room.
+    """The settings that were frozen into a room.
 
     Raises:
         ConfigError: they cannot be read.
@@ -98,14 +100,15 @@ def load_settings(room: Room) -> Settings:
 
 
 def save_settings(room: Room, settings: Settings) -> None:
+    """Freeze settings into a room."""
     write_atomic(room.sweep, json.dumps(settings.to_json(), indent=1))
 
 
 def check_same_sweep(room: Room, settings: Settings) -> None:
-    """Refuse to go on with a room that was frozen from other settings than these.
+    """Refuse to resume a room that was frozen from other settings than these.
 
     Raises:
-        ConfigError: naming the first sections that differ.
+        ConfigError: it names the first sections that differ.
     """
     measured = {"trial_tokens": 0, "created": 0.0}
     old = {**load_settings(room).to_json(), **measured}
@@ -114,21 +117,22 @@ def check_same_sweep(room: Room, settings: Settings) -> None:
     if differing:
         raise ConfigError(
             f"there is a sweep {settings.name} already, with another {', '.join(differing[:3])}; "
-            f"go on with `sweep resume {settings.name}`, or choose another name"
+            f"resume it with `sweep resume {settings.name}`, or choose another name"
         )
 
 
 def change_settings(
     room: Room, overrides: Sequence[str], check: Callable[[Settings], None] = lambda settings: None
 ) -> None:
-    """Change a sweep's budget or queue, e.g. `search.trials=48`; everything else stays as it was frozen.
+    """Change the budget or the queue of a sweep, e.g. `search.trials=48`; all other settings stay as they were frozen.
 
     Args:
-        check: what else a new sweep's settings are refused by.
+        check: further checks of the new settings.
 
     Raises:
-        ConfigError: another section, an unknown key or a wrong value, or what a new sweep would be refused for; or a
-            controller is running here. RetryLater: one is running elsewhere, or the store does not answer.
+        ConfigError: another section, an unknown key or a wrong value; settings that a new sweep would be refused for;
+            or a controller is running on this machine.
+        RetryLater: a controller is running elsewhere, or the store does not answer.
     """
     from sweep.wiring import compose
 
@@ -137,13 +141,13 @@ def change_settings(
     settings = _changed(room, overrides)
     compose.check(settings)
     check(settings)
-    with settled(room):  # the store's word may replace what is here
+    with settled(room):  # this may replace the room's files by newer ones of the store
         save_settings(room, _changed(room, overrides))
 
 
 @contextmanager
 def settled(room: Room) -> Iterator[None]:
-    """Hold a room as its controller does, to change it for a person; a store that carries it has the change afterwards.
+    """Hold a room as a controller does while the block changes it; afterwards an object store has the change too.
 
     Raises:
         ConfigError: the store refuses. RetryLater: a controller runs this sweep, or the store does not answer.
@@ -179,37 +183,40 @@ def _changed(room: Room, overrides: Sequence[str]) -> Settings:
 
 
 def worker_of(room: Room, trial: int, attempt: int) -> str:
-    """The worker that an attempt was given to."""
+    """The name of the worker that an attempt was assigned to."""
     return str((read_json(room.attempt(trial, attempt).spec) or {}).get("worker", ""))
 
 
 def worker_log(room: Room, name: str) -> Path:
-    """Where a worker's output is: its queue may say so."""
+    """The file with the output of a worker; its queue may have named one."""
     job = read_json(room.worker(name).job)
     return Path(job["log"]) if isinstance(job, dict) and "log" in job else room.worker(name).log
 
 
 def journal_path(room: Room) -> Path:
+    """The file of the study, unless `storage` is set."""
     return room.root / "study.journal"
 
 
 def controller_lock(room: Room) -> Path:
+    """The lock that the room's only controller holds."""
     return room.root / "controller.lock"
 
 
 def controller_runs(room: Room) -> bool:
+    """Whether a controller on this machine holds the room."""
     return held(controller_lock(room))
 
 
 def whereabouts() -> str:
-    """Where this process is, for a person who looks for it."""
+    """This process, its node and its SLURM job, as text for a person."""
     job = os.environ.get("SLURM_JOB_ID")
     node = os.environ.get("SLURMD_NODENAME") if job else None
     return f"process {os.getpid()} on {node or socket.gethostname()}{f', SLURM job {job}' if job else ''}"
 
 
 def controller_elsewhere(room: Room) -> str:
-    """Where another machine's controller of a room in an object store runs, or died; empty where none does."""
+    """Where a controller on another machine runs, or died, if an object store carries the room; otherwise empty."""
     url = load_settings(room).store_url
     if url is None or controller_runs(room):
         return ""
@@ -219,5 +226,5 @@ def controller_elsewhere(room: Room) -> str:
 
 
 def controller_whereabouts(room: Room) -> str:
-    """Where the controller runs that holds the room, or held it last."""
+    """Where the controller runs that holds the room, or held it last (see `whereabouts`)."""
     return (read_text(controller_lock(room)) or "").strip()

@@ -1,6 +1,6 @@
-"""A whole sweep in a simulated world, in memory: for benchmarks and for asking what another pruner would have done.
+"""Runs a whole sweep in a simulated world, in memory: for benchmarks and for `sweep replay`.
 
-Invariant: the controller, its decisions and its study are those of a real sweep; nothing is written.
+Invariant: the controller, its decisions and its study are those of a real sweep. Nothing is written.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
     from sweep.search.strategy.protocol import Promotion
     from sweep.search.study import OptunaStudy
 
-COLLECT_EVERY = 200_000  # new objects
+COLLECT_EVERY = 200_000  # new objects between two garbage collections
 
 
 class Silent:
-    """A listener that says nothing."""
+    """A listener that ignores everything."""
 
     def reported(self, trial: int, report: Report) -> None:
         pass
@@ -56,12 +56,12 @@ def simulate(  # noqa: PLR0913
     listener: Any = None,
     configure: Callable[[int], Mapping[str, Any]] | None = None,
 ) -> Finish:
-    """Run a sweep to its end on simulated workers.
+    """Run a sweep to its end on simulated workers; returns how it ended.
 
     Args:
-        base: values for those keys of the table's grid that the study does not propose.
-        look_seconds, charge: see `sweep.queues.simulated.dispatcher`.
-        configure: a trial's configuration by its number; None: what the study proposed, over `base`.
+        base: values of those keys of the table that the study does not propose.
+        look_seconds, charge: see `sweep.queues.simulated.section`.
+        configure: the configuration of a trial by its number; None: what the study proposed, over `base`.
     """
 
     def spec(trial: int, attempt: int, worker: str) -> TrialSpec:
@@ -84,7 +84,8 @@ def simulate(  # noqa: PLR0913
 
 @contextmanager
 def _rare_collections() -> Iterator[None]:
-    """Python looks for cycles more rarely: millions of values have hardly any, and each search goes through all."""
+    """While the block runs, Python collects garbage rarely: a simulation has millions of values and hardly a cycle, and
+    each collection visits all of them."""
     before = gc.get_threshold()
     gc.set_threshold(COLLECT_EVERY, *before[1:])
     try:

@@ -247,7 +247,7 @@ def test_pruners_and_samplers_are_told_the_milestones_of_the_table(table: Path) 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["space.optimizer.lr=tag(log,interval(1e-6,1e-2))"], "space.optimizer.lr: 1e-06 lies outside the table"),
+        (["space.optimizer.lr=tag(log,interval(1e-6,1e-2))"], "space.optimizer.lr: 1e-06 is outside the table"),
         (["space.model.lora_rank=choice(4,7)"], "space.model.lora_rank: 7 is not in the table"),
         (["space.optimizer.weight_decay=interval(0.0,0.1)"], "space.optimizer.weight_decay: the table"),
         (["queue.table=/nowhere.npz"], "cannot be read"),

@@ -1,6 +1,12 @@
-"""What an agent of W&B Launch is started with: its `launch-config.yaml`, and its objects for a Kubernetes cluster.
+"""The configuration of an agent of W&B Launch: its `launch-config.yaml`, and its objects for a Kubernetes cluster.
 
-Invariant: pure, and no key in anything: an agent reads WANDB_API_KEY from its environment, in a cluster from a secret.
+Invariants: pure, and nothing contains an API key. An agent reads WANDB_API_KEY from its environment, in a cluster from
+a secret.
+
+The Kubernetes objects are kept although W&B has a Helm chart for its agent. `sweep queue agent --kubernetes` is a
+documented command (docs/launch.md); it needs kubectl only, its role has the permissions that the shipped templates need
+and no others, and its configuration is always that of the queue's section. The objects are validated against the
+Kubernetes API's own schemas by tests/integration/test_wandb_queue.py.
 """
 
 from __future__ import annotations
@@ -13,10 +19,10 @@ from sweep.errors import ConfigError
 from sweep.queues.launch.section import LaunchQueue
 
 NAME = "sweep-launch-agent"
-RELEASE = "sweep"  # the agent looks for the secret `wandb-api-key-RELEASE`, and gives it to the pods that it starts
+RELEASE = "sweep"  # the agent reads the secret `wandb-api-key-RELEASE`, and passes it to the pods that it starts
 IMAGE = "wandb/launch-agent:latest"
 CLOUDS = {"sagemaker": "aws", "gcp-vertex": "gcp"}
-# What the agent asks of a cluster, by API group.
+# What the agent may do in a cluster: API groups, kinds and verbs.
 RULES = (
     ([""], ["pods", "pods/log", "secrets"], ["create", "get", "list", "watch", "delete"]),
     (["batch"], ["jobs", "jobs/status"], ["create", "get", "list", "watch", "patch", "delete"]),
@@ -25,20 +31,20 @@ RULES = (
 
 
 class _Plain(yaml.SafeDumper):
-    """Without anchors: each object of the file stands for itself."""
+    """Writes no anchors, so that each object of the file can be read by itself."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
 
 
 def agent_config(queue: LaunchQueue, entity: str, region: str | None = None) -> dict[str, Any]:
-    """`launch-config.yaml`.
+    """The content of `launch-config.yaml`.
 
     Raises:
-        ConfigError: the resource is a cloud's, and no region is named.
+        ConfigError: the resource is that of a cloud, and no region is given.
     """
     config: dict[str, Any] = {"entity": entity, "queues": [queue.name], "max_jobs": queue.max_jobs}
-    config["builder"] = {"type": "noop"}  # images are built beforehand, from launch_queues/Dockerfile
+    config["builder"] = {"type": "noop"}  # images are built before, from launch_queues/Dockerfile
     if cloud := CLOUDS.get(queue.resource):
         if region is None:
             raise ConfigError(f"queue.resource={queue.resource} needs a region for its agent; name it: --region NAME")
@@ -47,7 +53,7 @@ def agent_config(queue: LaunchQueue, entity: str, region: str | None = None) -> 
 
 
 def agent_text(queue: LaunchQueue, entity: str, region: str | None = None) -> str:
-    """The configuration as a file, with how to start the agent in its head."""
+    """The configuration as a file, with a comment that says how to start the agent."""
     config = yaml.safe_dump(agent_config(queue, entity, region), sort_keys=False)
     return (
         f"# launch-config.yaml for the queue {entity}/{queue.name}; its key: WANDB_API_KEY or `wandb login`\n"
@@ -56,14 +62,15 @@ def agent_text(queue: LaunchQueue, entity: str, region: str | None = None) -> st
 
 
 def agent_line(path: str) -> str:
+    """The command that starts an agent with a configuration file."""
     return f"wandb launch-agent --config {path}"
 
 
 def cluster_objects(queue: LaunchQueue, entity: str, namespace: str, url: str) -> list[dict[str, Any]]:
-    """An agent as objects of a Kubernetes cluster, for `kubectl apply`; the secret with the key is made by hand.
+    """An agent as objects of a Kubernetes cluster, for `kubectl apply`. The secret with the key is created by hand.
 
     Raises:
-        ConfigError: the queue is not for Kubernetes.
+        ConfigError: the queue's resource is not Kubernetes.
     """
     if queue.resource != "kubernetes":
         raise ConfigError(f"queue.resource={queue.resource} has no agent in a cluster; leave out --kubernetes")
@@ -125,7 +132,7 @@ def _pod(url: str) -> dict[str, Any]:
 
 
 def cluster_text(queue: LaunchQueue, entity: str, namespace: str, url: str) -> str:
-    """The objects as one file, with how to make the secret in its head."""
+    """The objects as one file, with a comment that says how to create the secret."""
     objects = yaml.dump_all(cluster_objects(queue, entity, namespace, url), Dumper=_Plain, sort_keys=False)
     return (
         f"# An agent for the queue {entity}/{queue.name}. First, with the key in your environment:\n"

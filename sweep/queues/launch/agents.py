@@ -1,8 +1,12 @@
-"""The agents of a queue, as far as a W&B server tells.
+"""The agents of a queue, if the W&B server lists them.
 
-wandb's own client has no question for the agents of a queue, so the server is asked which field of its schema lists
-them (as wandb itself asks for the fields of types), and then that one. Where there is none, nothing is known, which is
-something else than no agents.
+Invariant: None says that nothing is known, an empty list that no agent exists.
+
+wandb's client has no query for the agents of a queue, and W&B documents none. So the server is asked which field of its
+schema lists agents (wandb itself asks for the fields of types in the same way), and then for that field. The module is
+kept because a pushed job without an agent never starts: `sweep doctor` and `sweep queue`, both documented, say that no
+agent polls before a sweep waits for nothing. If a server's schema has no such field, both fall back to the states of
+the queue's items.
 """
 
 from __future__ import annotations
@@ -17,7 +21,7 @@ from sweep.errors import RetryLater, SweepError
 from sweep.queues.launch.queue import QUEUES_PROJECT, Connection, asking
 
 POLLING = ("POLLING", "RUNNING")
-FRESH_SECONDS = 120.0  # an agent is heard of at each of its polls, every 10 seconds
+FRESH_SECONDS = 120.0  # an agent sends a heartbeat with each of its polls, every 10 seconds
 TYPE = "name kind ofType { name kind ofType { name kind ofType { name kind ofType { name kind } } } }"
 FIELDS = "{ fields { name args { type { kind } } type { " + TYPE + " } } }"
 SCHEMA = f"""
@@ -28,8 +32,8 @@ query LaunchAgentFields {{
 }}
 """
 AGENT = "{ name hostname agentStatus stopPolling heartbeatAt runQueues }"
-# Where a field of each type stands in a query, from the most particular, with the variables of that query.
-PLACES = {
+# The query that reaches a field of each type, from the most specific type, with the variables of that query.
+QUERIES = {
     "RunQueue": ("project(name: $project, entityName: $entity) { runQueue(name: $queue) { %s } }", "project queue"),
     "Project": ("project(name: $project, entityName: $entity) { %s }", "project"),
     "Entity": ("entity(name: $entity) { %s }", ""),
@@ -38,7 +42,11 @@ PLACES = {
 
 @dataclass(frozen=True)
 class Agent:
-    """An agent as W&B last heard of it. `silence`: seconds since then."""
+    """An agent of a queue.
+
+    Args:
+        silence: seconds since its last heartbeat.
+    """
 
     name: str
     host: str
@@ -47,33 +55,47 @@ class Agent:
 
     @property
     def polls(self) -> bool:
+        """Whether it takes jobs from its queues now."""
         return self.status in POLLING and self.silence < FRESH_SECONDS
 
     def __str__(self) -> str:
-        return f"{self.name} on {self.host}: {self.status.lower()}, heard {self.silence:.0f} s ago"
+        return f"{self.name} on {self.host}: {self.status.lower()}, last heartbeat {self.silence:.0f} s ago"
+
+
+@dataclass(frozen=True)
+class AgentsField:
+    """A field of the server's schema that lists agents.
+
+    Args:
+        type: name of the GraphQL type that has the field.
+        is_connection: whether the field is a connection with edges, and not a list.
+    """
+
+    type: str
+    field: str
+    is_connection: bool
 
 
 def find_agents(connection: Connection, name: str) -> list[Agent] | None:
-    """The agents of a queue, the last heard first; null where the server's schema lists none."""
+    """The agents of a queue, the most recent heartbeat first; None if the server's schema lists no agents."""
     graphql = connection.api._service_api.execute_graphql
-    found = _agents_field(connection)
-    if found is None:
+    location = _agents_field(connection)
+    if location is None:
         return None
     with asking(connection.url):
         queue_id = connection.api.run_queue(connection.entity, name).id
-        place, field, connected = found
         values = {"entity": connection.entity, "project": QUEUES_PROJECT, "queue": name}
-        used = {key: value for key, value in values.items() if key in ("entity", *PLACES[place][1].split())}
-        answer = graphql(agents_query(place, field, connected), used)
-    at = answer["entity"] if place == "Entity" else answer["project"]
-    listed = (at["runQueue"] if place == "RunQueue" else at)[field]
-    nodes = [edge["node"] for edge in listed["edges"]] if connected else listed
-    ours = [node for node in nodes if place == "RunQueue" or queue_id in (node["runQueues"] or [])]
-    return sorted((_agent(node) for node in ours), key=lambda agent: agent.silence)
+        used = {key: value for key, value in values.items() if key in ("entity", *QUERIES[location.type][1].split())}
+        answer = graphql(agents_query(location), used)
+    parent = answer["entity"] if location.type == "Entity" else answer["project"]
+    listed = (parent["runQueue"] if location.type == "RunQueue" else parent)[location.field]
+    nodes = [edge["node"] for edge in listed["edges"]] if location.is_connection else listed
+    own = [node for node in nodes if location.type == "RunQueue" or queue_id in (node["runQueues"] or [])]
+    return sorted((_agent(node) for node in own), key=lambda agent: agent.silence)
 
 
-def _agents_field(connection: Connection) -> tuple[str, str, bool] | None:
-    """A server may refuse to tell its schema."""
+def _agents_field(connection: Connection) -> AgentsField | None:
+    """The field that lists agents; None if there is none, or if the server refuses to show its schema."""
     try:
         with asking(connection.url):
             return agents_field(connection.api._service_api.execute_graphql(SCHEMA))
@@ -83,33 +105,34 @@ def _agents_field(connection: Connection) -> tuple[str, str, bool] | None:
         return None
 
 
-def agents_query(place: str, field: str, connected: bool) -> str:
-    """The question that `agents_field` has found."""
-    text, names = PLACES[place]
-    inner = f"{field} {{ edges {{ node {AGENT} }} }}" if connected else f"{field} {AGENT}"
+def agents_query(location: AgentsField) -> str:
+    """The query for the agents in this field."""
+    text, names = QUERIES[location.type]
+    field = location.field
+    inner = f"{field} {{ edges {{ node {AGENT} }} }}" if location.is_connection else f"{field} {AGENT}"
     declared = ", ".join(f"${name}: String!" for name in ("entity", *names.split()))
     return f"query LaunchAgents({declared}) {{ {text % inner} }}"
 
 
-def agents_field(schema: Mapping[str, Any]) -> tuple[str, str, bool] | None:
-    """Which field lists agents: its type, its name, and whether it is a connection; null where none does."""
-    for place in PLACES:
-        for field in (schema.get(place) or {}).get("fields") or []:
+def agents_field(schema: Mapping[str, Any]) -> AgentsField | None:
+    """The field of a server's schema that lists agents; None if there is none."""
+    for type_name in QUERIES:
+        for field in (schema.get(type_name) or {}).get("fields") or []:
             base = _base(field["type"])
-            needs = any(argument["type"]["kind"] == "NON_NULL" for argument in field["args"])
-            if base in ("LaunchAgent", "LaunchAgentConnection") and not needs:
-                return place, field["name"], base != "LaunchAgent"
+            needs_arguments = any(argument["type"]["kind"] == "NON_NULL" for argument in field["args"])
+            if base in ("LaunchAgent", "LaunchAgentConnection") and not needs_arguments:
+                return AgentsField(type_name, field["name"], base != "LaunchAgent")
     return None
 
 
 def _base(kind: Mapping[str, Any] | None) -> str:
-    """The name of a type without its lists and non-nulls."""
+    """The name of a GraphQL type without the lists and non-nulls around it."""
     while kind and kind.get("ofType"):
         kind = kind["ofType"]
     return str(kind["name"]) if kind else ""
 
 
 def _agent(node: Mapping[str, Any]) -> Agent:
-    heard = datetime.fromisoformat(str(node["heartbeatAt"]).rstrip("Z")).replace(tzinfo=UTC)
+    heartbeat = datetime.fromisoformat(str(node["heartbeatAt"]).rstrip("Z")).replace(tzinfo=UTC)
     status = "stopping" if node["stopPolling"] else str(node["agentStatus"])
-    return Agent(str(node["name"]), str(node["hostname"]), status, max(0.0, time.time() - heard.timestamp()))
+    return Agent(str(node["name"]), str(node["hostname"]), status, max(0.0, time.time() - heartbeat.timestamp()))

@@ -75,7 +75,7 @@ def automate(connection: Connection, automation: Automation) -> str:
             api.create_automation(event >> action, name=automation.full_name, description=text, enabled=True)
         else:
             api.update_automation(existing, event=event, action=action, description=text, enabled=True)
-    return f"{'made' if existing is None else 'changed'}: {automation.full_name}"
+    return f"{'created' if existing is None else 'changed'}: {automation.full_name}"
 
 
 def _event(connection: Connection, automation: Automation) -> Any:

@@ -1,6 +1,6 @@
-"""What a Launch job of a sweep is told, and which run it is.
+"""The run configuration of a Launch job, and the id of its run.
 
-Invariant: pure; the specification of a trial that a job begins with travels in its run's configuration.
+Invariants: pure. The specifications of the trials that a job begins with are part of its run's configuration.
 """
 
 from __future__ import annotations
@@ -15,23 +15,23 @@ from sweep.tracking.runs import init_arguments, wandb_location, worker_run_id
 from trainer.contract import JOB_KEY, TrialSpec, encode
 from trainer.room import Room
 
-# A Launch job has no time limit that we know of.
+# The time limit of a Launch job, in seconds: none is known.
 ENDLESS_SECONDS = 1e9
 
 
 def job_name(settings: Settings) -> str:
-    """The job artifact that is pushed: the queue's, or the one that `sweep queue job` makes."""
+    """The job artifact that is pushed: that of the section, otherwise the one that `sweep queue job` creates."""
     queue = launch_queue(settings)
     return queue.job or f"{wandb_location(settings).path}/job-{queue.name}:latest"
 
 
 def one_trial(queue: LaunchQueue) -> bool:
-    """Whether a job is one trial, so that its run is the trial's."""
+    """Whether each job trains one trial, so that the job's run is the trial's."""
     return queue.trials_per_worker == 1
 
 
 def run_of(settings: Settings, worker: str, specs: Sequence[TrialSpec]) -> str:
-    """The id of a job's run: its only trial's, or one of its own."""
+    """The id of a job's run: that of its only trial, or one of its own."""
     queue = launch_queue(settings)
     if one_trial(queue) and specs and specs[0].tracking is not None:
         return specs[0].tracking.run
@@ -39,9 +39,14 @@ def run_of(settings: Settings, worker: str, specs: Sequence[TrialSpec]) -> str:
 
 
 def payload(settings: Settings, room: Room, worker: str, specs: Sequence[TrialSpec], gpu: bool) -> dict[str, Any]:
-    """The job's run configuration: see `trainer.entry.launch_job.JobSpec`."""
+    """The run configuration of a job, as `trainer.entry.launch_job.JobSpec` reads it.
+
+    Args:
+        specs: the specifications of the trials that the job begins with.
+        gpu: whether the job trains on CUDA.
+    """
     queue = launch_queue(settings)
-    own = not one_trial(queue)
+    own_run = not one_trial(queue)
     job: dict[str, Any] = {
         "worker": worker,
         "channel": queue.channel,
@@ -55,9 +60,9 @@ def payload(settings: Settings, room: Room, worker: str, specs: Sequence[TrialSp
             "env": {"OMP_NUM_THREADS": str(queue.threads or 1), "PYTHONUNBUFFERED": "1", **queue.worker_env},
         },
         "specs": [json.loads(encode(spec)) for spec in specs],
-        "run": worker_run_id(settings, worker) if own else "",
+        "run": worker_run_id(settings, worker) if own_run else "",
         "init": _init(settings, worker),
-        "more": own and queue.trials_per_worker != len(specs),
+        "more": own_run and queue.trials_per_worker != len(specs),
     }
     return {JOB_KEY: job}
 

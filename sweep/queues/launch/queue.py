@@ -1,8 +1,8 @@
-"""A queue of W&B Launch as W&B has it: made, looked at, and given a job artifact.
+"""A queue of W&B Launch in W&B: how it is created, read and given a job artifact.
 
-Invariants: what goes wrong with W&B is told in a sentence with what to do, and never with a key; every act may be
-repeated. wandb is imported as a connection is made, and never before. `_service_api` is private to wandb: it is used
-where its public client would ask one question for each queue item, and wandb's version is pinned.
+Invariants: an error of W&B becomes a sentence that says what to do, and never contains a key. Every action may be
+repeated. wandb is imported when a connection is opened, and not before. `_service_api` is private to wandb, whose
+version is pinned; it is used because the public client would send a request for each queue item.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from sweep.tracking.runs import WandbLocation
 QUEUES_PROJECT = "model-registry"  # the project in which W&B's client makes and looks up queues
 ENTRY_POINT = "python -m trainer.entry.launch_job"
 JOB_SECONDS = 300.0
-UNANSWERED = "did not respond in time"  # of wandb's service, which has tried again for a while
+UNANSWERED = "did not respond in time"  # the words of wandb's service, which has retried for a while
 KEYLIKE = re.compile(r"[A-Za-z0-9_-]{40,}")
 ITEMS = """
 query GetRunQueueItems($projectName: String!, $entityName: String!, $runQueue: String!) {
@@ -44,12 +44,12 @@ query GetRunQueueItems($projectName: String!, $entityName: String!, $runQueue: S
 
 @dataclass(frozen=True)
 class ServerQueue:
-    """What W&B has under a queue's name.
+    """A queue as W&B has it.
 
     Args:
-        template: the resource configuration, template variables unfilled.
+        template: the resource configuration, with its template variables.
         variables: JSON schema by template variable.
-        items: how many items are in which state, the newest hundred; pending, leased, claimed, failed.
+        items: number of items by state (pending, leased, claimed, failed), of the newest hundred.
     """
 
     resource: str
@@ -61,11 +61,12 @@ class ServerQueue:
 
 @dataclass(frozen=True)
 class Connection:
-    """A client that W&B has let in.
+    """A client whose API key W&B has accepted.
 
     Args:
-        entity: who owns the queue.
-        home: where runs and the job artifact are, `entity/project`.
+        url: address of the server.
+        entity: owner of the queue.
+        home: project of the runs and of the job artifact, `entity/project`.
     """
 
     api: Any
@@ -75,17 +76,17 @@ class Connection:
 
     @property
     def teams(self) -> list[str]:
-        """Who may own a queue: the user, and the user's teams."""
+        """The entities that may own a queue: the user and the user's teams, sorted."""
         with asking(self.url):
             viewer = self.api.viewer
             return sorted({viewer.entity, viewer.username, *viewer.teams} - {None})
 
 
-def connect(queue: LaunchQueue, place: WandbLocation) -> Connection:
-    """A connection to the W&B of this machine's settings, as the user of its key.
+def connect(queue: LaunchQueue, location: WandbLocation) -> Connection:
+    """A connection to the W&B server of this machine's settings, as the user of its API key.
 
     Raises:
-        ConfigError: no key, one that W&B does not take, or no entity.
+        ConfigError: there is no key, W&B does not accept it, or no entity is named.
         RetryLater: W&B does not answer.
     """
     import wandb
@@ -93,15 +94,20 @@ def connect(queue: LaunchQueue, place: WandbLocation) -> Connection:
     url = str(os.environ.get("WANDB_BASE_URL") or wandb.Settings().base_url).rstrip("/")
     with asking(url):
         api = wandb.Api()
-        runs = place.entity or api.settings["entity"] or api.default_entity
-    if not runs:
+        entity = location.entity or api.settings["entity"] or api.default_entity
+    if not entity:
         raise ConfigError(f"W&B at {url} names no default entity for this key; set wandb.entity to your user or team")
-    return Connection(api, url, str(queue.entity or runs), f"{runs}/{place.project}")
+    return Connection(api, url, str(queue.entity or entity), f"{entity}/{location.project}")
 
 
 @contextmanager
 def asking(url: str) -> Iterator[None]:
-    """What wandb raises inside, as an error of ours."""
+    """Turn what wandb raises in the block into an error of this program.
+
+    Raises:
+        ConfigError: W&B does not accept the key or the request. RetryLater: it does not answer, or limits requests.
+        SweepError: it refuses.
+    """
     from wandb.errors import AuthenticationError, Error, UsageError
     from wandb.sdk.lib.service.service_connection import WandbApiFailedError
 
@@ -109,101 +115,101 @@ def asking(url: str) -> Iterator[None]:
         yield
     except AuthenticationError as error:
         if UNANSWERED in str(error):
-            raise _answerless(url) from None
+            raise _unanswered(url) from None
         raise ConfigError(
-            f"W&B at {url} does not take the API key ({_said(error)}); set WANDB_API_KEY, or `wandb login --relogin`"
+            f"W&B at {url} does not accept the API key ({_said(error)}); set WANDB_API_KEY, or `wandb login --relogin`"
         ) from None
     except UsageError as error:
         if "API key" in str(error) or "authentication" in str(error):
             raise ConfigError(f"no API key for W&B at {url}; set WANDB_API_KEY, or run `wandb login`") from None
         raise ConfigError(f"W&B's client refuses: {_said(error)}") from None
     except (Error, WandbApiFailedError) as error:
-        raise _answerless(url) if UNANSWERED in str(error) else _refusal(url, error) from None
+        raise _unanswered(url) if UNANSWERED in str(error) else _refusal(url, error) from None
 
 
-def _answerless(url: str) -> RetryLater:
-    """The client tries again by itself for a while, so whatever it tried has lasted."""
+def _unanswered(url: str) -> RetryLater:
+    """The error for a server that does not answer: unreachable, or overloaded. The client has retried for a while."""
     parts = urlsplit(url)
     try:
         port = parts.port or (443 if parts.scheme == "https" else 80)
         socket.create_connection((str(parts.hostname), port), timeout=3.0).close()
     except OSError as error:
-        return RetryLater(f"W&B at {url} cannot be reached ({error}); check WANDB_BASE_URL and the network, try again")
+        return RetryLater(f"W&B at {url} cannot be reached ({error}); check WANDB_BASE_URL and the network, then retry")
     return RetryLater(
-        f"W&B at {url} takes connections but answers no request: it is overloaded, or limits yours (429); "
-        "try again in a minute"
+        f"W&B at {url} accepts connections but answers no request: it is overloaded, or limits yours (429); "
+        "retry in a minute"
     )
 
 
 def _refusal(url: str, error: Exception) -> SweepError:
     said = _said(error)
     if "429" in said or "rate limit" in said.lower():
-        return RetryLater(f"W&B at {url} limits your requests ({said}); try again in a minute")
+        return RetryLater(f"W&B at {url} limits your requests ({said}); retry in a minute")
     return SweepError(f"W&B at {url} refuses: {said}")
 
 
 def _said(error: Exception) -> str:
-    """The first line of an error, without anything that could be a key."""
+    """The first line of an error's text, without anything that could be a key."""
     text = str(getattr(error, "message", "") or error).strip()
     return KEYLIKE.sub("…", text.splitlines()[0] if text else type(error).__name__)[:300]
 
 
 def find(connection: Connection, queue: LaunchQueue) -> ServerQueue | None:
-    """The queue as W&B has it; nothing where there is none."""
+    """The queue as W&B has it; None if there is none."""
     with asking(connection.url):
-        found = connection.api.run_queue(connection.entity, queue.name)
-        asked = {"projectName": QUEUES_PROJECT, "entityName": connection.entity, "runQueue": queue.name}
-        project = connection.api._service_api.execute_graphql(ITEMS, asked)["project"]
+        server = connection.api.run_queue(connection.entity, queue.name)
+        variables = {"projectName": QUEUES_PROJECT, "entityName": connection.entity, "runQueue": queue.name}
+        project = connection.api._service_api.execute_graphql(ITEMS, variables)["project"]
         if not project or not project["runQueue"]:
             return None
         states = [edge["node"]["state"].lower() for edge in project["runQueue"]["runQueueItems"]["edges"]]
-        raw = found.default_resource_config
+        raw = server.default_resource_config
         config = json.loads(raw) if isinstance(raw, str) else raw
         return ServerQueue(
-            found.type,
-            (config or {}).get("resource_args", {}).get(found.type, {}),
-            {entry["name"]: json.loads(entry["schema"]) for entry in found.template_variables or []},
-            found.prioritization_mode == "V0",
+            server.type,
+            (config or {}).get("resource_args", {}).get(server.type, {}),
+            {entry["name"]: json.loads(entry["schema"]) for entry in server.template_variables or []},
+            server.prioritization_mode == "V0",
             {state: states.count(state) for state in sorted(set(states))},
         )
 
 
-def wanted(queue: LaunchQueue) -> ServerQueue:
-    """What the configuration asks W&B to have."""
+def configured(queue: LaunchQueue) -> ServerQueue:
+    """The queue as W&B should have it according to the configuration."""
     schemas = {name: dict(entry["schema"]) for name, entry in queue.template_variables.items()}
     return ServerQueue(queue.resource, queue.template, schemas, queue.prioritization)
 
 
-def differences(found: ServerQueue, queue: LaunchQueue) -> list[str]:
-    """The words of the configuration in which W&B's queue differs from it."""
-    ours = wanted(queue)
+def differences(server: ServerQueue, queue: LaunchQueue) -> list[str]:
+    """The keys of the section in which W&B's queue differs from it."""
+    local = configured(queue)
     pairs = {
-        "resource": (found.resource, ours.resource),
-        "template": (found.template, ours.template),
-        "template_variables": (found.variables, ours.variables),
-        "prioritization": (found.prioritization, ours.prioritization),
+        "resource": (server.resource, local.resource),
+        "template": (server.template, local.template),
+        "template_variables": (server.variables, local.variables),
+        "prioritization": (server.prioritization, local.prioritization),
     }
-    return [name for name, (theirs, mine) in pairs.items() if theirs != mine]
+    return [name for name, (theirs, ours) in pairs.items() if theirs != ours]
 
 
 def create(connection: Connection, queue: LaunchQueue) -> str:
-    """Make the queue, or change it to what the configuration says; returns what was done, in words.
+    """Create the queue, or change it to what the configuration says; returns what was done, as text.
 
     Raises:
-        ConfigError: an entity that is not the user's, or a queue of this name for another resource.
+        ConfigError: the user does not belong to the entity, or the queue exists for another resource.
     """
     if queue.project_queue not in (None, QUEUES_PROJECT):
         raise ConfigError(
-            f"queue.project_queue={queue.project_queue}: W&B's client makes queues in {QUEUES_PROJECT} only; set it to "
-            "null, or make the queue in W&B's own pages"
+            f"queue.project_queue={queue.project_queue}: W&B's client creates queues in {QUEUES_PROJECT} only; set it "
+            "to null, or create the queue in W&B's own pages"
         )
     check_entity(connection)
-    found = find(connection, queue)
-    differing = differences(found, queue) if found else []
-    if found and found.resource != queue.resource:
-        where = f"{connection.entity}/{queue.name}"
-        raise ConfigError(f"W&B has a queue {where} already, for {found.resource}; choose another queue.name")
-    if found and not differing:
+    server = find(connection, queue)
+    differing = differences(server, queue) if server else []
+    if server and server.resource != queue.resource:
+        path = f"{connection.entity}/{queue.name}"
+        raise ConfigError(f"W&B has a queue {path} already, for {server.resource}; choose another queue.name")
+    if server and not differing:
         return "it is as configured already"
     with asking(connection.url):
         connection.api.upsert_run_queue(
@@ -214,14 +220,14 @@ def create(connection: Connection, queue: LaunchQueue) -> str:
             template_variables=dict(queue.template_variables),
             prioritization_mode="V0" if queue.prioritization else "DISABLED",
         )
-    return f"changed: {', '.join(differing)}" if found else "made"
+    return f"changed: {', '.join(differing)}" if server else "created"
 
 
 def check_entity(connection: Connection) -> None:
     """Refuse an entity that the user does not belong to.
 
     Raises:
-        ConfigError: naming those that the user does.
+        ConfigError: it names the entities that the user belongs to.
     """
     if connection.entity not in (teams := connection.teams):
         raise ConfigError(f"queue.entity={connection.entity} is none of yours; allowed: {', '.join(teams)}")
@@ -231,13 +237,13 @@ def check_entity(connection: Connection) -> None:
 
 
 def job_path(connection: Connection, job: str) -> str:
-    """A job as W&B finds it, `entity/project/name:alias`, where the configuration leaves the entity to the key."""
+    """The path of a job in W&B, `entity/project/name:alias`, also if the configuration does not name the entity."""
     name = job.rpartition("/")[2]
     return job if job.count("/") == 2 else f"{connection.home}/{name}"
 
 
 def find_job(connection: Connection, path: str) -> str | None:
-    """The version that a job's path means, as `name:vN`; nothing where there is none."""
+    """The version at a job's path, as `name:vN`; None if there is none."""
     with asking(connection.url):
         if not connection.api.artifact_exists(path, type="job"):
             return None
@@ -246,17 +252,17 @@ def find_job(connection: Connection, path: str) -> str | None:
 
 
 def make_job(connection: Connection, queue: LaunchQueue, path: str) -> str:
-    """Build the job artifact: of the trainer's code, or of the configured image; unchanged code makes no new version.
+    """Create the job artifact from the trainer's code or the configured image. Unchanged code makes no new version.
 
     Args:
-        path: the job's, as `job_path` gives it.
+        path: the path of the job, from `job_path`.
 
     Returns:
         Its version, `name:vN`.
 
     Raises:
-        ConfigError: a resource that needs an image has none configured.
-        SweepError: wandb made none, in its own words.
+        ConfigError: the resource needs an image, and none is configured.
+        SweepError: wandb created none; the text has its own words.
     """
     if queue.resource != "local-process" and not queue.docker_image:
         raise ConfigError(
@@ -273,27 +279,27 @@ def make_job(connection: Connection, queue: LaunchQueue, path: str) -> str:
         said = _wandb(["job", "create", *words, "-n", name], home)
     version = find_job(connection, path)
     if version is None:
-        raise SweepError(f"W&B made no job: {said}")
+        raise SweepError(f"W&B created no job: {said}")
     return version
 
 
 def stage_code(folder: Path) -> None:
-    """What a job of code consists of: the trainer, and what it needs installed."""
+    """Write what a code job consists of into a folder: the trainer, and the packages that it needs."""
     shutil.copytree(trainer_dir(), folder / "trainer", ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
     (folder / "requirements.txt").write_text("".join(f"{line}\n" for line in requirements()))
 
 
 def requirements() -> list[str]:
-    """This distribution's dependencies; empty where it was not installed."""
+    """The dependencies of this distribution, without its extras; empty if it is not installed."""
     try:
-        found = metadata.requires("sweeps-on-launch") or []
+        lines = metadata.requires("sweeps-on-launch") or []
     except metadata.PackageNotFoundError:
         return []
-    return [line for line in found if "extra ==" not in line]
+    return [line for line in lines if "extra ==" not in line]
 
 
 def _wandb(words: list[str], home: str) -> str:
-    """Run wandb's command line beside us: it starts a run, whose service must not become ours. What it said last."""
+    """Run wandb's command line in a process of its own, since it starts a run with a service; returns its last line."""
     environment = {key: value for key, value in os.environ.items() if key != "WANDB_SERVICE"}
     environment |= {"WANDB_SILENT": "false", "WANDB_CONSOLE": "off"}
     entity, _, project = home.partition("/")
@@ -303,6 +309,6 @@ def _wandb(words: list[str], home: str) -> str:
             line, env=environment, capture_output=True, text=True, timeout=JOB_SECONDS, check=False, cwd="/"
         )
     except subprocess.TimeoutExpired:
-        raise RetryLater(f"`wandb {words[0]} {words[1]}` took longer than {JOB_SECONDS:g} s; try again") from None
+        raise RetryLater(f"`wandb {words[0]} {words[1]}` took longer than {JOB_SECONDS:g} s; retry") from None
     said = (done.stderr + done.stdout).strip().splitlines()
     return KEYLIKE.sub("…", said[-1] if said else f"exit code {done.returncode}")[:300]

@@ -1,8 +1,8 @@
 """Workers as detached processes of this machine, one per GPU or per core.
 
-Invariants: a worker outlives its controller. Its lock is taken before it is started and handed down to it, so
-that from its first moment to its last, however it ends, the lock says whether it lives: there is no window in
-which a restarted controller could start it twice, and no process id that could be another's by now.
+Invariants: a worker outlives its controller. The controller takes the worker's lock before it starts the worker, which
+inherits the lock and holds it until its end, however it ends. So the lock tells whether a worker lives: a restarted
+controller cannot start it twice, and no process id is compared that another process may have by now.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ class LocalDispatcher:
     """A `Dispatcher` (see `ports`) for this machine.
 
     Args:
-        gpus: ids for CUDA_VISIBLE_DEVICES, one a place; empty: workers train on the CPU.
+        gpus: ids for CUDA_VISIBLE_DEVICES, one for each place; empty: workers train on the CPU.
         threads: OMP_NUM_THREADS of each worker.
         trials: attempts after which a worker ends; 0: no limit.
-        slots: attempts side by side in a worker; 0: as many as pay.
-        prefork: the server that forks workers in milliseconds; without it each worker imports torch by itself.
+        slots: attempts side by side in a worker; 0: the worker chooses the number by measuring.
+        prefork: the server that forks workers in milliseconds; None: each worker imports torch by itself.
     """
 
     room: Room
@@ -54,7 +54,7 @@ class LocalDispatcher:
 
     def poll(self) -> Mapping[str, Job]:
         for child in self._children.values():
-            child.poll()  # reap: a zombie holds no lock, but it is untidy
+            child.poll()  # reap zombies; they hold no lock
         states: dict[str, Job] = {}
         for name in self.room.workers():
             if name not in self._gone and not held(self.room.worker(name).lock):
@@ -83,7 +83,7 @@ class LocalDispatcher:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
-                return  # it runs already
+                return  # it is running already
             if self.prefork and self.prefork.start(worker.place, self._request(worker), (log.fileno(), lock.fileno())):
                 return
             try:
@@ -116,7 +116,7 @@ class LocalDispatcher:
         return [*command, "--slots", str(self.slots), "--lock-held"]
 
     def own_env(self, place: int) -> dict[str, str]:
-        """What the worker at a place gets beside this process's own environment."""
+        """The variables that the worker at a place gets in addition to this process's environment."""
         env = {"OMP_NUM_THREADS": str(self.threads), "PYTHONUNBUFFERED": "1"}
         if self.gpus:
             env["CUDA_VISIBLE_DEVICES"] = self.gpus[place % len(self.gpus)]
@@ -128,7 +128,7 @@ class LocalDispatcher:
 
 
 def visible_gpus() -> tuple[str, ...]:
-    """Ids of this machine's GPUs, CUDA_VISIBLE_DEVICES respected; without importing torch."""
+    """The ids of this machine's GPUs, or those in CUDA_VISIBLE_DEVICES if it is set. torch is not imported."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         return tuple(part.strip() for part in visible.split(",") if part.strip() not in ("", "-1"))
@@ -140,10 +140,10 @@ def visible_gpus() -> tuple[str, ...]:
 
 
 def cores() -> int:
-    """Cores that this process may use."""
+    """The number of cores that this process may use."""
     return len(os.sched_getaffinity(0))
 
 
 def _kill(pid: int) -> None:
-    with contextlib.suppress(ProcessLookupError):  # it ended meanwhile
+    with contextlib.suppress(ProcessLookupError):  # it has ended
         os.killpg(pid, signal.SIGKILL)

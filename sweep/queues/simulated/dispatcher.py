@@ -1,8 +1,8 @@
-"""A queue whose workers are simulated: recorded curves, replayed in discrete-event time.
+"""The ports of a controller into a simulated world.
 
-Invariants: the controller, its decisions and its study are those of any other queue; only time is not waited for.
-A world lives as long as its process: another controller in it finds its workers, one in another process finds the
-room's files, and every worker gone. What a controller or a person reads of an attempt is written when it has ended.
+Invariants: the controller, its decisions and its study are those of any other queue; only the time is simulated. A
+world lives as long as its process. Another controller in the process finds the world's workers; a controller in another
+process finds the room's files, and all workers gone. The files of an attempt are written when it has ended.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from sweep.search.strategy.protocol import Promotion
 from trainer.contract import ContractError, Outcome, Report, StopCause, TrialSpec, decode, encode
 from trainer.room import Room, read_text
 
-# How long a beat lasts in simulated time: shorter than any silence that is worth a cancellation.
+# Simulated seconds between two heartbeats; a job is cancelled only after a longer silence.
 BEAT_SECONDS = 30.0
 CLOCK = "clock"
 T = TypeVar("T")
@@ -29,7 +29,7 @@ _worlds: dict[Path, World] = {}
 
 
 def world_of(room: Room, make: Callable[[], World]) -> World:
-    """The world of a room in this process; where there is none yet, a new one that goes on from the room's files."""
+    """The world of a room in this process; if there is none yet, a new one that continues from the room's files."""
     if room.root not in _worlds:
         world = make()
         _recover(room, world)
@@ -66,7 +66,7 @@ class SimulatedDispatcher:
 
 @dataclass(slots=True)
 class SimulatedClock:
-    """A `Clock` (see `ports`) on which waiting costs nothing."""
+    """A `Clock` (see `ports`) whose time passes without waiting."""
 
     world: World
 
@@ -79,17 +79,17 @@ class SimulatedClock:
 
 @dataclass(slots=True)
 class SimulatedChannel:
-    """A `Channel` (see `ports`) to simulated workers; what has not changed is shown as the same object.
+    """A `Channel` (see `ports`) to simulated workers; it returns the same object for what has not changed.
 
     Args:
-        look_seconds: how long it takes until a controller that waits sees what has happened.
+        look_seconds: seconds until a controller that waits observes what has happened.
     """
 
     world: World
     look_seconds: float = 0.2
     _shown: dict[tuple[int, int], int] = field(default_factory=dict)
-    _sights: dict[int, list[ObservedAttempt]] = field(default_factory=dict)
-    _fresh: set[int] = field(default_factory=set)
+    _attempts: dict[int, list[ObservedAttempt]] = field(default_factory=dict)
+    _with_reports: set[int] = field(default_factory=set)
     _workers: dict[str, ObservedWorker] = field(default_factory=dict)
     _watch: Watch = field(init=False)
     _beat: int = 0
@@ -112,24 +112,24 @@ class SimulatedChannel:
     ) -> tuple[dict[int, list[ObservedAttempt]], dict[str, ObservedWorker]]:
         self._happened = self.world.happened
         self._forget()
-        sights, known = self._sights, self._workers
+        attempts, observed = self._attempts, self._workers
         return (
-            {trial: sights[trial] if trial in sights else self._trial(trial) for trial in trials},
-            {name: known[name] if name in known else self._worker(name) for name in workers},
+            {trial: attempts[trial] if trial in attempts else self._trial(trial) for trial in trials},
+            {name: observed[name] if name in observed else self._worker(name) for name in workers},
         )
 
     def _forget(self) -> None:
-        """What has changed is looked at anew: a round costs what happened, and a look at a dictionary for the rest."""
-        for trial in (*self._watch.trials, *self._fresh):
-            self._sights.pop(trial, None)
+        """Drop what has changed since the last observation, so that a round costs only what happened."""
+        for trial in (*self._watch.trials, *self._with_reports):
+            self._attempts.pop(trial, None)
         for name in self._watch.workers:
             self._workers.pop(name, None)
         beat = int(self.world.now // BEAT_SECONDS)
         if beat != self._beat:
             self._beat = beat
             self._workers.clear()
-        for seen in (self._watch.trials, self._watch.workers, self._fresh):
-            seen.clear()
+        for changed in (self._watch.trials, self._watch.workers, self._with_reports):
+            changed.clear()
 
     def wait(self, clock: Clock, seconds: float) -> None:
         world = self.world
@@ -141,13 +141,13 @@ class SimulatedChannel:
 
     def _trial(self, trial: int) -> list[ObservedAttempt]:
         attempts = self.world.attempts.get(trial, {})
-        sights = [self._sight(attempts[number]) for number in sorted(attempts)]
-        if any(sight.reports for sight in sights):
-            self._fresh.add(trial)  # reports are shown once
-        self._sights[trial] = sights
-        return sights
+        observed = [self._attempt(attempts[number]) for number in sorted(attempts)]
+        if any(attempt.reports for attempt in observed):
+            self._with_reports.add(trial)  # reports are shown once
+        self._attempts[trial] = observed
+        return observed
 
-    def _sight(self, attempt: SimAttempt) -> ObservedAttempt:
+    def _attempt(self, attempt: SimAttempt) -> ObservedAttempt:
         spec = attempt.spec
         key = (spec.trial, spec.attempt)
         shown = self._shown.get(key, 0)
@@ -166,11 +166,12 @@ class SimulatedChannel:
     def _worker(self, name: str) -> ObservedWorker:
         worker = self.world.workers.get(name)
         if worker is None:
-            sight = ObservedWorker(name, None, 0, False)
+            observed = ObservedWorker(name, None, 0, False)
         else:
-            sight = ObservedWorker(name, str(self._beat) if worker.ready else None, worker.assigned, worker.draining)
-        self._workers[name] = sight
-        return sight
+            beat = str(self._beat) if worker.ready else None
+            observed = ObservedWorker(name, beat, worker.assigned, worker.draining)
+        self._workers[name] = observed
+        return observed
 
 
 @dataclass(slots=True)
@@ -226,10 +227,10 @@ class ChargedStudy:
 
 
 def simulated_ports(world: World, study: SearchStudy, look_seconds: float = 0.2, charge: bool = True) -> Ports:
-    """A controller's ports into a simulated world.
+    """The ports of a controller into a simulated world.
 
     Args:
-        charge: the study's own time passes on the clock too; without it a sweep depends on nothing but its seeds.
+        charge: whether the study's own time passes on the clock too; if not, a sweep depends on its seeds only.
     """
     clock = SimulatedClock(world)
     channel = SimulatedChannel(world, look_seconds)
@@ -238,7 +239,7 @@ def simulated_ports(world: World, study: SearchStudy, look_seconds: float = 0.2,
 
 @dataclass(slots=True)
 class Recorder:
-    """Writes into a room what an attempt of a real worker would have left there, once it has ended or was lost."""
+    """Writes the files that an attempt of a real worker leaves in a room, once the attempt has ended or was lost."""
 
     room: Room
     world: World
@@ -252,16 +253,16 @@ class Recorder:
         if attempt.outcome is not None:
             files.outcome.write_text(encode(attempt.outcome))
         (self.room.root / CLOCK).write_text(repr(self.world.now))
-        files.spec.write_text(encode(attempt.spec))  # last: an attempt is one whose specification is there
+        files.spec.write_text(encode(attempt.spec))  # last: an attempt exists once its specification does
 
 
 def simulated_seconds(room: Room) -> float:
-    """The time on a room's simulated clock, when it was last written."""
+    """The time on the simulated clock of a room, in seconds, when it was last written."""
     return float(read_text(room.root / CLOCK) or 0.0)
 
 
 def _recover(room: Room, world: World) -> None:
-    """Take up the trials that another process left."""
+    """Take over the trials that another process left."""
     world.now = simulated_seconds(room)
     for trial in room.trials():
         for number in room.attempts(trial):

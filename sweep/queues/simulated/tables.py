@@ -1,11 +1,11 @@
-"""Recorded learning curves as a table: a full grid of hyperparameters, with what each trial reported.
+"""Recorded learning curves: a full grid of hyperparameters, with the reports of each trial.
 
-The format is a `.npz` file (docs/simulated.md) with one row a trial. One-dimensional arrays of numbers are
-hyperparameters; `seed` tells rows of equal hyperparameters apart. Arrays of shape (trials, milestones): `tokens` (label
-tokens seen, summed), `train_loss` and `grad_norm` (means since the last milestone), and, where there is validation,
-`val_loss`.
+The format is a `.npz` file (docs/simulated.md) with one row for each trial. One-dimensional arrays of numbers are
+hyperparameters; `seed` distinguishes rows of equal hyperparameters. Arrays of shape (trials, milestones) are `tokens`
+(label tokens seen, summed), `train_loss` and `grad_norm` (means since the last milestone), and `val_loss` if there is
+validation.
 
-Invariants: every combination of the grid's values has a row for every seed. A choice that the grid lacks is refused,
+Invariants: every combination of the grid's values has a row for every seed. A choice that the grid lacks is refused
 with its key; a number within an interval is read at the nearest point.
 """
 
@@ -27,7 +27,7 @@ from sweep.errors import ConfigError
 
 CURVES = ("tokens", "train_loss", "grad_norm", "val_loss", "optimizer_steps")
 NEEDED = ("tokens", "train_loss", "grad_norm")
-# The torchtune keys of the columns that ../shared/data/curves names.
+# The torchtune keys of the columns whose names are known.
 COLUMNS = {"rank": "model.lora_rank", "lr": "optimizer.lr", "accumulation": "gradient_accumulation_steps"}
 SEED = "seed"
 
@@ -37,11 +37,11 @@ class Table:
     """A recorded grid.
 
     Args:
-        grid: torchtune key to its values, ascending.
-        seeds: ascending; `(0,)` where the file has none.
-        rows: indices of the grid's values, in the order of the keys, then of the seed, to the row.
-        curves: by name, float64, (rows, milestones).
-        ends: how many milestones of a row were recorded, where not all.
+        grid: ascending values by torchtune key.
+        seeds: ascending; `(0,)` if the file has none.
+        rows: the row by the indices of the grid's values, in the order of the keys, followed by that of the seed.
+        curves: arrays by name, float64, of shape (rows, milestones).
+        ends: by row, how many milestones were recorded, for rows that have not all of them.
     """
 
     path: str
@@ -57,7 +57,7 @@ class Table:
 
     @property
     def trial_tokens(self) -> int:
-        """Label tokens of a trial that runs to its end; the median, where accumulation drops a few rows."""
+        """Label tokens of a whole trial; the median, since accumulation may drop a few rows of the data."""
         return int(np.median(self.curves["tokens"][:, -1]))
 
     @property
@@ -73,10 +73,10 @@ class Table:
         return found
 
     def check(self, space: Space, base: Mapping[str, Any]) -> None:
-        """Refuse a space, or a configuration around it, that leaves the grid.
+        """Refuse a space or a configuration with values that the grid lacks.
 
         Args:
-            base: the torchtune configuration's own values by dotted key, for columns that do not vary.
+            base: values of the torchtune configuration by dotted key, for columns that do not vary.
 
         Raises:
             ConfigError: with the key, the value and what the table has.
@@ -96,11 +96,11 @@ class Table:
                 )
 
     def row(self, params: Mapping[str, Any], seed: int) -> int:
-        """The row of a trial, at the grid's nearest point where a parameter lies between two.
+        """The row of a trial; a parameter between two points of the grid is read at the nearer one.
 
         Args:
             params: a value for every key of the grid.
-            seed: any number; the table's seeds are taken in turn.
+            seed: any number; it is taken modulo the number of the table's seeds.
         """
         at = []
         for key in self.grid:
@@ -119,25 +119,25 @@ class Table:
         for end in (domain.low, domain.high):
             if not (values[0] * (1 - 1e-6) <= end <= values[-1] * (1 + 1e-6)):
                 raise ConfigError(
-                    f"space.{key}: {end:g} lies outside the table {self.path}: {values[0]:g} to {values[-1]:g}"
+                    f"space.{key}: {end:g} is outside the table {self.path}: {values[0]:g} to {values[-1]:g}"
                 )
 
 
 def load_table(path: str, columns: Mapping[str, str] = {}) -> Table:
-    """A table from its file.
+    """Read a table from its file.
 
     Args:
-        columns: array to torchtune key, beside `COLUMNS`; an array that is named in neither keeps its name as its key.
+        columns: torchtune keys by array, in addition to `COLUMNS`; any other array's key is its own name.
 
     Raises:
-        ConfigError: there is no such file, or it is no full grid of curves.
+        ConfigError: there is no such file, or it is not a full grid of curves.
     """
     try:
         with np.load(Path(path).expanduser(), allow_pickle=False) as file:
-            found = {name: file[name] for name in file.files}
+            raw = {name: file[name] for name in file.files}
     except (OSError, ValueError) as error:
         raise ConfigError(f"queue.table={path} cannot be read as a .npz file of curves: {error}") from error
-    arrays = {name: array.astype(float) for name, array in found.items() if array.ndim and array.dtype.kind in "biuf"}
+    arrays = {name: array.astype(float) for name, array in raw.items() if array.ndim and array.dtype.kind in "biuf"}
     missing = [name for name in NEEDED if name not in arrays]
     if missing:
         raise ConfigError(f"queue.table={path} lacks {', '.join(missing)}; it has {', '.join(arrays)}")
@@ -164,7 +164,7 @@ def _gridded(
     for at in product(*(range(len(values)) for values in grid.values()), range(len(kinds))):
         if at not in rows:
             point = ", ".join(f"{key}={grid[key][i]:g}" for key, i in zip(grid, at, strict=False))
-            raise ConfigError(f"queue.table={path} is no full grid: it lacks {point}, seed {kinds[at[-1]]}")
+            raise ConfigError(f"queue.table={path} is not a full grid: it lacks {point}, seed {kinds[at[-1]]}")
     return Table(path, grid, kinds, rows, curves)
 
 

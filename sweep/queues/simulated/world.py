@@ -1,8 +1,8 @@
-"""A world of simulated workers that replay recorded curves in discrete-event time.
+"""Simulated workers that replay recorded curves in discrete-event time.
 
-Invariants: nothing outside the process is touched, and nothing is slept. What happens to an attempt depends on the
-world's seed, the trial and the attempt, and what happens to a worker on the seed and its name: not on the order of
-what a controller does.  A lost worker writes nothing more; its trials go on from their last checkpoint.
+Invariants: nothing outside the process is changed, and no real time passes. What happens to an attempt depends on the
+world's seed, the trial and the attempt; what happens to a worker depends on the seed and its name. Neither depends on
+the order of what a controller does. A lost worker writes nothing more; its trials resume from their last checkpoint.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from sweep.queues.simulated.section import SimulationModel
 from sweep.queues.simulated.tables import Table
 from trainer.contract import Outcome, OutcomeKind, Report, StopCause, TrialSpec
 
-# Why an attempt ends at the last milestone that its row has.
+# The reason of an attempt that ends because its row has no further milestones.
 RECORD_ENDS = "its record ends here"
 
 
@@ -28,9 +28,15 @@ class SimAttempt:
     """An attempt in the world.
 
     Args:
-        row: of the table.
-        progress: milestones trained, with the part of the one that it is in.
-        dies: the progress at which its worker dies, or is told to end; never: infinity.
+        row: its row of the table.
+        progress: milestones trained, with the fraction of the one that is being trained.
+        slowness: factor by which it takes longer.
+        dies: the progress at which its worker is lost or preempted; infinity: never.
+        preempted: whether its worker is then preempted, and not lost.
+        lap: when the current milestone was begun, on the world's clock.
+        pace: seconds that a whole milestone takes now.
+        turn: counts the begun milestones, so that an event of an earlier one is ignored.
+        seconds: seconds trained.
     """
 
     spec: TrialSpec
@@ -52,7 +58,13 @@ class SimAttempt:
 
 @dataclass(slots=True, eq=False)
 class SimWorker:
-    """A worker in the world."""
+    """A worker in the world.
+
+    Args:
+        speed: factor by which it trains faster than the model's `trial_seconds`.
+        held: the attempts that it trains.
+        inbox: the attempts that wait for a slot.
+    """
 
     name: str
     place: int
@@ -67,7 +79,7 @@ class SimWorker:
 
 @dataclass(slots=True)
 class Watch:
-    """What a controller may see and has changed; whoever looks clears it."""
+    """The trials and workers that have changed since one observer last cleared it."""
 
     trials: set[int] = field(default_factory=set)
     workers: set[str] = field(default_factory=set)
@@ -76,11 +88,11 @@ class Watch:
 class World:
     """Workers, attempts and the time.
 
-    A specification's configuration is flat: a value for each key of the table's grid, and perhaps a `seed`.
+    The configuration of a specification is flat: a value for each key of the table's grid, and perhaps a `seed`.
+    `ended` is called with each attempt that gets an outcome or loses its worker.
 
     Args:
-        slots: attempts side by side in one worker.
-        ended: told each attempt that has an outcome, or whose worker is gone.
+        slots: attempts that one worker trains side by side.
     """
 
     def __init__(
@@ -102,36 +114,37 @@ class World:
         self._happened = 0
         self._tokens = table.curves["tokens"]
         share = np.diff(self._tokens, axis=1, prepend=0.0) / self._tokens[:, -1:]
-        self._share: list[list[float]] = share.tolist()  # lists: read one by one, for each report
+        self._share: list[list[float]] = share.tolist()  # lists, since each report reads single elements
         self._curves: dict[str, list[list[float]]] = {name: curve.tolist() for name, curve in table.curves.items()}
         self._progress: dict[int, float] = {}
 
     # --- time -------------------------------------------------------------------------------------------------
 
     def advance(self, until: float) -> None:
-        """Let everything happen up to this time."""
+        """Let all events up to this time happen, and set the clock to it."""
         while self._events and self._events[0][0] <= until:
             self.now, _, act = heapq.heappop(self._events)
             act()
         self.now = max(self.now, until)
 
     def next_event(self) -> float:
-        """When something may happen next; infinity where nothing will."""
+        """The time of the next event; infinity if there is none."""
         return self._events[0][0] if self._events else math.inf
 
     @property
     def happened(self) -> int:
-        """Counts what a controller may see."""
+        """The number of changes that a controller may observe."""
         return self._happened
 
     def at(self, seconds: float, act: Callable[[], None]) -> None:
-        """Have something happen so long from now."""
+        """Let something happen this many seconds from now."""
         self._order += 1
         heapq.heappush(self._events, (self.now + seconds, self._order, act))
 
     # --- workers ----------------------------------------------------------------------------------------------
 
     def start(self, name: str, place: int) -> None:
+        """Submit the job of a worker; nothing if it exists."""
         if name in self.workers:
             return
         draw = self._draw(1, name)
@@ -147,6 +160,7 @@ class World:
         self.at(wait + start, lambda: self._get_ready(worker))
 
     def drain(self, name: str) -> None:
+        """Let a worker end after the attempts that it has."""
         worker = self.workers.get(name)
         if worker is not None and not worker.draining:
             worker.draining = True
@@ -155,13 +169,13 @@ class World:
                 self.at(0.0, lambda: self._leave(worker))
 
     def kill(self, name: str, reason: str = "") -> None:
-        """A worker is no more; what it held is lost with it."""
+        """End a worker; its attempts are lost with it."""
         worker = self.workers.get(name)
         if worker is None or worker.job.state is JobState.GONE:
             return
         lost, worker.inbox = [*worker.held, *worker.inbox], []
         for attempt in lost:
-            self._let_go(worker, attempt)
+            self._release(worker, attempt)
             self._touch(attempt)
             self.ended(attempt)
         self._set_job(worker, JobState.GONE, reason)
@@ -193,12 +207,12 @@ class World:
     # --- attempts ---------------------------------------------------------------------------------------------
 
     def assign(self, spec: TrialSpec) -> None:
-        """Hand an attempt to its worker; one whose worker is gone is lost."""
+        """Assign an attempt to its worker; if the worker is gone, the attempt is lost."""
         of_trial = self.attempts.setdefault(spec.trial, {})
         if spec.attempt in of_trial:
             return
         for earlier in of_trial.values():
-            self._fence_off(earlier)
+            self._fence(earlier)
         attempt = self.attempt(spec)
         uniform = self._draw(2, spec.trial, spec.attempt).random(3)
         if uniform[0] < self.simulation_model.stragglers:
@@ -215,15 +229,16 @@ class World:
             worker.inbox.append(attempt)
             self._fill(worker)
 
-    def _fence_off(self, attempt: SimAttempt) -> None:
-        """An attempt that was taken for lost and runs on: nothing that it does counts any more."""
+    def _fence(self, attempt: SimAttempt) -> None:
+        """End an attempt that was taken for lost and still runs; nothing that it does counts any more."""
         if attempt.outcome is None:
             worker = self.workers[attempt.spec.worker]
-            self._let_go(worker, attempt)
+            self._release(worker, attempt)
             worker.inbox = [other for other in worker.inbox if other is not attempt]
             self.drain(worker.name)
 
     def stop(self, trial: int, number: int, cause: StopCause, reason: str) -> None:
+        """Ask an attempt to stop; the first cause stands."""
         attempt = self.attempts[trial][number]
         if attempt.stop is None:
             attempt.stop, attempt.stop_reason = cause, reason
@@ -231,13 +246,13 @@ class World:
             self.at(self.simulation_model.stop_seconds, lambda: self._obey(attempt, cause, reason))
 
     def attempt(self, spec: TrialSpec) -> SimAttempt:
-        """An attempt that goes on from its trial's checkpoint; nothing happens to it yet."""
-        seed = spec.config.get("seed")  # else one of the table's at random
+        """A new attempt that resumes from the checkpoint of its trial; it is not assigned yet."""
+        seed = spec.config.get("seed")  # otherwise one of the table's, at random
         seed = int(self._draw(3, spec.trial).integers(2**31)) if seed is None else int(seed)
         return SimAttempt(spec, self.table.row(spec.config, seed), self._progress.get(spec.trial, 0.0))
 
     def adopt(self, attempt: SimAttempt) -> None:
-        """An attempt of an earlier life of this world: it has ended, or was lost with its worker."""
+        """Take over an attempt of an earlier process, which has ended or was lost with its worker."""
         trial, reports, name = attempt.spec.trial, attempt.reports, attempt.spec.worker
         if name not in self.workers:
             self.workers[name] = SimWorker(name, 0, 1.0, Job(0, JobState.GONE))
@@ -262,11 +277,11 @@ class World:
         self._next_milestone(worker, attempt)
 
     def _next_milestone(self, worker: SimWorker, attempt: SimAttempt) -> None:
-        """Go on to the next milestone, at the pace that the worker has now, or to the worker's end before it."""
+        """Schedule the next milestone at the worker's current pace, or the worker's end if that comes first."""
         done = math.floor(attempt.progress + 1e-9)
         model = self.simulation_model
-        beside = 1 + model.slot_cost * (len(worker.held) - 1)
-        whole = model.trial_seconds * self._share[attempt.row][done] * attempt.slowness * beside / worker.speed
+        shared = 1 + model.slot_cost * (len(worker.held) - 1)
+        whole = model.trial_seconds * self._share[attempt.row][done] * attempt.slowness * shared / worker.speed
         attempt.lap, attempt.pace = self.now, whole
         attempt.turn += 1
         turn, dies = attempt.turn, attempt.dies
@@ -343,7 +358,7 @@ class World:
         cause: StopCause | None = None,
     ) -> None:
         reached = self._reached(attempt)
-        self._let_go(worker, attempt)
+        self._release(worker, attempt)
         if cause is not None and cause.resumable and attempt.spec.checkpoint_every > 0:
             self._progress[attempt.spec.trial] = reached
         tokens = np.interp(reached, np.arange(self.table.milestones + 1), [0.0, *self._tokens[attempt.row]])
@@ -352,24 +367,24 @@ class World:
         self.ended(attempt)
 
     def _reached(self, attempt: SimAttempt) -> float:
-        """An attempt's progress now."""
+        """The progress of an attempt at this moment."""
         if not attempt.running or not attempt.pace or attempt.progress >= self.table.milestones:
             return attempt.progress
         limit = math.floor(attempt.progress + 1e-9) + 1 - 1e-6
         return min(limit, attempt.progress + (self.now - attempt.lap) / attempt.pace)
 
-    def _let_go(self, worker: SimWorker, attempt: SimAttempt) -> None:
-        """An attempt runs no more."""
+    def _release(self, worker: SimWorker, attempt: SimAttempt) -> None:
+        """Take an attempt out of its worker, and count the seconds that it has trained."""
         if attempt.running and attempt.progress < self.table.milestones:
             attempt.seconds += self.now - attempt.lap
         attempt.running = False
         if attempt in worker.held:
             worker.held.remove(attempt)
 
-    # --- what is seen -----------------------------------------------------------------------------------------
+    # --- what is observed -------------------------------------------------------------------------------------
 
     def watch(self) -> Watch:
-        """A note of what changes from now on, for one onlooker."""
+        """A record of what changes from now on, for one observer."""
         self._watches.append(Watch())
         return self._watches[-1]
 

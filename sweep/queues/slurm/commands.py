@@ -1,8 +1,8 @@
-"""What SLURM's commands say, as values: the queue, the end of a job, the limits of a cluster.
+"""The output of SLURM's commands as values: the queue, the end of a job, the limits of a cluster.
 
-Invariants: nothing is decided here. Every command runs with a time limit and without the variables that a job of ours
-would hand down; a scheduler that does not answer is `RetryLater`, one that refuses is `GiveUp` with its own words. To
-look at jobs and to end them is never refused: while a sweep runs, whatever goes wrong with that is for now.
+Invariants: nothing is decided here. Every command runs with a time limit, and without the environment variables by
+which a job would change the next one. A scheduler that does not answer raises `RetryLater`; one that refuses raises
+`GiveUp` with its own words. When jobs are listed or cancelled, a refusal is taken as temporary.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from sweep.errors import GiveUp, RetryLater
 from trainer.contract import DROPPED_ENV
 
 COMMAND_SECONDS = 60.0
-# squeue's long format with a separator of ours; names of nodes and jobs have no `|`
+# The columns of squeue's long format, separated by `|`, which no name of a node or a job contains.
 FIELDS = ("Name", "JobArrayID", "State", "NodeList", "Reason", "RestartCnt")
 WAITS = {"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "SPECIAL_EXIT", "RESV_DEL_HOLD"}
 RUNS = {"RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT", "RESIZING"}
 NODE_TO_BLAME = {"FAILED", "NODE_FAIL", "BOOT_FAIL", "LAUNCH_FAILED"}
-# What a scheduler says that is busy or restarts, or when a limit of jobs is reached for the moment.
-FOR_NOW = (
+# Answers of a scheduler that is busy or restarting, or at whose limit of jobs the user is at the moment.
+TEMPORARY = (
     "unable to contact slurm controller",
     "socket timed out",
     "timed out",
@@ -45,11 +45,11 @@ FOR_NOW = (
     "job submit limit",
     "job violates accounting/qos policy",
 )
-# Variables that SLURM sets in a job and that its commands would read as options of a new one.
+# Prefixes of the variables that SLURM sets in a job and that its commands read as options of a new job.
 INHERITED = ("SLURM", "SRUN", "SBATCH", "SQUEUE", "SCANCEL", "SUBMITIT")
 KEPT = ("SLURM_CONF", "SLURM_TIME_FORMAT")
 
-# SLURM's codes for why a job waits; the code itself is shown beside these words.
+# What SLURM's codes for a waiting job mean; the code itself is shown in parentheses.
 REASONS = {
     "AssocGrpGRES": "the account's GPUs are all in use",
     "AssocMaxJobsLimit": "the account may run no more jobs at once",
@@ -80,7 +80,7 @@ REASONS = {
 
 
 class NoCommand(GiveUp):
-    """A command of SLURM's is not here."""
+    """A command of SLURM is not installed on this machine."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,8 +88,8 @@ class QueuedJob:
     """A job as squeue shows it.
 
     Args:
-        id: of an array's task with its index, as in 12_3.
-        restarts: how often it was requeued.
+        id: job id; that of an array's task has the task's index, as in 12_3.
+        restarts: how often the job was requeued.
     """
 
     name: str
@@ -101,7 +101,7 @@ class QueuedJob:
 
     @property
     def index(self) -> int:
-        """Its index in its array; 0 for a job that is none."""
+        """The job's index in its array; 0 if it is in no array."""
         task = self.id.partition("_")[2]
         return int(task) if task.isdigit() else 0
 
@@ -115,25 +115,25 @@ class QueuedJob:
 
 
 def queue(names: Sequence[str]) -> list[QueuedJob]:
-    """The jobs of these names that the controller remembers, ended ones for as long as it does (MinJobAge).
+    """The jobs of these names that SLURM's controller remembers; an ended job for MinJobAge seconds.
 
     Raises:
-        RetryLater: the scheduler does not answer, or in words of its own. NoCommand: there is no squeue.
+        RetryLater: the scheduler does not answer, or refuses. NoCommand: there is no squeue.
     """
     form = ",".join(f"{field}:|" for field in FIELDS)
-    with _for_now():
+    with _temporary():
         listing = command(["squeue", "-h", "-r", "-t", "all", f"--name={','.join(names)}", "-O", form])
-    found = []
+    jobs = []
     for line in listing.splitlines():
         values = [value.strip() for value in line.split("|")]
         if len(values) >= len(FIELDS):
             name, job, state, node, reason, restarts = values[: len(FIELDS)]
-            found.append(QueuedJob(name, job, state, node, reason, int(restarts) if restarts.isdigit() else 0))
-    return found
+            jobs.append(QueuedJob(name, job, state, node, reason, int(restarts) if restarts.isdigit() else 0))
+    return jobs
 
 
 def accounted(jobs: Sequence[str]) -> dict[str, str]:
-    """How these jobs ended, in accounting's words, by job id; empty where the cluster keeps no accounts."""
+    """How these jobs ended according to SLURM's accounting, by job id; empty if the cluster keeps no accounts."""
     parents = sorted({job.partition("_")[0] for job in jobs})
     try:
         listing = command(["sacct", "-X", "-nP", "-j", ",".join(parents), "-o", "JobID,State,ExitCode,NodeList"])
@@ -157,12 +157,12 @@ def ended(state: str, node: str = "", code: str = "") -> str:
 
 
 def cancel(jobs: Sequence[str]) -> None:
-    """End these jobs; nothing where they are gone.
+    """Cancel these jobs; nothing happens to jobs that have ended.
 
     Raises:
         RetryLater: the scheduler does not answer, or refuses. NoCommand: there is no scancel.
     """
-    with _for_now():
+    with _temporary():
         try:
             command(["scancel", *jobs])
         except GiveUp as error:
@@ -171,8 +171,8 @@ def cancel(jobs: Sequence[str]) -> None:
 
 
 @contextmanager
-def _for_now() -> Iterator[None]:
-    """What the scheduler refuses in this block it may take later; a command that is not here stays away."""
+def _temporary() -> Iterator[None]:
+    """Turn a refusal of the scheduler in this block into `RetryLater`; a missing command still raises `NoCommand`."""
     try:
         yield
     except NoCommand:
@@ -182,17 +182,17 @@ def _for_now() -> Iterator[None]:
 
 
 def max_array() -> int:
-    """How many tasks one array may have.
+    """The largest number of tasks that one array may have.
 
     Raises:
         RetryLater: the scheduler does not answer.
     """
-    found = re.search(r"MaxArraySize\s*=\s*(\d+)", command(["scontrol", "show", "config"]))
-    return max(1, int(found[1])) if found else 1
+    size = re.search(r"MaxArraySize\s*=\s*(\d+)", command(["scontrol", "show", "config"]))
+    return max(1, int(size[1])) if size else 1
 
 
 def why_it_waits(code: str) -> str:
-    """SLURM's reason for a waiting job in plain words."""
+    """SLURM's reason code for a waiting job in plain words, followed by the code."""
     key = code.strip("()").partition(",")[0].partition(":")[0].strip()
     if key in ("", "None"):
         return "the scheduler has not looked at it yet"
@@ -201,9 +201,9 @@ def why_it_waits(code: str) -> str:
 
 
 def job_env() -> dict[str, str]:
-    """This process's environment as a submission may see it: from within a job, without what SLURM set for that job.
+    """The environment for a submission: this process's own, without the variables that SLURM set for a job it is in.
 
-    Elsewhere a person's own defaults, SBATCH_PARTITION and the like, stay.
+    Outside a job a person's own defaults, such as SBATCH_PARTITION, are kept.
     """
     inherited = INHERITED if "SLURM_JOB_ID" in os.environ else ()
     dropped = [key for key in os.environ if key.startswith(inherited) and key not in KEPT]
@@ -216,7 +216,7 @@ def restarts() -> int:
 
 
 def require(name: str) -> None:
-    """Make sure that a command of SLURM's is here.
+    """Make sure that a command of SLURM is installed.
 
     Raises:
         NoCommand: it is not.
@@ -226,11 +226,14 @@ def require(name: str) -> None:
 
 
 def command(words: Sequence[str], text: str | None = None) -> str:
-    """What a command prints.
+    """The standard output of a command.
+
+    Args:
+        text: standard input.
 
     Raises:
-        RetryLater: the scheduler does not answer, or refuses for now.
-        GiveUp: the scheduler refuses. NoCommand: the command does not exist.
+        RetryLater: the scheduler does not answer, or refuses temporarily.
+        GiveUp: the scheduler refuses. NoCommand: the command is not installed.
     """
     require(words[0])
     try:
@@ -247,13 +250,13 @@ def command(words: Sequence[str], text: str | None = None) -> str:
         raise RetryLater(f"{words[0]} did not answer within {COMMAND_SECONDS:g} s") from error
     if done.returncode:
         raise refusal(words[0], done.stderr or done.stdout)
-    return done.stdout + (done.stderr if words[0] == "sbatch" else "")  # sbatch --test-only speaks on stderr
+    return done.stdout + (done.stderr if words[0] == "sbatch" else "")  # sbatch --test-only prints on stderr
 
 
 def refusal(name: str, words: str) -> RetryLater | GiveUp:
-    """What a scheduler's refusal calls for."""
+    """The error that a scheduler's refusal becomes, from the command's name and output."""
     lines = [line.strip() for line in words.strip().splitlines() if line.strip()]
-    own = [line for line in lines if re.match(r"s\w+: ", line)] or lines[-3:]  # what SLURM said, and not who called it
+    own = [line for line in lines if re.match(r"s\w+: ", line)] or lines[-3:]  # SLURM's lines, not its caller's
     said = "; ".join(dict.fromkeys(re.sub(r"^(s\w+: )?(error: |fatal: )?", "", line) for line in own)) or "no output"
-    kind = RetryLater if any(hint in said.lower() for hint in FOR_NOW) else GiveUp
+    kind = RetryLater if any(hint in said.lower() for hint in TEMPORARY) else GiveUp
     return kind(f"{name}: {said}")

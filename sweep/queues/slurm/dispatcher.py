@@ -1,10 +1,12 @@
 """Workers as jobs of a SLURM cluster, submitted through submitit.
 
-Invariants: what is meant to be submitted is written down before it is, under a job name that no other submission ever
-has; so a restarted controller finds what the old one submitted, also where it died in between, and submits nothing
-twice. A worker's name belongs to one process: when SLURM requeues the job of `w0003`, its next process is `w0003r1`,
-and whatever the first one still writes is another worker's. The scheduler is asked at most once a poll, and not more
-often than every `query_seconds`; in between, and for whoever only looks, the last answer holds.
+Invariants:
+- What is about to be submitted is written down before it is, under a job name that no other submission ever has. So a
+  restarted controller finds the jobs of the old one, even if that died during a submission, and submits nothing twice.
+- A worker's name belongs to one process. If SLURM requeues the job of `w0003`, the job's next process is `w0003r1`, and
+  what the first process still writes belongs to another worker.
+- The scheduler is queried at most once a poll, and once every `query_seconds`. In between the last answer holds, also
+  for processes that only read.
 """
 
 from __future__ import annotations
@@ -25,19 +27,19 @@ from sweep.queues.slurm import commands
 from sweep.queues.slurm.submit import Submission, job_log
 from trainer.room import Room, read_json, write_atomic
 
-# A submission of a controller that died may still be on its way to the scheduler for this long.
+# A submission of a controller that died may reach the scheduler this many seconds later.
 INTENT_SECONDS = 60.0
 
 
 @dataclass(slots=True)
-class Record:
-    """What `job.json` says of a worker.
+class SlurmJobRecord:
+    """What `job.json` of a worker holds on SLURM.
 
     Args:
-        name: SLURM's name of the submission, in which the worker is number `index`.
-        restarts: how often SLURM had requeued the job when this worker's process began.
-        id: SLURM's job id, empty until it is known.
-        end: how the job ended, empty until it has.
+        name: SLURM's name of the submission, in which the worker has the number `index`.
+        restarts: how often SLURM had requeued the job when this worker's process started.
+        id: SLURM's job id; empty until it is known.
+        end: how the job ended; empty until it has.
     """
 
     worker: str
@@ -49,6 +51,7 @@ class Record:
     end: str = ""
 
     def job(self, state: JobState | None = None, node: str = "", reason: str = "") -> Job:
+        """The job in this state; GONE if it has ended or no state is given."""
         if self.end or state is None:
             return Job(self.place, JobState.GONE, self.id, node, self.end)
         return Job(self.place, state, self.id, node, reason)
@@ -60,21 +63,21 @@ class SlurmDispatcher:
 
     Args:
         submission: turns workers into jobs.
-        query_seconds: at least so long between two questions to the scheduler.
-        reads: only look: write nothing, and believe what a running controller wrote down.
+        query_seconds: seconds between two queries of the scheduler, at least.
+        reads: only read: write nothing, and use the answer that a running controller wrote down.
     """
 
     room: Room
     submission: Submission
     query_seconds: float = 10.0
     reads: bool = False
-    _records: dict[str, Record] = field(default_factory=dict)
+    _records: dict[str, SlurmJobRecord] = field(default_factory=dict)
     _seen: dict[str, Job] = field(default_factory=dict)
-    _asked: float = float("-inf")
+    _queried: float = float("-inf")
     _cancelled: dict[str, float] = field(default_factory=dict)
-    _not_cancelled: float = float("-inf")
+    _cancel_failed: float = float("-inf")
     _bad_nodes: set[str] = field(default_factory=set)
-    _forgotten: list[Record] = field(default_factory=list)
+    _forgotten: list[SlurmJobRecord] = field(default_factory=list)
     _max_array: int = 0
 
     def start(self, workers: Sequence[WorkerSpec]) -> None:
@@ -86,17 +89,17 @@ class SlurmDispatcher:
         self._load()
         waiting = [record for record in self._records.values() if not record.end]
         for record in waiting:
-            if isinstance(said := read_json(self.room.worker(record.worker).exit), dict):
-                self._take_word(record, said)
+            if isinstance(exit_word := read_json(self.room.worker(record.worker).exit), dict):
+                self._take_exit(record, exit_word)
         if any(not record.end for record in waiting):
-            with suppress(SweepError) if self.reads else nullcontext():  # who only looks may have no scheduler
+            with suppress(SweepError) if self.reads else nullcontext():  # a reader may have no scheduler
                 self._refresh()
         return {name: self._job(record) for name, record in self._records.items()}
 
     def cancel(self, workers: Sequence[str]) -> None:
         self._load()
         now = time.monotonic()
-        if now - self._not_cancelled < self.query_seconds:  # asked for again by then; other effects have their turn
+        if now - self._cancel_failed < self.query_seconds:  # the controller repeats the call; other effects go first
             return
         due = [n for n in workers if n in self._records and now - self._cancelled.get(n, -1e9) >= self.query_seconds]
         jobs = {name: self._records[name].id for name in due if self._records[name].id and not self._records[name].end}
@@ -104,7 +107,7 @@ class SlurmDispatcher:
             try:
                 commands.cancel(list(jobs.values()))
             except RetryLater:
-                self._not_cancelled = time.monotonic()
+                self._cancel_failed = time.monotonic()
                 raise
             self._cancelled.update(dict.fromkeys(jobs, now))
 
@@ -122,54 +125,55 @@ class SlurmDispatcher:
 
     def _submit(self, workers: Sequence[WorkerSpec]) -> None:
         name = self.submission.name(workers[0].name)
-        records = [Record(worker.name, worker.place, name, index) for index, worker in enumerate(workers)]
+        records = [SlurmJobRecord(worker.name, worker.place, name, index) for index, worker in enumerate(workers)]
         for record in records:
             self._write(record)
         try:
             ids = self.submission.submit(name, [record.worker for record in records], sorted(self._bad_nodes))
         except GiveUp as error:
-            for record in records:  # the scheduler refused: there is nothing to be found under this name
+            for record in records:  # the scheduler refused: no job has this name
                 shutil.rmtree(self.room.worker(record.worker).path, ignore_errors=True)
                 self._records.pop(record.worker, None)
-            if self._bad_nodes:  # perhaps too few are left without them
+            if self._bad_nodes:  # too few nodes may be left without them
                 nodes = ", ".join(sorted(self._bad_nodes))
                 self._bad_nodes.clear()
-                raise RetryLater(f"{error}; trying again with {nodes}, where a worker had failed to start") from error
+                raise RetryLater(f"{error}; retrying with {nodes}, where a worker had failed to start") from error
             raise
         for record, job in zip(records, ids, strict=True):
             record.id = job
             self._write(record)
             self._seen[record.worker] = record.job(JobState.PENDING, reason="just submitted")
 
-    # --- looking ----------------------------------------------------------------------------------------------
+    # --- polling ----------------------------------------------------------------------------------------------
 
     def _load(self) -> None:
-        """Take in workers that another controller, or a requeued job, has made; when only looking, their ends too."""
+        """Read the records of workers that another controller or a requeued job has added; a reader reads all anew."""
         for name in self.room.workers():
             if name not in self._records or self.reads:
                 raw = read_json(self.room.worker(name).job)
                 if isinstance(raw, dict):
-                    known = {key: raw[key] for key in Record.__slots__ if key in raw}
-                    self._records[name] = Record(**{"name": "", "index": 0, **known, "worker": name})
+                    known = {key: raw[key] for key in SlurmJobRecord.__slots__ if key in raw}
+                    self._records[name] = SlurmJobRecord(**{"name": "", "index": 0, **known, "worker": name})
 
     def _refresh(self) -> None:
-        """Ask the scheduler, if it is time to."""
-        due = time.monotonic() - self._asked >= self.query_seconds
-        if not due or (self.reads and self._believe_the_controller()):
+        """Query the scheduler if it is time to."""
+        due = time.monotonic() - self._queried >= self.query_seconds
+        if not due or (self.reads and self._use_controller_answer()):
             return
         try:
-            self._ask()
-        finally:  # a scheduler that takes long to fail is not asked again at once: in between the last answer holds
-            self._asked = time.monotonic()
+            self._query()
+        finally:  # a scheduler that takes long to fail is not queried again at once
+            self._queried = time.monotonic()
 
-    def _ask(self) -> None:
+    def _query(self) -> None:
+        """Ask for the end of jobs that squeue did not show the last time, otherwise ask squeue for all open jobs."""
         if self._forgotten:
             self._take_forgotten()
             return
         names = sorted({record.name for record in self._records.values() if not record.end})
-        found = {(job.name, job.index): job for job in commands.queue(names)}
+        queued = {(job.name, job.index): job for job in commands.queue(names)}
         for record in [r for r in self._records.values() if not r.end]:
-            if job := found.get((record.name, record.index)):
+            if job := queued.get((record.name, record.index)):
                 self._take(record, job)
             else:
                 self._miss(record)
@@ -177,16 +181,16 @@ class SlurmDispatcher:
             seen = {name: [job.state, job.node, job.reason] for name, job in self._seen.items() if name in self._open()}
             write_atomic(self._answer, json.dumps({"asked": time.time(), "jobs": seen}), durable=False)
 
-    def _take(self, record: Record, job: commands.QueuedJob) -> None:
-        if not record.id:  # a controller died between the submission and this
+    def _take(self, record: SlurmJobRecord, job: commands.QueuedJob) -> None:
+        if not record.id:  # a controller died before it had the answer to its submission
             record.id = job.id
             if not self.reads:
                 self.submission.complete(record.id, record.worker)
                 self._write(record)
         if job.restarts > record.restarts:
             self._end(record, "SLURM requeued its job", self._seen_node(record))
-            self._drain(record)  # its process may go on, but has nothing left to do
-            self._succeed(record, job)
+            self._drain(record)  # its process may still run, but has nothing left to do
+            self._add_successor(record, job)
         elif job.waits:
             self._seen[record.worker] = record.job(JobState.PENDING, job.node, commands.why_it_waits(job.reason))
         elif job.runs:
@@ -196,8 +200,8 @@ class SlurmDispatcher:
             if job.state == "NODE_FAIL":
                 self._drain(record)  # the node may only have lost its network
 
-    def _succeed(self, record: Record, job: commands.QueuedJob) -> None:
-        """The requeued job's next process is a worker of its own."""
+    def _add_successor(self, record: SlurmJobRecord, job: commands.QueuedJob) -> None:
+        """Record the next process of a requeued job, which is a worker of its own."""
         base = record.worker.partition("r")[0]
         after = replace(record, worker=f"{base}r{job.restarts}", restarts=job.restarts, end="")
         if after.worker not in self._records:
@@ -206,24 +210,25 @@ class SlurmDispatcher:
                 self._write(after)
         self._take(self._records[after.worker], job)
 
-    def _take_word(self, record: Record, said: Mapping[str, Any]) -> None:
-        """What a worker wrote when it ended. One that was told to may be requeued, which only the scheduler knows."""
-        reason, node = str(said["reason"]), str(said["node"])
-        if not said["signalled"]:
-            self._end(record, reason, node, to_blame=bool(said["failed"]))
+    def _take_exit(self, record: SlurmJobRecord, exit_word: Mapping[str, Any]) -> None:
+        """Act on what a worker wrote when it ended. If it was signalled, its job may be requeued, which only the
+        scheduler knows; the job then stays open."""
+        reason, node = str(exit_word["reason"]), str(exit_word["node"])
+        if not exit_word["signalled"]:
+            self._end(record, reason, node, to_blame=bool(exit_word["failed"]))
             return
         self._seen[record.worker] = record.job(JobState.RUNNING, node, reason)
-        self._drain(record)  # it takes no more
+        self._drain(record)  # it takes no further trial
 
-    def _miss(self, record: Record) -> None:
-        """The scheduler does not show its job: forgotten since it ended, or never submitted."""
+    def _miss(self, record: SlurmJobRecord) -> None:
+        """Act on a job that squeue does not show: it ended long ago, or it was never submitted."""
         if record.id:
             self._forgotten.append(record)
         elif time.time() - self.room.worker(record.worker).job.stat().st_mtime < INTENT_SECONDS:
             self._seen[record.worker] = record.job(JobState.PENDING, reason="looking for its submission")
         else:
             self._end(record, "it was never submitted")
-            self._drain(record)  # should it turn up after all
+            self._drain(record)  # it may still turn up
 
     def _take_forgotten(self) -> None:
         ends = commands.accounted([record.id for record in self._forgotten])
@@ -232,27 +237,27 @@ class SlurmDispatcher:
             self._drain(record)
         self._forgotten.clear()
 
-    def _end(self, record: Record, how: str, node: str = "", to_blame: bool = False) -> None:
+    def _end(self, record: SlurmJobRecord, how: str, node: str = "", to_blame: bool = False) -> None:
         record.end = how
         self._seen[record.worker] = record.job(node=node)
         if self.reads:
             return
         files = self.room.worker(record.worker)
         if to_blame and node and not files.beat.exists() and not files.drain.exists():
-            self._bad_nodes.add(node)  # nothing starts there: without this it would draw every next job
+            self._bad_nodes.add(node)  # nothing starts on it, so that it would get every next job
         self._write(record)
 
-    def _drain(self, record: Record) -> None:
+    def _drain(self, record: SlurmJobRecord) -> None:
         drain = self.room.worker(record.worker).drain
         if not self.reads and not drain.exists():
             write_atomic(drain, "")
 
-    def _job(self, record: Record) -> Job:
+    def _job(self, record: SlurmJobRecord) -> Job:
         if record.end:
             return record.job(node=self._seen_node(record))
         return self._seen.get(record.worker) or record.job(JobState.PENDING, reason="not looked at yet")
 
-    def _seen_node(self, record: Record) -> str:
+    def _seen_node(self, record: SlurmJobRecord) -> str:
         return self._seen[record.worker].node if record.worker in self._seen else ""
 
     def _open(self) -> set[str]:
@@ -262,10 +267,11 @@ class SlurmDispatcher:
 
     @property
     def _answer(self) -> Path:
-        """What the scheduler last said, for whoever looks beside a controller."""
+        """The file with the scheduler's last answer, for processes that read while a controller runs."""
         return self.room.root / "queue.json"
 
-    def _believe_the_controller(self) -> bool:
+    def _use_controller_answer(self) -> bool:
+        """Use the last answer that a controller wrote down; returns whether it is recent and complete."""
         answer = read_json(self._answer)
         if not isinstance(answer, dict) or time.time() - answer["asked"] > 2 * self.query_seconds:
             return False
@@ -274,8 +280,8 @@ class SlurmDispatcher:
                 self._seen[name] = self._records[name].job(JobState(state), node, reason)
         return all(name in self._seen for name in self._open())
 
-    def _write(self, record: Record) -> None:
+    def _write(self, record: SlurmJobRecord) -> None:
         self._records[record.worker] = record
-        job = {key: getattr(record, key) for key in Record.__slots__ if key != "worker"}
+        job = {key: getattr(record, key) for key in SlurmJobRecord.__slots__ if key != "worker"}
         log = {"log": str(job_log(self.room, record.id))} if record.id else {}
         write_atomic(self.room.worker(record.worker).job, json.dumps({"queue": "slurm", **job, **log}))

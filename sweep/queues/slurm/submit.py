@@ -1,7 +1,7 @@
 """Submits functions of `trainer` to SLURM through submitit.
 
-Invariants: what is pickled is a function by its name with plain values, so that a node needs nothing of `sweep`. The
-pickles and logs of a sweep lie in its room, in a directory of their own; nothing of ours ever reads the pickles.
+Invariants: a pickle holds the name of a function and plain values, so that a node needs nothing of `sweep`. The pickles
+and logs of a sweep are in a directory of its room; this program never reads the pickles.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from sweep.queues.slurm import commands
 from sweep.queues.slurm.section import Submitit
 from trainer.room import Room
 
-# submitit's shared words and what its SLURM executor calls them
+# submitit's shared words, and their names in its SLURM executor.
 EXECUTOR_WORDS = {"timeout_min": "time", "mem_gb": "mem"}
 
 
@@ -33,11 +33,11 @@ class Submission:
     """How the workers of a room become jobs.
 
     Args:
-        sweep: its name, with which the jobs' names begin.
-        words: what each job asks for.
-        options: for `trainer.entry.slurm_job.serve`.
-        python: the interpreter on the nodes, None: this one.
-        function: what a job runs: of (room, worker, options), plain values all.
+        sweep: name of the sweep, with which the names of the jobs begin.
+        words: what each job requests.
+        options: options of `trainer.entry.slurm_job.serve`.
+        python: the interpreter on the nodes; None: this one.
+        function: what a job runs, with the room's path, the worker's name and the options; None: `serve`.
     """
 
     room: Room
@@ -52,14 +52,14 @@ class Submission:
         return submitit_dir(self.room)
 
     def name(self, worker: str) -> str:
-        """The name of a submission whose first worker this is; no other submission ever has it."""
+        """The job name of the submission whose first worker this is; no other submission ever has it."""
         return job_name(self.room, self.sweep, worker)
 
     def submit(self, name: str, workers: Sequence[str], without: Sequence[str] = ()) -> list[str]:
-        """One job, or one array of jobs, for these workers; their ids.
+        """Submit one job, or one array of jobs, for these workers; returns the ids of the jobs.
 
         Args:
-            without: nodes to keep away from.
+            without: nodes that are not used.
 
         Raises:
             RetryLater: the scheduler does not answer. GiveUp: it refuses.
@@ -68,7 +68,7 @@ class Submission:
         return submit_calls(self.folder, self._parameters(name, without), calls, self.python)
 
     def complete(self, job: str, worker: str) -> None:
-        """Give a job its pickle, where a controller died before it had."""
+        """Write the pickle of a job whose controller died before it could."""
         complete_call(
             self.folder,
             job,
@@ -77,7 +77,7 @@ class Submission:
         )
 
     def script(self, name: str, workers: Sequence[str]) -> str:
-        """What sbatch would be given; needs no SLURM."""
+        """The batch script that a submission would pass to sbatch; needs no SLURM."""
         return batch_script(self.folder, self._parameters(name), self.python, len(workers))
 
     @property
@@ -89,31 +89,31 @@ class Submission:
         return serve
 
     def _parameters(self, name: str, without: Sequence[str] = ()) -> dict[str, Any]:
-        found = executor_parameters(self.words, name)
+        parameters = executor_parameters(self.words, name)
         if without:
-            found["exclude"] = ",".join(filter(None, [found.get("exclude"), *without]))
-        return found
+            parameters["exclude"] = ",".join(filter(None, [parameters.get("exclude"), *without]))
+        return parameters
 
 
 def check_function() -> Callable[[str, Mapping[str, str]], None]:
-    """What a job runs to see whether a worker could: of (directory, environment)."""
+    """What a job runs to check that a worker could run: a function of a directory and an environment."""
     from trainer.entry.slurm_job import check
 
     return check
 
 
 def submitit_dir(room: Room) -> Path:
-    """submitit's files: batch scripts, pickles and logs."""
+    """The directory of submitit's files: batch scripts, pickles and logs."""
     return room.root / "submitit"
 
 
 def job_log(room: Room, job: str) -> Path:
-    """Standard output and error of a job."""
+    """The file with standard output and error of a job."""
     return submitit_dir(room) / f"{job}_0_log.out"
 
 
 def job_name(room: Room, sweep: str, what: str) -> str:
-    """SLURM's name for a job of a room; sweeps of one name in two rooms do not share it."""
+    """The SLURM name of a job of a room. Two rooms whose sweeps have the same name do not share it."""
     token = hashlib.sha1(str(room.root).encode(), usedforsecurity=False).hexdigest()[:6]
     return f"{sweep}-{token}-{what}"
 
@@ -121,10 +121,10 @@ def job_name(room: Room, sweep: str, what: str) -> str:
 def executor_parameters(words: Submitit, name: str) -> dict[str, Any]:
     """The parameters of submitit's SLURM executor: one task on one node, one log for output and errors."""
     given = {key: value for key, value in dataclasses.asdict(words).items() if value not in (None, [], {})}
-    found = {EXECUTOR_WORDS.get(key, key.removeprefix("slurm_")): value for key, value in given.items()}
-    if "mem" in found and words.slurm_mem is None:
-        found["mem"] = f"{round(float(found['mem']) * 1024)}MB"
-    return {**found, "job_name": name, "nodes": 1, "ntasks_per_node": 1, "stderr_to_stdout": True}
+    parameters = {EXECUTOR_WORDS.get(key, key.removeprefix("slurm_")): value for key, value in given.items()}
+    if "mem" in parameters and words.slurm_mem is None:
+        parameters["mem"] = f"{round(float(parameters['mem']) * 1024)}MB"
+    return {**parameters, "job_name": name, "nodes": 1, "ntasks_per_node": 1, "stderr_to_stdout": True}
 
 
 def submit_calls(
@@ -133,10 +133,16 @@ def submit_calls(
     calls: Sequence[tuple[Callable[..., None], tuple[Any, ...]]],
     python: str | None = None,
 ) -> list[str]:
-    """Submit calls of functions, as one array where they are several; their job ids.
+    """Submit calls of functions, several as one array; returns their job ids.
+
+    Args:
+        folder: directory of submitit's files.
+        parameters: see `executor_parameters`.
+        calls: functions with their arguments.
+        python: the interpreter on the nodes; None: this one.
 
     Raises:
-        RetryLater: the scheduler does not answer. GiveUp: it refuses, or there is none.
+        RetryLater: the scheduler does not answer. GiveUp: it refuses, or SLURM is not installed.
     """
     import submitit
     from submitit.core.utils import FailedJobError, FailedSubmissionError
@@ -151,14 +157,14 @@ def submit_calls(
             with executor.batch() if len(calls) > 1 else contextlib.nullcontext():
                 jobs = [executor.submit(function, *arguments) for function, arguments in calls]
         except (FailedJobError, FailedSubmissionError, subprocess.SubprocessError) as error:
-            for path in set(folder.glob("*")) - before:  # submitit leaves the pickles of what was refused
+            for path in set(folder.glob("*")) - before:  # submitit leaves the pickles of refused jobs
                 path.unlink(missing_ok=True)
             raise commands.refusal("sbatch", str(error)) from error
     return [str(job.job_id) for job in jobs]
 
 
 def complete_call(folder: Path, job: str, timeout_min: int, call: tuple[Callable[..., None], tuple[Any, ...]]) -> None:
-    """Give a job its pickle, where whoever submitted it had no answer; without one the job ends in a minute."""
+    """Write the pickle of a job whose submission had no answer; without a pickle the job ends after a minute."""
     from submitit.core.utils import DelayedSubmission
 
     path = folder / f"{job}_submitted.pkl"
@@ -170,7 +176,7 @@ def complete_call(folder: Path, job: str, timeout_min: int, call: tuple[Callable
 
 
 def batch_script(folder: Path, parameters: Mapping[str, Any], python: str | None, jobs: int = 1) -> str:
-    """The text that submitit hands to sbatch."""
+    """The batch script that submitit passes to sbatch."""
     from submitit.slurm.slurm import _make_sbatch_string
 
     command = f"{python or shlex.quote(sys.executable)} -u -m submitit.core._submit {shlex.quote(str(folder))}"
@@ -182,14 +188,14 @@ def batch_script(folder: Path, parameters: Mapping[str, Any], python: str | None
 
 @contextlib.contextmanager
 def _as_submitter() -> Iterator[None]:
-    """While the block runs, the environment is the one that a submission may see: nothing else is taken out of it, not
-    even for a moment, since other threads of the controller read it."""
+    """While the block runs, the environment is that of a submission. No other variable is removed, not even for a
+    moment, since other threads of the controller read the environment."""
     shown = commands.job_env()
     hidden = {key: value for key, value in os.environ.items() if key not in shown}
     for key in hidden:
         os.environ.pop(key, None)
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):  # sbatch's words are in the error
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):  # the error has sbatch's words
             warnings.simplefilter("ignore")
             yield
     finally:

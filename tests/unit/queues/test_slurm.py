@@ -408,7 +408,7 @@ def test_a_refusal_without_the_bad_nodes_is_tried_with_them(
         raise GiveUp("sbatch: Requested node configuration is not available")
 
     monkeypatch.setattr(Submission, "submit", refuse)
-    with pytest.raises(RetryLater, match="trying again with n1, where a worker had failed to start"):
+    with pytest.raises(RetryLater, match="retrying with n1, where a worker had failed to start"):
         dispatcher.start([WorkerSpec("w0002", 0)])
     assert "w0002" not in room.workers()
     with pytest.raises(GiveUp, match="not available"):

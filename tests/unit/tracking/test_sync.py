@@ -120,12 +120,12 @@ def row(**scores: float) -> TrialRow:
 @pytest.mark.parametrize("loss", [1.5, math.inf, math.nan])
 def test_scores_are_told_where_a_run_does_not_say_them(loss: float) -> None:
     run = Run({"trial/state": "complete", "trial/reason": "", "val_loss": 1.0})
-    assert wandbsync._tell(run, row(loss=loss))
+    assert wandbsync._publish_end(run, row(loss=loss))
     assert run.summary["val_loss"] == 1.0
     read_back = {math.inf: "Infinity"}.get(loss, "NaN" if math.isnan(loss) else loss)
     run.summary["eval/loss"] = read_back
-    assert not wandbsync._tell(run, row(loss=loss)), "W&B says it already"
-    assert wandbsync._tell(run, row(loss=2.5))
+    assert not wandbsync._publish_end(run, row(loss=loss)), "W&B says it already"
+    assert wandbsync._publish_end(run, row(loss=2.5))
     assert run.summary["eval/loss"] == 2.5
 
 

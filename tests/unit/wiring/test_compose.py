@@ -470,7 +470,7 @@ def test_the_command_line_wins_over_an_experiment(own: Path) -> None:
 def test_the_word_config_dir_must_name_a_directory(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for path in (tmp_path / "file", tmp_path / "absent"):
-        with pytest.raises(ConfigError, match=f"--config-dir={path} is no directory"):
+        with pytest.raises(ConfigError, match=f"--config-dir={path} is not a directory"):
             compose_config([], path)
 
 
@@ -572,7 +572,11 @@ NO_DATA = {"recipe.overrides.dataset_val": None, "objective.metric": "val_loss"}
         ("sampler._target_", "optuna.samplers.none.Such", ["optuna.samplers.none cannot be imported"]),
         ("sampler._target_", "sweep.cli.start.run_sweep", ["sampler._target_=sweep.cli.start.run_sweep is no sampler"]),
         ("pruner._target_", "sweep.errors.GiveUp", ["pruner._target_=sweep.errors.GiveUp is no pruner"]),
-        ("recipe.overrides.checkpointer.output_dir", "${root}/base/x", ["output_dir=", "/base/x is or lies inside"]),
+        (
+            "recipe.overrides.checkpointer.output_dir",
+            "${root}/base/x",
+            ["output_dir=", "/base/x is checkpointer."],
+        ),
         ("warm_start.enqueue", [{"model.lora_rank": "8"}], ["is outside"]),
     ],
 )
