@@ -60,6 +60,12 @@ def warm(tmp_path_factory: pytest.TempPathFactory) -> None:
         start_server(path, until=os.getppid() if parallel else os.getpid())
 
 
+@pytest.fixture(autouse=True)
+def default_log_level(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A verb that a test calls in this process leaves the level of its options in the environment."""
+    monkeypatch.delenv("SWEEP_LOG_LEVEL", raising=False)
+
+
 @pytest.fixture
 def rooms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty directory where this test's sweeps lie."""
