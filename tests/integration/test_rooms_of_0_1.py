@@ -13,23 +13,35 @@ import sys
 import tarfile
 import threading
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from submitit.core.utils import DelayedSubmission
 
+from sweep.controller.ledger import RoomLedger
+from sweep.controller.loop import Controller
+from sweep.controller.ports import Ports
+from sweep.model import AttemptId, Mode
 from sweep.queues.launch import jobs as launch_jobs
+from sweep.queues.local.dispatcher import LocalDispatcher
 from sweep.resources import embedded_dir
 from sweep.search.build import MOVED, build_pruner, build_sampler
+from sweep.store.channel import open_store_channel
+from sweep.store.remote import download
+from sweep.wiring import session
 from sweep.wiring.compose import compose_config, freeze
+from sweep.wiring.rooms import controller_lock, load_settings
+from sweep.wiring.specifications import trial_spec
 from tests.helpers.cli import sweep
+from tests.helpers.kill_points import Quiet
 from trainer.contract import Outcome, OutcomeKind, TrialSpec, decode, encode
 from trainer.entry.launch_job import read_job
 from trainer.room import Room, hold, write_atomic
 
 FIXTURES = Path(__file__).resolve().parents[1] / "rooms_of_0_1"
+pytestmark = pytest.mark.usefixtures("warm")
 BINARY = {".pt", ".safetensors", ".pkl", ".db"}
 JOBS = ["trial_room", "trial_wandb", "warm_store", "warm_wandb", "controller_store"]
 
@@ -102,6 +114,64 @@ def test_a_sweep_with_paused_trials_is_resumed_to_the_same_end(restore: Any) -> 
     assert rows[6]["state"] == "complete"
     assert rows[6]["value"] == pytest.approx(before[6]["value"], rel=1e-6)  # from its checkpoint; another CPU may round
     assert sweep("export", "halfway", "-o", "-").stdout.startswith("#")
+
+
+# A worker of a sweep whose room is in a store: it reaches the store only.
+WORKER = """
+import sys
+from pathlib import Path
+from trainer.store.worker_sync import Pace, synced_room
+from trainer.worker import Worker
+url, local, name = sys.argv[1:]
+with synced_room(url, Path(local), name, Pace(poll=0.1, beat=0.5, report=0.0, bulk=0.5)) as room:
+    Worker(room, name).run()
+"""
+
+
+@dataclass(slots=True)
+class StoreDispatcher(LocalDispatcher):
+    """Starts such workers as processes of this machine, in place of the Launch queue of the sweep."""
+
+    url: str = ""
+
+    def _command(self, name: str) -> list[str]:
+        return [sys.executable, "-c", WORKER, self.url, str(self.room.root / "copies" / name), name]
+
+
+@pytest.mark.slow
+def test_a_sweep_in_a_store_is_resumed_from_its_checkpoints(restore: Any, tmp_path: Path) -> None:
+    """Until the trial that was interrupted has ended; W&B and its agents are left out."""
+    root = restore("store")
+    url = f"file://{root}/stores/stored"
+    room, queue = download(url, tmp_path / "controller"), Room(tmp_path / "queue")
+    for name in room.workers():  # these jobs have ended
+        write_atomic(queue.worker(name).job, json.dumps({"queue": "local", "place": 0}))
+    settings = load_settings(room)
+    interrupted = next(row for row in then(root, "status")["rows"] if row["state"] == "waiting")["number"]
+    attempts = room.attempts(interrupted)
+
+    def mode() -> Mode:
+        newer = [number for number in room.attempts(interrupted) if number not in attempts]
+        ended = any(room.attempt(interrupted, number).outcome.exists() for number in newer)
+        return Mode.STOP if ended else Mode.RUN
+
+    with hold(controller_lock(room), "test"), open_store_channel(room, url, "test") as channel:
+        channel.min_interval = 0.2
+        study = session.open_study(room, settings)
+        Controller(
+            ports=Ports(study, channel, StoreDispatcher(queue, (), 1, url=url), session.WallClock()),
+            limits=settings.limits(1),
+            spec=lambda t, a, w: replace(trial_spec(settings, study.params(t), AttemptId(t, a, w)), tracking=None),
+            listener=Quiet(),
+            mode=mode,
+            created=settings.created,
+            poll_seconds=0.2,
+            ledger=RoomLedger(room),
+        ).run()
+    number = room.attempts(interrupted)[-1]
+    outcome = decode(Outcome, room.attempt(interrupted, number).outcome.read_text())
+    assert outcome.resumed_from == attempts[-1]
+    assert sweep("export", url, "-o", "-").stdout.startswith("#")
 
 
 @pytest.mark.parametrize("old", MOVED)
