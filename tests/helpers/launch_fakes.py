@@ -165,12 +165,12 @@ class Agent:
     """An agent in a process of its own, whose jobs are its children.
 
     Args:
-        fates: what becomes of a worker's job: `fail`, `ignore`, `twice`, `dies at N` (reports), `dies when stopped`,
+        behaviours: by worker, what its job does: `fail`, `ignore`, `twice`, `dies at N` (reports), `dies when stopped`,
             `dies at once`, `late` (it is taken, and starts after half a second). Any other runs.
     """
 
     api: FakeLaunchApi
-    simulation_model: Mapping[str, str] = field(default_factory=dict)
+    behaviours: Mapping[str, str] = field(default_factory=dict)
     pid: int = 0
 
     def __enter__(self) -> Self:
@@ -204,25 +204,25 @@ class Agent:
             for item in self.api.items():
                 path = self.api.root / "items" / item
                 name = item.partition("-")[2]
-                fate = self.simulation_model.get(name, "")
+                behaviour = self.behaviours.get(name, "")
                 spec = read_json(path / "spec")
-                if spec is None or (path / "state").exists() or fate == "ignore":
+                if spec is None or (path / "state").exists() or behaviour == "ignore":
                     continue
-                write_atomic(path / "state", "failed" if fate == "fail" else "claimed")
-                for _ in range({"fail": 0, "twice": 2}.get(fate, 1)):
-                    self._start(spec["config"][JOB_KEY], fate)
+                write_atomic(path / "state", "failed" if behaviour == "fail" else "claimed")
+                for _ in range({"fail": 0, "twice": 2}.get(behaviour, 1)):
+                    self._start(spec["config"][JOB_KEY], behaviour)
             time.sleep(PUMP_SECONDS)
 
-    def _start(self, raw: Mapping[str, Any], fate: str) -> None:
+    def _start(self, raw: Mapping[str, Any], behaviour: str) -> None:
         if os.fork() == 0:
             try:
                 with (self.api.root / "jobs.log").open("a") as log:
                     os.dup2(log.fileno(), 1)
                     os.dup2(log.fileno(), 2)
-                if fate == "late":
+                if behaviour == "late":
                     time.sleep(0.5)
-                if fate != "dies at once":
-                    FakeJob(self.api, JobSpec(**{**raw, "specs": tuple(raw["specs"])}), fate).run()
+                if behaviour != "dies at once":
+                    FakeJob(self.api, JobSpec(**{**raw, "specs": tuple(raw["specs"])}), behaviour).run()
             except BaseException as error:
                 print(repr(error), file=sys.stderr, flush=True)
             os._exit(0)
@@ -234,7 +234,7 @@ class FakeJob:
 
     api: FakeLaunchApi
     job: JobSpec
-    fate: str
+    behaviour: str
     _done: threading.Event = field(default_factory=threading.Event)
     _beats: int = 0
 
@@ -300,10 +300,10 @@ class FakeJob:
             if not run or not (files.reports.exists() or files.outcome.exists()):
                 continue
             lines = (read_text(files.reports) or "").splitlines()
-            if self.fate == f"dies at {len(lines)}":
+            if self.behaviour == f"dies at {len(lines)}":
                 os.kill(os.getpid(), signal.SIGKILL)
             if (self.api.of(run) / "stop").exists() and not files.stop.exists():
-                if self.fate == "dies when stopped":
+                if self.behaviour == "dies when stopped":
                     os.kill(os.getpid(), signal.SIGKILL)
                 cause = (read_text(self.api.of(run) / "tag") or f"{STOP_TAG}cancelled").removeprefix(STOP_TAG)
                 write_atomic(files.stop, f"{cause}\nit was stopped in W&B")
