@@ -19,6 +19,8 @@ from trainer.contract import TrialSpec, encode
 # agent; and of the variables that carry the job's configuration, some characters describe the job and not its trials.
 SAGEMAKER_VARIABLES, SAGEMAKER_CHARACTERS = 100, 512
 AGENT_VARIABLES, JOB_CHARACTERS = 16, 600
+# A sampled number may be so much longer than the recipe's own: a float has up to 24 characters.
+NUMBER_CHARACTERS = 24
 
 
 def check_settings(settings: Settings) -> None:
@@ -55,7 +57,8 @@ def _check_sagemaker(settings: Settings, queue: LaunchQueue) -> None:
     tracking = tracking_of(settings, 0, config)
     spec = TrialSpec(settings.name, 0, 1, "w0001", config, settings.milestone_tokens, tracking=tracking)
     variables = SAGEMAKER_VARIABLES - AGENT_VARIABLES - len(queue.template.get("Environment", {}))
-    most = (variables * SAGEMAKER_CHARACTERS - JOB_CHARACTERS) // len(json.dumps(json.loads(encode(spec))))
+    each = len(json.dumps(json.loads(encode(spec)))) + NUMBER_CHARACTERS * len(settings.space.parameters)
+    most = (variables * SAGEMAKER_CHARACTERS - JOB_CHARACTERS) // each
     if 1 < first > most:
         raise ConfigError(
             f"queue.slots={queue.slots}: a SageMaker job has {SAGEMAKER_VARIABLES} environment variables of "
