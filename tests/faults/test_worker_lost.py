@@ -19,6 +19,7 @@ from sweep.controller.room_channel import RoomChannel
 from sweep.errors import GiveUp, RetryLater
 from sweep.model import Finished
 from sweep.processes import PreforkServer
+from sweep.queues.local import LocalBackend
 from sweep.report.reader import open_reader
 from sweep.wiring import session
 from sweep.wiring.rooms import controller_lock, journal_path, load_settings
@@ -174,7 +175,7 @@ def test_a_full_disk_ends_the_controller_with_a_word_and_resume_goes_on(
         append(self, logs)
 
     with monkeypatch.context() as patched:
-        patched.setattr(session, "make_dispatcher", lambda room, *_: FastDispatcher(room, (), 1))
+        patched.setattr(LocalBackend, "_dispatcher", lambda self, room, *_: FastDispatcher(room, (), 1))
         patched.setattr(JournalFileBackend, "append_logs", full)
         with pytest.raises(GiveUp, match=r"cannot write to .*No space left on device.*sweep resume"):
             drive(room, RunControl(room), PreforkServer())

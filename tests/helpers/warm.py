@@ -59,7 +59,18 @@ ROOT = Path(__file__).resolve().parents[2]
 REQUEST_BYTES = 1 << 18
 FILES = 16  # as many open files as a request can carry
 # Variables that are read during an import. PYTHONPATH and PYTHONUNBUFFERED are obeyed after it.
-READ_EARLY = ("CUDA", "HF_", "LD_", "MKL_", "OMP_", "PYTHON", "TOKENIZERS_", "TORCH", "TRANSFORMERS_")
+READ_EARLY = (
+    "CUDA",
+    "HF_",
+    "LD_",
+    "MKL_",
+    "OMP_",
+    "PYTHON",
+    "SWEEP_QUEUES",
+    "TOKENIZERS_",
+    "TORCH",
+    "TRANSFORMERS_",
+)
 OBEYED = ("PYTHONPATH", "PYTHONUNBUFFERED")
 
 
