@@ -21,6 +21,7 @@ import torch
 from trainer.attempt import Attempt
 from trainer.base import Cache
 from trainer.contract import FailureKind, Outcome, OutcomeKind, TrialSpec
+from trainer.environment import reveal
 from trainer.packed.memory import GIB, MemoryProbe, device_memory
 from trainer.packed.pack import Pack
 from trainer.packed.slot import Slot, SlotResult
@@ -62,8 +63,11 @@ class Task:
     @property
     def size(self) -> tuple[int, int]:
         """The rank of its adapter, and the rows of its micro-batches."""
-        model: Any = self.spec.config["model"]
-        return int(model["lora_rank"]), int(self.spec.config["batch_size"])
+        try:
+            config: Any = reveal(self.spec.config)
+            return int(config["model"]["lora_rank"]), int(config["batch_size"])
+        except (KeyError, TypeError, ValueError):  # the attempt says what is wrong when it begins
+            return 1, 1
 
     @property
     def base(self) -> object:

@@ -12,11 +12,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from trainer.attempt import describe
 from trainer.base import Cache
-from trainer.components import check_components
+from trainer.components import UntrustedError
+from trainer.configuration import trusted_config
 from trainer.data import build_dataset
 from trainer.recipe import LoraRecipe
 
@@ -75,10 +76,11 @@ def probe(cfg: DictConfig, speed: bool) -> Probe:
 
 
 def answer(config: dict[str, Any], components: list[str], speed: bool) -> str:
-    """A `Probe` as JSON, or `{"error": sentence}`."""
+    """A `Probe` as JSON, or `{"error": sentence}`, with `"untrusted": true` if it names code that is not trusted."""
     try:
-        check_components(config, components)
-        return json.dumps(asdict(probe(OmegaConf.create(config), speed)))
+        return json.dumps(asdict(probe(trusted_config(config, components), speed)))
+    except UntrustedError as error:
+        return json.dumps({"error": str(error), "untrusted": True})
     except Exception as error:
         return json.dumps({"error": describe(error)})
 
