@@ -23,7 +23,8 @@ from typing import Any
 
 from sweep.controller.loop import Controller
 from sweep.controller.ports import Ports
-from sweep.model import AttemptId, Mode
+from sweep.model.identifiers import AttemptId
+from sweep.model.states import Mode
 from sweep.queues.launch.section import LaunchQueue
 from sweep.tracking.stopped_runs import stopped_runs
 from sweep.wiring import backends, creation, session

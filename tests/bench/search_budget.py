@@ -23,7 +23,8 @@ import optuna
 import yaml
 
 from sweep.config.space_grammar import parse_space
-from sweep.model import Finished, Limits
+from sweep.model.limits import Limits
+from sweep.model.states import Finished
 from sweep.queues.simulated.section import SimulationModel
 from sweep.queues.simulated.tables import Table, load_table
 from sweep.queues.simulated.world import World

@@ -22,7 +22,9 @@ from pathlib import Path
 import optuna
 
 from sweep.config.space_grammar import parse_space
-from sweep.model import Effect, Finished, Limits, Tell
+from sweep.model.effects import Effect, Tell
+from sweep.model.limits import Limits
+from sweep.model.states import Finished
 from sweep.queues.simulated.section import SimulationModel
 from sweep.queues.simulated.tables import Table, load_table
 from sweep.queues.simulated.world import SimAttempt, World

@@ -25,7 +25,8 @@ import optuna
 from scipy.stats import ttest_rel
 
 from sweep.config.space_grammar import parse_space
-from sweep.model import Ending, Tell
+from sweep.model.effects import Tell
+from sweep.model.states import Ending
 from sweep.search.storage import memory_storage
 from sweep.search.study import OptunaStudy
 from sweep.search.study_config import StudyConfig

@@ -21,7 +21,10 @@ from sweep.config.space_grammar import parse_space
 from sweep.controller.ledger import read_ledger
 from sweep.controller.loop import Controller
 from sweep.errors import ConfigError
-from sweep.model import Ask, AttemptId, Effect, Finish, Finished, Limits, Mode, Stop
+from sweep.model.effects import Ask, Effect, Finish, Stop
+from sweep.model.identifiers import AttemptId
+from sweep.model.limits import Limits
+from sweep.model.states import Finished, Mode
 from sweep.queues.simulated.dispatcher import simulated_ports
 from sweep.queues.simulated.section import SimulationModel
 from sweep.queues.simulated.tables import load_table

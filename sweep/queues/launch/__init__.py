@@ -15,7 +15,7 @@ from sweep.queues.launch.section import LaunchQueue
 
 if TYPE_CHECKING:
     from sweep.config.settings import Settings
-    from sweep.model import Job
+    from sweep.model.facts import Job
     from sweep.processes import PreforkServer
     from trainer.room import Room
 

@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any
 
 from sweep.controller.ports import WorkerSpec
 from sweep.errors import RetryLater
-from sweep.model import Job, JobState
+from sweep.model.facts import Job
+from sweep.model.states import JobState
 from sweep.queues.launch import jobs, transitions
 from sweep.queues.launch.api import LaunchApi, ObservedRun, Push, Runs, make_api
 from sweep.queues.launch.section import LaunchQueue, launch_queue

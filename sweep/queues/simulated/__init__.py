@@ -17,7 +17,8 @@ from trainer.contract import TrialSpec
 if TYPE_CHECKING:
     from sweep.config.settings import Settings
     from sweep.controller.ports import SearchStudy
-    from sweep.model import AttemptId, Job
+    from sweep.model.facts import Job
+    from sweep.model.identifiers import AttemptId
     from sweep.processes import PreforkServer
     from sweep.queues.simulated.tables import Table
     from sweep.queues.simulated.world import World

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from sweep.controller.ports import Clock, ObservedAttempt, ObservedWorker, Ports, SearchStudy, WorkerSpec
-from sweep.model import Job, StudyFacts, Tell, Verdict
+from sweep.model.effects import Tell
+from sweep.model.facts import Job, StudyFacts, Verdict
 from sweep.queues.simulated.world import SimAttempt, Watch, World
 from sweep.search.strategy.protocol import Promotion
 from trainer.contract import ContractError, Outcome, Report, StopCause, TrialSpec, decode, encode

@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from sweep.model import Job, JobState
+from sweep.model.facts import Job
+from sweep.model.states import JobState
 from sweep.queues.simulated.section import SimulationModel
 from sweep.queues.simulated.tables import Table
 from trainer.contract import Outcome, OutcomeKind, Report, StopCause, TrialSpec

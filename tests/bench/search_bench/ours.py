@@ -8,7 +8,8 @@ from dataclasses import replace
 
 import optuna
 
-from sweep.model import Ruling, Verdict
+from sweep.model.facts import Verdict
+from sweep.model.states import Ruling
 from sweep.search.forecast_sampler import ForecastSampler
 from sweep.search.history import History
 from sweep.search.optuna_private import filtered, stored_trial
