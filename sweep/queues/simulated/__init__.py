@@ -85,7 +85,7 @@ class SimulatedBackend(Backend):
         return build
 
     def seconds(self, room: Room) -> float:
-        from sweep.queues.simulated.dispatcher import simulated_seconds
+        from sweep.queues.simulated.recorder import simulated_seconds
 
         return simulated_seconds(room)
 
@@ -103,7 +103,7 @@ def _table(queue: SimulatedQueue) -> Table:
 
 def _world(room: Room, settings: Settings) -> World:
     """The world of a room in this process."""
-    from sweep.queues.simulated.dispatcher import world_of
+    from sweep.queues.simulated.recorder import world_of
     from sweep.queues.simulated.world import World
 
     queue = _section(settings.queue)
