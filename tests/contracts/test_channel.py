@@ -11,7 +11,7 @@ import pytest
 from sweep.controller.ports import Channel
 from sweep.controller.room_channel import RoomChannel
 from sweep.queues.launch.channel import WandbChannel
-from sweep.queues.launch.api import Runs
+from sweep.queues.launch.runs import Runs
 from sweep.queues.simulated.dispatcher import SimulatedChannel, SimulatedClock
 from sweep.queues.simulated.section import SimulationModel
 from sweep.queues.simulated.state import SimulatedAttempt

@@ -26,8 +26,8 @@ from sweep.model.identifiers import AttemptId
 from sweep.model.states import Mode
 from sweep.queues.launch import channel as wandbchannel
 from sweep.queues.launch import dispatcher as launch_dispatch
-from sweep.queues.launch.api import Runs
 from sweep.queues.launch.dispatcher import LaunchDispatcher
+from sweep.queues.launch.runs import Runs
 from sweep.queues.launch.section import LaunchQueue
 from sweep.queues.local import dispatcher as local
 from sweep.queues.slurm import dispatcher as slurm_dispatch

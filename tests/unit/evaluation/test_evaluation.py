@@ -23,9 +23,10 @@ from sweep.model.facts import Job, View
 from sweep.model.identifiers import AttemptId
 from sweep.model.limits import Limits
 from sweep.model.states import Ending, Finished, JobState, Mode
-from sweep.queues.launch.api import ObservedRun, Runs
+from sweep.queues.launch.api import ObservedRun
 from sweep.queues.launch.channel import WandbChannel
 from sweep.queues.launch.jobs import payload, run_of
+from sweep.queues.launch.runs import Runs
 from sweep.report.reader import read_evaluation
 from sweep.search.strategy.protocol import Promotion
 from sweep.tracking.runs import run_id
