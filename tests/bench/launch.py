@@ -199,7 +199,7 @@ def control(room: Room) -> Controller:
     )
 
 
-def table(found: list[dict[str, Any]]) -> str:
+def table(results: list[dict[str, Any]]) -> str:
     keys = (
         "channel",
         "trials",
@@ -208,7 +208,7 @@ def table(found: list[dict[str, Any]]) -> str:
         "report_to_stop_most",
         "push_all_seconds",
     )
-    rows = [[str(one[key]) for key in keys] for one in found]
+    rows = [[str(one[key]) for key in keys] for one in results]
     lines = [" | ".join(keys), " | ".join("---" for _ in keys), *(" | ".join(row) for row in rows)]
     return "\n".join(f"| {line} |" for line in lines)
 
@@ -220,10 +220,10 @@ def main() -> None:
     parser.add_argument("--channel", choices=["room", "wandb"], action="append")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
-    found = [measure(channel, args.trials, args.seconds) for channel in args.channel or ["room", "wandb"]]
-    print(table(found))
+    results = [measure(channel, args.trials, args.seconds) for channel in args.channel or ["room", "wandb"]]
+    print(table(results))
     if args.out:
-        args.out.write_text(json.dumps(found, indent=1))
+        args.out.write_text(json.dumps(results, indent=1))
 
 
 if __name__ == "__main__":
