@@ -14,68 +14,21 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 
-from trainer.attempt import Attempt
 from trainer.base import Cache
-from trainer.contract import FailureKind, Outcome, OutcomeKind, TrialSpec
-from trainer.environment import reveal
+from trainer.contract import FailureKind, Outcome, OutcomeKind
 from trainer.packed.memory import GIB, MemoryProbe, device_memory
 from trainer.packed.pack import Pack
 from trainer.packed.slot import Slot, SlotResult
 from trainer.randomness import Randomness
 from trainer.slots import MAX_SLOTS, AutoSlots
+from trainer.task import Task
 
 _log = logging.getLogger(__name__)
 
-# LoRA hyperparameters that may differ within a pack; everything else of the model must be equal.
-FREE_KEYS = ("lora_rank", "lora_alpha", "lora_dropout")
 NO_LIMIT = MAX_SLOTS + 1
-
-
-@dataclass(slots=True, eq=False)
-class Task:
-    """An attempt that was given to the scheduler.
-
-    Args:
-        make: makes an `Attempt`; called again if memory ran out while the last one was built.
-        end: called once, with the outcome.
-    """
-
-    spec: TrialSpec
-    make: Callable[[], Attempt]
-    end: Callable[[Outcome], None]
-    _attempt: Attempt | None = None
-
-    @property
-    def attempt(self) -> Attempt:
-        """The attempt, made at the first use."""
-        if self._attempt is None:
-            self._attempt = self.make()
-        return self._attempt
-
-    def reset(self) -> None:
-        """Drop the attempt, so that the next use makes another one."""
-        self._attempt = None
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """The rank of its adapter, and the rows of its micro-batches."""
-        try:
-            config: Any = reveal(self.spec.config)
-            return int(config["model"]["lora_rank"]), int(config["batch_size"])
-        except (KeyError, TypeError, ValueError):  # the attempt says what is wrong when it begins
-            return 1, 1
-
-    @property
-    def base(self) -> object:
-        """Equal for trials that may share a pack."""
-        cfg = self.spec.config
-        model = {key: value for key, value in cfg["model"].items() if key not in FREE_KEYS}
-        files = {key: value for key, value in cfg["checkpointer"].items() if key not in ("output_dir",)}
-        return repr((model, files, cfg.get("device"), cfg.get("dtype")))
 
 
 @dataclass

@@ -32,7 +32,8 @@ from trainer.contract import (
 )
 from trainer.reporter import Reporters, RoomReporter
 from trainer.room import AttemptDir, Room, WorkerDir, hold, read_text, write_atomic
-from trainer.scheduler import Scheduler, Task
+from trainer.scheduler import Scheduler
+from trainer.task import Task
 
 if TYPE_CHECKING:
     from trainer.tracking.tracker import Tracker

@@ -15,7 +15,8 @@ from pathlib import Path
 from sweep.cli.foreground import drive
 from sweep.cli.run_control import RunControl
 from sweep.errors import RetryLater, SweepError
-from sweep.model import Finish, Finished
+from sweep.model.effects import Finish
+from sweep.model.states import Finished
 from sweep.processes import PreforkServer, clean_env
 from sweep.queues.controller_job import ControllerJob
 from sweep.wiring.backends import backend_of

@@ -16,7 +16,8 @@ from sweep.cli.line_log import EvaluationLog, LineLog
 from sweep.cli.live_view import shown
 from sweep.cli.run_control import RunControl, control_path, signals_handled
 from sweep.errors import GiveUp, RetryLater
-from sweep.model import Finish, Finished, Mode
+from sweep.model.effects import Finish
+from sweep.model.states import Finished, Mode
 from sweep.report.terminal import console
 from sweep.wiring.rooms import controller_lock, controller_whereabouts, load_settings, whereabouts
 from sweep.wiring.session import OpenSweep, make_controller, open_world, with_evaluations

@@ -18,9 +18,10 @@ from typing import Any
 from sweep.config.settings import Settings
 from sweep.errors import ConfigError, SweepError
 from sweep.queues.controller_job import CONTROLLER_RECORD, controller_record, record_controller
-from sweep.queues.launch.api import LaunchApi, Push, make_api
+from sweep.queues.launch.api import LaunchApi, Push
 from sweep.queues.launch.jobs import job_name
 from sweep.queues.launch.section import is_launch, launch_queue
+from sweep.queues.launch.wandb_api import make_api
 from sweep.tracking.runs import init_arguments, wandb_location, worker_run_id
 from sweep.wiring.rooms import load_settings, settled
 from trainer.contract import JOB_KEY

@@ -19,9 +19,10 @@ from sweep.queues.launch.agent_config import agent_text, cluster_text
 from sweep.queues.launch.agents import Agent, find_agents
 from sweep.queues.launch.automation import Automation
 from sweep.queues.launch.automation import automate as make_automation
+from sweep.queues.launch.connection import Connection, connect
+from sweep.queues.launch.job_artifact import find_job, job_path, make_job
 from sweep.queues.launch.jobs import job_name
-from sweep.queues.launch.queue import Connection, ServerQueue, connect, differences, find, find_job, job_path, make_job
-from sweep.queues.launch.queue import create as make_queue
+from sweep.queues.launch.queue import ServerQueue, create_queue, differences, find_queue
 from sweep.queues.launch.section import LaunchQueue, is_launch, launch_queue
 from sweep.tracking.runs import wandb_location
 from sweep.wiring.compose import compose_config, freeze
@@ -49,7 +50,7 @@ def connected(settings: Settings) -> tuple[LaunchQueue, Connection]:
 def create(settings: Settings) -> int:
     """Create the queue in W&B, or change it to what is configured."""
     queue, connection = connected(settings)
-    print(f"{connection.entity}/{queue.name}: {make_queue(connection, queue)}")
+    print(f"{connection.entity}/{queue.name}: {create_queue(connection, queue)}")
     return 0
 
 
@@ -88,7 +89,7 @@ class _OnServer:
     @classmethod
     def read(cls, settings: Settings) -> _OnServer:
         queue, connection = connected(settings)
-        server, path = find(connection, queue), job_path(connection, job_name(settings))
+        server, path = find_queue(connection, queue), job_path(connection, job_name(settings))
         job = find_job(connection, path) if not queue.docker_image or queue.job else queue.docker_image
         agents = find_agents(connection, queue.name) if server else []
         return cls(queue, connection, server, agents, job, path)

@@ -11,7 +11,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from sweep.model import Assign, Cancel, Effect, Ending, JobState, StartWorkers, Stop, Tell, View
+from sweep.model.effects import Assign, Cancel, Effect, StartWorkers, Stop, Tell
+from sweep.model.facts import View
+from sweep.model.states import Ending, JobState
 from sweep.report.formatting import number, params_text, scores_text
 from sweep.report.terminal import waiting_text
 from trainer.contract import Report

@@ -15,7 +15,7 @@ from sweep.cli.groups import Verb
 from sweep.cli.options import json_option, name_argument, trial_option
 
 if TYPE_CHECKING:
-    from sweep.model import SweepState
+    from sweep.model.summary import SweepState
     from trainer.room import Room
 
 WATCH_SECONDS = 1.0
@@ -120,7 +120,7 @@ def _controller_text(room: Room, state: SweepState) -> str:
 
 
 def _failures(state: SweepState) -> Iterator[str]:
-    from sweep.model import EvaluationStatus, TrialStatus
+    from sweep.model.states import EvaluationStatus, TrialStatus
 
     for row in state.rows:
         if row.state is TrialStatus.FAILED:

@@ -25,7 +25,7 @@ from sweep.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from sweep.model import SweepState, TrialRow
+    from sweep.model.summary import SweepState, TrialRow
 
 
 @click.command(cls=Verb, examples=("sweep best first", "sweep best first --json"))

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-from sweep.model import Mode
+from sweep.model.states import Mode
 from trainer.room import Room, read_text
 
 

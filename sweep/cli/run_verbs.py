@@ -68,7 +68,7 @@ def resume(name: str | None, overrides: tuple[str, ...], detach: bool, in_job: b
 def stop(name: str | None, cancel: bool, detach: bool) -> int:
     """Stop a sweep; its running trials write a checkpoint."""
     from sweep.cli.stop import stop_sweep
-    from sweep.model import Mode
+    from sweep.model.states import Mode
 
     return stop_sweep(name, Mode.CANCEL if cancel else Mode.DETACH if detach else Mode.STOP)
 

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sweep.model import Finish, Finished
+from sweep.model.effects import Finish
+from sweep.model.states import Finished
 from sweep.wiring import backends, creation, rooms
 from trainer.room import Room
 

@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 from sweep.cli.background import take_over
 from sweep.cli.foreground import drive
 from sweep.cli.run_control import RunControl, control_path
-from sweep.model import Job, JobState, Mode
+from sweep.model.facts import Job
+from sweep.model.states import JobState, Mode
 from sweep.processes import PreforkServer
 from sweep.wiring import backends, rooms
 from trainer.room import Room, write_atomic

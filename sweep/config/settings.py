@@ -19,7 +19,7 @@ from sweep.config.section_reader import read_section
 from sweep.config.sections import SECTIONS, Objective, Recipe, Search, Trial, Wandb, WarmStart
 from sweep.config.space import Space
 from sweep.errors import ConfigError
-from sweep.model import Limits
+from sweep.model.limits import Limits
 from trainer.contract import Guard
 
 SCHEMA_VERSION = 1

@@ -8,7 +8,8 @@ from __future__ import annotations
 import math
 from functools import cached_property
 
-from sweep.model import Limits, StudyFacts, View
+from sweep.model.facts import StudyFacts, View
+from sweep.model.limits import Limits
 
 
 def trials_left(study: StudyFacts, limits: Limits) -> float:

@@ -14,24 +14,10 @@ from functools import cached_property
 
 from sweep.controller.endings import Endings
 from sweep.controller.situation import Situation
-from sweep.model import (
-    Ask,
-    AskFinal,
-    Assign,
-    Cancel,
-    Drain,
-    Effect,
-    Finish,
-    Finished,
-    JobState,
-    Limits,
-    Mode,
-    Send,
-    StartWorkers,
-    Stop,
-    View,
-    WorkerFacts,
-)
+from sweep.model.effects import Ask, AskFinal, Assign, Cancel, Drain, Effect, Finish, Send, StartWorkers, Stop
+from sweep.model.facts import View, WorkerFacts
+from sweep.model.limits import Limits
+from sweep.model.states import Finished, JobState, Mode
 from trainer.contract import StopCause
 
 

@@ -9,7 +9,9 @@ from __future__ import annotations
 from functools import cached_property
 
 from sweep.controller.situation import Situation
-from sweep.model import Ending, Mode, Tell, TrialFacts
+from sweep.model.effects import Tell
+from sweep.model.facts import TrialFacts
+from sweep.model.states import Ending, Mode
 from trainer.contract import Outcome, OutcomeKind, StopCause
 
 

@@ -15,7 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sweep.model import Ruling, SweepState, TrialStatus, Verdict
+from sweep.model.facts import Verdict
+from sweep.model.states import Ruling, TrialStatus
+from sweep.model.summary import SweepState
 from trainer.room import Room, append_line, cut_torn_line, read_text
 
 if TYPE_CHECKING:

@@ -17,21 +17,9 @@ from sweep.controller.observer import Observer
 from sweep.controller.ports import Ledger, Listener, Ports, WorkerSpec
 from sweep.controller.trial_observer import reusable_worker
 from sweep.errors import RetryLater
-from sweep.model import (
-    Ask,
-    AskFinal,
-    Assign,
-    Cancel,
-    Drain,
-    Effect,
-    Finish,
-    Limits,
-    Mode,
-    Send,
-    StartWorkers,
-    Stop,
-    Tell,
-)
+from sweep.model.effects import Ask, AskFinal, Assign, Cancel, Drain, Effect, Finish, Send, StartWorkers, Stop, Tell
+from sweep.model.limits import Limits
+from sweep.model.states import Mode
 from trainer.contract import TrialSpec
 
 # Errors of a shared file system or a network that may be gone at the next call.

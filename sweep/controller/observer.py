@@ -25,7 +25,9 @@ from sweep.controller.first_seen import FirstSeen
 from sweep.controller.ports import Ledger, Listener, ObservedAttempt, ObservedWorker, Ports
 from sweep.controller.report_buffer import ReportBuffer
 from sweep.controller.trial_observer import TrialObserver
-from sweep.model import Job, JobState, Limits, Mode, View, WorkerFacts
+from sweep.model.facts import Job, View, WorkerFacts
+from sweep.model.limits import Limits
+from sweep.model.states import JobState, Mode
 from trainer.room import worker_number
 
 

@@ -9,7 +9,9 @@ import math
 from collections import Counter
 from functools import cached_property
 
-from sweep.model import AttemptFacts, JobState, Limits, TrialFacts, View, WorkerFacts
+from sweep.model.facts import AttemptFacts, TrialFacts, View, WorkerFacts
+from sweep.model.limits import Limits
+from sweep.model.states import JobState
 from trainer.contract import StopCause
 
 

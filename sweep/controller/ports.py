@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from sweep.model import Effect, Job, StudyFacts, Tell, Verdict, View
+from sweep.model.effects import Effect, Tell
+from sweep.model.facts import Job, StudyFacts, Verdict, View
 from trainer.contract import Outcome, Report, StopCause, TrialSpec
 
 if TYPE_CHECKING:

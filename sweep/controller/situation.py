@@ -9,7 +9,9 @@ from functools import cached_property
 
 from sweep.controller.budget import Budget
 from sweep.controller.occupancy import Occupancy
-from sweep.model import Limits, Mode, View
+from sweep.model.facts import View
+from sweep.model.limits import Limits
+from sweep.model.states import Mode
 
 
 class Situation:

@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 from sweep.controller.first_seen import FirstSeen
 from sweep.controller.ports import Ledger, Listener, ObservedAttempt, PausingStudy, Study
 from sweep.controller.usage import Usage
-from sweep.model import AttemptFacts, Limits, TrialFacts, Verdict
+from sweep.model.facts import AttemptFacts, TrialFacts, Verdict
+from sweep.model.limits import Limits
 from trainer.contract import OutcomeKind, StopCause
 
 

@@ -16,7 +16,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sweep.controller.loop import Controller, idle
-from sweep.model import Effect, Ending, Finish, Finished, Mode, StudyFacts, Tell, Verdict
+from sweep.model.effects import Effect, Finish, Tell
+from sweep.model.facts import StudyFacts, Verdict
+from sweep.model.states import Ending, Finished, Mode
 from trainer.contract import Report
 from trainer.room import Room, read_json, write_atomic
 

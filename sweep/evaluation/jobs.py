@@ -23,7 +23,7 @@ from sweep.config.evaluate import PLACEHOLDERS, Command, Evaluator, Heldout, LmE
 from sweep.config.settings import Settings
 from sweep.config.torchtune import check_trusted, find_torchtune_config, with_overrides
 from sweep.errors import ConfigError
-from sweep.model import AttemptId
+from sweep.model.identifiers import AttemptId
 from sweep.tracking.runs import adapter_name, tracking_of, wandb_location
 from trainer.contract import Evaluation, TrialSpec, decode
 from trainer.room import Room, read_text

@@ -18,7 +18,8 @@ from sweep.config.queues import Queue
 if TYPE_CHECKING:
     from sweep.config.settings import Settings
     from sweep.controller.ports import Channel, Clock, Dispatcher, SearchStudy
-    from sweep.model import AttemptId, Job
+    from sweep.model.facts import Job
+    from sweep.model.identifiers import AttemptId
     from sweep.processes import PreforkServer
     from sweep.queues.controller_job import ControllerJob, RunController
     from trainer.contract import TrialSpec

@@ -18,7 +18,7 @@ from pathlib import Path
 from sweep.config.settings import Settings
 from sweep.config.torchtune import export_yaml, seed_of_final, trial_changes
 from sweep.errors import ConfigError, GiveUp
-from sweep.model import TrialRow
+from sweep.model.summary import TrialRow
 from sweep.report.reader import read_outcome, read_steps
 from trainer.contract import Step
 from trainer.room import Room, write_atomic

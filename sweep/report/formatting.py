@@ -11,7 +11,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sweep.model import TrialRow, TrialStatus
+from sweep.model.states import TrialStatus
+from sweep.model.summary import TrialRow
 
 BLOCKS = "▁▂▃▄▅▆▇█"
 ABBREVIATIONS = {"gradient_accumulation_steps": "accum"}

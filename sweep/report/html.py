@@ -17,7 +17,8 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from sweep.controller.ledger import Account, Entry, account, read_ledger
-from sweep.model import Ruling, SweepState, TrialRow, TrialStatus
+from sweep.model.states import Ruling, TrialStatus
+from sweep.model.summary import SweepState, TrialRow
 from sweep.report.figures import plots
 from sweep.report.formatting import duration, number, params_text, ranked, scores_text
 from sweep.report.plot import Plot

@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, TypeVar
 from sweep.config.settings import Settings
 from sweep.evaluation.controller import read_ending
 from sweep.evaluation.jobs import evaluations_room
-from sweep.model import Ending, EvaluationStatus, Job, JobState, SweepState, TrialRow, TrialStatus, WorkerFacts
+from sweep.model.facts import Job, WorkerFacts
+from sweep.model.states import Ending, EvaluationStatus, JobState, TrialStatus
+from sweep.model.summary import SweepState, TrialRow
 from sweep.wiring.backends import backend_of, job_viewer
 from sweep.wiring.rooms import controller_runs, journal_path, load_settings, worker_of
 from sweep.wiring.session import reading_storage

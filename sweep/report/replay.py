@@ -16,7 +16,9 @@ import numpy as np
 from sweep.config.overrides import section_of
 from sweep.config.settings import Settings
 from sweep.errors import ConfigError
-from sweep.model import Limits, SweepState, TrialRow, TrialStatus
+from sweep.model.limits import Limits
+from sweep.model.states import TrialStatus
+from sweep.model.summary import SweepState, TrialRow
 from sweep.queues.simulated.section import SimulationModel
 from sweep.queues.simulated.tables import Table
 from sweep.queues.simulated.world import RECORD_ENDS, World

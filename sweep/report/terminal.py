@@ -17,7 +17,9 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from sweep.model import JobState, SweepState, TrialRow, TrialStatus, WorkerFacts
+from sweep.model.facts import WorkerFacts
+from sweep.model.states import JobState, TrialStatus
+from sweep.model.summary import SweepState, TrialRow
 from sweep.report.formatting import curve, duration, number, param, params_text, ranked, short_keys, sparkline
 
 # States in the order in which they are counted, and their colours.

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from optuna.trial import FrozenTrial, TrialState
 
-from sweep.model import StudyFacts
+from sweep.model.facts import StudyFacts
 from sweep.search.finals import FinalsPlan
 from sweep.search.open_trial import OpenTrial
 from sweep.search.statistics import Statistics

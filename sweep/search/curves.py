@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from sweep.model import Ruling, Verdict
+from sweep.model.facts import Verdict
+from sweep.model.states import Ruling
 from sweep.search.strategy.protocol import Curve, CurveStatus, Promotion, Strategy
 from sweep.search.strategy.rungs import RankedCurves
 from trainer.contract import Report

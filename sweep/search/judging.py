@@ -13,7 +13,8 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from sweep.model import Ruling, Verdict
+from sweep.model.facts import Verdict
+from sweep.model.states import Ruling
 from sweep.search.curves import Curves
 from sweep.search.open_trial import OpenTrial
 from sweep.search.ranking import Ranking

@@ -10,7 +10,7 @@ from typing import Any
 
 import optuna
 
-from sweep.model import Verdict
+from sweep.model.facts import Verdict
 from trainer.contract import Report
 
 

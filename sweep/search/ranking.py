@@ -10,7 +10,7 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections.abc import Mapping
 
-from sweep.model import Verdict
+from sweep.model.facts import Verdict
 
 
 class Ranking:

@@ -16,7 +16,9 @@ import optuna
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
-from sweep.model import Ending, Ruling, StudyFacts, Tell, Verdict
+from sweep.model.effects import Tell
+from sweep.model.facts import StudyFacts, Verdict
+from sweep.model.states import Ending, Ruling
 from sweep.search.counts import TrialCounts
 from sweep.search.distributions import decode_params, encode
 from sweep.search.finals import FinalsPlan

@@ -156,7 +156,7 @@ class StoreChannel:
         self.sync.pull(self._trials, self._workers, self.budget.left)
         self._pull_cost = min(self.budget.spent - spent + self.sync.unread, self.budget.capacity)
         if self._failing_since is not None and self.now() - self._failing_since > OUTAGE_SECONDS:
-            self.sync.beat_epoch += 1
+            self.sync.renew_beats()
             self.sync.pull(self._trials, self._workers)
         self._failing_since, self._job_ends_pulled = None, job_ends
 

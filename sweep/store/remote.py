@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sweep.model import Mode
+from sweep.model.states import Mode
 from sweep.store.download import check_same_sweep, download_room
 from sweep.store.errors import as_sweep_errors
 from sweep.store.lease import await_release, holder_of

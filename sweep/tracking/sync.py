@@ -20,7 +20,7 @@ from typing import Any
 
 from sweep.config.settings import Settings
 from sweep.errors import ConfigError, GiveUp, RetryLater, SweepError
-from sweep.model import SweepState, TrialRow
+from sweep.model.summary import SweepState, TrialRow
 from sweep.processes import clean_env
 from sweep.tracking.client import client, summary, translated
 from sweep.tracking.runs import adapter_name, mode, wandb_location

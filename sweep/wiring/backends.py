@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from sweep.config.settings import Settings
-from sweep.model import Job
+from sweep.model.facts import Job
 from sweep.queues import Backend, backend
 from sweep.wiring.rooms import whereabouts
 from trainer.room import Room

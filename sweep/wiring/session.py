@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from sweep.config.settings import Settings
 from sweep.evaluation.jobs import DIRECTORY, evaluation_settings, evaluation_spec, evaluations_room, wanted
-from sweep.model import AttemptId, Mode
+from sweep.model.identifiers import AttemptId
+from sweep.model.states import Mode
 from sweep.tracking.stopped_runs import stopped_runs
 from sweep.wiring.backends import backend_of, on_gpu, open_channel, worker_count
 from sweep.wiring.rooms import journal_path, save_settings

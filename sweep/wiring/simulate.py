@@ -13,7 +13,10 @@ from typing import TYPE_CHECKING, Any
 from sweep.controller.ledger import NoLedger
 from sweep.controller.loop import Controller
 from sweep.controller.ports import Ledger
-from sweep.model import Effect, Finish, Limits, Mode, View
+from sweep.model.effects import Effect, Finish
+from sweep.model.facts import View
+from sweep.model.limits import Limits
+from sweep.model.states import Mode
 from sweep.queues.simulated.dispatcher import simulated_ports
 from sweep.queues.simulated.world import World
 from trainer.contract import Report, TrialSpec

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from sweep.config.settings import Settings
 from sweep.config.torchtune import resolve, seed_of_final
-from sweep.model import AttemptId
+from sweep.model.identifiers import AttemptId
 from sweep.tracking.runs import tracking_of
 from sweep.wiring.backends import backend_of
 from trainer.contract import TrialSpec

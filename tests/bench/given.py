@@ -14,7 +14,8 @@ from trainer.base import Cache
 from trainer.contract import Outcome, OutcomeKind, StopCause, TrialSpec, encode
 from trainer.reporter import RoomReporter
 from trainer.room import Room, write_atomic
-from trainer.scheduler import Scheduler, Task
+from trainer.scheduler import Scheduler
+from trainer.task import Task
 
 NEVER = 10**9  # label tokens between milestones, so that only the last one is reported
 Config = dict[str, Any]

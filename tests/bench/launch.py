@@ -23,7 +23,8 @@ from typing import Any
 
 from sweep.controller.loop import Controller
 from sweep.controller.ports import Ports
-from sweep.model import AttemptId, Mode
+from sweep.model.identifiers import AttemptId
+from sweep.model.states import Mode
 from sweep.queues.launch.section import LaunchQueue
 from sweep.tracking.stopped_runs import stopped_runs
 from sweep.wiring import backends, creation, session
@@ -198,7 +199,7 @@ def control(room: Room) -> Controller:
     )
 
 
-def table(found: list[dict[str, Any]]) -> str:
+def table(results: list[dict[str, Any]]) -> str:
     keys = (
         "channel",
         "trials",
@@ -207,7 +208,7 @@ def table(found: list[dict[str, Any]]) -> str:
         "report_to_stop_most",
         "push_all_seconds",
     )
-    rows = [[str(one[key]) for key in keys] for one in found]
+    rows = [[str(one[key]) for key in keys] for one in results]
     lines = [" | ".join(keys), " | ".join("---" for _ in keys), *(" | ".join(row) for row in rows)]
     return "\n".join(f"| {line} |" for line in lines)
 
@@ -219,10 +220,10 @@ def main() -> None:
     parser.add_argument("--channel", choices=["room", "wandb"], action="append")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
-    found = [measure(channel, args.trials, args.seconds) for channel in args.channel or ["room", "wandb"]]
-    print(table(found))
+    results = [measure(channel, args.trials, args.seconds) for channel in args.channel or ["room", "wandb"]]
+    print(table(results))
     if args.out:
-        args.out.write_text(json.dumps(found, indent=1))
+        args.out.write_text(json.dumps(results, indent=1))
 
 
 if __name__ == "__main__":

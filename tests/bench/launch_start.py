@@ -36,18 +36,18 @@ SWEEP = (
 )
 
 
-def measure(channel: str, trials: int, place: Path) -> list[tuple[float, float, float]]:
+def measure(channel: str, trials: int, folder: Path) -> list[tuple[float, float, float]]:
     """Seconds of each trial: taken, started, step."""
-    with StandIn(place / "server") as standin:
-        env = {**environment(standin), "SWEEP_ROOMS": str(place / "rooms"), "OMP_NUM_THREADS": "1"}
+    with StandIn(folder / "server") as standin:
+        env = {**environment(standin), "SWEEP_ROOMS": str(folder / "rooms"), "OMP_NUM_THREADS": "1"}
         env |= {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "PYTHONPATH": str(Path.cwd())}
         with here(standin) as wandb:
             wandb.Api().create_run_queue("lab", "local-process", entity="team", prioritization_mode="V0")
-        make_job(place / "job", env)
+        make_job(folder / "job", env)
         words = ["launch-agent", "-q", "lab", "-e", "team"]
-        with (place / "agent.log").open("w") as log:
+        with (folder / "agent.log").open("w") as log:
             agent = subprocess.Popen(
-                [sys.executable, "-m", "wandb", *words], env=env, stdout=log, stderr=subprocess.STDOUT, cwd=place
+                [sys.executable, "-m", "wandb", *words], env=env, stdout=log, stderr=subprocess.STDOUT, cwd=folder
             )
             try:
                 more = ("name=s", f"queue.channel={channel}", f"search.trials={trials}")
@@ -72,11 +72,11 @@ def main() -> None:
     args = parser.parse_args()
     print(f"{'channel':8} {'taken':>8} {'started':>8} {'step':>8} {'push to first step':>20}   (medians, seconds)")
     for channel in ("room", "wandb"):
-        with tempfile.TemporaryDirectory() as place:
-            found = measure(channel, args.trials, Path(place))
-        medians = [statistics.median(column) for column in zip(*found, strict=True)]
-        total = statistics.median(sum(row) for row in found)
-        print(f"{channel:8} {medians[0]:8.1f} {medians[1]:8.1f} {medians[2]:8.1f} {total:20.1f}   {len(found)} jobs")
+        with tempfile.TemporaryDirectory() as folder:
+            delays = measure(channel, args.trials, Path(folder))
+        medians = [statistics.median(column) for column in zip(*delays, strict=True)]
+        total = statistics.median(sum(row) for row in delays)
+        print(f"{channel:8} {medians[0]:8.1f} {medians[1]:8.1f} {medians[2]:8.1f} {total:20.1f}   {len(delays)} jobs")
 
 
 if __name__ == "__main__":

@@ -40,9 +40,9 @@ class Counting:
     requests: Counter[str]
 
     def list(self, prefix: str = "", begins: str = "") -> dict[str, str]:
-        found = self.store.list(prefix, begins)
-        self.requests["list"] += pages(len(found))
-        return found
+        listing = self.store.list(prefix, begins)
+        self.requests["list"] += pages(len(listing))
+        return listing
 
     def get(self, keys: Iterable[str]) -> dict[str, bytes]:
         wanted = list(keys)

@@ -172,14 +172,14 @@ def ceilings() -> tuple[float, float]:
     out = torch.empty_like(big)
 
     def seconds(act: Callable[[], object]) -> float:
-        found = []
+        times = []
         for _ in range(12):
             torch.cuda.synchronize()
             began = time.perf_counter()
             act()
             torch.cuda.synchronize()
-            found.append(time.perf_counter() - began)
-        return statistics.median(found[2:])
+            times.append(time.perf_counter() - began)
+        return statistics.median(times[2:])
 
     return 2 * 8192**3 / seconds(lambda: a @ b) / 1e12, 2 * big.nbytes / seconds(lambda: out.copy_(big)) / 1e12
 
@@ -192,15 +192,15 @@ def measure(args: argparse.Namespace, case: str, scratch: Path) -> Iterator[dict
         config = make_config(args, rows, length, index) | changes
         return LoraRecipe(OmegaConf.create(config), cache, scratch)
 
-    def line(arm: str, slots: int, found: Timed) -> dict[str, Any]:
+    def line(arm: str, slots: int, timed: Timed) -> dict[str, Any]:
         return {
             "case": case,
             "arm": arm,
             "slots": slots,
-            "tokens_per_second": round(found.rate),
-            "step_ms": round(statistics.median(found.seconds) * 1e3, 2),
-            "spread_ms": [round(min(found.seconds) * 1e3, 2), round(max(found.seconds) * 1e3, 2)],
-            "memory_gib": round(found.memory_gib, 1),
+            "tokens_per_second": round(timed.rate),
+            "step_ms": round(statistics.median(timed.seconds) * 1e3, 2),
+            "spread_ms": [round(min(timed.seconds) * 1e3, 2), round(max(timed.seconds) * 1e3, 2)],
+            "memory_gib": round(timed.memory_gib, 1),
         }
 
     if not args.packed_only:
@@ -256,8 +256,8 @@ def main() -> int:
         print(json.dumps(lines[-1]), flush=True)
     with tempfile.TemporaryDirectory() as name:
         for case in args.only.split(","):
-            for found in measure(args, case, Path(name)):
-                lines.append({"shape": args.shape, **found})
+            for result in measure(args, case, Path(name)):
+                lines.append({"shape": args.shape, **result})
                 print(json.dumps(lines[-1]), flush=True)
                 if args.json:
                     args.json.write_text(json.dumps(lines, indent=1))

@@ -31,11 +31,11 @@ CASES = [
 
 @dataclass(frozen=True, slots=True)
 class Timed:
-    """Microseconds of the way there and of the way back, and what they came to."""
+    """Microseconds of a forward and of a backward pass, and the results of both."""
 
     forward: float
     backward: float
-    found: tuple[torch.Tensor, torch.Tensor]
+    results: tuple[torch.Tensor, torch.Tensor]
 
 
 def layout_of(slots: int, rows: int, shortest: int, longest: int) -> Layout:
@@ -66,13 +66,13 @@ def timed(qkv: torch.Tensor, d: torch.Tensor, layout: Layout, heads: Heads, ours
     table = torch.stack([angles.cos(), angles.sin()], dim=-1).cuda()
     ctx = SimpleNamespace(layout=layout, heads=heads, table=table, square=None)
 
-    def there_and_back() -> tuple[torch.Tensor, torch.Tensor]:
+    def both_passes() -> tuple[torch.Tensor, torch.Tensor]:
         out, kept = attention.attention_forward(qkv, ctx)
         return out, attention.attention_backward(d, kept, ctx)
 
     with mock.patch.dict(OWN_KERNEL_TOKENS, dict.fromkeys(OWN_KERNEL_TOKENS, 1 << 30) if ours else {}, clear=True):
-        there = microseconds(lambda: attention.attention_forward(qkv, ctx))
-        return Timed(there, microseconds(there_and_back) - there, there_and_back())
+        forward = microseconds(lambda: attention.attention_forward(qkv, ctx))
+        return Timed(forward, microseconds(both_passes) - forward, both_passes())
 
 
 def apart(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -95,7 +95,7 @@ def main() -> None:
             )
             theirs, ours = (timed(qkv, d, layout, heads, one) for one in (False, True))
             ratio = (theirs.forward + theirs.backward) / (ours.forward + ours.backward)
-            differences = " ".join(f"{apart(a, b):.4f}" for a, b in zip(ours.found, theirs.found, strict=True))
+            differences = " ".join(f"{apart(a, b):.4f}" for a, b in zip(ours.results, theirs.results, strict=True))
             lengths = str(longest) if shortest == longest else f"{shortest} to {longest}"
             print(
                 f"| {shape}, {heads.queries}/{heads.keys} × {heads.size} | {slots} | {rows} | {lengths} "

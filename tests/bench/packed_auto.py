@@ -97,14 +97,14 @@ def main() -> int:
     if args.memory_gib:
         torch.cuda.set_per_process_memory_fraction(args.memory_gib * 2**30 / torch.cuda.mem_get_info()[1])
     cache = Cache()
-    found = []
+    comparisons = []
     for turn in range(args.repeat):
         with tempfile.TemporaryDirectory(prefix="packed-auto-") as name:
-            found.append(compare(args, cache, Path(name)))
-        print(json.dumps({"turn": turn, **found[-1]}), flush=True)
-    print(f"auto over one slot, median: {statistics.median(one['ratio'] for one in found):.2f}")
+            comparisons.append(compare(args, cache, Path(name)))
+        print(json.dumps({"turn": turn, **comparisons[-1]}), flush=True)
+    print(f"auto over one slot, median: {statistics.median(one['ratio'] for one in comparisons):.2f}")
     if args.json:
-        args.json.write_text(json.dumps(found, indent=1))
+        args.json.write_text(json.dumps(comparisons, indent=1))
     return 0
 
 

@@ -53,7 +53,7 @@ WARM_UP = 8  # passes of the full scheduler before the first stop
 BETWEEN = 6  # passes from one stop to the next
 Config = dict[str, Any]
 Curves = list[list[float]]
-Found = dict[str, Any]
+Findings = dict[str, Any]
 
 
 # --- trials -----------------------------------------------------------------------------------------------------------
@@ -62,13 +62,13 @@ Found = dict[str, Any]
 def draw(args: argparse.Namespace, count: int, micro_batches: int) -> list[Config]:
     """Configurations of so many trials, the same in every run."""
     chance = random.Random(0)
-    found = []
+    configs = []
     for index in range(count):
         lr = math.exp(chance.uniform(math.log(3e-4), math.log(3e-2)))
         rank, accumulation = chance.choice(RANKS), chance.choice(ACCUMULATIONS)
-        found.append(config(args, micro_batches, lr, rank) | {"gradient_accumulation_steps": accumulation})
-        found[-1]["seed"] = index
-    return found
+        configs.append(config(args, micro_batches, lr, rank) | {"gradient_accumulation_steps": accumulation})
+        configs[-1]["seed"] = index
+    return configs
 
 
 def config(args: argparse.Namespace, micro_batches: int, lr: float, rank: int) -> Config:
@@ -121,7 +121,7 @@ def curves_packed(configs: Sequence[Config], cache: Cache, scratch: Path, every:
     return list(curves.values())
 
 
-def compared(ours: Curves, theirs: Curves) -> Found:
+def compared(ours: Curves, theirs: Curves) -> Findings:
     """Ranking and drift of the last values; what each pruner decides on either."""
     a, b = [curve[-1] for curve in ours], [curve[-1] for curve in theirs]
     drift = [abs(x - y) if x != y else 0.0 for x, y in zip(a, b, strict=True)]
@@ -139,12 +139,12 @@ def compared(ours: Curves, theirs: Curves) -> Found:
     }
 
 
-def pruning(ours: Curves, theirs: Curves) -> Iterator[Found]:
+def pruning(ours: Curves, theirs: Curves) -> Iterator[Findings]:
     """Shares of trials × milestones at which both sets of curves have kept, or have lost, the trial."""
     for name in ("successive_halving", "median"):
         for stride in (1, 2):
             for wave in (1, 8):
-                a, b = (decisions(name, [c[stride - 1 :: stride] for c in found], wave) for found in (ours, theirs))
+                a, b = (decisions(name, [c[stride - 1 :: stride] for c in curves], wave) for curves in (ours, theirs))
                 if a:
                     yield {
                         "pruner": name,
@@ -182,7 +182,7 @@ def decisions(name: str, curves: Curves, wave: int) -> dict[tuple[int, int], boo
     return gone
 
 
-def parity(args: argparse.Namespace, cache: Cache, scratch: Path) -> Found:
+def parity(args: argparse.Namespace, cache: Cache, scratch: Path) -> Findings:
     configs = draw(args, args.trials, args.micro_batches)
     every = args.micro_batches // args.milestones
     began = time.perf_counter()
@@ -208,7 +208,7 @@ def parity(args: argparse.Namespace, cache: Cache, scratch: Path) -> Found:
     }
 
 
-def rounding(args: argparse.Namespace, cache: Cache, scratch: Path, alone: Curves) -> Found:
+def rounding(args: argparse.Namespace, cache: Cache, scratch: Path, alone: Curves) -> Findings:
     every = args.micro_batches // args.milestones
     other = []
     for cfg in draw(args, args.trials, args.micro_batches):
@@ -219,7 +219,7 @@ def rounding(args: argparse.Namespace, cache: Cache, scratch: Path, alone: Curve
     return {**compared(other, alone), "reversed": other}
 
 
-def differences(args: argparse.Namespace, cache: Cache, scratch: Path) -> Found:
+def differences(args: argparse.Namespace, cache: Cache, scratch: Path) -> Findings:
     """The largest relative difference of each trial, as `sweep export --verify` takes it."""
     pack = Pack()
     configs = draw(args, args.step_trials, args.micro_batches)
@@ -230,14 +230,14 @@ def differences(args: argparse.Namespace, cache: Cache, scratch: Path) -> Found:
             steps[result.slot] += [result.progress.step] if result.progress.step else []
             if result.progress.position == result.progress.total:
                 pack.remove(result.slot)
-    found = []
+    rows = []
     for cfg, ours in zip(configs, steps.values(), strict=True):
         theirs = [batch.step for batch in build(cfg, cache, scratch).train() if batch.step]
         pairs = list(zip(ours, theirs, strict=True))
         loss = max(abs(a.loss - b.loss) / abs(b.loss) for a, b in pairs)
         norm = max(abs(a.grad_norm - b.grad_norm) / abs(b.grad_norm) for a, b in pairs)
-        found.append([cfg["optimizer"]["lr"], loss, norm, theirs[0].loss, theirs[-1].loss])
-    return {"lr_loss_norm_first_last": sorted(found)}
+        rows.append([cfg["optimizer"]["lr"], loss, norm, theirs[0].loss, theirs[-1].loss])
+    return {"lr_loss_norm_first_last": sorted(rows)}
 
 
 def backwards(collate: Callable[[list[Any]], Any]) -> Callable[[list[Any]], Any]:
@@ -251,18 +251,18 @@ def compiled() -> set[str]:
     """What has been compiled so far: TorchDynamo's graphs by number, variants of the pack's Triton kernels by key."""
     from torch._dynamo.utils import counters
 
-    found = {f"dynamo graph {number}" for number in range(counters["stats"]["unique_graphs"])}
+    names = {f"dynamo graph {number}" for number in range(counters["stats"]["unique_graphs"])}
     if torch.cuda.is_available():
         from trainer.packed.kernels import adapters, basic
 
         for module in (basic, adapters):
             for name, value in vars(module).items():
                 for cache in getattr(value, "device_caches", {}).values():
-                    found |= {f"{name} {key}" for key in cache[0]}
-    return found
+                    names |= {f"{name} {key}" for key in cache[0]}
+    return names
 
 
-def refill(args: argparse.Namespace, cache: Cache, scratch: Path) -> Found:
+def refill(args: argparse.Namespace, cache: Cache, scratch: Path) -> Findings:
     passes = WARM_UP + BETWEEN * (args.refills + 1)
     given = ScheduledTrials(
         args.slots, draw(args, args.slots + args.refills, 4 * passes), cache, Room(scratch / "refill")
@@ -326,23 +326,23 @@ def main() -> int:
     args = parser.parse_args()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     cache = Cache()
-    found: dict[str, Found] = {}
+    findings: dict[str, Findings] = {}
     with tempfile.TemporaryDirectory(prefix="packed-parity-") as name:
         scratch = Path(name)
-        parts: dict[str, Callable[[], Found]] = {
+        parts: dict[str, Callable[[], Findings]] = {
             "parity": lambda: parity(args, cache, scratch),
             "refill": lambda: refill(args, cache, scratch),
             "steps": lambda: differences(args, cache, scratch),
-            "rounding": lambda: rounding(args, cache, scratch, found["parity"]["alone"]),
+            "rounding": lambda: rounding(args, cache, scratch, findings["parity"]["alone"]),
         }
         for part in args.only.split(","):
             began = time.perf_counter()
-            found[part] = parts[part]() | {"seconds": time.perf_counter() - began}
-            for key, value in found[part].items():
+            findings[part] = parts[part]() | {"seconds": time.perf_counter() - began}
+            for key, value in findings[part].items():
                 if key not in ("packed", "alone", "reversed", "trials"):
                     print(f"{part}: {key} {value}", flush=True)
             if args.json:
-                args.json.write_text(json.dumps(found, indent=1))
+                args.json.write_text(json.dumps(findings, indent=1))
     return 0
 
 

@@ -111,10 +111,10 @@ def _last_validation(room: Room, trial: int) -> float | None:
 
 def process_arm(prepared: Prepared, scratch: Path, count: int) -> Arm:
     few = Prepared(replace(prepared.job, trials=count), prepared.configs[:count], prepared.milestone_tokens)
-    found = process(few, scratch)
-    ends = sorted(trial.freed for trial in found.trials)
-    each = statistics.median(end - begin for begin, end in zip([found.began, *ends], ends, strict=False))
-    steps = sum(trial.steps for trial in found.trials) * prepared.job.trials // count
+    run = process(few, scratch)
+    ends = sorted(trial.freed for trial in run.trials)
+    each = statistics.median(end - begin for begin, end in zip([run.began, *ends], ends, strict=False))
+    steps = sum(trial.steps for trial in run.trials) * prepared.job.trials // count
     seconds = each * prepared.job.trials
     return Arm("a `tune run` process a trial", seconds, steps, None, f"{count} run, {each:.1f} s each by the median")
 
@@ -203,8 +203,8 @@ def main() -> int:
 
         def save() -> None:
             if args.json:
-                found = {word: [asdict(arm) for arm in done] for word, done in arms.items()}
-                args.json.write_text(json.dumps({"arms": found, "seeds": spread}, indent=1))
+                as_json = {word: [asdict(arm) for arm in done] for word, done in arms.items()}
+                args.json.write_text(json.dumps({"arms": as_json, "seeds": spread}, indent=1))
 
         for turn in range(args.repeat):
             for word in args.only.split(","):
@@ -213,13 +213,13 @@ def main() -> int:
                 arms.setdefault(word, []).append(runs[word](scratch / f"{word}-{turn}"))
                 print(arms[word][-1], flush=True)
                 save()
-        best = min((a for found in arms.values() for a in found if a.best is not None), key=lambda a: a.best or 0.0)
+        best = min((a for repeats in arms.values() for a in repeats if a.best is not None), key=lambda a: a.best or 0.0)
         if args.seeds and best.trial is not None:
             spread = seeds(prepared, best.trial, scratch / "seeds", args.seeds)
             print(f"trial {best.trial} with {args.seeds} seeds: {spread}, deviation {statistics.stdev(spread):.4f}")
             save()
     print(table(arms))
-    seconds = {word: statistics.median(arm.seconds for arm in found) for word, found in arms.items()}
+    seconds = {word: statistics.median(arm.seconds for arm in repeats) for word, repeats in arms.items()}
     for title, over, under in (
         ("start-up saved", "process", "one"),
         ("packing", "one", "packed"),

@@ -74,7 +74,7 @@ def compare(table: Path, rooms: Path, seed: int, workers: int, trials: int) -> d
         "space.optimizer.lr=tag(log,interval(1e-5,1e-1))",
     ]
     asked("run", "pruner=none", *words, rooms=rooms / "none")
-    found = {}
+    answers = {}
     for pruner in PRUNERS:
         kind, *more = pruner.split()
         said = asked("replay", "s", f"pruner={kind}", *more, "--json", rooms=rooms / "none")
@@ -83,8 +83,8 @@ def compare(table: Path, rooms: Path, seed: int, workers: int, trials: int) -> d
         rows = asked("status", "s", "--json", rooms=rooms / kind)["rows"]
         complete = [row["value"] for row in rows if row["state"] == "complete"]
         tokens = sum(row["reports"][-1]["tokens"] for row in rows if row["reports"])
-        found[kind] = replayed, Answer(tokens, rows[said["winner"]]["state"], min(complete, default=None))
-    return found
+        answers[kind] = replayed, Answer(tokens, rows[said["winner"]]["state"], min(complete, default=None))
+    return answers
 
 
 def main() -> None:
@@ -101,11 +101,11 @@ def main() -> None:
         root = Path(folder)
         table = write_table(root / "curves.npz", milestones=12)
         for workers in args.workers:
-            found = [
+            answers = [
                 compare(table, root / f"{workers}-{seed}", seed, workers, args.trials) for seed in range(args.seeds)
             ]
-            for pruner in found[0]:
-                pairs = [one[pruner] for one in found]
+            for pruner in answers[0]:
+                pairs = [one[pruner] for one in answers]
                 off = [replayed.tokens / real.tokens - 1.0 for replayed, real in pairs]
                 agreed = sum(replayed.fate == real.fate for replayed, real in pairs)
                 best = sum(replayed.best == real.best for replayed, real in pairs)

@@ -75,11 +75,11 @@ class Measured:
 
     def gaps(self) -> list[float]:
         """Seconds from a freed slot to the next trial's first optimizer step on it, that step's training included."""
-        found = []
+        gaps = []
         for slot in {trial.slot for trial in self.trials}:
             own = sorted((t for t in self.trials if t.slot == slot), key=lambda t: t.first_step)
-            found += [after.first_step - before.freed for before, after in pairwise(own)]
-        return found
+            gaps += [after.first_step - before.freed for before, after in pairwise(own)]
+        return gaps
 
     def to_json(self) -> dict[str, Any]:
         gaps = self.gaps()
@@ -135,12 +135,12 @@ def table(repetitions: Sequence[Repetition]) -> str:
 
 def ratios(repetitions: Sequence[Repetition]) -> dict[str, dict[str, Any]]:
     """Wall-clock of each other arm over the warm queue's, with its aim, and the same without start-up and end."""
-    found: dict[str, dict[str, Any]] = {}
+    by_pair: dict[str, dict[str, Any]] = {}
     for arm, aim in AIMS.items():
         pairs = [(r[arm], r["warm"]) for r in repetitions if arm in r and "warm" in r]
         if pairs:
             walls = [other.seconds / ours.seconds for other, ours in pairs]
-            found[f"{arm}/warm"] = {
+            by_pair[f"{arm}/warm"] = {
                 "wall_clock": _median(walls),
                 "lowest": min(walls),
                 "highest": max(walls),
@@ -148,14 +148,14 @@ def ratios(repetitions: Sequence[Repetition]) -> dict[str, dict[str, Any]]:
                 "aim": aim,
                 "reached": _median(walls) >= aim,
             }
-    return found
+    return by_pair
 
 
-def ratio_lines(found: Mapping[str, Mapping[str, Any]]) -> str:
+def ratio_lines(by_pair: Mapping[str, Mapping[str, Any]]) -> str:
     return "\n".join(
         f"{name} {r['wall_clock']:.2f} ({r['lowest']:.2f}–{r['highest']:.2f}); aim >= {r['aim']:g}: "
         f"{'reached' if r['reached'] else 'NOT reached'}; from the first step on {r['running']:.2f}"
-        for name, r in found.items()
+        for name, r in by_pair.items()
     )
 
 

@@ -23,7 +23,8 @@ import optuna
 import yaml
 
 from sweep.config.space_grammar import parse_space
-from sweep.model import Finished, Limits
+from sweep.model.limits import Limits
+from sweep.model.states import Finished
 from sweep.queues.simulated.section import SimulationModel
 from sweep.queues.simulated.tables import Table, load_table
 from sweep.queues.simulated.world import World
@@ -75,10 +76,10 @@ class Resumed(Silent):
 
 def space(table: Table) -> dict[str, str]:
     rates = table.grid["optimizer.lr"]
-    found = {"optimizer.lr": f"tag(log, interval({rates[0]:.6g}, {rates[-1]:.6g}))"}
+    grammar = {"optimizer.lr": f"tag(log, interval({rates[0]:.6g}, {rates[-1]:.6g}))"}
     for key in ("model.lora_rank", "gradient_accumulation_steps"):
-        found[key] = f"choice({', '.join(f'{value:g}' for value in table.grid[key])})"
-    return found
+        grammar[key] = f"choice({', '.join(f'{value:g}' for value in table.grid[key])})"
+    return grammar
 
 
 def sweep(table: Table, arm: str, trials: int, workers: int, seed: int) -> tuple[float, float, int]:
@@ -141,9 +142,9 @@ def main() -> None:
             for trials in map(int, args.trials.split(",")):
                 for arm in args.arms.split(","):
                     began = time.perf_counter()
-                    found = [sweep(table, arm, trials, args.workers, seed) for seed in range(args.seeds)]
+                    results = [sweep(table, arm, trials, args.workers, seed) for seed in range(args.seeds)]
                     seconds = (time.perf_counter() - began) / args.seeds
-                    regrets, costs, resumed = (sorted(column) for column in zip(*found, strict=True))
+                    regrets, costs, resumed = (sorted(column) for column in zip(*results, strict=True))
                     middle, high = statistics.median(regrets), regrets[max(0, round(0.9 * len(regrets)) - 1)]
                     row = f"| {name} | {trials} | {arm} | {middle:.1%} | {statistics.mean(regrets):.1%} | {high:.1%} |"
                     spent = f"{statistics.median(costs):.1f} | {statistics.median(resumed):g}"

@@ -22,10 +22,13 @@ from pathlib import Path
 import optuna
 
 from sweep.config.space_grammar import parse_space
-from sweep.model import Effect, Finished, Limits, Tell
+from sweep.model.effects import Effect, Tell
+from sweep.model.limits import Limits
+from sweep.model.states import Finished
 from sweep.queues.simulated.section import SimulationModel
+from sweep.queues.simulated.state import SimulatedAttempt
 from sweep.queues.simulated.tables import Table, load_table
-from sweep.queues.simulated.world import SimAttempt, World
+from sweep.queues.simulated.world import World
 from sweep.search.storage import memory_storage
 from sweep.search.strategy.halving import AsynchronousHalving
 from sweep.search.study import OptunaStudy
@@ -131,7 +134,7 @@ def ideal_seconds(table: Table, study: OptunaStudy, trials: int, workers: int) -
     waiting = list(range(trials))
     names = itertools.count(1)
     begun: Counter[int] = Counter()
-    ended: list[SimAttempt] = []
+    ended: list[SimulatedAttempt] = []
     world.ended = ended.append
 
     def give(name: str) -> None:
@@ -171,10 +174,10 @@ def main() -> None:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         path = args.table or write_table(Path(folder) / "curves.npz", milestones=24)
-        found = run(load_table(str(path)), args.trials, args.workers, args.sampler, args.pruner)
-    print(found)
-    share = "not known with a pruner" if math.isnan(found.throughput) else f"{found.throughput:.1%} of the ideal"
-    print(f"throughput {share}; {found.seconds:.1f} s, {found.cpu:.1f} s of processor time")
+        result = run(load_table(str(path)), args.trials, args.workers, args.sampler, args.pruner)
+    print(result)
+    share = "not known with a pruner" if math.isnan(result.throughput) else f"{result.throughput:.1%} of the ideal"
+    print(f"throughput {share}; {result.seconds:.1f} s, {result.cpu:.1f} s of processor time")
 
 
 if __name__ == "__main__":

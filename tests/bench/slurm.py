@@ -74,7 +74,7 @@ def parse() -> argparse.Namespace:
 
 def measure(parts: Sequence[str], args: argparse.Namespace, cluster: Lab) -> int:
     """Measure the parts, print each and write all so far to --json; 1 where one of them failed."""
-    found: dict[str, Any] = {"machine": machine(), "options": {k: str(v) for k, v in vars(args).items()}, "parts": {}}
+    results: dict[str, Any] = {"machine": machine(), "options": {k: str(v) for k, v in vars(args).items()}, "parts": {}}
     sweeps: list[Swept] = []
 
     def pruning() -> Swept:
@@ -98,10 +98,10 @@ def measure(parts: Sequence[str], args: argparse.Namespace, cluster: Lab) -> int
             failed = True
             print(f"\n{part} FAILED: {error}", flush=True)
             continue
-        found["parts"][part] = {**numbers, "load_average_before": load}
+        results["parts"][part] = {**numbers, "load_average_before": load}
         print(f"\n{text}\n(load average before: {load:.1f})", flush=True)
         if args.json:
-            args.json.write_text(json.dumps(found, indent=1))
+            args.json.write_text(json.dumps(results, indent=1))
     return 1 if failed else 0
 
 

@@ -190,9 +190,9 @@ def _starts(run: Measured) -> list[float]:
 
 
 def _phases(theirs: Launched) -> dict[str, list[float]]:
-    found = {name: [job[end] - job[begin] for job in theirs.jobs] for name, (begin, end) in PHASES.items()}
+    phases = {name: [job[end] - job[begin] for job in theirs.jobs] for name, (begin, end) in PHASES.items()}
     return {
-        **found,
+        **phases,
         "process start-up in all, before training": [job["set_up"] - job["process"] for job in theirs.jobs],
         "processor time of the start-up": [job["cpu_before_training"] for job in theirs.jobs],
         "processor time of training and saving": [job["cpu"] - job["cpu_before_training"] for job in theirs.jobs],

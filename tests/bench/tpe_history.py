@@ -25,7 +25,8 @@ import optuna
 from scipy.stats import ttest_rel
 
 from sweep.config.space_grammar import parse_space
-from sweep.model import Ending, Tell
+from sweep.model.effects import Tell
+from sweep.model.states import Ending
 from sweep.search.storage import memory_storage
 from sweep.search.study import OptunaStudy
 from sweep.search.study_config import StudyConfig
@@ -99,20 +100,20 @@ def main() -> None:
     parser.add_argument("--history", type=int, default=100)
     parser.add_argument("--workers", type=int, default=8)
     args = parser.parse_args()
-    found: dict[int | None, list[Search]] = {None: [], args.history: []}
+    by_history: dict[int | None, list[Search]] = {None: [], args.history: []}
     for seed in range(args.seeds):
-        for history, searches in found.items():
+        for history, searches in by_history.items():
             searches.append(search(synthetic(100 + seed), seed, args.trials, history, args.workers))
-        print(seed, *(f"{one.regret:.5f} {one.late:.4f}" for one in (s[-1] for s in found.values())), flush=True)
+        print(seed, *(f"{one.regret:.5f} {one.late:.4f}" for one in (s[-1] for s in by_history.values())), flush=True)
     print(
         "\n| shown | regret of the best, mean | second half's proposals, mean | ms an ask |\n| --- | --- | --- | --- |"
     )
-    for history, searches in found.items():
+    for history, searches in by_history.items():
         shown = "all" if history is None else f"{history}"
         best, late = (statistics.fmean(getattr(one, key) for one in searches) for key in ("regret", "late"))
         print(f"| {shown} | {best:.3%} | {late:.2%} | {statistics.fmean(o.milliseconds for o in searches):.1f} |")
     for key in ("regret", "late"):
-        every, bounded = ([getattr(one, key) for one in searches] for searches in found.values())
+        every, bounded = ([getattr(one, key) for one in searches] for searches in by_history.values())
         differences = [b - a for a, b in zip(every, bounded, strict=True)]
         half = 1.96 * statistics.stdev(differences) / len(differences) ** 0.5
         test = ttest_rel(bounded, every).pvalue if any(differences) else 1.0

@@ -12,7 +12,7 @@ import pytest
 from sweep.config.queues import Queue, queue_kinds, section_class
 from sweep.config.settings import Settings, read_queue, settings_from_json
 from sweep.controller.ports import WorkerSpec
-from sweep.model import AttemptId
+from sweep.model.identifiers import AttemptId
 from sweep.queues import Backend, backend
 from sweep.wiring.compose import compose_config, freeze
 from tests.helpers.own_queue import install_own_queue

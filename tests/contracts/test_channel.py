@@ -10,12 +10,13 @@ import pytest
 
 from sweep.controller.ports import Channel
 from sweep.controller.room_channel import RoomChannel
-from sweep.queues.launch.api import Runs
 from sweep.queues.launch.channel import WandbChannel
+from sweep.queues.launch.runs import Runs
 from sweep.queues.simulated.dispatcher import SimulatedChannel, SimulatedClock
 from sweep.queues.simulated.section import SimulationModel
+from sweep.queues.simulated.state import SimulatedAttempt
 from sweep.queues.simulated.tables import load_table
-from sweep.queues.simulated.world import SimAttempt, World
+from sweep.queues.simulated.world import World
 from sweep.store.channel import StoreChannel
 from sweep.store.controller_sync import ControllerSync
 from sweep.store.download import download_room
@@ -108,7 +109,7 @@ class SimulatedRig(Rig):
         return self.world.now - began
 
     @property
-    def attempt(self) -> SimAttempt:
+    def attempt(self) -> SimulatedAttempt:
         return self.world.attempts[3][1]
 
     def step(self, condition: Callable[[], bool]) -> None:

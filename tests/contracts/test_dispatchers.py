@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from sweep.controller.ports import WorkerSpec
-from sweep.model import JobState
+from sweep.model.states import JobState
 from sweep.processes import PreforkServer
 from sweep.queues.launch import dispatcher as launch_dispatch
 from sweep.queues.local.dispatcher import LocalDispatcher

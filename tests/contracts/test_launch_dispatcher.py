@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from sweep.controller.ports import WorkerSpec
-from sweep.model import JobState
+from sweep.model.states import JobState
 from tests.helpers.dispatcher_contract import begin, give, launched, state
 from tests.helpers.launch_fakes import FakeLaunchApi
 from trainer.contract import JOB_KEY

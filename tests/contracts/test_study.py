@@ -17,7 +17,8 @@ from sweep.config.settings import Settings
 from sweep.config.space_grammar import parse_space
 from sweep.controller.ports import Channel, Dispatcher, Ports, SearchStudy, Study
 from sweep.evaluation.controller import EvaluationStudy
-from sweep.model import Ending, Ruling, Tell
+from sweep.model.effects import Tell
+from sweep.model.states import Ending, Ruling
 from sweep.queues.simulated.dispatcher import ChargedStudy
 from sweep.resources import conf_dir
 from sweep.search.storage import journal_storage, memory_storage

@@ -12,8 +12,9 @@ import pytest
 
 from sweep.controller.room_channel import RoomChannel
 from sweep.errors import RetryLater
-from sweep.queues.launch.api import ObservedRun, Runs
+from sweep.queues.launch.api import ObservedRun
 from sweep.queues.launch.channel import WandbChannel
+from sweep.queues.launch.runs import Runs
 from tests.helpers.launch_fakes import FakeLaunchApi
 from trainer.contract import (
     JOB_KEY,

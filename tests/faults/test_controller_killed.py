@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from sweep.model import Finished, Mode
+from sweep.model.states import Finished, Mode
 from sweep.report.reader import open_reader
 from tests.helpers.kill_points import check_sweep, die_at_write, make_room, run_here, run_killed, wait_for_workers
 

@@ -11,7 +11,8 @@ from sweep.controller.ports import Ports
 from sweep.controller.room_channel import RoomChannel
 from sweep.evaluation.controller import CombinedController, EvaluationMode, EvaluationStudy, read_ending
 from sweep.evaluation.jobs import evaluation_settings, evaluation_spec, evaluations_room
-from sweep.model import AttemptId, Finished, Mode
+from sweep.model.identifiers import AttemptId
+from sweep.model.states import Finished, Mode
 from sweep.report.reader import open_reader, read_evaluation
 from sweep.search.study import OptunaStudy
 from sweep.wiring import session

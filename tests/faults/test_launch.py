@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from sweep.errors import GiveUp
-from sweep.model import Finish, Finished, Mode
+from sweep.model.effects import Finish
+from sweep.model.states import Finished, Mode
 from sweep.queues.launch import dispatcher as launch_dispatch
 from sweep.report.reader import open_reader
 from sweep.tracking.stopped_runs import mark_stopped, stopped_runs

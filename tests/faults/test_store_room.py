@@ -20,7 +20,8 @@ from sweep.controller.loop import Controller
 from sweep.controller.ports import Ports
 from sweep.evaluation.controller import CombinedController, EvaluationMode, EvaluationStudy
 from sweep.evaluation.jobs import evaluation_settings, evaluation_spec, evaluations_room
-from sweep.model import AttemptId, Finished, Mode
+from sweep.model.identifiers import AttemptId
+from sweep.model.states import Finished, Mode
 from sweep.report.reader import open_reader
 from sweep.search.study import OptunaStudy
 from sweep.store.channel import StoreChannel, hold_store

@@ -17,7 +17,7 @@ from sweep.cli.foreground import drive
 from sweep.cli.run_control import RunControl
 from sweep.controller.room_channel import RoomChannel
 from sweep.errors import GiveUp, RetryLater
-from sweep.model import Finished
+from sweep.model.states import Finished
 from sweep.processes import PreforkServer
 from sweep.queues.local import LocalBackend
 from sweep.report.reader import open_reader

@@ -14,9 +14,9 @@ import pytest
 
 from sweep.controller.ports import Dispatcher, WorkerSpec
 from sweep.controller.room_channel import RoomChannel
-from sweep.model import JobState
-from sweep.queues.launch.api import Runs
+from sweep.model.states import JobState
 from sweep.queues.launch.dispatcher import LaunchDispatcher
+from sweep.queues.launch.runs import Runs
 from sweep.queues.launch.section import LaunchQueue
 from sweep.queues.simulated.dispatcher import SimulatedDispatcher
 from sweep.queues.simulated.section import SimulationModel

@@ -68,7 +68,7 @@ class ImportGraph:
         return arrows
 
     def _known(self, name: str) -> str:
-        """`sweep.model.View` is `sweep.model`; names of other packages stay."""
+        """`sweep.model.facts.View` is `sweep.model.facts`; names of other packages stay."""
         while name.partition(".")[0] in PACKAGES and name not in self.modules and "." in name:
             name = name.rpartition(".")[0]
         return name

@@ -20,11 +20,14 @@ from sweep.controller.ledger import RoomLedger, read_ledger
 from sweep.controller.loop import Controller
 from sweep.controller.ports import Channel, Ports
 from sweep.evaluation import controller as evaluation_controller
-from sweep.model import AttemptId, Effect, Finish, Mode, View
+from sweep.model.effects import Effect, Finish
+from sweep.model.facts import View
+from sweep.model.identifiers import AttemptId
+from sweep.model.states import Mode
 from sweep.queues.launch import channel as wandbchannel
 from sweep.queues.launch import dispatcher as launch_dispatch
-from sweep.queues.launch.api import Runs
 from sweep.queues.launch.dispatcher import LaunchDispatcher
+from sweep.queues.launch.runs import Runs
 from sweep.queues.launch.section import LaunchQueue
 from sweep.queues.local import dispatcher as local
 from sweep.queues.slurm import dispatcher as slurm_dispatch

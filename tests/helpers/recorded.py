@@ -14,7 +14,9 @@ import optuna
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from sweep.model import Limits, SweepState, TrialRow, TrialStatus
+from sweep.model.limits import Limits
+from sweep.model.states import TrialStatus
+from sweep.model.summary import SweepState, TrialRow
 from trainer.contract import Report
 
 METRIC = "val_loss"

@@ -12,7 +12,8 @@ from trainer.contract import Outcome, TrialSpec, encode
 from trainer.packed.memory import MemoryProbe, device_memory
 from trainer.reporter import RoomReporter
 from trainer.room import Room, write_atomic
-from trainer.scheduler import Scheduler, Task
+from trainer.scheduler import Scheduler
+from trainer.task import Task
 
 
 class Hands:

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from sweep.model import Finish, Mode
+from sweep.model.effects import Finish
+from sweep.model.states import Mode
 from tests.helpers.fakes import HOLD
 from tests.helpers.kill_points import make_room, run_here
 from tests.slurm.cluster import Cluster

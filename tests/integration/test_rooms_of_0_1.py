@@ -23,7 +23,8 @@ from submitit.core.utils import DelayedSubmission
 from sweep.controller.ledger import RoomLedger
 from sweep.controller.loop import Controller
 from sweep.controller.ports import Ports
-from sweep.model import AttemptId, Mode
+from sweep.model.identifiers import AttemptId
+from sweep.model.states import Mode
 from sweep.queues.launch import jobs as launch_jobs
 from sweep.queues.local.dispatcher import LocalDispatcher
 from sweep.resources import embedded_dir

@@ -21,7 +21,10 @@ from sweep.config.space_grammar import parse_space
 from sweep.controller.ledger import read_ledger
 from sweep.controller.loop import Controller
 from sweep.errors import ConfigError
-from sweep.model import Ask, AttemptId, Effect, Finish, Finished, Limits, Mode, Stop
+from sweep.model.effects import Ask, Effect, Finish, Stop
+from sweep.model.identifiers import AttemptId
+from sweep.model.limits import Limits
+from sweep.model.states import Finished, Mode
 from sweep.queues.simulated.dispatcher import simulated_ports
 from sweep.queues.simulated.section import SimulationModel
 from sweep.queues.simulated.tables import load_table
@@ -263,7 +266,7 @@ def test_a_space_off_the_grid_is_refused(words: list[str], message: str, table: 
 def test_a_resumed_room_takes_up_what_another_process_left(
     table: Path, rooms: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from sweep.queues.simulated import dispatcher
+    from sweep.queues.simulated import recorder
 
     words = ["queue=simulated", f"queue.table={table}", "pruner=asha", "search.trials=10", "queue.charge=false", *WORDS]
     room = creation.create_room(freeze(compose_config(words), "s"), 8000)
@@ -275,7 +278,7 @@ def test_a_resumed_room_takes_up_what_another_process_left(
     assert before
     monkeypatch.undo()
     monkeypatch.setenv("SWEEP_ROOMS", str(rooms))
-    monkeypatch.setattr(dispatcher, "_worlds", {})  # as in another process
+    monkeypatch.setattr(recorder, "_worlds", {})  # as in another process
     finish = drive(room, RunControl(room), backends.make_prefork(settings))
     assert finish.reason == "all 10 trials have ended"
     assert len(room.trials()) == 10

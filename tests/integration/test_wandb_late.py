@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 
 from sweep.errors import RetryLater
-from sweep.queues.launch.api import Push, Runs, make_api
+from sweep.queues.launch.api import Push
+from sweep.queues.launch.runs import Runs
 from sweep.queues.launch.section import LaunchQueue
+from sweep.queues.launch.wandb_api import make_api
 from sweep.tracking import client
 from sweep.tracking.runs import WandbLocation
 from tests.standin.faults import Fault

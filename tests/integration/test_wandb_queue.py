@@ -23,8 +23,9 @@ from sweep.config.settings import Settings
 from sweep.errors import RetryLater, SweepError
 from sweep.queues.launch.agent_config import cluster_objects
 from sweep.queues.launch.agents import agents_field, agents_query
+from sweep.queues.launch.connection import asking
 from sweep.queues.launch.doctor import launch_checks
-from sweep.queues.launch.queue import asking, stage_code
+from sweep.queues.launch.job_artifact import stage_code
 from sweep.queues.launch.section import LaunchQueue
 from sweep.wiring.compose import Composed, compose_config, freeze
 from tests.standin.model import Agent, Item, Queue

@@ -12,7 +12,7 @@ import pytest
 
 from sweep.controller.ports import WorkerSpec
 from sweep.errors import GiveUp, RetryLater
-from sweep.model import Finished, JobState, Mode
+from sweep.model.states import Finished, JobState, Mode
 from sweep.queues.slurm import commands
 from sweep.queues.slurm import dispatcher as slurm_dispatch
 from sweep.queues.slurm.section import SlurmQueue

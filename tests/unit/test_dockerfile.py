@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from sweep.queues.launch.queue import ENTRY_POINT
+from sweep.queues.launch.job_artifact import ENTRY_POINT
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 KNOWN = {"FROM", "ENV", "RUN", "WORKDIR", "COPY", "USER", "ENTRYPOINT"}

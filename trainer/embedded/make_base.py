@@ -11,203 +11,27 @@ Needs torch, tiktoken, tokenizers and safetensors, no network; everything random
 from __future__ import annotations
 
 import argparse
-import base64
 import json
 import math
 import os
 import time
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from itertools import islice
 from pathlib import Path
 
-import tiktoken
 import torch
 from safetensors.torch import save_file
-from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from trainer.embedded.world import SEED, conversations, documents, rows
+from trainer.embedded.llama import Llama, Shape
+from trainer.embedded.make_tokenizer import SPECIALS, encode, train_tokenizer, write_tokenizer
+from trainer.embedded.world import SEED, rows
 
-SHARDS, DOCUMENTS = (
-    64,
-    4000,
-)  # the corpus: SHARDS seeds, each for DOCUMENTS documents; the last shard is held out
+SHARDS = 64  # of the corpus; the last one is held out
 TALKS = 4  # shards of conversations, for the second stage
 TRAIN_ROWS, VAL_ROWS = 1536, 192
-
-# --- the tokenizer --------------------------------------------------------------------------------------------------
-
-PATTERN = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-)  # Llama 3's split
-SPECIALS = [
-    f"<|{name}|>"
-    for name in [
-        "begin_of_text",
-        "end_of_text",
-        "finetune_right_pad_id",
-        "step_id",
-        "start_header_id",
-        "end_header_id",
-        "eom_id",
-        "eot_id",
-        "python_tag",
-        "image",
-        "video",
-        "reserved_special_token_0",
-    ]
-]
-TEMPLATE = (  # alpaca's prompt, which wraps every row: read by the tokenizer, never by the base
-    "Below is an instruction that describes a task, paired with an input that provides further context. "
-    "Write a response that appropriately completes the request.\n\n"
-    "### Instruction:\nAsk?\n\n### Instruction:\nAsk.\n\n### Input:\n.\n\n### Response:\nuser\n\nassistant\n\n"
-)
-
-
-def train_tokenizer(vocabulary: int) -> dict[bytes, int]:
-    """Byte-level BPE: each token's bytes and its rank, in the order of merging."""
-    split = pre_tokenizers.Split(Regex(PATTERN), "isolated")
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(False, use_regex=False)])
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary, show_progress=False, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
-    )
-    tokenizer.train_from_iterator([*documents(f"{SEED} tokenizer", 2000), *[TEMPLATE] * 200], trainer)
-    letters = printable_bytes()
-    return {bytes(letters[letter] for letter in token): rank for token, rank in tokenizer.get_vocab().items()}
-
-
-def printable_bytes() -> dict[str, int]:
-    """The byte that each letter of byte-level BPE stands for: printable ones themselves, the others from U+0100 on."""
-    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    other = [byte for byte in range(256) if byte not in plain]
-    return {chr(byte): byte for byte in plain} | {chr(256 + i): byte for i, byte in enumerate(other)}
-
-
-def encode(shard: int, ranks: dict[bytes, int]) -> Tensor:
-    """One shard of the corpus, int16 [tokens], each document between begin and end of text; below 0: conversations."""
-    specials = {name: len(ranks) + i for i, name in enumerate(SPECIALS)}
-    encoding = tiktoken.Encoding("embedded", pat_str=PATTERN, mergeable_ranks=ranks, special_tokens=specials)
-    begin, end = specials["<|begin_of_text|>"], specials["<|end_of_text|>"]
-    texts = (conversations if shard < 0 else documents)(f"{SEED} {shard}", DOCUMENTS)
-    ids = encoding.encode_batch(list(texts), num_threads=1, allowed_special="all")
-    return torch.tensor([i for text in ids for i in (begin, *text, end)], dtype=torch.int16)
-
-
-# --- the model: Llama 3, with the parameter names of Hugging Face's Llama --------------------------------------------
-
-
-@dataclass(frozen=True)
-class Shape:
-    vocab_size: int = 1024
-    hidden_size: int = 128
-    intermediate_size: int = 320
-    num_hidden_layers: int = 3
-    num_attention_heads: int = 4
-    num_key_value_heads: int = 2
-    head_dim: int = 32
-    max_position_embeddings: int = 256
-    rope_theta: float = 10_000.0
-    rms_norm_eps: float = 1e-5
-
-
-def rotary(shape: Shape) -> tuple[Tensor, Tensor]:
-    """Cosine and sine of every position's angles, both [context, head_dim]."""
-    speeds = shape.rope_theta ** (-torch.arange(0, shape.head_dim, 2) / shape.head_dim)
-    angles = torch.outer(torch.arange(shape.max_position_embeddings), speeds).repeat(1, 2)
-    return angles.cos(), angles.sin()
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    first, second = x.chunk(2, dim=-1)
-    return x * cos + torch.cat((-second, first), dim=-1) * sin
-
-
-class Attention(nn.Module):
-    def __init__(self, s: Shape) -> None:
-        super().__init__()
-        self.head_dim = s.head_dim
-        self.q_proj = nn.Linear(s.hidden_size, s.num_attention_heads * s.head_dim, bias=False)
-        self.k_proj = nn.Linear(s.hidden_size, s.num_key_value_heads * s.head_dim, bias=False)
-        self.v_proj = nn.Linear(s.hidden_size, s.num_key_value_heads * s.head_dim, bias=False)
-        self.o_proj = nn.Linear(s.num_attention_heads * s.head_dim, s.hidden_size, bias=False)
-
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        projections = (self.q_proj, self.k_proj, self.v_proj)
-        q, k, v = (p(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for p in projections)
-        q, k = rotate(q, cos, sin).to(v.dtype), rotate(k, cos, sin).to(v.dtype)
-        seen = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
-        out: Tensor = self.o_proj(seen.transpose(1, 2).flatten(2))
-        return out
-
-
-class Mlp(nn.Module):
-    def __init__(self, s: Shape) -> None:
-        super().__init__()
-        self.gate_proj = nn.Linear(s.hidden_size, s.intermediate_size, bias=False)
-        self.up_proj = nn.Linear(s.hidden_size, s.intermediate_size, bias=False)
-        self.down_proj = nn.Linear(s.intermediate_size, s.hidden_size, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
-        return out
-
-
-class Layer(nn.Module):
-    def __init__(self, s: Shape) -> None:
-        super().__init__()
-        self.input_layernorm = nn.RMSNorm(s.hidden_size, s.rms_norm_eps)
-        self.self_attn = Attention(s)
-        self.post_attention_layernorm = nn.RMSNorm(s.hidden_size, s.rms_norm_eps)
-        self.mlp = Mlp(s)
-
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), cos, sin)
-        out: Tensor = x + self.mlp(self.post_attention_layernorm(x))
-        return out
-
-
-class Body(nn.Module):
-    def __init__(self, s: Shape) -> None:
-        super().__init__()
-        self.embed_tokens = nn.Embedding(s.vocab_size, s.hidden_size)
-        self.layers = nn.ModuleList(Layer(s) for _ in range(s.num_hidden_layers))
-        self.norm = nn.RMSNorm(s.hidden_size, s.rms_norm_eps)
-
-
-class Llama(nn.Module):
-    def __init__(self, s: Shape) -> None:
-        super().__init__()
-        self.model = Body(s)
-        self.lm_head = nn.Linear(s.hidden_size, s.vocab_size, bias=False)
-        for name, weight in self.named_parameters():
-            if weight.dim() == 2:
-                depth = 2 * s.num_hidden_layers if name.endswith(("o_proj.weight", "down_proj.weight")) else 1
-                nn.init.normal_(weight, std=0.04 / math.sqrt(depth))
-        for name, table in zip(("cos", "sin"), rotary(s), strict=True):
-            self.register_buffer(name, table, persistent=False)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Logits [batch, time, vocabulary] of `tokens` [batch, time]."""
-        cos, sin = (self.get_buffer(name)[: tokens.shape[1]] for name in ("cos", "sin"))
-        x = self.model.embed_tokens(tokens)
-        for layer in self.model.layers:
-            x = layer(x, cos, sin)
-        logits: Tensor = self.lm_head(self.model.norm(x))
-        return logits
-
-    def loss(self, tokens: Tensor) -> Tensor:
-        """Mean nats per token, each position predicting the next."""
-        with torch.autocast(tokens.device.type, torch.bfloat16, enabled=tokens.is_cuda):
-            logits = self(tokens[:, :-1])
-        return F.cross_entropy(logits.flatten(0, 1).float(), tokens[:, 1:].flatten())
-
-
-# --- pretraining and the files --------------------------------------------------------------------------------------
 
 
 def learning_rate(step: int, steps: int, peak: float) -> float:
@@ -263,13 +87,6 @@ def write_rows(out: Path) -> None:
     for name, number in (("train", TRAIN_ROWS), ("val", VAL_ROWS)):
         lines = (json.dumps(asdict(row)) + "\n" for row in islice(stream, number))
         (out / f"{name}.jsonl").write_text("".join(lines))
-
-
-def write_tokenizer(out: Path, ranks: dict[bytes, int]) -> None:
-    lines = (f"{base64.b64encode(token).decode()} {ranks[token]}\n" for token in sorted(ranks, key=lambda t: ranks[t]))
-    (out / "tokenizer.model").write_text("".join(lines))
-    added = [{"id": len(ranks) + i, "content": name} for i, name in enumerate(SPECIALS)]
-    (out / "special_tokens.json").write_text(json.dumps({"added_tokens": added}) + "\n")
 
 
 def write_model(out: Path, model: Llama, shape: Shape) -> None:

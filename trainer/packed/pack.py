@@ -28,6 +28,7 @@ from trainer.packed.readback import Readback
 from trainer.packed.refusal import unpackable_reason
 from trainer.packed.slot import Batch, Slot, SlotBatch, SlotResult
 from trainer.packed.store import AdapterStore, bind
+from trainer.packed.undo import PassUndo
 from trainer.packed.update import gradient_norms, take_steps
 from trainer.randomness import Randomness
 from trainer.recipe import LoraRecipe
@@ -204,41 +205,48 @@ class Pack:
         Returns:
             nats summed over the labels of each slot that was trained, and the errors of the others.
         """
-        randoms = [batch.slot.random.now for batch in group]
-        rows = slice(group[0].slot.row, group[-1].slot.row + 1)
-        begun = any(batch.slot.recipe.position % batch.slot.recipe.accumulation for batch in group)
-        before: torch.Tensor | None = None
-        untouched = begun  # the copy itself may run out of memory
-        try:
-            before = self.store.grads[rows].clone() if begun else None
-            untouched = False
-            sums = self._pass(group)
-            return {batch.slot: value for batch, value in zip(group, sums.unbind(), strict=True)}, []
-        except Exception as error:
-            failure: Exception = error
-        if len(group) > 1 or isinstance(failure, torch.OutOfMemoryError):
-            failure.__traceback__ = None  # its frames hold the tensors of the pass
-        if not untouched:
-            self.store.grads[rows].copy_(before) if before is not None else self.store.grads[rows].zero_()
-        before = None
-        for batch, state in zip(group, randoms, strict=True):
-            batch.slot.random.rewind(state)
-        out_of_memory = isinstance(failure, torch.OutOfMemoryError)
-        if out_of_memory:
-            torch.cuda.empty_cache()
+        losses, failure = self._try_pass(group)
+        if failure is None:
+            return losses, []
         if len(group) == 1:
             return {}, [SlotResult(group[0].slot, None, failure)]
-        if out_of_memory:
-            self.budget = sum(batch.tokens for batch in group) // 2
-            _log.warning(
-                "out of memory with %d trials in one pass; from now on a pass has at most %d tokens",
-                len(group),
-                self.budget,
-            )
+        if isinstance(failure, torch.OutOfMemoryError):
+            self._lower_budget(group)
         half = len(group) // 2
         done, failed = self._train_group(group[:half])
         more, others = self._train_group(group[half:])
         return done | more, failed + others
+
+    def _try_pass(self, group: Sequence[SlotBatch]) -> tuple[dict[Slot, torch.Tensor], Exception | None]:
+        """Run one pass. If it fails, gradients and generators are afterwards as they were before.
+
+        Returns:
+            nats summed over the labels of each slot, or no numbers and the error.
+        """
+        undo = None
+        try:
+            undo = PassUndo(group, self.store.grads[group[0].slot.row : group[-1].slot.row + 1])
+            sums = self._pass(group)
+            return dict(zip([batch.slot for batch in group], sums.unbind(), strict=True)), None
+        except Exception as error:
+            failure = error
+        out_of_memory = isinstance(failure, torch.OutOfMemoryError)
+        if out_of_memory or len(group) > 1:
+            failure.__traceback__ = None  # its frames hold the tensors of the pass
+        if undo is not None:
+            undo.undo()
+        if out_of_memory:
+            torch.cuda.empty_cache()
+        return {}, failure
+
+    def _lower_budget(self, group: Sequence[SlotBatch]) -> None:
+        """Let later passes hold at most half as many tokens as this group, whose pass ran out of memory."""
+        self.budget = sum(batch.tokens for batch in group) // 2
+        _log.warning(
+            "out of memory with %d trials in one pass; from now on a pass has at most %d tokens",
+            len(group),
+            self.budget,
+        )
 
     def _pass(self, group: Sequence[SlotBatch]) -> torch.Tensor:
         """One forward and backward pass; returns nats summed over each slot's labels, shape [k], fp32."""

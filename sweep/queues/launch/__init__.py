@@ -15,7 +15,7 @@ from sweep.queues.launch.section import LaunchQueue
 
 if TYPE_CHECKING:
     from sweep.config.settings import Settings
-    from sweep.model import Job
+    from sweep.model.facts import Job
     from sweep.processes import PreforkServer
     from trainer.room import Room
 
@@ -44,7 +44,7 @@ class LaunchBackend(Backend):
 
     def freeze(self, settings: Settings) -> Settings:
         """The settings with the owner of the runs: the default of the key's owner may change, a sweep's may not."""
-        from sweep.queues.launch.api import default_entity
+        from sweep.queues.launch.wandb_api import default_entity
         from sweep.tracking.runs import wandb_location
 
         if wandb_location(settings).entity:

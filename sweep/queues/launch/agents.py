@@ -18,7 +18,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from sweep.errors import RetryLater, SweepError
-from sweep.queues.launch.queue import QUEUES_PROJECT, Connection, asking
+from sweep.queues.launch.connection import Connection, asking
+from sweep.queues.launch.queue import QUEUES_PROJECT
 
 POLLING = ("POLLING", "RUNNING")
 FRESH_SECONDS = 120.0  # an agent sends a heartbeat with each of its polls, every 10 seconds

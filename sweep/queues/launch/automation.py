@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sweep.errors import ConfigError
-from sweep.queues.launch.queue import Connection, asking
+from sweep.queues.launch.connection import Connection, asking
 
 REGISTRY = "wandb-registry-"
 # Placeholders that W&B fills in when it calls a webhook.

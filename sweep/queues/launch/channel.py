@@ -24,8 +24,9 @@ from typing import Any
 from sweep.controller.ports import Channel, Clock, ObservedAttempt, ObservedWorker
 from sweep.controller.room_channel import RoomChannel
 from sweep.errors import GiveUp
-from sweep.queues.launch.api import LaunchApi, ObservedRun, Runs
+from sweep.queues.launch.api import LaunchApi, ObservedRun
 from sweep.queues.launch.dispatcher import LaunchDispatcher
+from sweep.queues.launch.runs import Runs
 from trainer.contract import (
     JOB_KEY,
     OUTCOME_KEY,

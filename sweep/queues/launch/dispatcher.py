@@ -15,21 +15,25 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from sweep.controller.ports import WorkerSpec
 from sweep.errors import RetryLater
-from sweep.model import Job, JobState
+from sweep.model.facts import Job
+from sweep.model.states import JobState
 from sweep.queues.launch import jobs, transitions
-from sweep.queues.launch.api import LaunchApi, ObservedRun, Push, Runs, make_api
+from sweep.queues.launch.api import LaunchApi, ObservedRun, Push
+from sweep.queues.launch.job_records import LaunchJobRecord, LaunchJobRecords
+from sweep.queues.launch.runs import Runs
 from sweep.queues.launch.section import LaunchQueue, launch_queue
 from sweep.queues.launch.transitions import EndJob, StopRun, judge_item, judge_run
+from sweep.queues.launch.wandb_api import make_api
 from sweep.tracking.runs import wandb_location
 from sweep.tracking.stopped_runs import mark_stopped
-from trainer.contract import StopCause, TrialSpec, decode
-from trainer.room import UNWANTED, Room, WorkerDir, read_json, read_text, write_atomic
+from trainer.contract import StopCause, TrialSpec
+from trainer.room import UNWANTED, Room, read_json, write_atomic
 
 if TYPE_CHECKING:
     from sweep.config.settings import Settings
@@ -44,29 +48,6 @@ WAITING = {
     "leased": "an agent is taking it",
     "claimed": "an agent starts it",
 }
-
-
-@dataclass(slots=True)
-class LaunchJobRecord:
-    """What `job.json` of a worker holds on a Launch queue.
-
-    Args:
-        run: id of the job's run; empty until it is pushed.
-        item: id of the queue's item; empty until W&B has answered the push.
-        pushed: when the push was begun, in seconds since the epoch; 0 while the worker is planned.
-        serves: the run is the job's own and not its only trial's, and carries further assignments.
-        cancelled: when the job was cancelled, in seconds since the epoch; 0 if it was not.
-        end: how the job ended; empty until it has.
-    """
-
-    worker: str
-    place: int
-    run: str = ""
-    item: str = ""
-    pushed: float = 0.0
-    serves: bool = False
-    cancelled: float = 0.0
-    end: str = ""
 
 
 @dataclass(slots=True)
@@ -88,35 +69,39 @@ class LaunchDispatcher:
     run_of: Callable[[str, Sequence[TrialSpec]], str]
     stopping: Callable[[str], None]
     reads: bool = False
-    _records: dict[str, LaunchJobRecord] = field(default_factory=dict)
+    _records: LaunchJobRecords = field(init=False)
     _items: dict[str, str] = field(default_factory=dict)
     _turn: int = 0
 
+    def __post_init__(self) -> None:
+        self._records = LaunchJobRecords(self.room, self.reads)
+
     def start(self, workers: Sequence[WorkerSpec]) -> None:
-        self._load()
+        self._records.load()
         for worker in workers:
-            record = self._records.get(worker.name)
+            record = self._records.by_worker.get(worker.name)
             if record is None:
-                self._write(LaunchJobRecord(worker.name, worker.place))
-            elif not record.pushed and not record.end and (specs := self._specs(worker.name)):
+                self._records.write(LaunchJobRecord(worker.name, worker.place))
+            elif not record.pushed and not record.end and (specs := self._records.specs(worker.name)):
                 self._push(record, specs)
 
     def poll(self) -> Mapping[str, Job]:
-        self._load()
-        open_jobs = [record for record in self._records.values() if record.pushed and not record.end]
+        self._records.load()
+        open_jobs = [record for record in self._records.by_worker.values() if record.pushed and not record.end]
         for record in open_jobs:
-            if isinstance(exit_word := read_json(self._dir(record).exit), dict):
+            if isinstance(exit_word := read_json(self._records.directory(record).exit), dict):
                 self._end(record, str(exit_word["reason"]))
         open_jobs = [record for record in open_jobs if not record.end]
         if not self.reads and open_jobs:
             self._observe(open_jobs)
             self._stop_abandoned()
-        return {name: self._job(record) for name, record in self._records.items()}
+        return {name: self._job(record) for name, record in self._records.by_worker.items()}
 
     def cancel(self, workers: Sequence[str]) -> None:
-        self._load()
-        for record in [self._records[name] for name in workers if name in self._records]:
-            if record.end or record.cancelled:
+        self._records.load()
+        for name in workers:
+            record = self._records.by_worker.get(name)
+            if record is None or record.end or record.cancelled:
                 continue
             if not record.pushed:
                 self._end(record, "it was never pushed")
@@ -127,7 +112,7 @@ class LaunchDispatcher:
                 self._stop(record)
             record.cancelled = time.time()
             self._abandon(record)  # it may still start
-            self._write(record)
+            self._records.write(record)
 
     def preview(self, workers: Sequence[WorkerSpec]) -> str:
         queue = self.queue
@@ -139,38 +124,26 @@ class LaunchDispatcher:
 
     def ended(self) -> int:
         """How many jobs are known to have ended."""
-        return sum(1 for record in self._records.values() if record.end)
+        return sum(1 for record in self._records.by_worker.values() if record.end)
 
     # --- pushing -----------------------------------------------------------------------------------------------
-
-    def _specs(self, worker: str) -> list[TrialSpec]:
-        tasks = self.room.worker(worker).assignments()
-        return [decode(TrialSpec, read_text(self.room.attempt(*task).spec) or "") for task in tasks]
 
     def _push(self, record: LaunchJobRecord, specs: Sequence[TrialSpec]) -> None:
         record.run, record.pushed = self.run_of(record.worker, specs), time.time()
         record.serves = all(spec.tracking is None or spec.tracking.run != record.run for spec in specs)
-        self._write(record)
+        self._records.write(record)
         try:
             record.item = self.api.push(Push(record.run, record.worker, self.payload(record.worker, specs)))
         except RetryLater:
             raise  # it may have arrived: its item is looked for
         except BaseException:
             record.run, record.pushed = "", 0.0
-            self._write(record)
+            self._records.write(record)
             raise
         self._items[record.worker] = "pending"
-        self._write(record)
+        self._records.write(record)
 
     # --- observing ---------------------------------------------------------------------------------------------
-
-    def _load(self) -> None:
-        for name in self.room.workers():
-            if name not in self._records or self.reads:
-                raw = read_json(self.room.worker(name).job)
-                if isinstance(raw, dict):
-                    known = {key: raw[key] for key in LaunchJobRecord.__slots__ if key in raw}
-                    self._records[name] = LaunchJobRecord(**{"place": 0, **known, "worker": name})
 
     def _observe(self, open_jobs: Sequence[LaunchJobRecord]) -> None:
         """Ask W&B for the runs if it is time to, and act on what they say; then ask for the item of one job that has
@@ -186,7 +159,7 @@ class LaunchDispatcher:
             self._act(record, judge_item(self._item_facts(record)))
 
     def _run_facts(self, record: LaunchJobRecord) -> transitions.RunFacts:
-        run, beat = self._observed_run(record), self._dir(record).beat
+        run, beat = self._observed_run(record), self._records.directory(record).beat
         return transitions.RunFacts(
             run_state=run.state if run is not None else None,
             run_ended=run is not None and run.ended,
@@ -222,8 +195,8 @@ class LaunchDispatcher:
     @property
     def _abandoned(self) -> list[LaunchJobRecord]:
         """Jobs that were given up before they began, and that no file of ours can keep from beginning."""
-        records = self._records.values() if self.queue.reports_over_wandb else ()
-        return [record for record in records if record.end and record.pushed and not self._ready(record)]
+        records = self._records.by_worker.values() if self.queue.reports_over_wandb else ()
+        return [record for record in records if record.end and record.pushed and not self._records.ready(record)]
 
     def _stop_abandoned(self) -> None:
         for record in self._abandoned:
@@ -238,9 +211,9 @@ class LaunchDispatcher:
     def _abandon(self, record: LaunchJobRecord) -> None:
         """Tell a job that may still start that nobody waits for it. If no file reaches the job, no attempt resumes its
         runs any more."""
-        write_atomic(self._dir(record).drain, UNWANTED)
-        if self.queue.reports_over_wandb and not self._ready(record):
-            tracked = [spec.tracking.run for spec in self._specs(record.worker) if spec.tracking is not None]
+        write_atomic(self._records.directory(record).drain, UNWANTED)
+        if self.queue.reports_over_wandb and not self._records.ready(record):
+            tracked = [spec.tracking.run for spec in self._records.specs(record.worker) if spec.tracking is not None]
             for run in dict.fromkeys([record.run, *tracked]):
                 self.stopping(run)
 
@@ -250,11 +223,8 @@ class LaunchDispatcher:
         run = self.runs.observed.get(record.run)
         return run if run is not None and run.sweep.get("worker") == record.worker else None
 
-    def _ready(self, record: LaunchJobRecord) -> bool:
-        return self._dir(record).beat.exists()
-
     def _started(self, record: LaunchJobRecord) -> bool:
-        return self._ready(record) or self._observed_run(record) is not None
+        return self._records.ready(record) or self._observed_run(record) is not None
 
     def _job(self, record: LaunchJobRecord) -> Job:
         if record.end:
@@ -266,22 +236,13 @@ class LaunchDispatcher:
         state = self._items.get(record.worker, "pending")
         return Job(record.place, JobState.PENDING, record.run, reason=WAITING.get(state, f"its item is {state}"))
 
-    # --- files -------------------------------------------------------------------------------------------------
-
-    def _dir(self, record: LaunchJobRecord) -> WorkerDir:
-        return self.room.worker(record.worker)
-
     def _end(self, record: LaunchJobRecord, reason: str, may_start: bool = False) -> None:
         record.end = reason
         if self.reads:
             return
         if may_start:
             self._abandon(record)
-        self._write(record)
-
-    def _write(self, record: LaunchJobRecord) -> None:
-        self._records[record.worker] = record
-        write_atomic(self._dir(record).job, json.dumps({"queue": "launch", **asdict(record)}))
+        self._records.write(record)
 
 
 def make_dispatcher(room: Room, settings: Settings, gpu: bool, reads: bool = False) -> LaunchDispatcher:

@@ -13,8 +13,10 @@ from sweep.config.settings import Settings
 from sweep.errors import SweepError
 from sweep.queues.backend import NamedCheck
 from sweep.queues.launch.agents import find_agents
+from sweep.queues.launch.connection import Connection, connect
+from sweep.queues.launch.job_artifact import find_job, job_path
 from sweep.queues.launch.jobs import job_name
-from sweep.queues.launch.queue import Connection, check_entity, connect, differences, find, find_job, job_path
+from sweep.queues.launch.queue import check_entity, differences, find_queue
 from sweep.queues.launch.section import LaunchQueue, launch_queue
 from sweep.tracking.runs import wandb_location
 
@@ -55,7 +57,7 @@ def _entity(connection: Connection, queue: LaunchQueue) -> str:
 
 
 def _queue(connection: Connection, queue: LaunchQueue) -> str:
-    server = find(connection, queue)
+    server = find_queue(connection, queue)
     path = f"{connection.entity}/{queue.name}"
     if server is None:
         raise SweepError(f"there is no queue {path}; create it with `sweep queue create queue=…`")
@@ -65,7 +67,7 @@ def _queue(connection: Connection, queue: LaunchQueue) -> str:
 
 
 def _agent(connection: Connection, queue: LaunchQueue) -> str:
-    server = find(connection, queue)
+    server = find_queue(connection, queue)
     if server is None:
         raise SweepError("not checked: there is no queue")
     agents = find_agents(connection, queue.name)

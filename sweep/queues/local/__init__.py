@@ -16,7 +16,7 @@ from trainer.room import Room
 
 if TYPE_CHECKING:
     from sweep.config.settings import Settings
-    from sweep.model import Job
+    from sweep.model.facts import Job
     from sweep.processes import PreforkServer
     from sweep.queues.local.dispatcher import LocalDispatcher
 

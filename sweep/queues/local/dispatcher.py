@@ -20,7 +20,8 @@ from typing import Any
 
 from sweep.controller.ports import WorkerSpec
 from sweep.errors import RetryLater
-from sweep.model import Job, JobState
+from sweep.model.facts import Job
+from sweep.model.states import JobState
 from sweep.processes import PreforkServer, clean_env
 from trainer.room import Room, held, read_json, read_text, write_atomic
 

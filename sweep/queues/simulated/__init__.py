@@ -17,7 +17,8 @@ from trainer.contract import TrialSpec
 if TYPE_CHECKING:
     from sweep.config.settings import Settings
     from sweep.controller.ports import SearchStudy
-    from sweep.model import AttemptId, Job
+    from sweep.model.facts import Job
+    from sweep.model.identifiers import AttemptId
     from sweep.processes import PreforkServer
     from sweep.queues.simulated.tables import Table
     from sweep.queues.simulated.world import World
@@ -84,7 +85,7 @@ class SimulatedBackend(Backend):
         return build
 
     def seconds(self, room: Room) -> float:
-        from sweep.queues.simulated.dispatcher import simulated_seconds
+        from sweep.queues.simulated.recorder import simulated_seconds
 
         return simulated_seconds(room)
 
@@ -102,7 +103,7 @@ def _table(queue: SimulatedQueue) -> Table:
 
 def _world(room: Room, settings: Settings) -> World:
     """The world of a room in this process."""
-    from sweep.queues.simulated.dispatcher import world_of
+    from sweep.queues.simulated.recorder import world_of
     from sweep.queues.simulated.world import World
 
     queue = _section(settings.queue)

@@ -1,8 +1,6 @@
 """The ports of a controller into a simulated world.
 
-Invariants: the controller, its decisions and its study are those of any other queue; only the time is simulated. A
-world lives as long as its process. Another controller in the process finds the world's workers; a controller in another
-process finds the room's files, and all workers gone. The files of an attempt are written when it has ended.
+Invariant: the controller, its decisions and its study are those of any other queue; only the time is simulated.
 """
 
 from __future__ import annotations
@@ -10,33 +8,20 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, TypeVar
 
 from sweep.controller.ports import Clock, ObservedAttempt, ObservedWorker, Ports, SearchStudy, WorkerSpec
-from sweep.model import Job, StudyFacts, Tell, Verdict
-from sweep.queues.simulated.world import SimAttempt, Watch, World
+from sweep.model.effects import Tell
+from sweep.model.facts import Job, StudyFacts, Verdict
+from sweep.queues.simulated.changes import Watch
+from sweep.queues.simulated.state import SimulatedAttempt
+from sweep.queues.simulated.world import World
 from sweep.search.strategy.protocol import Promotion
-from trainer.contract import ContractError, Outcome, Report, StopCause, TrialSpec, decode, encode
-from trainer.room import Room, read_text
+from trainer.contract import Report, StopCause, TrialSpec
 
 # Simulated seconds between two heartbeats; a job is cancelled only after a longer silence.
 BEAT_SECONDS = 30.0
-CLOCK = "clock"
 T = TypeVar("T")
-
-_worlds: dict[Path, World] = {}
-
-
-def world_of(room: Room, make: Callable[[], World]) -> World:
-    """The world of a room in this process; if there is none yet, a new one that continues from the room's files."""
-    if room.root not in _worlds:
-        world = make()
-        _recover(room, world)
-        recorder = Recorder(room, world)
-        world.ended = recorder.write
-        _worlds[room.root] = world
-    return _worlds[room.root]
 
 
 @dataclass(slots=True)
@@ -96,7 +81,7 @@ class SimulatedChannel:
     _happened: int = -1
 
     def __post_init__(self) -> None:
-        self._watch = self.world.watch()
+        self._watch = self.world.changes.watch()
 
     def assign(self, spec: TrialSpec) -> None:
         self.world.assign(spec)
@@ -110,7 +95,7 @@ class SimulatedChannel:
     def observe(
         self, trials: Sequence[int], workers: Sequence[str]
     ) -> tuple[dict[int, list[ObservedAttempt]], dict[str, ObservedWorker]]:
-        self._happened = self.world.happened
+        self._happened = self.world.changes.count
         self._forget()
         attempts, observed = self._attempts, self._workers
         return (
@@ -134,9 +119,9 @@ class SimulatedChannel:
     def wait(self, clock: Clock, seconds: float) -> None:
         world = self.world
         end = clock.now() + seconds
-        while world.happened == self._happened and world.next_event() <= end:
+        while world.changes.count == self._happened and world.next_event() <= end:
             world.advance(world.next_event())
-        seen = clock.now() + self.look_seconds if world.happened != self._happened else end
+        seen = clock.now() + self.look_seconds if world.changes.count != self._happened else end
         clock.sleep(max(0.0, min(seen, end) - clock.now()))
 
     def _trial(self, trial: int) -> list[ObservedAttempt]:
@@ -147,7 +132,7 @@ class SimulatedChannel:
         self._attempts[trial] = observed
         return observed
 
-    def _attempt(self, attempt: SimAttempt) -> ObservedAttempt:
+    def _attempt(self, attempt: SimulatedAttempt) -> ObservedAttempt:
         spec = attempt.spec
         key = (spec.trial, spec.attempt)
         shown = self._shown.get(key, 0)
@@ -235,51 +220,3 @@ def simulated_ports(world: World, study: SearchStudy, look_seconds: float = 0.2,
     clock = SimulatedClock(world)
     channel = SimulatedChannel(world, look_seconds)
     return Ports(ChargedStudy(study, clock) if charge else study, channel, SimulatedDispatcher(world), clock)
-
-
-@dataclass(slots=True)
-class Recorder:
-    """Writes the files that an attempt of a real worker leaves in a room, once the attempt has ended or was lost."""
-
-    room: Room
-    world: World
-
-    def write(self, attempt: SimAttempt) -> None:
-        files = self.room.attempt(attempt.spec.trial, attempt.spec.attempt)
-        files.path.mkdir(parents=True, exist_ok=True)
-        files.reports.write_text("".join(f"{encode(report)}\n" for report in attempt.reports))
-        if attempt.stop is not None:
-            files.stop.write_text(f"{attempt.stop}\n{attempt.stop_reason}")
-        if attempt.outcome is not None:
-            files.outcome.write_text(encode(attempt.outcome))
-        (self.room.root / CLOCK).write_text(repr(self.world.now))
-        files.spec.write_text(encode(attempt.spec))  # last: an attempt exists once its specification does
-
-
-def simulated_seconds(room: Room) -> float:
-    """The time on the simulated clock of a room, in seconds, when it was last written."""
-    return float(read_text(room.root / CLOCK) or 0.0)
-
-
-def _recover(room: Room, world: World) -> None:
-    """Take over the trials that another process left."""
-    world.now = simulated_seconds(room)
-    for trial in room.trials():
-        for number in room.attempts(trial):
-            if (attempt := _read_attempt(room, world, trial, number)) is not None:
-                world.adopt(attempt)
-
-
-def _read_attempt(room: Room, world: World, trial: int, number: int) -> SimAttempt | None:
-    files = room.attempt(trial, number)
-    try:
-        spec = decode(TrialSpec, read_text(files.spec) or "")
-        outcome = decode(Outcome, text) if (text := read_text(files.outcome)) is not None else None
-        reports = [decode(Report, line) for line in (read_text(files.reports) or "").splitlines()]
-    except ContractError:
-        return None
-    cause, _, reason = (read_text(files.stop) or "").partition("\n")
-    attempt = world.attempt(spec)
-    attempt.reports, attempt.outcome = reports, outcome
-    attempt.stop, attempt.stop_reason = (StopCause(cause) if cause else None), reason
-    return attempt

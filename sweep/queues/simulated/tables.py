@@ -66,11 +66,11 @@ class Table:
 
     @cached_property
     def _scales(self) -> dict[str, tuple[bool, NDArray[np.float64]]]:
-        found = {}
+        scales = {}
         for key, values in self.grid.items():
             log = _is_geometric(values)
-            found[key] = log, np.log(values) if log else np.asarray(values, dtype=float)
-        return found
+            scales[key] = log, np.log(values) if log else np.asarray(values, dtype=float)
+        return scales
 
     def check(self, space: Space, base: Mapping[str, Any]) -> None:
         """Refuse a space or a configuration with values that the grid lacks.

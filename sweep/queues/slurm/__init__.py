@@ -14,7 +14,7 @@ from sweep.queues.slurm.section import SlurmQueue
 
 if TYPE_CHECKING:
     from sweep.config.settings import Settings
-    from sweep.model import Job
+    from sweep.model.facts import Job
     from sweep.processes import PreforkServer
     from sweep.queues.controller_job import ControllerJob, RunController
     from sweep.queues.slurm.dispatcher import SlurmDispatcher

@@ -22,7 +22,8 @@ from typing import Any
 
 from sweep.controller.ports import WorkerSpec
 from sweep.errors import GiveUp, RetryLater, SweepError
-from sweep.model import Job, JobState
+from sweep.model.facts import Job
+from sweep.model.states import JobState
 from sweep.queues.slurm import commands
 from sweep.queues.slurm.submit import Submission, job_log
 from trainer.room import Room, read_json, write_atomic

@@ -11,8 +11,9 @@ import getpass
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -60,31 +61,59 @@ def _commands() -> str:
     return commands.command(["sbatch", "--version"]).strip()
 
 
+@dataclass(frozen=True, slots=True)
+class _Partition:
+    """A group of nodes of a partition, as `sinfo` lists it.
+
+    Args:
+        state: up, down, drain or inact.
+        limit: the longest time of a job, in SLURM's words.
+        gres: generic resources of each node, such as `gpu:4`; empty if it has none.
+    """
+
+    name: str
+    default: bool
+    state: str
+    limit: str
+    gres: str
+
+
+def _partitions() -> list[_Partition]:
+    rows = [line.split("|") for line in commands.command(["sinfo", "-h", "-o", "%R|%P|%a|%l|%G"]).splitlines()]
+    return [
+        _Partition(name, marked.endswith("*"), state, limit, "" if gres == "(null)" else gres)
+        for name, marked, state, limit, gres in (row for row in rows if len(row) == 5)
+    ]
+
+
+def _chosen(partitions: Sequence[_Partition], configured: str | None) -> list[_Partition]:
+    """The configured partitions, or the cluster's default one.
+
+    Raises:
+        SweepError: there is none of this name, or no default.
+    """
+    names = sorted({partition.name for partition in partitions})
+    if configured is None:
+        if default := [partition for partition in partitions if partition.default]:
+            return default
+        raise SweepError(
+            f"the cluster has no default partition; set queue.slurm_partition to one of {', '.join(names)}"
+        )
+    listed = configured.split(",")
+    if unknown := [name for name in listed if name not in names]:
+        raise SweepError(f"queue.slurm_partition={configured}: there is no {unknown[0]}; allowed: {', '.join(names)}")
+    return [partition for partition in partitions if partition.name in listed]
+
+
 def _partition(queue: SlurmQueue) -> str:
-    lines = commands.command(["sinfo", "-h", "-o", "%R|%P|%a|%l|%G|%D"]).splitlines()
-    partitions = [line.split("|") for line in lines if line.count("|") == 5]
-    names = sorted({row[0] for row in partitions})
-    partition = queue.slurm_partition
-    if partition is None:
-        chosen = [row for row in partitions if row[1].endswith("*")]
-        if not chosen:
-            raise SweepError(
-                f"the cluster has no default partition; set queue.slurm_partition to one of {', '.join(names)}"
-            )
-    else:
-        listed = partition.split(",")
-        if unknown := [name for name in listed if name not in names]:
-            raise SweepError(
-                f"queue.slurm_partition={partition}: there is no {unknown[0]}; allowed: {', '.join(names)}"
-            )
-        chosen = [row for row in partitions if row[0] in listed]
-    up = [row for row in chosen if row[2].startswith("up")]
+    chosen = _chosen(_partitions(), queue.slurm_partition)
+    up = [partition for partition in chosen if partition.state.startswith("up")]
     if not up:
-        raise SweepError(f"the partition {chosen[0][0]} is {chosen[0][2]}; jobs would wait until it is up")
-    gres = sorted({row[4] for row in up if row[4] != "(null)"})
+        raise SweepError(f"the partition {chosen[0].name} is {chosen[0].state}; jobs would wait until it is up")
+    gres = sorted({partition.gres for partition in up if partition.gres})
     if queue.requests_gpus and not any("gpu" in text for text in gres):
-        raise SweepError(f"the partition {up[0][0]} has no GPUs (gres: {', '.join(gres) or 'none'}); choose another")
-    return f"{up[0][0]}: time limit {up[0][3]}, gres {', '.join(gres) or 'none'}"
+        raise SweepError(f"the partition {up[0].name} has no GPUs (gres: {', '.join(gres) or 'none'}); choose another")
+    return f"{up[0].name}: time limit {up[0].limit}, gres {', '.join(gres) or 'none'}"
 
 
 def _account(queue: SlurmQueue) -> str:

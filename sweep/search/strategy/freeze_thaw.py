@@ -24,7 +24,8 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from sweep.model import Ruling, Verdict
+from sweep.model.facts import Verdict
+from sweep.model.states import Ruling
 from sweep.search.strategy.policy import POLICY
 from sweep.search.strategy.protocol import Curve, CurveStatus, Promotion
 from sweep.search.strategy.sweep_forecast import ForecastCache, SweepForecast

@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from sweep.model import Ruling, Verdict
+from sweep.model.facts import Verdict
+from sweep.model.states import Ruling
 from sweep.search.strategy.protocol import Curve, Promotion
 from sweep.search.strategy.rungs import finite, rung_of
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Protocol
 
-from sweep.model import Verdict
+from sweep.model.facts import Verdict
 from trainer.contract import Report
 
 

@@ -33,13 +33,13 @@ class OptunaMethod:
         self._study = optuna.create_study(sampler=sampler, pruner=pruner)
         self._open: dict[int, optuna.Trial] = {}
 
-    def next(self, place: str) -> Job | None:
+    def next(self, worker: str) -> Job | None:
         trial = self._study.ask()
         params = suggest(trial, self._table)
         self._open[trial.number] = trial
         return Job(trial.number, params, self._table.milestones)
 
-    def report(self, trial: int, report: Report, place: str) -> Decision:
+    def report(self, trial: int, report: Report, worker: str) -> Decision:
         asked = self._open[trial]
         assert report.val_loss is not None
         asked.report(report.val_loss, report.milestone)

@@ -1,4 +1,4 @@
-"""Our sampler and strategies as methods of the replay, as the controller drives them: a free place trains what the
+"""Our sampler and strategies as methods of the replay, as the controller drives them: a free worker trains what the
 strategy promotes, else what the sampler proposes; a paused trial is shown to the sampler as pruned."""
 
 from __future__ import annotations
@@ -8,7 +8,8 @@ from dataclasses import replace
 
 import optuna
 
-from sweep.model import Ruling, Verdict
+from sweep.model.facts import Verdict
+from sweep.model.states import Ruling
 from sweep.search.forecast_sampler import ForecastSampler
 from sweep.search.history import History
 from sweep.search.optuna_private import filtered, stored_trial
@@ -34,11 +35,11 @@ class OurMethod:
         self._open: dict[int, optuna.Trial] = {}
         self._curves: dict[int, Curve] = {}
 
-    def next(self, place: str) -> Job | None:
-        found = self._strategy.promote(self._curves, self._table.milestones, place)
-        if found is not None:
-            self._set_status(found.trial, CurveStatus.RUNNING)
-            return Job(found.trial, self._curves[found.trial].params, self._table.milestones)
+    def next(self, worker: str) -> Job | None:
+        promotion = self._strategy.promote(self._curves, self._table.milestones, worker)
+        if promotion is not None:
+            self._set_status(promotion.trial, CurveStatus.RUNNING)
+            return Job(promotion.trial, self._curves[promotion.trial].params, self._table.milestones)
         self._study.view = self._history.view
         trial = self._study.ask()
         params = suggest(trial, self._table)
@@ -48,11 +49,11 @@ class OurMethod:
         self._history.add_running(self._frozen(trial.number))
         return Job(trial.number, params, self._table.milestones)
 
-    def report(self, trial: int, report: Report, place: str) -> Decision:
+    def report(self, trial: int, report: Report, worker: str) -> Decision:
         assert report.val_loss is not None
         self._open[trial].report(report.val_loss, report.milestone)
         curve = self._curves[trial]
-        self._curves[trial] = replace(curve, reports=(*curve.reports, report), worker=place)
+        self._curves[trial] = replace(curve, reports=(*curve.reports, report), worker=worker)
         if report.final:
             self._study.tell(self._open[trial], report.val_loss)
             return self._set_status(trial, CurveStatus.COMPLETE)

@@ -75,10 +75,10 @@ class PeerMethod:
         self._process = process
         process.call(op="start", arm=arm, space=table.space, milestones=table.milestones, seed=seed)
 
-    def next(self, place: str) -> Job | None:
+    def next(self, worker: str) -> Job | None:
         answer = self._process.call(op="next")
         return None if answer["trial"] is None else Job(answer["trial"], answer["params"], answer["until"])
 
-    def report(self, trial: int, report: Report, place: str) -> Decision:
+    def report(self, trial: int, report: Report, worker: str) -> Decision:
         answer = self._process.call(op="report", trial=trial, milestone=report.milestone, value=report.val_loss)
         return Decision(answer["decision"])

@@ -44,25 +44,25 @@ class Method(Protocol):
     """What searches. `report` is called at every milestone; a job that reaches `until` ends as if paused there, one
     that reaches the table's last milestone is complete."""
 
-    def next(self, place: str) -> Job | None:
-        """What a free place trains; None: nothing before another trial has reported."""
+    def next(self, worker: str) -> Job | None:
+        """What a free worker trains; None: nothing before another trial has reported."""
         ...
 
-    def report(self, trial: int, report: Report, place: str) -> Decision: ...
+    def report(self, trial: int, report: Report, worker: str) -> Decision: ...
 
 
 @dataclass(frozen=True, slots=True)
 class Workers:
-    """Places that train.
+    """The workers that train, each one trial at a time.
 
     Args:
-        spread: of log(speed) between places; packed slots advance together and have none.
+        spread: of log(speed) between workers; packed slots advance together and have none.
         limit: full-trial equivalents after which a sweep counts as missed.
         max_seconds: of the method's own time, after which the sweep is cut and counts as missed: some samplers take
             longer with each trial, and a benchmark has an end.
     """
 
-    places: int = 1
+    count: int = 1
     spread: float = 0.0
     limit: float = 400.0
     max_seconds: float = 60.0
@@ -70,7 +70,7 @@ class Workers:
 
 @dataclass
 class Sweep:
-    """What came of a sweep. Costs are full-trial equivalents, times are those of a full trial on a place of speed 1.
+    """What came of a sweep. Costs are full-trial equivalents, times are those of a full trial on a worker of speed 1.
 
     Args:
         trace: (cost, time, regret of the best complete trial), at each improvement; regret relative to the oracle.
@@ -89,9 +89,9 @@ class Sweep:
     def timed(self, call: Callable[[], T]) -> T:
         """The method's answer, with its time counted."""
         began = time.perf_counter()
-        found = call()
+        result = call()
         self.seconds += time.perf_counter() - began
-        return found
+        return result
 
 
 @dataclass
@@ -102,7 +102,7 @@ class _Trial:
 
 
 def report_of(table: Table, cell: tuple[int, int, int, int], milestone: int, lr: float, speed: float = 1.0) -> Report:
-    """What a trial of this cell reports at a milestone (1-based) from a place of this speed."""
+    """What a trial of this cell reports at a milestone (1-based) from a worker of this speed."""
     at = (*cell, milestone - 1)
     return Report(
         milestone=milestone,
@@ -122,9 +122,9 @@ def report_of(table: Table, cell: tuple[int, int, int, int], milestone: int, lr:
 def replay(table: Table, method: Method, workers: Workers, seed: int, within: float = 0.01) -> Sweep:
     """One sweep until a complete trial lies within `within` of the oracle, or the limit."""
     rng = np.random.default_rng([11, seed])
-    speeds = np.exp(workers.spread * rng.standard_normal(workers.places))
+    speeds = np.exp(workers.spread * rng.standard_normal(workers.count))
     sweep, best, now, trained, order = Sweep(), np.inf, 0.0, 0, 0
-    idle = list(range(workers.places))
+    idle = list(range(workers.count))
     trials: dict[int, _Trial] = {}
     heap: list[tuple[float, int, int]] = []
     jobs: dict[int, Job] = {}
@@ -138,28 +138,28 @@ def replay(table: Table, method: Method, workers: Workers, seed: int, within: fl
             sweep.cut = True
             break
         waiting: list[int] = []
-        for place in idle:
-            job = sweep.timed(partial(method.next, str(place)))
+        for worker in idle:
+            job = sweep.timed(partial(method.next, str(worker)))
             if job is None:
-                waiting.append(place)
+                waiting.append(worker)
                 continue
             if job.trial not in trials:
                 sweep.trials += 1
                 trials[job.trial] = _Trial(job.params, table.cell(job.params, draw(sweep.trials)))
             if not trials[job.trial].at < job.until <= milestones:
                 raise ValueError(f"trial {job.trial} stands at {trials[job.trial].at} and is to reach {job.until}")
-            jobs[place] = job
-            heapq.heappush(heap, (now + 1.0 / milestones / speeds[place], order, place))
+            jobs[worker] = job
+            heapq.heappush(heap, (now + 1.0 / milestones / speeds[worker], order, worker))
             order += 1
         idle = waiting
         if not heap:
             raise RuntimeError("the method has nothing to train and nothing runs")
-        now, _, place = heapq.heappop(heap)
-        job = jobs[place]
+        now, _, worker = heapq.heappop(heap)
+        job = jobs[worker]
         trial, trained = trials[job.trial], trained + 1
         trial.at += 1
-        report = report_of(table, trial.cell, trial.at, float(trial.params["optimizer.lr"]), float(speeds[place]))
-        decision = sweep.timed(partial(method.report, job.trial, report, str(place)))
+        report = report_of(table, trial.cell, trial.at, float(trial.params["optimizer.lr"]), float(speeds[worker]))
+        decision = sweep.timed(partial(method.report, job.trial, report, str(worker)))
         if report.final:
             sweep.complete += 1
             if report.val_loss is not None and report.val_loss < best:
@@ -169,9 +169,9 @@ def replay(table: Table, method: Method, workers: Workers, seed: int, within: fl
                     sweep.found = True
                     break
         if report.final or decision is not Decision.GO_ON or trial.at >= job.until:
-            idle.append(place)
+            idle.append(worker)
         else:
-            heapq.heappush(heap, (now + 1.0 / milestones / speeds[place], order, place))
+            heapq.heappush(heap, (now + 1.0 / milestones / speeds[worker], order, worker))
             order += 1
     sweep.cost, sweep.time = trained / milestones, now
     return sweep

@@ -68,7 +68,7 @@ def rows(records: Sequence[Record]) -> list[Row]:
     for record in records:
         if "error" not in record:
             groups.setdefault((record["table"], record["setting"], record["arm"]), []).append(record)
-    found = [
+    summaries = [
         Row(
             *key,
             tuple(one["cost"] if one["found"] else math.inf for one in group),
@@ -79,21 +79,21 @@ def rows(records: Sequence[Record]) -> list[Row]:
         for key, group in groups.items()
     ]
     settings = list(SETTINGS)
-    return sorted(found, key=lambda row: (row.table, settings.index(row.setting), row.cost, row.missed))
+    return sorted(summaries, key=lambda row: (row.table, settings.index(row.setting), row.cost, row.missed))
 
 
 def show(records: Sequence[Record], docs: Path | None) -> None:
     """Print the tables; with a prefix, write them to `<docs>-table.md` and the plots to `<docs>-<table>.svg`."""
     lines = []
-    found = rows(records)
-    for table, setting in dict.fromkeys((row.table, row.setting) for row in found):
+    summaries = rows(records)
+    for table, setting in dict.fromkeys((row.table, row.setting) for row in summaries):
         lines += ["", f"**{table}, {setting}**", "", HEAD, "|" + " --- |" * 9]
-        lines += [row.line for row in found if (row.table, row.setting) == (table, setting)]
+        lines += [row.line for row in summaries if (row.table, row.setting) == (table, setting)]
     lines += ["", *_failures(records)]
     print("\n".join(lines))
     if docs is not None:
         Path(f"{docs}-table.md").write_text("\n".join(lines).strip() + "\n")
-        for table in dict.fromkeys(row.table for row in found):
+        for table in dict.fromkeys(row.table for row in summaries):
             Path(f"{docs}-{table}.svg").write_text(svg(_panels(records, table), bold="ours"))
 
 

@@ -15,7 +15,8 @@ from sweep.cli import background, run_control
 from sweep.cli.background import control, controller_log, start_detached, take_over
 from sweep.cli.run_control import RunControl
 from sweep.errors import GiveUp, RetryLater
-from sweep.model import Finish, Finished
+from sweep.model.effects import Finish
+from sweep.model.states import Finished
 from sweep.queues.slurm import commands
 from sweep.queues.slurm import controller_job as slurm_job
 from sweep.queues.slurm.submit import job_name

@@ -19,7 +19,8 @@ from sweep.cli import live_view
 from sweep.cli.line_log import EvaluationLog, LineLog
 from sweep.cli.live_view import LiveView
 from sweep.cli.main import main
-from sweep.model import Assign, Cancel, Drain, Ending, StartWorkers, Stop, Tell
+from sweep.model.effects import Assign, Cancel, Drain, StartWorkers, Stop, Tell
+from sweep.model.states import Ending
 from tests.helpers.tables import write_table
 from trainer import logs
 from trainer.contract import Report, StopCause

@@ -14,7 +14,7 @@ from sweep.config.resolvers import environment_stays
 from sweep.config.secrets import check_environment, check_torchtune, check_wandb
 from sweep.config.torchtune import resolve, resolve_here
 from sweep.errors import ConfigError
-from sweep.model import AttemptId
+from sweep.model.identifiers import AttemptId
 from sweep.tracking.runs import inputs_of
 from sweep.wiring.compose import compose_config, freeze
 from sweep.wiring.specifications import trial_spec

@@ -7,31 +7,10 @@ from dataclasses import replace
 import pytest
 
 from sweep.controller.decide import decide
-from sweep.model import (
-    Ask,
-    AskFinal,
-    Assign,
-    AttemptFacts,
-    Cancel,
-    Drain,
-    Effect,
-    Ending,
-    Finish,
-    Finished,
-    JobState,
-    Limits,
-    Mode,
-    Ruling,
-    Send,
-    StartWorkers,
-    Stop,
-    StudyFacts,
-    Tell,
-    TrialFacts,
-    Verdict,
-    View,
-    WorkerFacts,
-)
+from sweep.model.effects import Ask, AskFinal, Assign, Cancel, Drain, Effect, Finish, Send, StartWorkers, Stop, Tell
+from sweep.model.facts import AttemptFacts, StudyFacts, TrialFacts, Verdict, View, WorkerFacts
+from sweep.model.limits import Limits
+from sweep.model.states import Ending, Finished, JobState, Mode, Ruling
 from trainer.contract import FailureKind, Outcome, OutcomeKind, StopCause
 
 NOW = 1000.0

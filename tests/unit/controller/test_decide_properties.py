@@ -8,27 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sweep.controller.decide import decide
-from sweep.model import (
-    Ask,
-    Assign,
-    AttemptFacts,
-    Ending,
-    Finish,
-    Finished,
-    JobState,
-    Limits,
-    Mode,
-    Ruling,
-    Send,
-    StartWorkers,
-    Stop,
-    StudyFacts,
-    Tell,
-    TrialFacts,
-    Verdict,
-    View,
-    WorkerFacts,
-)
+from sweep.model.effects import Ask, Assign, Finish, Send, StartWorkers, Stop, Tell
+from sweep.model.facts import AttemptFacts, StudyFacts, TrialFacts, Verdict, View, WorkerFacts
+from sweep.model.limits import Limits
+from sweep.model.states import Ending, Finished, JobState, Mode, Ruling
 from trainer.contract import Outcome, OutcomeKind, StopCause
 
 NAMES = ("w0001", "w0002", "w0003")

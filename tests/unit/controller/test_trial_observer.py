@@ -12,7 +12,9 @@ from sweep.controller.first_seen import FirstSeen
 from sweep.controller.ledger import NoLedger
 from sweep.controller.ports import ObservedAttempt, PausingStudy, Study
 from sweep.controller.trial_observer import TrialObserver
-from sweep.model import Limits, Ruling, Verdict
+from sweep.model.facts import Verdict
+from sweep.model.limits import Limits
+from sweep.model.states import Ruling
 from sweep.wiring.simulate import Silent
 from tests.helpers.made_reports import report
 from trainer.contract import Outcome, OutcomeKind, Report, StopCause

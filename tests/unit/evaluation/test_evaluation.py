@@ -18,24 +18,15 @@ from sweep.controller.room_channel import RoomChannel
 from sweep.errors import ConfigError, GiveUp
 from sweep.evaluation.controller import CombinedController, EvaluationMode, EvaluationStudy, read_ending
 from sweep.evaluation.jobs import evaluation_settings, evaluation_spec, evaluations_room
-from sweep.model import (
-    Ask,
-    Assign,
-    AttemptId,
-    Effect,
-    Ending,
-    Finish,
-    Finished,
-    Job,
-    JobState,
-    Limits,
-    Mode,
-    Tell,
-    View,
-)
-from sweep.queues.launch.api import ObservedRun, Runs
+from sweep.model.effects import Ask, Assign, Effect, Finish, Tell
+from sweep.model.facts import Job, View
+from sweep.model.identifiers import AttemptId
+from sweep.model.limits import Limits
+from sweep.model.states import Ending, Finished, JobState, Mode
+from sweep.queues.launch.api import ObservedRun
 from sweep.queues.launch.channel import WandbChannel
 from sweep.queues.launch.jobs import payload, run_of
+from sweep.queues.launch.runs import Runs
 from sweep.report.reader import read_evaluation
 from sweep.search.strategy.protocol import Promotion
 from sweep.tracking.runs import run_id

@@ -20,7 +20,7 @@ import pytest
 from sweep.config.queues import OFFLINE_ENV
 from sweep.controller.ports import WorkerSpec
 from sweep.errors import ConfigError, GiveUp, RetryLater
-from sweep.model import JobState
+from sweep.model.states import JobState
 from sweep.queues.slurm import commands
 from sweep.queues.slurm import dispatcher as dispatch
 from sweep.queues.slurm.dispatcher import SlurmDispatcher

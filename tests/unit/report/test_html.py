@@ -11,7 +11,8 @@ import pytest
 
 import sweep.report
 from sweep.controller.ledger import Entry
-from sweep.model import SweepState, TrialRow, TrialStatus
+from sweep.model.states import TrialStatus
+from sweep.model.summary import SweepState, TrialRow
 from sweep.report.html import page
 from sweep.report.plot import LegendEntry, Plot
 from trainer.contract import Report

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from optuna.trial import TrialState, create_trial
 
-from sweep.model import TrialStatus
+from sweep.model.states import TrialStatus
 from sweep.report.reader import final_status, open_status
 from sweep.search.storage import CANCELLED
 from trainer.contract import Outcome, OutcomeKind, StopCause

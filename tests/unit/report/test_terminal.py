@@ -13,7 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console, RenderableType
 
-from sweep.model import JobState, Limits, SweepState, TrialRow, TrialStatus, WorkerFacts
+from sweep.model.facts import WorkerFacts
+from sweep.model.limits import Limits
+from sweep.model.states import JobState, TrialStatus
+from sweep.model.summary import SweepState, TrialRow
 from sweep.report.formatting import (
     BLOCKS,
     curve,

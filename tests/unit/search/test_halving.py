@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sweep.model import Ruling
+from sweep.model.states import Ruling
 from sweep.search.curves import Curves
 from sweep.search.strategy.halving import AsynchronousHalving
 from sweep.search.strategy.protocol import Curve, CurveStatus

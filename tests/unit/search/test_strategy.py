@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sweep.model import Ruling
+from sweep.model.states import Ruling
 from sweep.search.forecast_sampler import ForecastSampler
 from sweep.search.strategy.acquisition import acquisition, log_improvement
 from sweep.search.strategy.encoding import axes_of, axis, encode

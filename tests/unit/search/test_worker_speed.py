@@ -117,7 +117,7 @@ def test_contenders_move_to_faster_workers() -> None:
     table, workers = synthetic(3), Workers(24, 0.4, limit=12.0)
     watched = Watched(our_arms()["ours"](table, 1))
     replay(table, watched, workers, 1)
-    speeds = np.exp(workers.spread * np.random.default_rng([11, 1]).standard_normal(workers.places))
+    speeds = np.exp(workers.spread * np.random.default_rng([11, 1]).standard_normal(workers.count))
     went = Counter(bool(speeds[int(there)] > speeds[int(here)]) for here, there in watched.moves)
     assert went[True] >= 3
     assert went[True] > 2 * went[False]

@@ -534,7 +534,7 @@ def test_the_same_machine_goes_on_with_what_it_had_not_put(world: World) -> None
 
 def test_a_study_that_only_takes_reports_in_is_put_now_and_then_and_before_every_specification(world: World) -> None:
     sync, clock = world.channel.sync, [100.0]
-    sync.now = lambda: clock[0]
+    sync._push.now = lambda: clock[0]
     journal = sync.room.root / "study.journal"
 
     def stored() -> bytes:
@@ -701,7 +701,7 @@ def test_a_room_of_many_trials_is_listed_by_those_that_are_open(world: World, mo
     report(worker, 1)
     world.store.put("control", b"stop")
     worker.sync_small()
-    world.channel.sync._room_size = sync._room_size
+    world.channel.sync._pull._room_size = sync._pull._room_size
     assert len(world.attempt().reports) == 1
     assert read_text(sync.room.root / "control") == "stop"
     assert cost(list(range(20))) == 5 + 2, "fewer requests than one for each; what is new is read"

@@ -13,7 +13,7 @@ import pytest
 
 from sweep.config.settings import Settings
 from sweep.errors import ConfigError
-from sweep.model import AttemptId
+from sweep.model.identifiers import AttemptId
 from sweep.queues.launch.jobs import payload
 from sweep.tracking import runs
 from sweep.tracking.runs import WandbLocation

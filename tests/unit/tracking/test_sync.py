@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from sweep.errors import RetryLater
-from sweep.model import TrialRow, TrialStatus
+from sweep.model.states import TrialStatus
+from sweep.model.summary import TrialRow
 from sweep.tracking import sync as wandbsync
 from sweep.tracking.client import translated
 from sweep.tracking.sync import pending_uploads, upload

@@ -10,7 +10,7 @@ import pytest
 from sweep.cli.main import main
 from sweep.cli.stop import stop_elsewhere
 from sweep.errors import ConfigError, RetryLater
-from sweep.model import Mode
+from sweep.model.states import Mode
 from sweep.store import channel, remote
 from sweep.store.lease import Lease, await_release
 from sweep.wiring.rooms import (

@@ -1,0 +1,79 @@
+"""The worlds of this process, and the files that their attempts leave in rooms.
+
+Invariants: a world lives as long as its process. The files of an attempt are written when it has ended; a world in
+another process continues from them, with all workers gone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from sweep.queues.simulated.state import SimulatedAttempt
+from sweep.queues.simulated.world import World
+from trainer.contract import ContractError, Outcome, Report, StopCause, TrialSpec, decode, encode
+from trainer.room import Room, read_text
+
+CLOCK = "clock"
+
+_worlds: dict[Path, World] = {}
+
+
+def world_of(room: Room, make: Callable[[], World]) -> World:
+    """The world of a room in this process; if there is none yet, a new one that continues from the room's files."""
+    if room.root not in _worlds:
+        world = make()
+        _recover(room, world)
+        recorder = Recorder(room, world)
+        world.ended = recorder.write
+        _worlds[room.root] = world
+    return _worlds[room.root]
+
+
+@dataclass(slots=True)
+class Recorder:
+    """Writes the files that an attempt of a real worker leaves in a room, once the attempt has ended or was lost."""
+
+    room: Room
+    world: World
+
+    def write(self, attempt: SimulatedAttempt) -> None:
+        files = self.room.attempt(attempt.spec.trial, attempt.spec.attempt)
+        files.path.mkdir(parents=True, exist_ok=True)
+        files.reports.write_text("".join(f"{encode(report)}\n" for report in attempt.reports))
+        if attempt.stop is not None:
+            files.stop.write_text(f"{attempt.stop}\n{attempt.stop_reason}")
+        if attempt.outcome is not None:
+            files.outcome.write_text(encode(attempt.outcome))
+        (self.room.root / CLOCK).write_text(repr(self.world.now))
+        files.spec.write_text(encode(attempt.spec))  # last: an attempt exists once its specification does
+
+
+def simulated_seconds(room: Room) -> float:
+    """The time on the simulated clock of a room, in seconds, when it was last written."""
+    return float(read_text(room.root / CLOCK) or 0.0)
+
+
+def _recover(room: Room, world: World) -> None:
+    """Take over the trials that another process left."""
+    world.advance(simulated_seconds(room))
+    for trial in room.trials():
+        for number in room.attempts(trial):
+            if (attempt := _read_attempt(room, world, trial, number)) is not None:
+                world.adopt(attempt)
+
+
+def _read_attempt(room: Room, world: World, trial: int, number: int) -> SimulatedAttempt | None:
+    files = room.attempt(trial, number)
+    try:
+        spec = decode(TrialSpec, read_text(files.spec) or "")
+        outcome = decode(Outcome, text) if (text := read_text(files.outcome)) is not None else None
+        reports = [decode(Report, line) for line in (read_text(files.reports) or "").splitlines()]
+    except ContractError:
+        return None
+    cause, _, reason = (read_text(files.stop) or "").partition("\n")
+    attempt = world.attempt(spec)
+    attempt.reports, attempt.outcome = reports, outcome
+    attempt.stop, attempt.stop_reason = (StopCause(cause) if cause else None), reason
+    return attempt
