@@ -33,7 +33,17 @@ UNUSED = ("metric_logger", "profiler", "quantizer")
 PACKAGES = frozenset({*sys.stdlib_module_names, *(prefix.split(".")[0] for prefix in ALLOWED), "numpy", "omegaconf"})
 
 # Older configurations name modules that torchtune 0.6.1 no longer has.
-MOVED = {"torchtune.utils.metric_logging.": "torchtune.training.metric_logging."}
+MOVED = {
+    "torchtune.utils.metric_logging.": "torchtune.training.metric_logging.",
+    "torchtune.utils.FullModel": "torchtune.training.FullModel",  # the checkpointers
+    "torchtune.utils.setup_torch_profiler": "torchtune.training.setup_torch_profiler",
+    "torchtune.utils.padded_collate_sft": "torchtune.data.padded_collate_sft",
+    "torchtune.modules.get_cosine_schedule_with_warmup": (
+        "torchtune.training.lr_schedulers.get_cosine_schedule_with_warmup"
+    ),
+    "torchtune.modules.tokenizers.": "torchtune.modules.transforms.tokenizers.",
+    "torchao.prototype.low_bit_optim.": "torchao.optim.",
+}
 
 _PREFIX = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*\.?")
 

@@ -22,9 +22,9 @@ class Recipe:
     Args:
         config: path of a torchtune YAML, a name that `tune ls` prints, or a file of the group `recipe`.
         overrides: torchtune keys to change, with their values. `+key` adds a key that the YAML lacks.
-        components: further modules whose classes and functions `_component_` may name, such as `my_package.data`; a whole
-            path trusts that object alone. By default only torchtune's and torch's own components are allowed, by the
-            module that defines them (docs/security.md); add a module to train your own data set or loss.
+        components: further modules whose classes and functions `_component_` may name, such as `my_package.data`; a
+            whole path trusts that object alone. By default only torchtune's and torch's own components are allowed, by
+            the module that defines them (docs/security.md); add a module to train your own data set or loss.
     """
 
     config: str

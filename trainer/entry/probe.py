@@ -59,6 +59,11 @@ def probe(cfg: DictConfig, speed: bool) -> Probe:
     stride = max(1, rows // SAMPLE_ROWS)
     sample = [dataset[index]["labels"] for index in range(0, rows, stride)]
     tokens_per_row = sum(sum(1 for label in labels if int(label) != -100) for labels in sample) / max(1, len(sample))
+    if sample and not tokens_per_row:
+        raise ValueError(
+            f"none of {len(sample)} rows of dataset has a label token, so that there is nothing to learn: prompts fill "
+            "tokenizer.max_seq_len; raise it, or name data with shorter prompts"
+        )
     batch, accumulation = int(cfg.batch_size), int(cfg.gradient_accumulation_steps)
     steps = rows // batch // accumulation
     if cfg.get("max_steps_per_epoch") is not None:

@@ -167,6 +167,24 @@ def test_what_has_moved_stays_within_the_allow_list() -> None:
         assert new.startswith(ALLOWED)
 
 
+@pytest.mark.parametrize(
+    "old",
+    [
+        "torchtune.utils.metric_logging.DiskLogger",
+        "torchtune.utils.FullModelHFCheckpointer",
+        "torchtune.utils.FullModelMetaCheckpointer",
+        "torchtune.utils.FullModelTorchTuneCheckpointer",
+        "torchtune.utils.setup_torch_profiler",
+        "torchtune.modules.get_cosine_schedule_with_warmup",
+        "torchtune.modules.tokenizers.SentencePieceBaseTokenizer",
+        "torchao.prototype.low_bit_optim.AdamW8bit",
+    ],
+)
+def test_an_old_name_is_taken_for_what_it_is_today(old: str) -> None:
+    load_components({"checkpointer": {"_component_": old}})
+    assert current_path(old) != old
+
+
 @pytest.mark.parametrize("prefix", ["", ".", "my package.", "mine..", ".mine", "mine.*", "1st."])
 def test_a_prefix_that_would_allow_everything_is_refused(prefix: str) -> None:
     with pytest.raises(ComponentError, match=r"recipe\.components has .* no dotted name"):
