@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sys
 import threading
 import time
 import uuid
@@ -49,6 +50,15 @@ def new_url(kind: str, tmp_path: Path, s3: Callable[[], str]) -> str:
     return {"memory": lambda: f"memory://{name}", "directory": lambda: str(tmp_path / name)}.get(
         kind, lambda: f"{s3()}/{name}"
     )()
+
+
+def worker_command(url: str, directory: Path, name: str) -> list[str]:
+    """The command of a worker that trains for real and reaches its sweep's room through a store only.
+
+    Args:
+        directory: for its copy of the room.
+    """
+    return [sys.executable, "-m", "tests.helpers.store_worker", url, str(directory), name]
 
 
 class Faulty:
