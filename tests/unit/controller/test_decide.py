@@ -134,14 +134,14 @@ LEFT = "it was paused, and not promoted before the end"
             id="whether a paused trial goes on is asked before a worker is started for it",
         ),
         pytest.param(
-            view(study=replace(SUSPENDED, stuck=True)),
+            view(study=replace(SUSPENDED, none_to_promote=True)),
             [Tell(3, Ending.PRUNED, LEFT), Drain("w0001")],
             id="nothing more will be promoted: paused trials are told PRUNED",
         ),
         pytest.param(
             view(
                 trial(5, attempt()),
-                study=replace(SUSPENDED, complete=2, open=(5,), stuck=True),
+                study=replace(SUSPENDED, complete=2, open=(5,), none_to_promote=True),
                 workers=(W1, replace(W1, name="w0002", place=1)),
             ),
             [],
@@ -548,7 +548,7 @@ def test_each_place_is_planned_for_itself() -> None:
 
 def test_a_trial_laid_aside_in_this_very_observation_is_told_once() -> None:
     resting = trial(3, attempt(stopped(StopCause.PAUSED)), verdict=PAUSE)
-    study = StudyFacts(complete=2, suspended=(3, 5), stuck=True)
+    study = StudyFacts(complete=2, suspended=(3, 5), none_to_promote=True)
     effects = decide(view(resting, study=study), Limits(trials=4), 0.0)
     assert [effect for effect in effects if isinstance(effect, Tell)] == [
         Tell(3, Ending.PRUNED, LEFT),

@@ -74,7 +74,7 @@ def views(draw: st.DrawFn) -> View:
         best=draw(st.none() | st.floats(0, 5)),
         exhausted=draw(st.booleans()),
         suspended=tuple(range(10, 10 + suspended)),
-        stuck=draw(st.booleans()),
+        none_to_promote=draw(st.booleans()),
         finals=draw(st.integers(0, 3)),
         searching=bool(suspended) or (bool(numbers) and draw(st.booleans())),
     )
