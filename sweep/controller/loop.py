@@ -76,7 +76,7 @@ class Controller:
         except (RetryLater, OSError) as error:
             if isinstance(error, OSError) and error.errno not in TRANSIENT_ERRNOS:
                 raise
-            self.listener.trouble(str(error))
+            self.listener.round_failed(str(error))
             return ()
 
     def step(self) -> tuple[Effect, ...]:
