@@ -1,4 +1,4 @@
-"""Stores for tests: in memory, in a directory, in S3 as moto simulates it, and one that fails on demand."""
+"""Stores for tests: in memory, in a directory, in S3 as moto simulates it, and one whose requests a test lets fail."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def worker_command(url: str, directory: Path, name: str) -> list[str]:
 
 
 class Faulty:
-    """A store that counts its requests, and fails or is slow on demand.
+    """A store that counts its requests; a test may let them fail or take long.
 
     Attributes:
         fail: how many of the next requests fail.
@@ -117,7 +117,7 @@ class Faulty:
             self.fail_at = max(0, self.fail_at - 1)
         time.sleep(self.slow)
         if failing and not self.lose_answer:
-            raise StoreError(f"cannot {what} {key}: told to fail")
+            raise StoreError(f"cannot {what} {key}: failed by the test")
         answer = act()
         if failing:
             raise StoreError(f"cannot {what} {key}: the answer was lost")

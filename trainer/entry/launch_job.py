@@ -170,7 +170,7 @@ def _room(job: JobSpec) -> Iterator[Room]:
     if job.channel == "wandb":
         with tempfile.TemporaryDirectory(prefix="sweep-") as directory:
             room = Room(Path(directory))
-            _put(room, job.worker, job.specs)
+            write_assignments(room, job.worker, job.specs)
             yield room
     elif "://" in job.room:
         from trainer.store.worker_sync import synced_room
@@ -190,7 +190,7 @@ def _room(job: JobSpec) -> Iterator[Room]:
         yield room
 
 
-def _put(room: Room, worker: str, specs: Iterator[Any] | tuple[Any, ...]) -> None:
+def write_assignments(room: Room, worker: str, specs: Iterator[Any] | tuple[Any, ...]) -> None:
     """Put specifications into the job's own room, and into the worker's inbox."""
     for raw in specs:
         spec = decode(TrialSpec, json.dumps(raw))
@@ -254,7 +254,7 @@ def _follow_inbox(job: JobSpec, room: Room) -> Iterator[None]:
                 run = api.run(path)
                 run.load(force=True)
                 job_config = run.config.get(JOB_KEY) or {}
-                _put(room, job.worker, tuple(job_config.get("inbox", ())))
+                write_assignments(room, job.worker, tuple(job_config.get("inbox", ())))
                 if job_config.get("drain"):
                     write_atomic(room.worker(job.worker).drain, "")
 
