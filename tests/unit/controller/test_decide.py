@@ -125,12 +125,12 @@ LEFT = "it was paused, and not promoted before the end"
         ),
         pytest.param(
             view(study=SUSPENDED),
-            [Ask(new=False, worker="w0001")],
+            [Ask(new_allowed=False, worker="w0001")],
             id="no budget for a new trial: only a paused one may have the slot",
         ),
         pytest.param(
             view(study=SUSPENDED, workers=()),
-            [Ask(new=False)],
+            [Ask(new_allowed=False)],
             id="whether a paused trial goes on is asked before a worker is started for it",
         ),
         pytest.param(
@@ -149,7 +149,7 @@ LEFT = "it was paused, and not promoted before the end"
         ),
         pytest.param(
             view(study=SUSPENDED, tokens=100),
-            [Ask(new=False, worker="w0001")],
+            [Ask(new_allowed=False, worker="w0001")],
             id="tokens without a limit promote",
         ),
         pytest.param(

@@ -148,7 +148,7 @@ def test_decisions_keep_the_controller_s_promises(view: View, limits: Limits, no
         if isinstance(effect, Tell) and effect.trial in view.study.suspended:
             assert effect.ending is Ending.PRUNED
 
-    asks = sum(isinstance(effect, Ask) and effect.new for effect in effects)
+    asks = sum(isinstance(effect, Ask) and effect.new_allowed for effect in effects)
     if limits.trials is not None:
         assert view.study.asked + asks <= max(limits.trials, view.study.asked)
     if view.mode is not Mode.RUN:
