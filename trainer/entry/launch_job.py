@@ -54,7 +54,7 @@ class JobSpec:
         worker: its name in the room.
         channel: `room`, or `wandb` if it shares W&B only with the controller.
         room: a path or URL; empty for the channel wandb.
-        options: see `trainer.entry.slurm_job.serve`.
+        options: see `trainer.entry.slurm_job.serve`; of a controller's job only `env` counts.
         specs: its first trials, in the contract's JSON.
         run: the id of the job's run if it is the worker's own; empty if it is a trial's.
         init: arguments of `wandb.init` for that run; the trials' runs have the same entity and project.
@@ -137,6 +137,8 @@ def claim(worker: WorkerDir) -> bool:
 
 def _control(job: JobSpec) -> int:
     """Run the sweep's controller as a child process. A signal or a stop in W&B ends it, so that another can resume."""
+    os.environ.update(job.options.get("env", {}))
+    logs.configure()
     command = [sys.executable, "-m", "sweep.cli", "resume", job.controller, "--in-job"]
     with _own_run(job) as stopped:
         with subprocess.Popen(command) as process:
