@@ -62,6 +62,11 @@ def level_from_env() -> int:
     return logging.getLevelNamesMapping().get(os.environ.get(LEVEL_ENV, "").upper(), logging.INFO)
 
 
+def inherited_env() -> dict[str, str]:
+    """What a job with an environment of its own needs, so that it logs at the level of this process."""
+    return {LEVEL_ENV: os.environ[LEVEL_ENV]} if LEVEL_ENV in os.environ else {}
+
+
 @contextmanager
 def redirected(handler: logging.Handler) -> Iterator[None]:
     """Send the log lines of this program to this handler alone while the block runs."""

@@ -24,6 +24,7 @@ from sweep.queues.launch.section import is_launch, launch_queue
 from sweep.queues.launch.wandb_api import make_api
 from sweep.tracking.runs import init_arguments, wandb_location, worker_run_id
 from sweep.wiring.rooms import load_settings, settled
+from trainer import logs
 from trainer.contract import JOB_KEY
 from trainer.room import Room
 
@@ -63,6 +64,7 @@ def push_controller(room: Room) -> str:
     job = {
         "controller": queue.room_in_jobs(room.root),
         "run": run,
+        "options": {"env": logs.inherited_env()},
         "init": {key: init[key] for key in ("project", "entity", "group", "name", "job_type", "tags") if key in init},
     }
     item = api.push(Push(run, f"{settings.name}-controller", {JOB_KEY: job}))

@@ -88,7 +88,7 @@ class LineLog:
         """Log that a paused trial resumes."""
         logger.info("promoting trial %d: %s", promotion.trial, promotion.reason)
 
-    def trouble(self, message: str) -> None:
+    def round_failed(self, message: str) -> None:
         """Log an error after which the controller retries."""
         logger.warning("error, retrying: %s", message)
 
@@ -139,7 +139,7 @@ class EvaluationLog:
     def promoted(self, promotion: Promotion) -> None:
         """Log nothing: an evaluation is never paused."""
 
-    def trouble(self, message: str) -> None:
+    def round_failed(self, message: str) -> None:
         """Log an error after which the controller retries."""
         logger.warning("evaluations: error, retrying: %s", message)
 

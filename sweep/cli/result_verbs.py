@@ -154,14 +154,14 @@ def _row_of(state: SweepState, trial: int | None) -> TrialRow:
 
 def _best_json(state: SweepState, row: TrialRow, path: Path) -> dict[str, Any]:
     from sweep.report.export import tune_run_line
-    from sweep.search.significance import standings
+    from sweep.search.significance import rank_finalists
 
     return {
         "trial": row.number,
         "value": row.value,
         "params": dict(row.params),
         "scores": dict(row.scores),
-        "tied": [other.number for other in standings(state.finals) if other.tied and other.number != row.number],
+        "tied": [other.number for other in rank_finalists(state.finals) if other.tied and other.number != row.number],
         "yaml": str(path),
         "adapter": row.adapter,
         "tune_run": tune_run_line(path),
@@ -171,12 +171,12 @@ def _best_json(state: SweepState, row: TrialRow, path: Path) -> dict[str, Any]:
 def _show_best(state: SweepState, row: TrialRow, path: Path) -> None:
     from sweep.report.export import tune_run_line
     from sweep.report.terminal import console, trials_table
-    from sweep.search.significance import standings_text
+    from sweep.search.significance import finalists_text
 
     out = console()
     out.print(trials_table(state, [row]))
     if state.finals:
-        out.print(standings_text(state.finals, state.metric), markup=False, highlight=False, soft_wrap=True)
+        out.print(finalists_text(state.finals, state.metric), markup=False, highlight=False, soft_wrap=True)
     out.print(
         f"adapter  {row.adapter}\nyaml     {path}\ntrain it again with\n  {tune_run_line(path)}",
         soft_wrap=True,

@@ -93,11 +93,11 @@ def plan(overrides: tuple[str, ...], config_dir: Path | None, samples: int, meas
     from sweep.report.plan import make_plan, plan_view
     from sweep.report.terminal import console
 
-    made = make_plan(compose(overrides, config_dir).settings, samples, measure)
+    trial_plan = make_plan(compose(overrides, config_dir).settings, samples, measure)
     if as_json:
-        print(json_text(made.to_json()))
+        print(json_text(trial_plan.to_json()))
     else:
-        console().print(plan_view(made))
+        console().print(plan_view(trial_plan))
     return 0
 
 

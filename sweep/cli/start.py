@@ -162,9 +162,9 @@ def _conclude(room: Room, finish: Finish) -> None:
     out.print(counts_text(state))
     out.print(f"{finish.how}: {finish.reason}", markup=False, soft_wrap=True)
     if state.finals:
-        from sweep.search.significance import standings_text
+        from sweep.search.significance import finalists_text
 
-        out.print(standings_text(state.finals, state.metric), markup=False, highlight=False, soft_wrap=True)
+        out.print(finalists_text(state.finals, state.metric), markup=False, highlight=False, soft_wrap=True)
     if state.best is not None:
         path = write_export(room, reader.settings, state.best, None)
         out.print(

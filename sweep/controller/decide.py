@@ -156,13 +156,13 @@ class _Decision:
                     yield Assign(trial.number, number, worker.name)
                 elif new > 0 or self._situation.may_promote:
                     asked = True
-                    yield Ask(new=new > 0, worker=worker.name)
+                    yield Ask(new_allowed=new > 0, worker=worker.name)
                     new -= 1
                 elif finals > 0:
                     finals -= 1
                     yield AskFinal()
         if new <= 0 and self._situation.may_promote and not asked and not self._endings.waiting and self._free_places:
-            yield Ask(new=False)  # whether a paused trial is worth starting a worker
+            yield Ask(new_allowed=False)  # whether a paused trial is worth starting a worker
 
     def _slots_to_fill(self, worker: WorkerFacts) -> int:
         """How many trials a worker can be given now; a planned one is given its trials before it is submitted."""

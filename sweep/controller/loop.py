@@ -76,7 +76,7 @@ class Controller:
         except (RetryLater, OSError) as error:
             if isinstance(error, OSError) and error.errno not in TRANSIENT_ERRNOS:
                 raise
-            self.listener.trouble(str(error))
+            self.listener.round_failed(str(error))
             return ()
 
     def step(self) -> tuple[Effect, ...]:
@@ -101,8 +101,8 @@ class Controller:
             case StartWorkers(places):
                 names = observer.new_worker_names(len(places))
                 ports.dispatcher.start([WorkerSpec(n, place) for n, place in zip(names, places, strict=True)])
-            case Ask(new, worker):
-                return self._ask(new, worker)
+            case Ask(new_allowed, worker):
+                return self._ask(new_allowed, worker)
             case AskFinal():
                 assert ports.finals is not None, "a study that announces finals implements FinalsStudy"
                 ports.finals.ask_final()
@@ -124,18 +124,18 @@ class Controller:
                 pass
         return True
 
-    def _ask(self, new: bool, worker: str) -> bool:
+    def _ask(self, new_allowed: bool, worker: str) -> bool:
         """Promote a paused trial or ask for a new one; False if none is to be promoted and no new one is allowed."""
         study, pausing = self.ports.study, self.ports.pausing
-        promotion = pausing.promote(new, reusable_worker(worker, self.limits)) if pausing else None
+        promotion = pausing.promote(new_allowed, reusable_worker(worker, self.limits)) if pausing else None
         if promotion is not None:
             self.observer.trials.forget(promotion.trial)
             self.ledger.add_promotion(promotion)
             self.listener.promoted(promotion)
             return True
-        if new:
+        if new_allowed:
             study.ask()
-        return new
+        return new_allowed
 
 
 def idle(effects: tuple[Effect, ...]) -> bool:

@@ -159,7 +159,7 @@ class Listener(Protocol):
     def promoted(self, promotion: Promotion) -> None:
         """A paused trial was promoted."""
 
-    def trouble(self, message: str) -> None:
+    def round_failed(self, message: str) -> None:
         """A round failed; the next one tries again."""
 
 

@@ -57,7 +57,7 @@ class Situation:
     @cached_property
     def may_promote(self) -> bool:
         """Whether the study may have a paused trial that is worth resuming."""
-        return self.budget.allows_more and not self.view.study.stuck and self.has_paused
+        return self.budget.allows_more and not self.view.study.none_to_promote and self.has_paused
 
     @cached_property
     def finals(self) -> int:

@@ -170,7 +170,7 @@ class CombinedController:
         """Tell the listener of an error once."""
         if error != self._last_error:
             self._last_error = error
-            self.evaluations.listener.trouble(f"{error}; `sweep resume` starts evaluations again")
+            self.evaluations.listener.round_failed(f"{error}; `sweep resume` starts evaluations again")
 
 
 def _finish(effects: tuple[Effect, ...]) -> Finish | None:

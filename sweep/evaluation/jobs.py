@@ -60,7 +60,7 @@ def check(settings: Settings) -> None:
     Raises:
         ConfigError: it cannot; names the key, its value and what is allowed.
     """
-    if wanted(settings.evaluate) and settings.queue.simulated:
+    if is_enabled(settings.evaluate) and settings.queue.simulated:
         raise ConfigError("evaluate: a simulated queue trains no adapter that could be judged; set evaluate=none")
     match settings.evaluate:
         case Heldout(dataset=None) if not settings.torchtune.get("dataset_val"):
@@ -129,8 +129,8 @@ def evaluation_spec(settings: Settings, room: Room, identity: AttemptId, stopped
     )
 
 
-def wanted(evaluator: Evaluator) -> bool:
-    """Whether anything is evaluated."""
+def is_enabled(evaluator: Evaluator) -> bool:
+    """Whether the configuration asks for evaluations."""
     return not isinstance(evaluator, NoEvaluation)
 
 

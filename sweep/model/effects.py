@@ -23,11 +23,11 @@ class Ask:
     """Ask the study what a free slot should train: a paused trial that it promotes, or a new trial.
 
     Args:
-        new: whether the budget allows a new trial.
+        new_allowed: whether the budget allows a new trial.
         worker: whose slot it is; empty if no worker has been started for it yet.
     """
 
-    new: bool = True
+    new_allowed: bool = True
     worker: str = ""
 
 

@@ -135,7 +135,7 @@ class StudyFacts:
         best: the lowest objective of a complete trial; `best_trial` is its number.
         tokens: label tokens of the ended trials.
         exhausted: the sampler has nothing left to propose.
-        stuck: when last asked to promote, it had no paused trial worth resuming, and nothing has changed since.
+        none_to_promote: when last asked, it had no paused trial worth resuming, and nothing has changed since.
         seconds: training time of the ended trials as their workers measured it, finals included.
         gain: the expected decrease of the objective for each further second of training; None if too little is known.
         finals: how many finals are still to be asked for after everything else has ended.
@@ -152,7 +152,7 @@ class StudyFacts:
     best_trial: int | None = None
     tokens: int = 0
     exhausted: bool = False
-    stuck: bool = False
+    none_to_promote: bool = False
     seconds: float = 0.0
     gain: float | None = None
     finals: int = 0

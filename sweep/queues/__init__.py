@@ -22,5 +22,5 @@ def backend(kind: str) -> Backend:
     Raises:
         ConfigError: no queue of this kind is installed.
     """
-    found: Backend = queue_package(kind).BACKEND
-    return found
+    implementation: Backend = queue_package(kind).BACKEND
+    return implementation

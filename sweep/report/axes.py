@@ -108,9 +108,11 @@ def _point(trial: FrozenTrial) -> Point | None:
 def axes_of(study: optuna.Study, points: Iterable[Point]) -> list[Axis]:
     """An axis for each hyperparameter that one of these trials has, in the order in which they first occur."""
     keys = list(dict.fromkeys(key for point in points for key in point.params))
-    found = {key: dist for trial in study.get_trials(deepcopy=False) for key, dist in trial.distributions.items()}
+    distributions = {
+        key: dist for trial in study.get_trials(deepcopy=False) for key, dist in trial.distributions.items()
+    }
     names = short_keys(keys)
-    return [_axis(key, names[key], found[key]) for key in keys]
+    return [_axis(key, names[key], distributions[key]) for key in keys]
 
 
 def _axis(key: str, name: str, distribution: BaseDistribution) -> Axis:

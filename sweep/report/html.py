@@ -23,7 +23,7 @@ from sweep.report.figures import plots
 from sweep.report.formatting import duration, number, params_text, ranked, scores_text
 from sweep.report.plot import Plot
 from sweep.report.reader import SweepReader
-from sweep.search.significance import standings_text
+from sweep.search.significance import finalists_text
 from sweep.search.storage import load_study, own_trials
 from sweep.wiring.backends import job_viewer
 from sweep.wiring.rooms import load_settings
@@ -45,7 +45,7 @@ class Section:
     """A heading of the page with what stands below it.
 
     Args:
-        kind: `standings`, `plot`, `reasons`, `ledger` or `trials`: how the template shows the content.
+        kind: `finalists`, `plot`, `reasons`, `ledger` or `trials`: how the template shows the content.
     """
 
     heading: str
@@ -120,7 +120,7 @@ def page(state: SweepState, drawn: Sequence[Plot] = (), entries: Sequence[Entry]
 def _sections(state: SweepState, drawn: Sequence[Plot], entries: Sequence[Entry]) -> list[Section]:
     sections = []
     if state.finals:
-        sections.append(Section("Finals", "standings", standings_text(state.finals, state.metric)))
+        sections.append(Section("Finals", "finalists", finalists_text(state.finals, state.metric)))
     sections += [Section(plot.heading, "plot", plot) for plot in drawn]
     for status, heading in EXPLAINED.items():
         if rows := [row for row in state.rows if row.state is status]:

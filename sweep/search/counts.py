@@ -93,7 +93,7 @@ class TrialCounts:
             best_trial=statistics.best_trial,
             tokens=statistics.tokens,
             exhausted=exhausted,
-            stuck=self.none_to_promote,
+            none_to_promote=self.none_to_promote,
             seconds=statistics.seconds,
             gain=statistics.gain,
             finals=len(self.finals.remaining(statistics.ranks)),

@@ -34,7 +34,7 @@ class Finalist:
     tied: bool
 
 
-def standings(finals: Mapping[int, Mapping[int, float]]) -> list[Finalist]:
+def rank_finalists(finals: Mapping[int, Mapping[int, float]]) -> list[Finalist]:
     """The finalists, best mean first.
 
     Args:
@@ -52,9 +52,9 @@ def standings(finals: Mapping[int, Mapping[int, float]]) -> list[Finalist]:
     return finalists
 
 
-def standings_text(finals: Mapping[int, Mapping[int, float]], metric: str) -> str:
+def finalists_text(finals: Mapping[int, Mapping[int, float]], metric: str) -> str:
     """The results as lines of text; empty without finals."""
-    finalists = standings(finals)
+    finalists = rank_finalists(finals)
     if not finalists:
         return ""
     seeds = len(finalists[0].values)

@@ -108,8 +108,8 @@ def opening(url: str, name: str) -> Iterator[None]:
 
 def absolute_url(url: str) -> str:
     """The URL with an absolute path, which does not depend on the current directory."""
-    found = _RELATIVE.fullmatch(url)
-    return f"{found[1]}{Path(found[2]).absolute()}" if found else url
+    relative = _RELATIVE.fullmatch(url)
+    return f"{relative[1]}{Path(relative[2]).absolute()}" if relative else url
 
 
 def journal_storage(path: Path) -> BaseStorage:

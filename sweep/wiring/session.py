@@ -12,7 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from sweep.config.settings import Settings
-from sweep.evaluation.jobs import DIRECTORY, evaluation_settings, evaluation_spec, evaluations_room, wanted
+from sweep.evaluation.jobs import DIRECTORY, evaluation_settings, evaluation_spec, evaluations_room, is_enabled
 from sweep.model.identifiers import AttemptId
 from sweep.model.states import Mode
 from sweep.tracking.stopped_runs import stopped_runs
@@ -147,7 +147,7 @@ def with_evaluations(
     Raises:
         RetryLater: see `open_channel`.
     """
-    if not wanted(settings.evaluate) or settings.queue.simulated:
+    if not is_enabled(settings.evaluate) or settings.queue.simulated:
         yield main
         return
     from sweep.controller.loop import Controller

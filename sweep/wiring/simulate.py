@@ -43,7 +43,7 @@ class Silent:
     def promoted(self, promotion: Promotion) -> None:
         pass
 
-    def trouble(self, message: str) -> None:
+    def round_failed(self, message: str) -> None:
         pass
 
 

@@ -221,9 +221,9 @@ def test_without_a_paused_trial_nothing_is_promoted(pausing: OpenSearch) -> None
     study.ask()
     assert study.promote(new_allowed=True) is None
     assert study.promote(new_allowed=False) is None
-    assert study.facts().stuck, "the controller need not ask again before something has changed"
+    assert study.facts().none_to_promote, "the controller need not ask again before something has changed"
     study.ask()
-    assert not study.facts().stuck
+    assert not study.facts().none_to_promote
 
 
 def test_a_later_controller_restores_a_pause_unless_a_promotion_has_ended_it(pausing: OpenSearch) -> None:

@@ -64,7 +64,7 @@ class Scene:
 
     def tell(self, run: str, state: str, sweep: Mapping[str, Any], summary: Mapping[str, Any]) -> None:
         said = {"state": state, "pid": 1, "beat": len(reports_of(summary)), "sweep": sweep, "summary": summary}
-        write_atomic(self.api.of(run) / "said", json.dumps(said))
+        write_atomic(self.api.of(run) / "state", json.dumps(said))
 
     def job(self, **said: Any) -> None:
         write_atomic(self.room.worker("w0001").job, json.dumps({"place": 0, "run": "run-1", "pushed": 1.0, **said}))
@@ -113,7 +113,7 @@ def test_what_another_attempt_says_in_this_run_is_not_this_one_s(scene: Scene, o
 def test_a_summary_that_speaks_of_an_earlier_attempt_says_nothing_of_this_one(scene: Scene) -> None:
     """The run is the same; its configuration is of this attempt already, its summary still of the last."""
     scene.say(REPORT, outcome=COMPLETED, attempt=1)
-    said = read_json(scene.api.of("run-1") / "said")
+    said = read_json(scene.api.of("run-1") / "state")
     scene.channel.assign(replace(SPEC, attempt=2))
     scene.tell("run-1", "running", {"attempt": 2, "worker": "w0001"}, said["summary"])
     first, second = scene.look()[0][3]
@@ -277,7 +277,7 @@ def serving(scene: Scene) -> Scene:
 
 
 def told(scene: Scene) -> dict[str, Any]:
-    found: dict[str, Any] = read_json(scene.api.of("s-w0001") / "told")[JOB_KEY]
+    found: dict[str, Any] = read_json(scene.api.of("s-w0001") / "config")[JOB_KEY]
     return found
 
 

@@ -77,17 +77,17 @@ class Heard(kill_points.Quiet):
 
     def __init__(self) -> None:
         super().__init__()
-        self.troubles: list[str] = []
+        self.errors: list[str] = []
 
-    def trouble(self, message: str) -> None:
-        self.troubles.append(message)
+    def round_failed(self, message: str) -> None:
+        self.errors.append(message)
 
 
 def run_heard(room: Room, mode: Mode = Mode.RUN) -> tuple[Finish, list[str]]:
     heard = Heard()
     with hold(controller_lock(room), "test") as mine:
         assert mine
-        return kill_points.controller(room, heard, mode).run(), heard.troubles
+        return kill_points.controller(room, heard, mode).run(), heard.errors
 
 
 @contextmanager
@@ -221,9 +221,9 @@ def test_a_push_without_an_answer(rooms: Path, way: tuple[str, ...], acted: bool
     room = launch_room(rooms, *way, *ONE)
     launch_api(room).fail("push", 1, acted=acted)
     with Agent(launch_api(room)):
-        finish, troubles = run_heard(room)
+        finish, errors = run_heard(room)
     assert finish.how is Finished.DONE
-    assert troubles[0] == "W&B cannot answer now (503)"
+    assert errors[0] == "W&B cannot answer now (503)"
     check(room, 1)
     assert pushed(room) == (["w0001"] if acted else ["w0002"])
     assert row(room) == ("complete", 1 if acted else 2)
@@ -449,9 +449,9 @@ def test_a_server_that_is_down_while_trials_run_and_end(rooms: Path, way: tuple[
         api.mend(what)
 
     with Agent(api), once(lambda: reports(room) > 0, outage):
-        finish, troubles = run_heard(room)
+        finish, errors = run_heard(room)
     assert finish.how is Finished.DONE
-    assert set(troubles) == {"W&B cannot answer now (503)"}
+    assert set(errors) == {"W&B cannot answer now (503)"}
     check(room)
     begun = [number for number in range(8) if any(reports(room, number, n) for n in room.attempts(number)[:-1])]
     assert begun == [], "nothing that ran was taken for lost; a push that did not arrive is made anew"

@@ -6,8 +6,10 @@ If the test uses the fixture `warm`, a fork server makes that process (`tests.he
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +42,24 @@ def sweep(*words: str, code: int | None = 0, timeout: float = 1200) -> subproces
     assert code is None or result.returncode == code, f"exit {result.returncode}\n{result.stdout}\n{result.stderr}"
     assert "Traceback" not in result.stderr
     return result
+
+
+def run_commands(lines: Sequence[str], directory: Path) -> dict[str, str]:
+    """Run the `sweep` commands of a page in this directory, in order and each afresh; returns what each printed.
+
+    Raises:
+        AssertionError: a line is no command of `sweep`, or ended with another exit code than 0.
+    """
+    printed: dict[str, str] = {}
+    for line in lines:
+        program, *words = shlex.split(line)
+        assert program == "sweep", line
+        result = subprocess.run(
+            command(*words), capture_output=True, text=True, cwd=directory, timeout=1800, check=False
+        )
+        assert result.returncode == 0, f"{line}\n{result.stdout}\n{result.stderr}"
+        printed[line] = result.stdout
+    return printed
 
 
 def start(*words: str, log: Path) -> subprocess.Popen[bytes]:

@@ -1,8 +1,8 @@
-"""Stand-ins that keep the protocols' promises: a worker without torch, and a simulated world for the controller.
+"""A worker without torch, and dispatchers that start it.
 
-`python -m tests.helpers.fakes --room ROOM --worker NAME …` is the worker: it obeys the room as `trainer.worker` does,
-and "trains" a trial in a few hundredths of a second on a made-up curve of its learning rate. It appends what it does
-to `<room>/ledger`, so that a test can see whether two attempts of one trial ever ran at the same time.
+`python -m tests.helpers.fakes --room ROOM --worker NAME …` is the worker. It obeys the room as `trainer.worker` does,
+and takes a few hundredths of a second for a trial, whose losses are a function of its learning rate. It appends the
+begin and the end of each attempt to `<room>/ledger`, so that a test sees whether two attempts of a trial overlapped.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from trainer.room import AttemptDir, Room, append_line, read_text, write_atomic
 from trainer.store.worker_sync import Pace, synced_room
 
 MILESTONES = 4
-HOLD = "hold"  # in a room: while it lies there, trials stand still after their first milestone
+HOLD = "hold"  # a file of a room: while it exists, trials wait after their first milestone
 FAST = Pace(look=0.005, poll=0.02, beat=0.1, report=0.0, bulk=0.0, last=30.0)
 
 
@@ -47,7 +47,7 @@ class FastDispatcher(LocalDispatcher):
 
 @dataclass(slots=True)
 class FarDispatcher(FastDispatcher):
-    """Starts workers that reach their sweep's room through a store only; its own room is what the queue knows."""
+    """Starts workers that reach the sweep's room through a store only; its own room holds what the queue knows."""
 
     url: str = ""
 
@@ -56,7 +56,7 @@ class FarDispatcher(FastDispatcher):
 
 
 def serve_fast(room: str, worker: str, options: Mapping[str, Any]) -> None:
-    """What a SLURM job of the tests runs, in place of `trainer.entry.slurm_job.serve`."""
+    """Serve a room in a SLURM job of the tests, in place of `trainer.entry.slurm_job.serve`."""
     run_job(room, worker, options, _serve_fast)
 
 
@@ -65,7 +65,7 @@ def _serve_fast(room: Room, name: str, options: Mapping[str, Any], ends_at: floa
     for number in END_SIGNALS:
         signal.signal(number, worker.on_signal)
     worker.run()
-    return worker.told or "it is done", worker.signalled
+    return worker.end_reason or "it is done", worker.signalled
 
 
 @dataclass
@@ -79,16 +79,16 @@ class FastWorker:
     ends_at: float = math.inf
     ledger: IO[str] = field(init=False)
     signalled: bool = False
-    shared: Path | None = None  # where the ledger lies, if not in the room
+    ledger_directory: Path | None = None  # of the ledger, if it is not the room
 
     def __post_init__(self) -> None:
-        self.ledger = ((self.shared or self.room.root) / "ledger").open("a")
+        self.ledger = ((self.ledger_directory or self.room.root) / "ledger").open("a")
 
     def on_signal(self, number: int, frame: FrameType | None) -> None:
         self.signalled = True
 
     @property
-    def told(self) -> str:
+    def end_reason(self) -> str:
         limit = "the time limit of its job is near" if time.monotonic() > self.ends_at else ""
         return "it was told to end" if self.signalled else limit
 
@@ -99,8 +99,8 @@ class FastWorker:
         taken: set[tuple[int, int]] = set()
         idle_since = time.monotonic()
         while time.monotonic() - idle_since < 20:
-            if self.told:
-                self._give_back(taken)
+            if self.end_reason:
+                self._preempt_late(taken)
                 return
             write_atomic(files.beat, str(time.monotonic_ns()))
             new = [task for task in files.assignments() if task not in taken]
@@ -115,8 +115,8 @@ class FastWorker:
             else:
                 time.sleep(0.005)
 
-    def _give_back(self, taken: set[tuple[int, int]]) -> None:
-        """What came too late is no lost attempt."""
+    def _preempt_late(self, taken: set[tuple[int, int]]) -> None:
+        """End the assignments that came too late as preempted, so that none counts as a lost attempt."""
         for task in self.room.worker(self.name).assignments():
             if task not in taken:
                 late = Outcome(OutcomeKind.STOPPED, "its worker ended", cause=StopCause.PREEMPTED)
@@ -133,12 +133,12 @@ class FastWorker:
         write_atomic(files.outcome, encode(outcome))
 
     def _evaluate(self, spec: TrialSpec) -> Outcome:
-        """Judge an adapter; on a trial whose number is in BAD_EVALUATIONS it goes wrong."""
+        """Judge an adapter; the evaluation of a trial whose number is in BAD_EVALUATIONS fails."""
         time.sleep(self.step_seconds)
         if str(spec.trial) in os.environ.get("BAD_EVALUATIONS", "").split(","):
             return Outcome(OutcomeKind.FAILED, "no luck", failure=FailureKind.PASSING)
-        if self.told:
-            return Outcome(OutcomeKind.STOPPED, self.told, cause=StopCause.PREEMPTED)
+        if self.end_reason:
+            return Outcome(OutcomeKind.STOPPED, self.end_reason, cause=StopCause.PREEMPTED)
         return Outcome(OutcomeKind.COMPLETED, scores={"loss": curve(spec, MILESTONES)})
 
     def _train(self, spec: TrialSpec, files: AttemptDir) -> Outcome:
@@ -146,7 +146,7 @@ class FastWorker:
         with files.reports.open("a") as reports:
             for milestone in range(start + 1, MILESTONES + 1):
                 time.sleep(self.step_seconds)
-                while milestone > 1 and (self.room.root / HOLD).exists() and not self._disturbed(files):
+                while milestone > 1 and (self.room.root / HOLD).exists() and not self._must_end(files):
                     time.sleep(0.02)
                 value = curve(spec, milestone)
                 final = milestone == MILESTONES
@@ -155,16 +155,18 @@ class FastWorker:
                 write_atomic(files.checkpoint, str(milestone))
                 if files.fence.exists():
                     return Outcome(OutcomeKind.STOPPED, "fenced", cause=StopCause.CANCELLED, tokens=milestone * 10)
-                if self.told and not final:
-                    return Outcome(OutcomeKind.STOPPED, self.told, cause=StopCause.PREEMPTED, tokens=milestone * 10)
+                if self.end_reason and not final:
+                    return Outcome(
+                        OutcomeKind.STOPPED, self.end_reason, cause=StopCause.PREEMPTED, tokens=milestone * 10
+                    )
                 text = read_text(files.stop)
                 if text is not None and not final:
                     cause, _, reason = text.partition("\n")
                     return Outcome(OutcomeKind.STOPPED, reason, cause=StopCause(cause), tokens=milestone * 10)
         return Outcome(OutcomeKind.COMPLETED, tokens=MILESTONES * 10)
 
-    def _disturbed(self, files: AttemptDir) -> bool:
-        return bool(self.told) or files.fence.exists() or files.stop.exists()
+    def _must_end(self, files: AttemptDir) -> bool:
+        return bool(self.end_reason) or files.fence.exists() or files.stop.exists()
 
     def _resume_at(self, spec: TrialSpec) -> int:
         done = [read_text(self.room.attempt(spec.trial, n).resume_point()) for n in self.room.attempts(spec.trial)]
@@ -178,7 +180,7 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=0)
     parser.add_argument("--step-seconds", type=float, default=0.01)
     parser.add_argument(
-        "--store", help="its room is a copy of the one at this URL; --room is only what its queue knows"
+        "--store", help="URL of the room, of which the worker has a copy; --room then holds what its queue knows"
     )
     args = parser.parse_args()
     if args.store is None:
@@ -188,7 +190,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as copy:
         Room(Path(copy)).worker(args.worker).path.mkdir(parents=True)
         with synced_room(args.store, Path(copy), args.worker, FAST) as room:
-            FastWorker(room, args.worker, args.trials, args.step_seconds, shared=args.room).run()
+            FastWorker(room, args.worker, args.trials, args.step_seconds, ledger_directory=args.room).run()
 
 
 if __name__ == "__main__":

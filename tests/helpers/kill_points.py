@@ -71,7 +71,7 @@ class Quiet:
     def promoted(self, promotion: Promotion) -> None:
         pass
 
-    def trouble(self, message: str) -> None:
+    def round_failed(self, message: str) -> None:
         pass
 
 

@@ -4,11 +4,11 @@
     with Agent(api, {"w0002": "fail"}):
         …
 
-A job is a process that trains nothing (`tests.helpers.fakes.FastWorker`). It says what `trainer.tracking.tracker`
-says in its trials' runs, and takes its name as `trainer.entry.launch_job` does. A run whose process has died
+A job is a process that trains nothing (`tests.helpers.fakes.FastWorker`). It writes into its trials' runs what
+`trainer.tracking.tracker` writes, and claims its name as `trainer.entry.launch_job` does. A run whose process has died
 is `crashed`.
 
-Invariants: every file has one writer: what the queue, a job and a controller say of a run lies in different ones.
+Invariant: every file has one writer. A run's `state` is the job's, `config` the controller's, and a stop the server's.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from sweep.errors import GiveUp, RetryLater
 from sweep.queues.launch.api import ObservedRun, Push
 from tests.helpers.fakes import serve_fast
 from trainer.contract import JOB_KEY, OUTCOME_KEY, REPORTS_KEY, STOP_TAG, Outcome, StopCause, TrialSpec, decode, encode
-from trainer.entry.launch_job import JobSpec, _put, claim
+from trainer.entry.launch_job import JobSpec, claim, write_assignments
 from trainer.room import Room, append_line, read_json, read_text, write_atomic
 from trainer.tracking.summary import exit_code, summary_of
 
 ALWAYS = 10**6
-PUMP_SECONDS = 0.004
+EXCHANGE_SECONDS = 0.004
 
 
 @dataclass(slots=True)
@@ -47,47 +47,47 @@ class FakeLaunchApi:
     # --- what the controller asks --------------------------------------------------------------------------------
 
     def push(self, push: Push) -> str:
-        with self._asked("push", push.name):
+        with self._request("push", push.name):
             item = f"{time.monotonic_ns():020d}-{push.name}"
-            made = self.root / "pushing" / item  # an item is there with what it says, or not at all
-            write_atomic(made / "spec", json.dumps({"run": push.run, "config": push.config}))
+            unfinished = self.root / "pushing" / item  # an item appears together with its specification
+            write_atomic(unfinished / "spec", json.dumps({"run": push.run, "config": push.config}))
             (self.root / "items").mkdir(exist_ok=True)
-            made.rename(self.root / "items" / item)
+            unfinished.rename(self.root / "items" / item)
         return item
 
     def item_state(self, item: str) -> str | None:
-        with self._asked("item_state", item):
+        with self._request("item_state", item):
             path = self.root / "items" / item
             return (read_text(path / "state") or "pending") if (path / "spec").exists() else None
 
     def delete_item(self, item: str) -> None:
-        with self._asked("delete_item", item):
+        with self._request("delete_item", item):
             path = self.root / "items" / item
             if not (path / "state").exists():
                 (path / "spec").unlink(missing_ok=True)
 
     def runs(self, ids: Sequence[str]) -> Mapping[str, ObservedRun]:
-        with self._asked("runs", str(len(ids))):
+        with self._request("runs", str(len(ids))):
             return {run: facts for run in ids if (facts := self.run(run)) is not None}
 
     def stop(self, run: str, cause: StopCause) -> None:
-        with self._asked("stop", run):
+        with self._request("stop", run):
             if self.run(run) is not None:
                 write_atomic(self.of(run) / "tag", f"{STOP_TAG}{cause}")
                 write_atomic(self.of(run) / "stop", "")
 
     def configure(self, run: str, values: Mapping[str, Any]) -> None:
-        with self._asked("configure", run):
+        with self._request("configure", run):
             if self.run(run) is None:
                 raise GiveUp(f"there is no run {run}")
-            write_atomic(self.of(run) / "told", json.dumps(values))
+            write_atomic(self.of(run) / "config", json.dumps(values))
 
     def steps(self, run: str) -> Iterator[Mapping[str, Any]]:
-        with self._asked("steps", run):
+        with self._request("steps", run):
             yield from ()
 
     def fetch_adapter(self, name: str, directory: str) -> None:
-        with self._asked("fetch_adapter", name):
+        with self._request("fetch_adapter", name):
             write_atomic(Path(directory) / "adapter_config.json", "{}")
 
     # --- what a test asks ----------------------------------------------------------------------------------------
@@ -96,20 +96,22 @@ class FakeLaunchApi:
         return self.root / "runs" / run
 
     def run(self, run: str) -> ObservedRun | None:
-        said = read_json(self.of(run) / "said")
-        if said is None or (self.of(run) / "deleted").exists():
+        written = read_json(self.of(run) / "state")
+        if written is None or (self.of(run) / "deleted").exists():
             return None
         tag = read_text(self.of(run) / "tag")
-        state = said["state"]
-        if state == "running" and not _alive(said["pid"]):
+        state = written["state"]
+        if state == "running" and not _alive(written["pid"]):
             state = "crashed"
-        return ObservedRun(run, state, str(said["beat"]), said["sweep"], said["summary"], (tag,) if tag else ())
+        return ObservedRun(
+            run, state, str(written["beat"]), written["sweep"], written["summary"], (tag,) if tag else ()
+        )
 
     def names(self) -> list[str]:
         return sorted(path.name for path in (self.root / "runs").glob("*"))
 
     def items(self) -> list[str]:
-        """All that were ever pushed, in order."""
+        """All items that were ever pushed, in order."""
         return sorted(path.name for path in (self.root / "items").glob("*"))
 
     def lose(self, item: str) -> None:
@@ -119,7 +121,7 @@ class FakeLaunchApi:
         write_atomic(self.of(run) / "deleted", "")
 
     def press_stop(self, run: str) -> None:
-        """As a person does."""
+        """Request a stop as a person does in W&B."""
         write_atomic(self.of(run) / "stop", "")
 
     def asked(self, what: str) -> list[str]:
@@ -127,17 +129,17 @@ class FakeLaunchApi:
         return [line.partition(" ")[2] for line in lines if line.partition(" ")[0] == what]
 
     def fail(self, what: str, times: int = ALWAYS, *, acted: bool = False, error: str = "retry") -> None:
-        """The next requests of this kind fail; where `acted`, only their answer is lost."""
+        """Let the next requests of this kind fail; if `acted`, they are carried out and only their answers are lost."""
         write_atomic(self.root / f"fault-{what}", json.dumps({"left": times, "acted": acted, "error": error}))
 
     def mend(self, what: str) -> None:
         (self.root / f"fault-{what}").unlink(missing_ok=True)
 
     @contextmanager
-    def _asked(self, what: str, of: str) -> Iterator[None]:
+    def _request(self, what: str, subject: str) -> Iterator[None]:
         self.root.mkdir(parents=True, exist_ok=True)
         with (self.root / "requests").open("a") as file:
-            append_line(file, f"{what} {of}")
+            append_line(file, f"{what} {subject}")
         fault = self._fault(what)
         if fault and not fault["acted"]:
             raise _error(fault)
@@ -150,7 +152,9 @@ class FakeLaunchApi:
             fault = read_json(self.root / f"fault-{name}")
             if not fault or fault["left"] <= 0:
                 continue
-            if fault["left"] < ALWAYS:  # one that lasts is not counted: that would bring back what was just mended
+            if (
+                fault["left"] < ALWAYS
+            ):  # a lasting fault is not counted down: writing it would bring back a fault that was just removed
                 write_atomic(self.root / f"fault-{name}", json.dumps({**fault, "left": fault["left"] - 1}))
             return fault
         return None
@@ -190,7 +194,7 @@ class Agent:
         self.kill()
 
     def kill(self) -> None:
-        """It and its jobs."""
+        """Kill it and its jobs."""
         if self.pid:
             with suppress(ProcessLookupError):
                 os.killpg(self.pid, signal.SIGKILL)
@@ -198,7 +202,7 @@ class Agent:
         self.pid = 0
 
     def _serve(self, test: int) -> None:
-        """As long as the test's own process lives."""
+        """Serve the queue as long as the test's own process lives."""
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for a job
         while os.getppid() == test:
             for item in self.api.items():
@@ -211,7 +215,7 @@ class Agent:
                 write_atomic(path / "state", "failed" if behaviour == "fail" else "claimed")
                 for _ in range({"fail": 0, "twice": 2}.get(behaviour, 1)):
                     self._start(spec["config"][JOB_KEY], behaviour)
-            time.sleep(PUMP_SECONDS)
+            time.sleep(EXCHANGE_SECONDS)
 
     def _start(self, raw: Mapping[str, Any], behaviour: str) -> None:
         if os.fork() == 0:
@@ -230,7 +234,7 @@ class Agent:
 
 @dataclass
 class FakeJob:
-    """What a job does, with a worker that trains nothing."""
+    """A job whose worker trains nothing."""
 
     api: FakeLaunchApi
     job: JobSpec
@@ -244,55 +248,56 @@ class FakeJob:
             room = Room(Path(directory) if alone else Path(self.job.room))
             if alone:
                 (room.root / "ledger").symlink_to(self.api.root.parent / "ledger")
-                _put(room, self.job.worker, tuple(self._without_checkpoint(raw) for raw in self.job.specs))
-            if not claim(room.worker(self.job.worker)) or (alone and self._served()):
+                write_assignments(room, self.job.worker, tuple(self._without_checkpoint(raw) for raw in self.job.specs))
+            if not claim(room.worker(self.job.worker)) or (alone and self._name_was_served()):
                 return
-            pump = threading.Thread(target=self._pump, args=(room,), daemon=True)
-            self._own("running")
-            pump.start()
+            exchange = threading.Thread(target=self._exchange, args=(room,), daemon=True)
+            self._write_own_run("running")
+            exchange.start()
             serve_fast(str(room.root), self.job.worker, self.job.options)
             self._done.set()
-            pump.join()
-            self._tell(room)
-            self._own("finished")
+            exchange.join()
+            self._publish_trials(room)
+            self._write_own_run("finished")
 
     def _without_checkpoint(self, raw: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Nothing of it is in the directory: a later attempt begins anew."""
+        """A later attempt begins anew, since its directory holds no checkpoint."""
         return {**raw, "tracking": None} if raw["attempt"] > 1 else raw
 
-    def _served(self) -> bool:
+    def _name_was_served(self) -> bool:
         run = self.job.run or self.job.specs[0]["tracking"]["run"]
         facts = self.api.run(run)
-        said = facts.sweep if facts is not None else {}
-        later = not self.job.run and said.get("attempt", 0) > self.job.specs[0]["attempt"]
-        return said.get("worker") == self.job.worker or later
+        owner = facts.sweep if facts is not None else {}
+        later = not self.job.run and owner.get("attempt", 0) > self.job.specs[0]["attempt"]
+        return owner.get("worker") == self.job.worker or later
 
-    def _own(self, state: str) -> None:
+    def _write_own_run(self, state: str) -> None:
         if self.job.run:
-            self._say(self.job.run, state, {"worker": self.job.worker}, {})
+            self._write_run(self.job.run, state, {"worker": self.job.worker}, {})
         elif self._beats == 0 and state == "running":
             first = self.job.specs[0]
-            said = {"attempt": first["attempt"], "worker": self.job.worker}
-            self._say(first["tracking"]["run"], state, said, {})
+            owner = {"attempt": first["attempt"], "worker": self.job.worker}
+            self._write_run(first["tracking"]["run"], state, owner, {})
 
-    def _pump(self, room: Room) -> None:
-        while not self._done.wait(PUMP_SECONDS):
+    def _exchange(self, room: Room) -> None:
+        while not self._done.wait(EXCHANGE_SECONDS):
             self._beats += 1
-            self._own("running")
-            self._take(room)
-            self._tell(room)
+            self._write_own_run("running")
+            self._obey_controller(room)
+            self._publish_trials(room)
 
-    def _take(self, room: Room) -> None:
-        """What the controller has told since."""
+    def _obey_controller(self, room: Room) -> None:
+        """Take over new assignments, a drain and a stop."""
         if self.job.run and self.job.channel == "wandb":
-            told = (read_json(self.api.of(self.job.run) / "told") or {}).get(JOB_KEY, {})
-            _put(room, self.job.worker, tuple(self._without_checkpoint(raw) for raw in told.get("inbox", ())))
-            if told.get("drain"):
+            config = (read_json(self.api.of(self.job.run) / "config") or {}).get(JOB_KEY, {})
+            assigned = tuple(self._without_checkpoint(raw) for raw in config.get("inbox", ()))
+            write_assignments(room, self.job.worker, assigned)
+            if config.get("drain"):
                 write_atomic(room.worker(self.job.worker).drain, "")
         if self.job.run and (self.api.of(self.job.run) / "stop").exists():
             os.kill(os.getpid(), signal.SIGINT)
 
-    def _tell(self, room: Room) -> None:
+    def _publish_trials(self, room: Room) -> None:
         for trial, number in room.worker(self.job.worker).assignments():
             files = room.attempt(trial, number)
             spec = decode(TrialSpec, read_text(files.spec) or "")
@@ -307,29 +312,31 @@ class FakeJob:
                     os.kill(os.getpid(), signal.SIGKILL)
                 cause = (read_text(self.api.of(run) / "tag") or f"{STOP_TAG}cancelled").removeprefix(STOP_TAG)
                 write_atomic(files.stop, f"{cause}\nit was stopped in W&B")
-            said = {"attempt": number, "worker": self.job.worker}
-            summary = {REPORTS_KEY: json.dumps({**said, "reports": lines})}
+            owner = {"attempt": number, "worker": self.job.worker}
+            summary = {REPORTS_KEY: json.dumps({**owner, "reports": lines})}
             state = "running"
             if (text := read_text(files.outcome)) is not None:
                 outcome = decode(Outcome, text)
-                summary |= {OUTCOME_KEY: json.dumps({**said, "outcome": encode(outcome)}), **summary_of(outcome)}
+                summary |= {OUTCOME_KEY: json.dumps({**owner, "outcome": encode(outcome)}), **summary_of(outcome)}
                 state = "finished" if exit_code(outcome) == 0 else "failed"
-            known = read_json(self.api.of(run) / "said") or {}
-            over = known.get("state") not in (None, "running") and known["sweep"] == said
+            known = read_json(self.api.of(run) / "state") or {}
+            over = known.get("state") not in (None, "running") and known["sweep"] == owner
             if not over and not known.get("sweep", {}).get("attempt", 0) > number:
-                self._say(run, state, said, summary)
+                self._write_run(run, state, owner, summary)
 
     def _run_of(self, spec: TrialSpec) -> str:
         if spec.tracking is not None:
             return spec.tracking.run
-        told = (read_json(self.api.of(self.job.run) / "told") or {}).get(JOB_KEY, {}) if self.job.run else {}
-        given = [*self.job.specs, *told.get("inbox", ())]
-        found = [raw for raw in given if (raw["trial"], raw["attempt"]) == (spec.trial, spec.attempt)]
-        return str(found[0]["tracking"]["run"]) if found else ""
+        config = (read_json(self.api.of(self.job.run) / "config") or {}).get(JOB_KEY, {}) if self.job.run else {}
+        assigned = [*self.job.specs, *config.get("inbox", ())]
+        runs = [
+            raw["tracking"]["run"] for raw in assigned if (raw["trial"], raw["attempt"]) == (spec.trial, spec.attempt)
+        ]
+        return str(runs[0]) if runs else ""
 
-    def _say(self, run: str, state: str, sweep: Mapping[str, Any], summary: Mapping[str, Any]) -> None:
-        said = {"state": state, "pid": os.getpid(), "beat": self._beats, "sweep": sweep, "summary": summary}
-        write_atomic(self.api.of(run) / "said", json.dumps(said), durable=False)
+    def _write_run(self, run: str, state: str, sweep: Mapping[str, Any], summary: Mapping[str, Any]) -> None:
+        written = {"state": state, "pid": os.getpid(), "beat": self._beats, "sweep": sweep, "summary": summary}
+        write_atomic(self.api.of(run) / "state", json.dumps(written), durable=False)
 
 
 def _alive(pid: int) -> bool:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -48,3 +50,39 @@ def broken_links(page: Path) -> Iterator[str]:
 def code_spans(text: str) -> list[str]:
     """What stands between single backticks, on one line or over two."""
     return [" ".join(span.split()) for span in re.findall(r"`([^`]+)`", FENCE.sub("", text))]
+
+
+@cache
+def _modules() -> dict[str, set[str]]:
+    """Every module of the repository by its dotted name, with the names that it defines, members of classes too."""
+    modules = {}
+    for package in ("sweep", "trainer", "tests"):
+        for path in (ROOT / package).rglob("*.py"):
+            parts = path.relative_to(ROOT).with_suffix("").parts
+            nodes = list(ast.walk(ast.parse(path.read_text())))
+            names = {node.name for node in nodes if isinstance(node, ast.ClassDef | ast.FunctionDef)}
+            names |= {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+            modules[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = names
+    return modules
+
+
+def unknown_names(text: str) -> list[str]:
+    """Names in a page's code that the repository does not have: `sweep.module.name`, `Class` and `Class.member`.
+
+    A class is looked for if its name has two capitals; others could be a word of YAML or of another library.
+    """
+    everything = set[str]().union(*_modules().values())
+    unknown = []
+    for span in code_spans(text):
+        if dotted := re.fullmatch(r"(?:python -m )?((?:sweep|trainer|tests)(?:\.\w+)+)(?:\(\))?", span):
+            module, rest = dotted[1], list[str]()
+            while module and module not in _modules():
+                module, _, last = module.rpartition(".")
+                rest = [last, *rest]
+            if "." not in module or not set(rest) <= _modules()[module]:
+                unknown.append(dotted[1])
+        elif member := re.fullmatch(r"([A-Z]\w*[a-z]\w*)(?:\.(\w+))?(?:\(\))?", span):
+            owner, name = member[1], member[2] or member[1]
+            if len(re.findall("[A-Z]", owner)) > 1 or (member[2] and owner in everything):
+                unknown += [] if {owner, name} <= everything else [member[0].removesuffix("()")]
+    return unknown

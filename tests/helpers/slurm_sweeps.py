@@ -1,4 +1,4 @@
-"""What the tests of whole sweeps on the cluster share."""
+"""Sweeps on a SLURM cluster of the tests: rooms, controllers in threads, and what the cluster says of their jobs."""
 
 from __future__ import annotations
 
@@ -26,26 +26,26 @@ def use(cluster: Cluster) -> None:
 
 
 def fast_room(rooms: Path, *overrides: str, step: float = 0.05) -> Room:
-    """A sweep of made-up trials on the cluster."""
+    """A sweep on the cluster whose workers train nothing."""
     return make_room(rooms, *FAST, f"queue.env={{STEP_SECONDS: '{step}'}}", *overrides)
 
 
 @contextmanager
 def running(room: Room, mode: Mode = Mode.RUN) -> Iterator[list[Finish]]:
     """A controller in a thread while the block runs, which waits for its end."""
-    found: list[Finish] = []
+    finishes: list[Finish] = []
     errors: list[BaseException] = []
 
     def control() -> None:
         try:
-            found.append(run_here(room, mode))
+            finishes.append(run_here(room, mode))
         except BaseException as error:
             errors.append(error)
 
     thread = threading.Thread(target=control)
     thread.start()
     try:
-        yield found
+        yield finishes
     finally:
         thread.join(900)
         assert not thread.is_alive(), "the controller did not come to an end"
@@ -54,7 +54,7 @@ def running(room: Room, mode: Mode = Mode.RUN) -> Iterator[list[Finish]]:
 
 @contextmanager
 def held(room: Room) -> Iterator[None]:
-    """No trial ends of itself while the block runs, however slow the machine is: each has one milestone behind it."""
+    """Let no trial pass its first milestone while the block runs, however slow the machine is."""
     hold = room.root / HOLD
     hold.touch()
     try:
@@ -64,15 +64,15 @@ def held(room: Room) -> Iterator[None]:
 
 
 def training(room: Room, milestones: int = 1) -> dict[str, int]:
-    """Workers in the middle of a trial that has reported so often: name to trial."""
-    found = {}
+    """The running trial of each worker, if the trial has reported at least this often."""
+    trials = {}
     for trial in room.trials():
         for number in room.attempts(trial):
             files = room.attempt(trial, number)
             reports = files.reports.read_text().count("\n") if files.reports.exists() else 0
             if reports >= milestones and not files.outcome.exists() and not files.fence.exists():
-                found[str(read_json(files.spec)["worker"])] = trial
-    return found
+                trials[str(read_json(files.spec)["worker"])] = trial
+    return trials
 
 
 def job_of(room: Room, worker: str) -> str:

@@ -1,8 +1,9 @@
-"""Stores for tests: in memory, in a directory, in S3 as moto simulates it, and one that fails on demand."""
+"""Stores for tests: in memory, in a directory, in S3 as moto simulates it, and one whose requests a test lets fail."""
 
 from __future__ import annotations
 
 import random
+import sys
 import threading
 import time
 import uuid
@@ -51,8 +52,17 @@ def new_url(kind: str, tmp_path: Path, s3: Callable[[], str]) -> str:
     )()
 
 
+def worker_command(url: str, directory: Path, name: str) -> list[str]:
+    """The command of a worker that trains for real and reaches its sweep's room through a store only.
+
+    Args:
+        directory: for its copy of the room.
+    """
+    return [sys.executable, "-m", "tests.helpers.store_worker", url, str(directory), name]
+
+
 class Faulty:
-    """A store that counts its requests, and fails or is slow on demand.
+    """A store that counts its requests; a test may let them fail or take long.
 
     Attributes:
         fail: how many of the next requests fail.
@@ -107,7 +117,7 @@ class Faulty:
             self.fail_at = max(0, self.fail_at - 1)
         time.sleep(self.slow)
         if failing and not self.lose_answer:
-            raise StoreError(f"cannot {what} {key}: told to fail")
+            raise StoreError(f"cannot {what} {key}: failed by the test")
         answer = act()
         if failing:
             raise StoreError(f"cannot {what} {key}: the answer was lost")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +11,7 @@ import pytest
 import yaml
 
 from sweep.wiring.compose import compose_config, freeze
-from tests.helpers.cli import command
+from tests.helpers.cli import run_commands
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
@@ -33,19 +32,11 @@ def commands() -> list[str]:
 def test_the_walk_through_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SWEEP_ROOMS", raising=False)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    said: dict[str, str] = {}
     assert len(commands()) >= 9
-    for line in commands():
-        program, *words = shlex.split(line)
-        assert program == "sweep", line
-        result = subprocess.run(
-            command(*words), capture_output=True, text=True, cwd=tmp_path, timeout=1800, check=False
-        )
-        assert result.returncode == 0, f"{line}\n{result.stdout}\n{result.stderr}"
-        said[line] = result.stdout
-    assert "all 24 trials have ended" in said["sweep run experiment=demo name=first"]
-    assert "all 26 trials have ended" in said["sweep resume first search.trials=26"]
-    assert "reproduced by tune run" in said["sweep export first --verify"]
+    printed = run_commands(commands(), tmp_path)
+    assert "all 24 trials have ended" in printed["sweep run experiment=demo name=first"]
+    assert "all 26 trials have ended" in printed["sweep resume first search.trials=26"]
+    assert "reproduced by tune run" in printed["sweep export first --verify"]
 
 
 def test_the_yaml_of_the_readme_composes(tmp_path: Path) -> None:

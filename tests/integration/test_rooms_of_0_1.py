@@ -37,6 +37,8 @@ from sweep.wiring.rooms import controller_lock, load_settings
 from sweep.wiring.specifications import trial_spec
 from tests.helpers.cli import sweep
 from tests.helpers.kill_points import Quiet
+from tests.helpers.stores import worker_command
+from tests.helpers.warm import warm_processes
 from trainer.contract import Outcome, OutcomeKind, TrialSpec, decode, encode
 from trainer.entry.launch_job import read_job
 from trainer.room import Room, hold, write_atomic
@@ -117,26 +119,14 @@ def test_a_sweep_with_paused_trials_is_resumed_to_the_same_end(restore: Any) -> 
     assert sweep("export", "halfway", "-o", "-").stdout.startswith("#")
 
 
-# A worker of a sweep whose room is in a store: it reaches the store only.
-WORKER = """
-import sys
-from pathlib import Path
-from trainer.store.worker_sync import Pace, synced_room
-from trainer.worker import Worker
-url, local, name = sys.argv[1:]
-with synced_room(url, Path(local), name, Pace(poll=0.1, beat=0.5, report=0.0, bulk=0.5)) as room:
-    Worker(room, name).run()
-"""
-
-
 @dataclass(slots=True)
 class StoreDispatcher(LocalDispatcher):
-    """Starts such workers as processes of this machine, in place of the Launch queue of the sweep."""
+    """Starts workers that reach the store only, as processes of this machine, in place of the sweep's Launch queue."""
 
     url: str = ""
 
     def _command(self, name: str) -> list[str]:
-        return [sys.executable, "-c", WORKER, self.url, str(self.room.root / "copies" / name), name]
+        return worker_command(self.url, self.room.root / "copies" / name, name)
 
 
 @pytest.mark.slow
@@ -156,7 +146,7 @@ def test_a_sweep_in_a_store_is_resumed_from_its_checkpoints(restore: Any, tmp_pa
         ended = any(room.attempt(interrupted, number).outcome.exists() for number in newer)
         return Mode.STOP if ended else Mode.RUN
 
-    with hold(controller_lock(room), "test"), open_store_channel(room, url, "test") as channel:
+    with hold(controller_lock(room), "test"), open_store_channel(room, url, "test") as channel, warm_processes():
         channel.min_interval = 0.2
         study = session.open_study(room, settings)
         Controller(

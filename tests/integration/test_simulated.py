@@ -381,12 +381,12 @@ def test_finalists_are_trained_again_over_seeds_and_ties_are_said(
         exported = OmegaConf.create(capsys.readouterr().out)
         spec = trial_spec(settings, row["params"], AttemptId(row["number"], 1, "w0001"), row["final"][1])
         assert exported.seed == spec.config["seed"] == ordinary_seed + 1 + row["final"][1]
-    standings = said[said.index("finals over 3 seeds") : said.index("best trial")].strip()
+    finalists = said[said.index("finals over 3 seeds") : said.index("best trial")].strip()
     assert main(["best", "s"]) == 0
-    assert standings in capsys.readouterr().out
+    assert finalists in capsys.readouterr().out
     assert main(["best", "s", "--json"]) == 0
     other = ({number for _, number in best} - {state["best"]}).pop()
-    tied = [other] if f"trial {other}:" in standings and "tied with the first" in standings else []
+    tied = [other] if f"trial {other}:" in finalists and "tied with the first" in finalists else []
     assert json.loads(capsys.readouterr().out)["tied"] == tied
     for verb, path in (("report", rooms), ("export", rooms), ("report", "/proc/nowhere/r.html")):
         assert main([verb, "s", "-o", str(path)]) in (1, 2)
@@ -394,7 +394,7 @@ def test_finalists_are_trained_again_over_seeds_and_ties_are_said(
     assert main(["report", "s"]) == 0
     page = (find_room("s").root / "report.html").read_text()
     assert "<h2>Finals</h2>" in page
-    assert standings in html.unescape(page)
+    assert finalists in html.unescape(page)
 
 
 def test_a_budget_in_gpu_hours_ends_a_sweep(table: Path, rooms: Path, capsys: pytest.CaptureFixture[str]) -> None:

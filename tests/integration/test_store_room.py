@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import subprocess
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,22 +14,13 @@ from sweep.store.channel import StoreChannel, open_store_channel
 from sweep.store.remote import download
 from tests.conftest import embedded_config
 from tests.helpers.attempts import steps
-from tests.helpers.stores import s3_server
+from tests.helpers.stores import s3_server, worker_command
 from tests.helpers.waiting import until
+from tests.helpers.warm import WarmPopen
 from trainer.contract import OutcomeKind, StopCause, TrialSpec, encode
 from trainer.room import Room, write_atomic
 
-pytestmark = pytest.mark.slow
-
-WORKER = """
-import sys
-from pathlib import Path
-from trainer.store.worker_sync import Pace, synced_room
-from trainer.worker import Worker
-url, local, name = sys.argv[1:]
-with synced_room(url, Path(local), name, Pace(poll=0.1, beat=0.5, report=0.0, bulk=0.5)) as room:
-    print(Worker(room, name).run(), flush=True)
-"""
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("warm")]
 
 
 @pytest.fixture(scope="module")
@@ -52,9 +42,9 @@ def observed(channel: StoreChannel, attempt: int, seen: Callable[[ObservedAttemp
 
 
 @contextmanager
-def two_workers(url: str, tmp_path: Path) -> Iterator[list[subprocess.Popen[str]]]:
-    commands = [[sys.executable, "-c", WORKER, url, str(tmp_path / name), name] for name in ("w0001", "w0002")]
-    workers = [subprocess.Popen(c, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for c in commands]
+def two_workers(url: str, tmp_path: Path) -> Iterator[Sequence[subprocess.Popen[str]]]:
+    commands = [worker_command(url, tmp_path / name, name) for name in ("w0001", "w0002")]
+    workers = [WarmPopen(c, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for c in commands]
     try:
         yield workers
     finally:

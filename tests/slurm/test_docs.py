@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import re
-import shlex
-import subprocess
 from pathlib import Path
 
 import pytest
 
 from sweep.queues.slurm.section import SlurmQueue
 from sweep.resources import launch_queues_dir
-from tests.helpers.cli import command
+from tests.helpers.cli import run_commands
 from tests.helpers.slurm_sweeps import use
 from tests.helpers.waiting import until
 from tests.slurm.cluster import Cluster
@@ -27,23 +25,15 @@ def test_the_walk_through_runs(cluster: Cluster, tmp_path: Path, monkeypatch: py
     monkeypatch.setenv("SLURM_CONF", "")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     use(cluster)
-    said: dict[str, str] = {}
     blocks = re.findall(r"^```console\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL)
     lines = [line for block in blocks for line in block.splitlines()]
     assert len(lines) >= 9
-    for line in lines:
-        program, *words = shlex.split(line)
-        assert program == "sweep", line
-        result = subprocess.run(
-            command(*words), capture_output=True, text=True, cwd=tmp_path, timeout=1200, check=False
-        )
-        assert result.returncode == 0, f"{line}\n{result.stdout}\n{result.stderr}"
-        said[line] = result.stdout
-    (run,) = (said[line] for line in lines if "name=first" in line)
+    printed = run_commands(lines, tmp_path)
+    (run,) = (printed[line] for line in lines if "name=first" in line)
     assert "all 8 trials have ended" in run
     assert "pruned" in run
-    assert "reproduced by tune run" in said["sweep export first --verify"]
-    assert "all 4 trials have ended" in said["sweep logs second --controller"]
+    assert "reproduced by tune run" in printed["sweep export first --verify"]
+    assert "all 4 trials have ended" in printed["sweep logs second --controller"]
     until(lambda: cluster.run("squeue", "-h") == "")
 
 

@@ -14,7 +14,7 @@ import yaml
 from sweep.config.ranges import POSITIVE
 from tests.helpers import configuration_doc
 from tests.helpers.configuration_doc import generated, section_keys, undocumented, yaml_keys
-from tests.helpers.markdown import ROOT, anchors, broken_links, code_spans, links, pages
+from tests.helpers.markdown import ROOT, anchors, broken_links, code_spans, links, pages, unknown_names
 from tests.helpers.site import with_site_links
 
 DOCS = ROOT / "docs"
@@ -36,6 +36,20 @@ def test_paths_that_a_page_names_exist(page: str) -> None:
     named = [span for span in code_spans((ROOT / page).read_text()) if re.fullmatch(r"[\w./-]+", span)]
     paths = [span for span in named if span.startswith(("sweep/", "trainer/", "tests/", "conf/", "docs/"))]
     assert [path for path in paths if "NAME" not in path and not (ROOT / path).exists()] == []
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page != "CHANGELOG.md"])  # which names what was, too
+def test_modules_classes_and_functions_that_a_page_names_exist(page: str) -> None:
+    theirs = {"Runs.histories", "WandBLogger"}  # of wandb's client, of torchtune
+    assert [name for name in unknown_names((ROOT / page).read_text()) if name not in theirs] == []
+
+
+def test_an_unknown_name_is_seen() -> None:
+    known = "`sweep.queues.backend.Backend` `python -m trainer.entry.launch_job` `decide` `Pack.step` `True`"
+    assert unknown_names(f"{known}\n```\n`sweep.gone`\n```") == []
+    unknown = "`sweep.gone` `trainer.packed.Pack` `CombinedController` `Pack.vanished()` `tests.bench.x.y`"
+    assert unknown_names(unknown) == [name.strip("`()") for name in unknown.split() if name != "`CombinedController`"]
+    assert unknown_names("`CombinedControllers`") == ["CombinedControllers"]
 
 
 def test_a_broken_link_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

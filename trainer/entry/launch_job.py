@@ -54,7 +54,7 @@ class JobSpec:
         worker: its name in the room.
         channel: `room`, or `wandb` if it shares W&B only with the controller.
         room: a path or URL; empty for the channel wandb.
-        options: see `trainer.entry.slurm_job.serve`.
+        options: see `trainer.entry.slurm_job.serve`; of a controller's job only `env` counts.
         specs: its first trials, in the contract's JSON.
         run: the id of the job's run if it is the worker's own; empty if it is a trial's.
         init: arguments of `wandb.init` for that run; the trials' runs have the same entity and project.
@@ -137,6 +137,8 @@ def claim(worker: WorkerDir) -> bool:
 
 def _control(job: JobSpec) -> int:
     """Run the sweep's controller as a child process. A signal or a stop in W&B ends it, so that another can resume."""
+    os.environ.update(job.options.get("env", {}))
+    logs.configure()
     command = [sys.executable, "-m", "sweep.cli", "resume", job.controller, "--in-job"]
     with _own_run(job) as stopped:
         with subprocess.Popen(command) as process:
@@ -170,7 +172,7 @@ def _room(job: JobSpec) -> Iterator[Room]:
     if job.channel == "wandb":
         with tempfile.TemporaryDirectory(prefix="sweep-") as directory:
             room = Room(Path(directory))
-            _put(room, job.worker, job.specs)
+            write_assignments(room, job.worker, job.specs)
             yield room
     elif "://" in job.room:
         from trainer.store.worker_sync import synced_room
@@ -190,7 +192,7 @@ def _room(job: JobSpec) -> Iterator[Room]:
         yield room
 
 
-def _put(room: Room, worker: str, specs: Iterator[Any] | tuple[Any, ...]) -> None:
+def write_assignments(room: Room, worker: str, specs: Iterator[Any] | tuple[Any, ...]) -> None:
     """Put specifications into the job's own room, and into the worker's inbox."""
     for raw in specs:
         spec = decode(TrialSpec, json.dumps(raw))
@@ -254,7 +256,7 @@ def _follow_inbox(job: JobSpec, room: Room) -> Iterator[None]:
                 run = api.run(path)
                 run.load(force=True)
                 job_config = run.config.get(JOB_KEY) or {}
-                _put(room, job.worker, tuple(job_config.get("inbox", ())))
+                write_assignments(room, job.worker, tuple(job_config.get("inbox", ())))
                 if job_config.get("drain"):
                     write_atomic(room.worker(job.worker).drain, "")
 

@@ -18,7 +18,7 @@ from trainer.contract import TrialSpec, encode
 # What SageMaker gives a job: environment variables, and characters of each. Some of the variables are set by W&B's
 # agent; and of the variables that carry the job's configuration, some characters describe the job and not its trials.
 SAGEMAKER_VARIABLES, SAGEMAKER_CHARACTERS = 100, 512
-AGENT_VARIABLES, JOB_CHARACTERS = 16, 600
+AGENT_VARIABLES, JOB_CHARACTERS = 16, 640
 # A sampled number may be so much longer than the recipe's own: a float has up to 24 characters.
 NUMBER_CHARACTERS = 24
 

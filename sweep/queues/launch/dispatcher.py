@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +32,7 @@ from sweep.queues.launch.transitions import EndJob, StopRun, judge_item, judge_r
 from sweep.queues.launch.wandb_api import make_api
 from sweep.tracking.runs import wandb_location
 from sweep.tracking.stopped_runs import mark_stopped
+from trainer import logs
 from trainer.contract import StopCause, TrialSpec
 from trainer.room import UNWANTED, Room, read_json, write_atomic
 
@@ -257,12 +258,13 @@ def make_dispatcher(room: Room, settings: Settings, gpu: bool, reads: bool = Fal
     """
     queue = launch_queue(settings)
     api = make_api(queue, wandb_location(settings), jobs.job_name(settings))
+    pushed = replace(settings, queue=replace(queue, env={**logs.inherited_env(), **queue.env}))
     return LaunchDispatcher(
         room=room,
         queue=queue,
         api=api,
         runs=Runs(api, queue.query_seconds),
-        payload=lambda worker, specs: jobs.payload(settings, room, worker, specs, gpu),
+        payload=lambda worker, specs: jobs.payload(pushed, room, worker, specs, gpu),
         run_of=lambda worker, specs: jobs.run_of(settings, worker, specs),
         stopping=partial(mark_stopped, room),
         reads=reads,

@@ -70,7 +70,7 @@ class FreezeThaw:
         if len(curve.reports) not in rungs(self.first, milestones):
             return None
         if new_allowed and len(curves) < self.design:
-            return self._verdict(last, f"the first {self.design} trials start before any goes on")
+            return self._verdict(last, f"no trial continues before the first {self.design} have started")
         sweep = self._cache.get(curves, milestones, judged=number)
         return self._weigh(number, sweep, new_allowed) if sweep is not None else None
 
@@ -78,7 +78,7 @@ class FreezeThaw:
         return self._promotion(curves, milestones, worker, new_allowed=True)
 
     def finish(self, curves: Mapping[int, Curve], milestones: int) -> Promotion | None:
-        """The paused trial that is worth most, if two standard deviations of its end reach the best complete trial."""
+        """The paused trial of the largest value, if two standard deviations of its end reach the best complete one."""
         promotion = self._promotion(curves, milestones, "", new_allowed=False)
         if promotion is None or not any(curve.status is CurveStatus.COMPLETE for curve in curves.values()):
             return promotion
@@ -98,15 +98,18 @@ class FreezeThaw:
         reached = self._best_end(sweep.curves)
         if reached is not None and mean - self.sure * sd > math.log(max(reached, 1e-300)):
             low = math.exp(mean - self.sure * sd)
-            why = f"its end is at least {low:.4f} ({self.sure:g} standard deviations), above the best, {reached:.4f}"
+            why = (
+                f"its final loss is forecast to be at least {low:.4f} ({self.sure:g} standard deviations below the "
+                f"mean), worse than the best, {reached:.4f}"
+            )
             return self._verdict(last, why, Ruling.STOP, basis)
-        expected = f"expected to end at {sweep.loss(mean):.4f} (± {100 * sd:.1f} %)"
+        forecast = f"forecast final loss {sweep.loss(mean):.4f} (± {100 * sd:.1f} %)"
         if value < other:
-            return self._verdict(last, f"{expected}, and another step promises more", basis=basis)
+            return self._verdict(last, f"{forecast}; another trial has a larger expected improvement", basis=basis)
         if not new_allowed and reached is not None and not may_reach(sweep.target, mean, sd):
-            return self._verdict(last, f"{expected}, which does not reach the best, {best:.4f}", basis=basis)
+            return self._verdict(last, f"{forecast}, which does not reach the best, {best:.4f}", basis=basis)
         if new_allowed and sweep.should_move(number):  # without a new trial, nothing would take its worker
-            return self._verdict(last, f"{expected}, and a faster worker trains what promises less", basis=basis)
+            return self._verdict(last, f"{forecast}; a faster worker trains a less promising trial", basis=basis)
         return None
 
     def _best_end(self, curves: Mapping[int, Curve]) -> float | None:
@@ -117,7 +120,7 @@ class FreezeThaw:
     def _promotion(
         self, curves: Mapping[int, Curve], milestones: int, worker: str, new_allowed: bool
     ) -> Promotion | None:
-        """The paused trial that is worth most, if it is worth as much as a new one, or no new one is allowed.
+        """The paused trial of the largest value, if a new trial has no larger one or is not allowed.
 
         The best trials wait for a faster worker if this one is too slow for them.
         """
@@ -134,7 +137,8 @@ class FreezeThaw:
         mean, sd = sweep.end(number)
         end, best = sweep.loss(mean), math.exp(sweep.target)
         basis = {"end": end, "end_sd": sd, "best": best, "promise": value, "new": new}
-        return Promotion(number, f"expected to end at {end:.4f} (± {100 * sd:.1f} %), which promises most", basis)
+        reason = f"forecast final loss {end:.4f} (± {100 * sd:.1f} %); its expected improvement is the largest"
+        return Promotion(number, reason, basis)
 
     def _verdict(
         self, last: Report, why: str, ruling: Ruling = Ruling.PAUSE, basis: Mapping[str, float] | None = None

@@ -8,6 +8,7 @@ A trial's curve is a fixed draw of (table seed, sweep seed, trial number).
 from __future__ import annotations
 
 import heapq
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -65,7 +66,7 @@ class Workers:
     count: int = 1
     spread: float = 0.0
     limit: float = 400.0
-    max_seconds: float = 60.0
+    max_seconds: float = math.inf
 
 
 @dataclass

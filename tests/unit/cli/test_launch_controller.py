@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from sweep.store.channel import open_store_channel
 from sweep.wiring.rooms import controller_lock, current_room, load_settings
 from tests.helpers.kill_points import make_room
 from tests.helpers.launch_fakes import FakeLaunchApi
+from trainer import logs
 from trainer.contract import JOB_KEY
 from trainer.entry import launch_job
 from trainer.entry.launch_job import JobSpec, read_job
@@ -89,6 +91,17 @@ def test_where_a_store_carries_the_room_the_job_finds_it_there(rooms: Path, api:
     store = open_store(job.controller)
     assert json.loads(store.get(["sweep.json"])["sweep.json"])["name"] == "s"
     assert "study.journal" in store.list()
+
+
+@pytest.mark.parametrize("level", [None, "DEBUG"])
+def test_the_job_logs_at_the_level_of_the_command(
+    rooms: Path, api: FakeLaunchApi, monkeypatch: pytest.MonkeyPatch, level: str | None
+) -> None:
+    if level is not None:
+        monkeypatch.setenv(logs.LEVEL_ENV, level)
+    push_controller(make_room(rooms, *WORDS))
+    ((_, job),) = pushed(api)
+    assert job.options == {"env": {} if level is None else {logs.LEVEL_ENV: level}}
 
 
 def test_while_a_controller_runs_here_no_other_is_pushed(rooms: Path, api: FakeLaunchApi) -> None:
@@ -196,8 +209,10 @@ def test_the_job_resumes_the_sweep_and_ends_as_it_does(
         return popen([sys.executable, "-c", f"raise SystemExit({code})"])
 
     monkeypatch.setattr(subprocess, "Popen", fake)
+    monkeypatch.setenv(logs.LEVEL_ENV, "INFO")
     room = Room(tmp_path)
-    config = {JOB_KEY: {"controller": str(room.root)}}
+    config = {JOB_KEY: {"controller": str(room.root), "options": {"env": {logs.LEVEL_ENV: "DEBUG"}}}}
     assert launch_job.main({"WANDB_CONFIG": json.dumps(config)}) == (0 if code == 0 else 1)
+    assert os.environ[logs.LEVEL_ENV] == "DEBUG", "its child has it too"
     assert said == [[sys.executable, "-m", "sweep.cli", "resume", str(room.root), "--in-job"]]
     assert ("ended with exit code 3" in capsys.readouterr().err) == (code == 3)

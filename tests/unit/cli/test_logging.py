@@ -67,7 +67,7 @@ def test_events_are_lines_with_time_and_level(log: LineLog, capsys: pytest.Captu
     log.done(Cancel("w0002", "no beat"))
     log.done(Cancel("w0002", "no beat"))
     log.done(Drain("w0001"))
-    log.trouble("squeue does not answer")
+    log.round_failed("squeue does not answer")
     assert lines(capsys.readouterr().out) == [
         ("INFO", "starting 2 workers"),
         ("INFO", "starting trial 3 again (attempt 2) on w0001: lr=0.001"),

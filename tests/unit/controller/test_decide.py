@@ -125,23 +125,23 @@ LEFT = "it was paused, and not promoted before the end"
         ),
         pytest.param(
             view(study=SUSPENDED),
-            [Ask(new=False, worker="w0001")],
+            [Ask(new_allowed=False, worker="w0001")],
             id="no budget for a new trial: only a paused one may have the slot",
         ),
         pytest.param(
             view(study=SUSPENDED, workers=()),
-            [Ask(new=False)],
+            [Ask(new_allowed=False)],
             id="whether a paused trial goes on is asked before a worker is started for it",
         ),
         pytest.param(
-            view(study=replace(SUSPENDED, stuck=True)),
+            view(study=replace(SUSPENDED, none_to_promote=True)),
             [Tell(3, Ending.PRUNED, LEFT), Drain("w0001")],
             id="nothing more will be promoted: paused trials are told PRUNED",
         ),
         pytest.param(
             view(
                 trial(5, attempt()),
-                study=replace(SUSPENDED, complete=2, open=(5,), stuck=True),
+                study=replace(SUSPENDED, complete=2, open=(5,), none_to_promote=True),
                 workers=(W1, replace(W1, name="w0002", place=1)),
             ),
             [],
@@ -149,7 +149,7 @@ LEFT = "it was paused, and not promoted before the end"
         ),
         pytest.param(
             view(study=SUSPENDED, tokens=100),
-            [Ask(new=False, worker="w0001")],
+            [Ask(new_allowed=False, worker="w0001")],
             id="tokens without a limit promote",
         ),
         pytest.param(
@@ -548,7 +548,7 @@ def test_each_place_is_planned_for_itself() -> None:
 
 def test_a_trial_laid_aside_in_this_very_observation_is_told_once() -> None:
     resting = trial(3, attempt(stopped(StopCause.PAUSED)), verdict=PAUSE)
-    study = StudyFacts(complete=2, suspended=(3, 5), stuck=True)
+    study = StudyFacts(complete=2, suspended=(3, 5), none_to_promote=True)
     effects = decide(view(resting, study=study), Limits(trials=4), 0.0)
     assert [effect for effect in effects if isinstance(effect, Tell)] == [
         Tell(3, Ending.PRUNED, LEFT),

@@ -74,7 +74,7 @@ def views(draw: st.DrawFn) -> View:
         best=draw(st.none() | st.floats(0, 5)),
         exhausted=draw(st.booleans()),
         suspended=tuple(range(10, 10 + suspended)),
-        stuck=draw(st.booleans()),
+        none_to_promote=draw(st.booleans()),
         finals=draw(st.integers(0, 3)),
         searching=bool(suspended) or (bool(numbers) and draw(st.booleans())),
     )
@@ -148,7 +148,7 @@ def test_decisions_keep_the_controller_s_promises(view: View, limits: Limits, no
         if isinstance(effect, Tell) and effect.trial in view.study.suspended:
             assert effect.ending is Ending.PRUNED
 
-    asks = sum(isinstance(effect, Ask) and effect.new for effect in effects)
+    asks = sum(isinstance(effect, Ask) and effect.new_allowed for effect in effects)
     if limits.trials is not None:
         assert view.study.asked + asks <= max(limits.trials, view.study.asked)
     if view.mode is not Mode.RUN:

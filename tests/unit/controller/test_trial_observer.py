@@ -19,7 +19,7 @@ from sweep.wiring.simulate import Silent
 from tests.helpers.made_reports import report
 from trainer.contract import Outcome, OutcomeKind, Report, StopCause
 
-PAUSE = Verdict(3, 1.0, "another step promises more", Ruling.PAUSE)
+PAUSE = Verdict(3, 1.0, "another trial has a larger expected improvement", Ruling.PAUSE)
 
 
 class Paused:

@@ -394,7 +394,7 @@ class World:
 class Notes:
     def __init__(self) -> None:
         self.effects: list[Effect] = []
-        self.troubles: list[str] = []
+        self.errors: list[str] = []
 
     def reported(self, trial: int, report: Report) -> None:
         pass
@@ -408,8 +408,8 @@ class Notes:
     def promoted(self, promotion: Promotion) -> None:
         pass
 
-    def trouble(self, message: str) -> None:
-        self.troubles.append(message)
+    def round_failed(self, message: str) -> None:
+        self.errors.append(message)
 
 
 class Turns:
@@ -463,7 +463,7 @@ def test_a_failure_of_the_evaluations_never_ends_the_sweep_and_is_reported_once(
     turns.trials.finished = {0, 1}
     assert turns.combined.run().how is Finished.DONE
     assert turns.study.facts().complete == 2
-    assert turns.notes.troubles == ["GiveUp: the queue refuses; `sweep resume` starts evaluations again"]
+    assert turns.notes.errors == ["GiveUp: the queue refuses; `sweep resume` starts evaluations again"]
 
 
 @pytest.mark.parametrize(

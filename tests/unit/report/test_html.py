@@ -80,12 +80,12 @@ STATE = SweepState(
 ENTRIES = (
     entry(1, "pause", 1, "too early to say"),
     entry(0, "pause", 1, "too early to say"),
-    entry(0, "promote", 0, "which promises most"),
-    entry(1, "promote", 0, "which promises most"),
-    entry(1, "pause", 4, "expected to end <badly>"),
+    entry(0, "promote", 0, "its expected improvement is the largest"),
+    entry(1, "promote", 0, "its expected improvement is the largest"),
+    entry(1, "pause", 4, "forecast final loss <bad>"),
     entry(2, "stop", 2, "worse than the others"),
     entry(3, "pause", 1, "too early to say"),
-    entry(3, "promote", 0, "which promises most"),
+    entry(3, "promote", 0, "its expected improvement is the largest"),
 )
 FIGURE = {"data": [{"name": "</script><script>alert(1)</script>"}], "layout": {"height": 300}}
 PLOT = Plot("Slices", "One point a trial.", (FIGURE,), (LegendEntry("point", "pruned"),), 280)
@@ -95,11 +95,11 @@ MISSING = Plot("Importance", "", missing="only <one> trial")
 def test_what_was_paused_to_the_end_says_what_for() -> None:
     text = page(STATE, (), ENTRIES)
     assert reasons(text) == {
-        1: f"expected to end <badly>; {ENDED}",
+        1: f"forecast final loss <bad>; {ENDED}",
         2: "worse than the others",
         3: "diverged: no number",
     }
-    assert "expected to end &lt;badly&gt;" in text
+    assert "forecast final loss &lt;bad&gt;" in text
 
 
 def test_without_a_ledger_the_reasons_stand_alone() -> None:

@@ -93,22 +93,22 @@ def test_on_equal_workers_no_trial_is_moved(curves: dict[int, Curve]) -> None:
 
 
 class Watched:
-    """A method whose moves are written down: the place that a trial left for a faster one, and the one it came to."""
+    """A method whose moves are recorded: the worker that a trial left for a faster one, and the one that resumed it."""
 
     def __init__(self, method: OurMethod) -> None:
         self.method, self.left, self.moves = method, dict[int, str](), list[tuple[str, str]]()
 
-    def next(self, place: str) -> Job | None:
-        job = self.method.next(place)
+    def next(self, worker: str) -> Job | None:
+        job = self.method.next(worker)
         if job is not None and job.trial in self.left:
-            self.moves.append((self.left.pop(job.trial), place))
+            self.moves.append((self.left.pop(job.trial), worker))
         return job
 
-    def report(self, trial: int, report: Report, place: str) -> Decision:
-        decision = self.method.report(trial, report, place)
+    def report(self, trial: int, report: Report, worker: str) -> Decision:
+        decision = self.method.report(trial, report, worker)
         said = self.method.last
         if decision is Decision.PAUSE and said is not None and "a faster worker" in said.reason:
-            self.left[trial] = place
+            self.left[trial] = worker
         return decision
 
 

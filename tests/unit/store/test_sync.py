@@ -413,7 +413,7 @@ def test_after_an_outage_of_the_store_the_silence_of_workers_begins_anew(world: 
     world.store.fail = 2
     for moment in (10.0, 100.0):
         clock[0] = moment
-        with pytest.raises(RetryLater, match="told to fail"):
+        with pytest.raises(RetryLater, match="failed by the test"):
             channel.observe([], ["w0001"])
     clock[0] = 200.0
     after = channel.observe([], ["w0001"])[1]["w0001"].beat
@@ -497,7 +497,7 @@ def test_a_worker_that_cannot_put_its_last_words_says_so(world: World) -> None:
     worker = world.worker()
     worker.store.fail = float("inf")  # type: ignore[attr-defined]
     worker.start()
-    with pytest.raises(IncompleteUploadError, match=r"what w0001 wrote last is not in the store: .*told to fail"):
+    with pytest.raises(IncompleteUploadError, match=r"what w0001 wrote last is not in the store: .*failed by the test"):
         worker.stop()
 
 
@@ -668,11 +668,11 @@ def test_while_the_store_does_not_answer_nothing_is_observed(world: World) -> No
     paced.channel.observe([3], [])
     world.store.fail = float("inf")
     paced.time = 2.0
-    with pytest.raises(RetryLater, match="told to fail"):
+    with pytest.raises(RetryLater, match="failed by the test"):
         paced.channel.observe([3], [])
     world.store.asked.clear()
     paced.time = 3.0
-    with pytest.raises(RetryLater, match="told to fail"):
+    with pytest.raises(RetryLater, match="failed by the test"):
         paced.channel.observe([3], [])
     assert world.store.asked["list"] == 0, "and it is not asked all the time"
     world.store.fail = 0

@@ -242,7 +242,7 @@ def test_a_later_attempt_goes_on_from_the_checkpoint_in_wandb(monkeypatch: pytes
 
     monkeypatch.setattr("wandb.Api", lambda: SimpleNamespace(artifact=artifact))
     room = Room(tmp_path)
-    launch_job._put(room, "w0001", (plain(replace(SPEC, attempt=3)),))
+    launch_job.write_assignments(room, "w0001", (plain(replace(SPEC, attempt=3)),))
     assert asked == ["team/p/run-1-checkpoint:latest"]
     assert room.attempts(3) == [2, 3]
     assert room.attempt(3, 2).resume_point().read_bytes() == b"state"
@@ -253,7 +253,7 @@ def test_without_a_checkpoint_in_wandb_it_begins_anew(
 ) -> None:
     monkeypatch.setattr("wandb.Api", lambda: SimpleNamespace(artifact=lambda *_, **__: 1 / 0))
     room = Room(tmp_path)
-    launch_job._put(room, "w0001", (plain(replace(SPEC, attempt=2)),))
+    launch_job.write_assignments(room, "w0001", (plain(replace(SPEC, attempt=2)),))
     assert room.attempts(3) == [2]
     assert room.worker("w0001").assignments() == [(3, 2)]
     assert "trial 3 begins anew" in capsys.readouterr().out

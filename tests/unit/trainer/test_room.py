@@ -33,7 +33,9 @@ from trainer.room import (
     write_atomic,
 )
 
-FAST = settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+FAST = settings(
+    deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 REPOSITORY = Path(__file__).resolve().parents[3]
 HOLDER = """
 import sys

@@ -1,4 +1,4 @@
-"""Requests that a room over an object store makes: `python -m tests.bench.mirror [--trials 50] [--minutes 10]`.
+"""Requests that a room over an object store makes: `python -m tests.bench.store_requests [--trials 50] [--minutes 10]`.
 
 A controller and its workers, one trial each, run against a store in memory on a clock that is not real: each pass
 that a real one would make at its default pace is made, and every request is counted as S3 counts it (a listing is one
