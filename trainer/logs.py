@@ -14,11 +14,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TextIO
 
+from trainer.names import harmless
+
 # DEBUG, INFO, WARNING or ERROR. A controller that is started with `--verbose` sets it; its workers and jobs inherit it.
 LEVEL_ENV = "SWEEP_LOG_LEVEL"
 FORMAT = "%(asctime)s %(levelname)s %(message)s"
 DATE_FORMAT = "%Y-%m-%d %H:%M:%S"
 PACKAGES = ("sweep", "trainer")
+
+
+class _HarmlessFormatter(logging.Formatter):
+    """Formats a record without anything that a terminal would obey: reasons and names are other people's."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return harmless(super().format(record))
 
 
 class _StandardOutput(logging.Handler):
@@ -39,7 +48,7 @@ def configure(level: int | None = None, stream: TextIO | None = None) -> None:
         stream: None for standard output.
     """
     handler = _StandardOutput() if stream is None else logging.StreamHandler(stream)
-    handler.setFormatter(logging.Formatter(FORMAT, DATE_FORMAT))
+    handler.setFormatter(_HarmlessFormatter(FORMAT, DATE_FORMAT))
     for package in PACKAGES:
         logger = logging.getLogger(package)
         logger.handlers[:] = [handler]
