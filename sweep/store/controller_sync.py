@@ -32,6 +32,7 @@ from trainer.store.layout import (
     base_key,
     inbox_entry,
     is_appended,
+    is_room_file,
     join,
     owner,
     with_chunks,
@@ -242,6 +243,8 @@ class ControllerSync:
         changes = _Changes([], set(), [])
         for key in (key for key, tag in listing.items() if self._tags.get(key) != tag):
             parts = key.split("/")
+            if not is_room_file(key):
+                continue
             if parts[0] == "trials" and len(parts) == 4 and parts[1] in directories:
                 if parts[3] == "outcome.json":
                     changes.outcomes.append(key)
@@ -278,15 +281,15 @@ class ControllerSync:
         files = join({key: data for key, data in contents.items() if key not in outcomes})
         files |= {key: contents[key] for key in outcomes if key in contents}
         for path, data in files.items():
-            write_atomic(self.room.root / path, data, durable=False)
+            write_atomic(self.room.root / path, data, durable=False, root=self.room.root)
 
     def _write_beats(self, listing: Mapping[str, str]) -> None:
         """Write each worker's beat: the tag of its object, which changes with the worker's own beat."""
         for key, tag in listing.items():
             parts = key.split("/")
             beat = f"{tag} {self.beat_epoch}"
-            if parts[0] == "workers" and parts[2:] == ["beat"] and self._tags.get(key) != beat:
-                write_atomic(self.room.root / key, beat, durable=False)
+            if parts[0] == "workers" and parts[2:] == ["beat"] and self._tags.get(key) != beat and is_room_file(key):
+                write_atomic(self.room.root / key, beat, durable=False, root=self.room.root)
                 self._tags[key] = beat
 
     # --- start --------------------------------------------------------------------------------------------------------
@@ -311,13 +314,13 @@ class ControllerSync:
 
     def _replace_local_files(self, listing: Mapping[str, str]) -> None:
         """Make the controller's files in the local room those of the store."""
-        files = join(self.store.get([key for key in listing if owner(key) is Owner.CONTROLLER]))
+        files = join(self.store.get([k for k in listing if is_room_file(k) and owner(k) is Owner.CONTROLLER]))
         for path in sorted(self.room.root.rglob("*")):
             key = path.relative_to(self.room.root).as_posix()
             if "/" in key and path.is_file() and owner(key) is Owner.CONTROLLER and key not in files:
                 path.unlink()
         for key, data in file_contents(files).items():
-            write_atomic(self.room.root / key, data)
+            write_atomic(self.room.root / key, data, root=self.room.root)
 
 
 def _reports_key(outcome: str) -> str:

@@ -238,7 +238,7 @@ class LaunchDispatcher:
     def _abandon(self, record: LaunchJobRecord) -> None:
         """Tell a job that may still start that nobody waits for it. If no file reaches the job, no attempt resumes its
         runs any more."""
-        write_atomic(self._dir(record).drain, UNWANTED)
+        write_atomic(self._dir(record).drain, UNWANTED, root=self.room.root)
         if self.queue.reports_over_wandb and not self._ready(record):
             tracked = [spec.tracking.run for spec in self._specs(record.worker) if spec.tracking is not None]
             for run in dict.fromkeys([record.run, *tracked]):
@@ -281,7 +281,7 @@ class LaunchDispatcher:
 
     def _write(self, record: LaunchJobRecord) -> None:
         self._records[record.worker] = record
-        write_atomic(self._dir(record).job, json.dumps({"queue": "launch", **asdict(record)}))
+        write_atomic(self._dir(record).job, json.dumps({"queue": "launch", **asdict(record)}), root=self.room.root)
 
 
 def make_dispatcher(room: Room, settings: Settings, gpu: bool, reads: bool = False) -> LaunchDispatcher:
