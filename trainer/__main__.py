@@ -27,6 +27,9 @@ def main() -> int:
         "--slots", type=int, default=1, help="trials at the same time; 0: choose the fastest number by measuring"
     )
     serve.add_argument(
+        "--token", help="of the sweep's creation, as in its sweep.json; default: that of the room at the start"
+    )
+    serve.add_argument(
         "--lock-held", action="store_true", help="the parent process holds the worker's lock and has handed it down"
     )
     probe = verbs.add_parser(
@@ -49,13 +52,15 @@ def main() -> int:
 
         return serve_prefork(args.socket, args.forks)
     from trainer.exit_guard import limit_exit
+    from trainer.presence import room_token
     from trainer.room import Room
     from trainer.worker import Worker, run_worker
 
     limit_exit()
     logs.configure()
     room = Room(args.room)
-    worker = Worker(room, args.worker, args.trials, args.idle_seconds, slots=args.slots)
+    token = room_token(room) if args.token is None else args.token
+    worker = Worker(room, args.worker, args.trials, args.idle_seconds, slots=args.slots, token=token)
     return run_worker(room, worker, args.lock_held)
 
 

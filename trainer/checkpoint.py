@@ -46,7 +46,7 @@ def save(path: Path, state: dict[str, Any]) -> None:
     deadline = time.monotonic() + SPACE_SECONDS
     while True:
         try:
-            return write_atomic(path, buffer.getvalue())
+            return write_atomic(path, buffer.getvalue(), root=path.parent)
         except OSError as error:
             if error.errno not in NO_SPACE or time.monotonic() > deadline:
                 raise

@@ -140,6 +140,7 @@ class TrialSpec:
         adapter_every: milestones between two adapters that are written before the end; 0: only the last one.
         components: prefixes that `_component_` may name, besides the built-in ones.
         evaluate: score an adapter of this trial instead of training; None: train.
+        token: of the sweep's creation, which `sweep.json` has too; empty: a sweep of an old version.
     """
 
     sweep: str
@@ -154,6 +155,7 @@ class TrialSpec:
     adapter_every: int = 0
     tracking: Tracking | None = None
     evaluate: Evaluation | None = None
+    token: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,17 +19,22 @@ LOCK_TRIES = 10
 LOCK_PAUSE_SECONDS = 0.05
 
 
-def write_atomic(path: Path, text: str | bytes, durable: bool = True) -> None:
+def write_atomic(path: Path, text: str | bytes, durable: bool = True, root: Path | None = None) -> None:
     """Write a whole file. A reader sees the old one or the new one, also after a crash.
 
     Args:
         durable: also after a power cut; it costs milliseconds, too many for a file that is soon written again.
+        root: a directory that must exist; missing directories are made below it only. None: all of them are made.
 
     Raises:
         OSError: the disk is full or the directory is not writable; the old file stays.
+        FileNotFoundError: the root does not exist.
     """
     data = text.encode() if isinstance(text, str) else text
-    path.parent.mkdir(parents=True, exist_ok=True)
+    if root is None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    else:
+        make_directory(path.parent, root)
     scratch = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with scratch.open("wb") as file:
@@ -41,6 +46,33 @@ def write_atomic(path: Path, text: str | bytes, durable: bool = True) -> None:
     except BaseException:
         scratch.unlink(missing_ok=True)
         raise
+
+
+def make_private_directory(path: Path) -> bool:
+    """Make a directory that only its owner may use, whatever the umask is; False if it exists, which stays as it is."""
+    try:
+        path.mkdir(mode=0o700)
+    except FileExistsError:
+        return False
+    path.chmod(0o700)
+    return True
+
+
+def make_directory(path: Path, root: Path) -> None:
+    """Make a directory and those between it and `root`, which is never made.
+
+    Raises:
+        FileNotFoundError: the root does not exist.
+    """
+    if path == root:
+        return
+    try:
+        path.mkdir(exist_ok=True)
+    except FileNotFoundError:
+        if root not in path.parent.parents and root != path.parent:
+            raise
+        make_directory(path.parent, root)
+        path.mkdir(exist_ok=True)
 
 
 def read_text(path: Path) -> str | None:
@@ -99,28 +131,51 @@ def append_line(file: IO[str], line: str) -> None:
     file.flush()
 
 
+def take_lock(path: Path) -> IO[str] | None:
+    """Take an exclusive lock on a file, whose directory must exist; None if another process holds it.
+
+    The lock ends when the file is closed here and in all processes that have inherited it, however they die. The file's
+    content stays; see `write_lock`.
+    """
+    for _ in range(LOCK_TRIES):  # `held` takes the lock for a moment, which must not look like another holder
+        file = path.open("a+")
+        with suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _is_file_at(file, path):
+                return file
+        file.close()
+        time.sleep(LOCK_PAUSE_SECONDS)
+    return None
+
+
+def write_lock(file: IO[str], text: str) -> None:
+    """Write who holds a lock into its file."""
+    file.truncate(0)
+    append_line(file, text)
+
+
+def _is_file_at(file: IO[str], path: Path) -> bool:
+    """Whether an open file still has this path. A lock on a deleted file excludes nobody."""
+    with suppress(FileNotFoundError):
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    return False
+
+
 @contextmanager
 def hold(path: Path, text: str) -> Iterator[bool]:
     """Hold an exclusive lock on a file while the block runs; yields False if another process holds it.
 
-    The lock ends with the process, however it dies.
-
     Args:
         text: becomes the file's content, and says who holds the lock.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+") as file:
-        for _ in range(LOCK_TRIES):  # `held` takes the lock for a moment, which must not look like another holder
-            with suppress(OSError):
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            time.sleep(LOCK_PAUSE_SECONDS)
-        else:
-            yield False
-            return
-        file.truncate(0)
-        append_line(file, text)
-        yield True
+    file = take_lock(path)
+    try:
+        if file is not None:
+            write_lock(file, text)
+        yield file is not None
+    finally:
+        if file is not None:
+            file.close()
 
 
 def held(path: Path) -> bool:

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from typing import TextIO
 
 from trainer.environment import mask
+from trainer.names import harmless
 
 # DEBUG, INFO, WARNING or ERROR. A controller that is started with `--verbose` sets it; its workers and jobs inherit it.
 LEVEL_ENV = "SWEEP_LOG_LEVEL"
@@ -25,10 +26,13 @@ PACKAGES = ("sweep", "trainer")
 
 
 class _Formatter(logging.Formatter):
-    """Masks the values of environment variables that a configuration refers to."""
+    """Formats a record without secrets and without anything that a terminal would obey.
+
+    It masks the values of environment variables that a configuration refers to. Reasons and names are other people's.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
-        return mask(super().format(record))
+        return harmless(mask(super().format(record)))
 
 
 class _StandardOutput(logging.Handler):

@@ -14,7 +14,7 @@
           /workers/w0001/inbox/00042-1      assignments (controller)
                         /drain              do not take further assignments (controller)
                         /job.json           the handle of its job in the queue (controller)
-                        /lock               held while a local worker lives; the text is its process id (worker)
+                        /lock               held while a local worker lives; the text says which process (worker)
                         /exit               why it ended, if it had the time to write that (worker, once)
                         /beat               a counter (worker)
                         /slots              how many trials it holds at a time, if it chooses by itself (worker)
@@ -37,7 +37,21 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from trainer.files import Tail, append_line, cut_torn_line, held, hold, read_json, read_text, write_atomic
+from trainer.files import (
+    Tail,
+    append_line,
+    cut_torn_line,
+    held,
+    hold,
+    make_directory,
+    make_private_directory,
+    read_json,
+    read_text,
+    take_lock,
+    write_atomic,
+    write_lock,
+)
+from trainer.names import is_name
 
 __all__ = [
     "UNWANTED",
@@ -49,14 +63,21 @@ __all__ = [
     "cut_torn_line",
     "held",
     "hold",
+    "make_directory",
+    "make_private_directory",
     "read_json",
     "read_text",
+    "take_lock",
     "worker_number",
     "write_atomic",
+    "write_lock",
 ]
 
 # The content of `drain` if no controller waits for this worker any more: its job must not begin at all.
 UNWANTED = "unwanted"
+
+_NUMBER = re.compile(r"[0-9]+")
+_ASSIGNMENT = re.compile(r"([0-9]+)-([0-9]+)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +135,7 @@ class AttemptDir:
             with suppress(FileNotFoundError):
                 self.checkpoint.replace(self.fenced)
         written = self.reports.read_bytes() if self.reports.exists() else b""
-        write_atomic(self.fence, str(written.rfind(b"\n") + 1))
+        write_atomic(self.fence, str(written.rfind(b"\n") + 1), root=self.path)
 
     def counted(self) -> int | None:
         """How many bytes of the reports count; None if all do."""
@@ -166,12 +187,13 @@ class WorkerDir:
 
     def assignments(self) -> list[tuple[int, int]]:
         """Trial and attempt of every assignment that the inbox ever had, in order."""
-        names = (entry.name.partition("-") for entry in _entries(self.inbox) if not entry.name.startswith("."))
-        return sorted((int(trial), int(attempt)) for trial, _, attempt in names)
+        matches = (_ASSIGNMENT.fullmatch(entry.name) for entry in _entries(self.inbox))
+        return sorted((int(match[1]), int(match[2])) for match in matches if match)
 
     def assign(self, trial: int, attempt: int) -> None:
         """Put an attempt into the inbox."""
-        write_atomic(self.inbox / f"{trial:05d}-{attempt}", "", durable=False)
+        room = self.path.parent.parent
+        write_atomic(self.inbox / f"{trial:05d}-{attempt}", "", durable=False, root=room)
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,17 +214,24 @@ class Room:
 
     def attempts(self, trial: int) -> list[int]:
         """Numbers of the attempts that have a spec, ascending."""
-        numbers = [int(entry.name) for entry in _entries(self.trial(trial)) if entry.name.isdigit()]
+        numbers = [int(entry.name) for entry in _entries(self.trial(trial)) if _NUMBER.fullmatch(entry.name)]
         return sorted(number for number in numbers if self.attempt(trial, number).spec.exists())
 
     def trials(self) -> list[int]:
-        return sorted(int(entry.name) for entry in _entries(self.root / "trials") if entry.name.isdigit())
+        return sorted(int(entry.name) for entry in _entries(self.root / "trials") if _NUMBER.fullmatch(entry.name))
 
     def worker(self, name: str) -> WorkerDir:
+        """The files of a worker.
+
+        Raises:
+            ValueError: the name would lead out of the room.
+        """
+        if name and not is_name(name):
+            raise ValueError(f"{name!r} cannot be the name of a worker")
         return WorkerDir(self.root / "workers" / name)
 
     def workers(self) -> list[str]:
-        return sorted(entry.name for entry in _entries(self.root / "workers"))
+        return sorted(entry.name for entry in _entries(self.root / "workers") if is_name(entry.name))
 
 
 @cache

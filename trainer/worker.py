@@ -2,19 +2,20 @@
 
 Invariants: it writes to its own directory and to those of its attempts only. It takes an assignment once, and only if
 the attempt has no outcome. SIGTERM, SIGINT and SIGUSR2 stop its trials with a checkpoint, and their outcomes say
-`preempted`. The beat starts when the worker can train, and ends with the process.
+`preempted`. The beat starts when the worker can train, and ends with the process. It ends, and writes nothing more,
+when its room was deleted or is another sweep's (`trainer.presence`). It never makes a room.
 """
 
 from __future__ import annotations
 
 import logging
-import os
 import signal
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -25,13 +26,17 @@ from trainer.contract import (
     FailureKind,
     Outcome,
     OutcomeKind,
+    Report,
+    Step,
     StopCause,
     TrialSpec,
     decode,
     encode,
 )
+from trainer.identity import own_identity
+from trainer.presence import RoomLostError, RoomPresence
 from trainer.reporter import Reporters, RoomReporter
-from trainer.room import AttemptDir, Room, WorkerDir, hold, read_text, write_atomic
+from trainer.room import AttemptDir, Room, WorkerDir, hold, make_directory, read_text, write_atomic
 from trainer.scheduler import Scheduler
 from trainer.task import Task
 
@@ -55,6 +60,7 @@ class Worker:
         idle_seconds: how long it waits for an assignment before it ends.
         ends_at: when it stops its trials with a checkpoint, before its job's time limit (monotonic clock, s).
         slots: attempts at the same time; 0: it chooses by measuring, and writes the number to its directory.
+        token: of the sweep that it was started for; empty: a sweep of an old version.
     """
 
     room: Room
@@ -63,10 +69,16 @@ class Worker:
     idle_seconds: float = 900.0
     ends_at: float = float("inf")
     slots: int = 1
+    token: str = ""
+    _presence: RoomPresence = field(init=False)
+    _checked_at: float = float("-inf")
     _cache: Cache = field(default_factory=Cache)
     _signal_reason: str = ""
     _taken: set[tuple[int, int]] = field(default_factory=set)
     _trackers: list[Tracker] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._presence = RoomPresence(self.room, self.token)
 
     @property
     def dir(self) -> WorkerDir:
@@ -78,14 +90,20 @@ class Worker:
 
         Returns:
             why it ended.
+
+        Raises:
+            RoomLostError: its room was deleted, or is another sweep's.
         """
+        self.check_room()
+        if self.dir.lock.exists():  # whoever deletes it takes the worker's name away
+            self._presence.own = self.dir.lock
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2):
             signal.signal(number, self._on_signal)
-        with _beat_while_running(self.dir):
+        with self._beat_while_running():
             reason = self._serve()
             while (task := self._next()) is not None:  # it came too late: with an outcome, it does not count as lost
                 stopped = Outcome(OutcomeKind.STOPPED, f"its worker ended: {reason}", cause=StopCause.PREEMPTED)
-                _end(self.room.attempt(*task), stopped)
+                self._end(self.room.attempt(*task), stopped)
             self._wait_for_tracking()
         return reason
 
@@ -93,6 +111,7 @@ class Worker:
         idle_since = time.monotonic()
         scheduler = Scheduler(self.slots, self._cache, self._announce)
         while scheduler.busy or not self.end_reason:
+            self.check_room(anew=False)
             self._assign_free_slots(scheduler)
             if scheduler.busy:
                 scheduler.step()
@@ -119,7 +138,8 @@ class Worker:
             self._begin(scheduler, *task)
 
     def _announce(self, slots: int) -> None:
-        write_atomic(self.dir.slots, str(slots), durable=False)
+        self.check_room()
+        write_atomic(self.dir.slots, str(slots), durable=False, root=self.room.root)
 
     def _next(self) -> tuple[int, int] | None:
         for task in self.dir.assignments():
@@ -134,17 +154,19 @@ class Worker:
         try:
             spec = decode(TrialSpec, read_text(attempt.spec) or "")
         except ContractError as error:
-            _end(attempt, Outcome(OutcomeKind.FAILED, str(error), failure=FailureKind.BAD_CONFIG))
+            self._end(attempt, Outcome(OutcomeKind.FAILED, str(error), failure=FailureKind.BAD_CONFIG))
             return
+        if self.token and spec.token != self.token:
+            raise RoomLostError(f"trial {trial} attempt {number} is another sweep's; this process ends")
         _log.info("trial %d attempt %d starts", trial, number)
         tracker = self._track(spec)
-        reporter = Reporters((RoomReporter(attempt), *([tracker] if tracker else [])))
+        reporter = Reporters((RoomGuard(self), RoomReporter(attempt), *([tracker] if tracker else [])))
         should_stop = StopPoll(self, attempt, tracker)
 
         def end(outcome: Outcome) -> None:
             reporter.close(outcome)
             _log.info("trial %d attempt %d %s: %s", trial, number, outcome.kind, outcome.reason or "done")
-            _end(attempt, outcome)
+            self._end(attempt, outcome)
 
         if spec.evaluate is not None:
             from trainer.evaluation.evaluate import evaluate
@@ -168,6 +190,59 @@ class Worker:
         unfinished = sum(not t.wait(max(0.0, began + t.patience - time.monotonic())) for t in self._trackers)
         if unfinished:
             _log.warning("W&B has not received all of %d attempts; run `sweep sync` to upload the rest", unfinished)
+
+    def check_room(self, anew: bool = True) -> None:
+        """Return if the room is the worker's own; wait while it is absent.
+
+        Args:
+            anew: look now; otherwise only if the last look is `STOP_POLL_SECONDS` old.
+
+        Raises:
+            RoomLostError: it was deleted, or is another sweep's.
+        """
+        now = time.monotonic()
+        if anew or now - self._checked_at >= STOP_POLL_SECONDS:
+            self._checked_at = now
+            self._presence.check()
+
+    def _end(self, attempt: AttemptDir, outcome: Outcome) -> None:
+        """Write the outcome, and wait for space if the disk is full: without one the trial would count as lost."""
+        for _ in range(60):
+            self.check_room()
+            try:
+                write_atomic(attempt.outcome, encode(outcome), root=self.room.root)
+                return
+            except OSError as error:
+                _log.warning("the outcome is not written yet, retrying: %s", error)
+                time.sleep(1.0)
+        raise SystemExit(
+            f"the outcome could not be written to {attempt.outcome} for 60 s; the controller will take the worker for "
+            "lost"
+        )
+
+    @contextmanager
+    def _beat_while_running(self) -> Iterator[None]:
+        """Increment the counter in the beat file while the block runs, as long as the room is the worker's own."""
+        done = threading.Event()
+        presence = RoomPresence(self.room, self.token, self._presence.own)  # of this thread
+
+        def beat() -> None:
+            count = 0
+            while True:
+                count += 1
+                with suppress(OSError):  # on a full disk the attempt fails; the next beat retries
+                    if not presence.problem() and not presence.absent:
+                        write_atomic(self.dir.beat, str(count), durable=False, root=self.room.root)
+                if done.wait(BEAT_SECONDS):
+                    return
+
+        thread = threading.Thread(target=beat, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()
 
     @property
     def end_reason(self) -> str:
@@ -195,12 +270,16 @@ class StopPoll:
     _polled_at: float = float("-inf")
 
     def __call__(self) -> tuple[StopCause, str] | None:
-        if reason := self.worker.end_reason:
-            return StopCause.PREEMPTED, f"its worker ends: {reason}"
         now = time.monotonic()
-        if now - self._polled_at < STOP_POLL_SECONDS:
+        polls = now - self._polled_at >= STOP_POLL_SECONDS
+        reason = self.worker.end_reason
+        if polls or reason:
+            self._polled_at = now
+            self.worker.check_room()
+        if reason:
+            return StopCause.PREEMPTED, f"its worker ends: {reason}"
+        if not polls:
             return None
-        self._polled_at = now
         if self.attempt.fence.exists():
             return StopCause.CANCELLED, "a newer attempt has replaced this one"
         text = read_text(self.attempt.stop)
@@ -208,6 +287,28 @@ class StopPoll:
             return self.tracker.stop_request() if self.tracker is not None else None
         cause, _, reason = text.partition("\n")
         return StopCause(cause), reason
+
+
+@dataclass(frozen=True, slots=True)
+class RoomGuard:
+    """A `Reporter` that lets nothing be written into a room that is another sweep's by now.
+
+    It comes first, before the files of the attempt. Checkpoint and adapter are written after a report.
+    """
+
+    worker: Worker
+
+    def step(self, step: Step) -> None:
+        self.worker.check_room(anew=False)
+
+    def report(self, report: Report) -> None:
+        self.worker.check_room()
+
+    def adapter(self, path: Path) -> None:
+        self.worker.check_room()
+
+    def close(self, outcome: Outcome | None) -> None:
+        pass
 
 
 def run_worker(room: Room, worker: Worker, lock_held: bool) -> int:
@@ -218,52 +319,20 @@ def run_worker(room: Room, worker: Worker, lock_held: bool) -> int:
 
     Returns:
         the exit code: 0, or 1 if another process serves this name.
+
+    Raises:
+        RoomLostError: its room was deleted, or is another sweep's.
     """
+    worker.check_room()
     lock = room.worker(worker.name).lock
     if lock_held:
-        lock.write_text(f"{os.getpid()}\n")
+        lock.write_text(f"{own_identity()}\n")
         worker.run()
         return 0
-    with hold(lock, str(os.getpid())) as mine:
+    make_directory(lock.parent, room.root)
+    with hold(lock, own_identity()) as mine:
         if not mine:
             _log.error("worker %s is already running in another process", worker.name)
             return 1
         worker.run()
     return 0
-
-
-def _end(attempt: AttemptDir, outcome: Outcome) -> None:
-    """Write the outcome, and wait for space if the disk is full: without an outcome the trial would count as lost."""
-    for _ in range(60):
-        try:
-            write_atomic(attempt.outcome, encode(outcome))
-            return
-        except OSError as error:
-            _log.warning("the outcome is not written yet, retrying: %s", error)
-            time.sleep(1.0)
-    raise SystemExit(
-        f"the outcome could not be written to {attempt.outcome} for 60 s; the controller will take the worker for lost"
-    )
-
-
-@contextmanager
-def _beat_while_running(worker: WorkerDir) -> Iterator[None]:
-    """Increment the counter in the beat file while the block runs."""
-    done = threading.Event()
-
-    def beat() -> None:
-        count = 0
-        while True:
-            count += 1
-            with suppress(OSError):  # on a full disk the attempt fails; the next beat retries
-                write_atomic(worker.beat, str(count), durable=False)
-            if done.wait(BEAT_SECONDS):
-                return
-
-    thread = threading.Thread(target=beat, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import IO
 
 from sweep.cli.foreground import drive
 from sweep.cli.run_control import RunControl
@@ -20,9 +21,10 @@ from sweep.model.states import Finished
 from sweep.processes import PreforkServer, clean_env
 from sweep.queues.controller_job import ControllerJob
 from sweep.wiring.backends import backend_of
-from sweep.wiring.rooms import controller_runs, load_settings
+from sweep.wiring.rooms import controller_runs, controller_whereabouts, load_settings, whereabouts
 from trainer import logs
 from trainer.exit_guard import limit_exit
+from trainer.presence import room_token
 from trainer.room import Room
 
 START_SECONDS = 30.0
@@ -33,8 +35,11 @@ COMING_SECONDS = 5.0
 logger = logging.getLogger(__name__)
 
 
-def start_detached(room: Room) -> str:
+def start_detached(room: Room, lock: IO[str] | None = None) -> str:
     """Start a controller that outlives this terminal; returns what to tell the person.
+
+    Args:
+        lock: the room's lock if this process holds it; a controller on this machine inherits it.
 
     Raises:
         RetryLater: the queue does not answer, or a job of the controller waits or runs. GiveUp: the queue refuses.
@@ -43,7 +48,7 @@ def start_detached(room: Room) -> str:
     how = f"`sweep watch {name}`, `sweep stop {name}`"
     if job := controller_job(room):
         return f"{name} runs as {job.submit()}; {how}, `sweep logs {name} --controller`"
-    return f"{name} runs in the background; {how}; its log is {_start_process(room)}"
+    return f"{name} runs in the background; {how}; its log is {_start_process(room, lock)}"
 
 
 def coming_controller(room: Room) -> str:
@@ -77,11 +82,18 @@ def controller_job(room: Room) -> ControllerJob | None:
     return backend_of(settings).controller_job(room, settings, control)
 
 
-def control(root: str) -> None:
-    """Run the controller of a room in a job of its queue, and submit the next job if the time limit comes first."""
+def control(root: str, token: str | None = None) -> None:
+    """Run the controller of a room in a job of its queue, and submit the next job if the time limit comes first.
+
+    Args:
+        token: of the sweep that the job was submitted for; None: a job that an old version submitted.
+    """
     limit_exit()
     logs.configure()
     room = Room(Path(root))
+    if token is not None and token != room_token(room):
+        logger.error("the sweep of this job was deleted; %s is not its room any more, so this job ends", room.root)
+        return
     job = controller_job(room)
     assert job is not None, "only a queue that has such jobs starts this function"
     if current := job.replaced_by():  # the submission of this job had no answer, and another was made
@@ -117,22 +129,39 @@ def _drive(room: Room, run_control: RunControl) -> Finish:
             time.sleep(1.0)
 
 
-def _start_process(room: Room) -> Path:
-    """Start the controller as a process of this machine, and wait until it holds the room; returns its log."""
+def _start_process(room: Room, lock: IO[str] | None) -> Path:
+    """Start the controller as a process of this machine, and wait until it holds the room; returns its log.
+
+    Args:
+        lock: the room's lock if this process holds it. The new process inherits it, so that no other one can take it
+            in between.
+    """
     log = _process_log(room)
+    handed = () if lock is None else (lock.fileno(),)
+    more = ["--lock", *map(str, handed)] if handed else []
     with log.open("ab") as output:
-        subprocess.Popen(
-            [sys.executable, "-m", "sweep.cli", "resume", str(room.root)],
+        child = subprocess.Popen(
+            [sys.executable, "-m", "sweep.cli", "resume", str(room.root), *more],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            pass_fds=handed,
             env=clean_env(),
         )
+    if lock is not None:
+        lock.close()
     deadline = time.monotonic() + START_SECONDS
-    while not controller_runs(room) and time.monotonic() < deadline:
+    while not _holds(room, child) and time.monotonic() < deadline and child.poll() is None:
         time.sleep(0.1)
     return log
+
+
+def _holds(room: Room, child: subprocess.Popen[bytes]) -> bool:
+    """Whether this process, or another one that was quicker, controls the room by now."""
+    if not controller_runs(room):
+        return False
+    return controller_whereabouts(room) != whereabouts()  # the child has not written its own into an inherited lock
 
 
 def _process_log(room: Room) -> Path:

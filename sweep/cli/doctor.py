@@ -22,8 +22,10 @@ from sweep.config.settings import Settings
 from sweep.errors import SweepError
 from sweep.report.export import TUNE
 from sweep.wiring import backends, rooms
+from sweep.wiring.access import writable_by_others
 from sweep.wiring.compose import compose_config, freeze
 from sweep.wiring.probe import check_base, probe_data
+from trainer.room import read_json
 
 # The versions that torchtune 0.6.1 works with; it fails to import with others.
 VERSIONS = {"torchtune": "0.6.1", "torchao": "0.15.0"}
@@ -60,6 +62,7 @@ def checks(overrides: Sequence[str], config_dir: Path | None) -> list[Check]:
         _check("torchtune imports", lambda: _imports(torchtune)),
         _check("command tune", lambda: _tune(torchtune)),
         _check("rooms", _rooms),
+        _check("permissions", _permissions),
     ]
     composed: list[Settings] = []
 
@@ -138,6 +141,24 @@ def _rooms() -> str:
     if free < MIN_FREE_GIB:
         raise SweepError(f"{parent} has {free:.1f} GiB free; checkpoints need space, set SWEEP_ROOMS to another disk")
     return f"{directory}, {free:.0f} GiB free"
+
+
+def _permissions() -> str:
+    """Which rooms others than their owner may change; that is a warning and no failure."""
+    directory = rooms.rooms_dir()
+    warnings = []
+    if who := writable_by_others(directory):
+        warnings.append(f"{who} may exchange the rooms in {directory}: `chmod go-w {directory}`")
+    for path in sorted(directory.glob("*/sweep.json")):
+        raw = read_json(path)
+        section = raw.get("room") if isinstance(raw, dict) else None
+        shared = isinstance(section, dict) and bool(section.get("group"))
+        if who := writable_by_others(path.parent, group_allowed=shared):
+            warnings.append(f"{who} may write to the room {path.parent.name}: `chmod go-w {path.parent}`")
+    if not warnings:
+        return "nobody else may write to the rooms"
+    more = f"; and {len(warnings) - 3} more" if len(warnings) > 3 else ""
+    return f"warning: {'; '.join(warnings[:3])}{more} (docs/security.md)"
 
 
 def _queue(settings: Settings) -> str:

@@ -10,7 +10,7 @@ import logging
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 from sweep.cli.line_log import EvaluationLog, LineLog
 from sweep.cli.live_view import shown
@@ -19,7 +19,7 @@ from sweep.errors import GiveUp, RetryLater
 from sweep.model.effects import Finish
 from sweep.model.states import Finished, Mode
 from sweep.report.terminal import console
-from sweep.wiring.rooms import controller_lock, controller_whereabouts, load_settings, whereabouts
+from sweep.wiring.rooms import controller_lock, controller_whereabouts, load_settings, presence_check, whereabouts
 from sweep.wiring.session import OpenSweep, make_controller, open_world, with_evaluations
 from trainer.room import Room, hold
 
@@ -34,24 +34,34 @@ SECOND_INTERRUPT_SECONDS = 3.0
 logger = logging.getLogger(__name__)
 
 
-def drive(room: Room, control: RunControl, prefork: PreforkServer, continues: bool = False) -> Finish:
+def drive(
+    room: Room,
+    control: RunControl,
+    prefork: PreforkServer,
+    continues: bool = False,
+    lock: IO[str] | None = None,
+) -> Finish:
     """Run the controller of a room until it ends.
 
     Args:
         prefork: forks the workers; closed at the end.
         continues: an earlier controller handed over, so that the mode that was asked of it still holds.
+        lock: the room's lock if this process holds it; released at the end.
 
     Raises:
-        RetryLater: another controller runs this sweep. GiveUp: the room cannot be written to, e.g. a full disk.
+        RetryLater: another controller runs this sweep.
+        GiveUp: the room cannot be written to, e.g. a full disk, or was deleted or replaced by another sweep's.
     """
     settings = load_settings(room)
-    with hold(controller_lock(room), whereabouts()) as is_held:
+    with _held(room, lock) as is_held:
         if not is_held:
             raise RetryLater(
                 f"another controller runs {settings.name} already ({controller_whereabouts(room)}); "
                 f"look at it with `sweep watch {settings.name}`, "
                 f"or end it with `sweep stop {settings.name}`"
             )
+        settings = load_settings(room)  # again: nobody else changes them from here on
+        check = presence_check(room, settings)
         try:
             if not continues and not control.in_job:
                 # A request to an earlier controller is void. It is removed at once, since from here on a person may
@@ -62,10 +72,24 @@ def drive(room: Room, control: RunControl, prefork: PreforkServer, continues: bo
                 if finish.how is not Finished.HANDED_OVER:
                     _clear_requests(room, opened.ports.channel)
         except OSError as error:
+            check()  # perhaps the room is gone, which is another sentence
             raise GiveUp(
                 f"the controller cannot write to {room.root}: {error}; repair that, then `sweep resume`"
             ) from error
         return finish
+
+
+@contextmanager
+def _held(room: Room, lock: IO[str] | None) -> Iterator[bool]:
+    """Hold the controller's lock of a room while the block runs; False if another process holds it."""
+    if lock is None:
+        with hold(controller_lock(room), whereabouts()) as is_held:
+            yield is_held
+        return
+    try:
+        yield True
+    finally:
+        lock.close()
 
 
 def second_interrupt(control: RunControl) -> bool:

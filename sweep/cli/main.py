@@ -19,6 +19,7 @@ from sweep.cli import queue_verbs, read_verbs, result_verbs, run_verbs, shells
 from sweep.cli.groups import EXIT_CODES, VerbGroup, usage_text
 from sweep.errors import ConfigError, SweepError
 from trainer.exit_guard import limit_exit
+from trainer.names import harmless
 
 SECTIONS = {
     "Run a sweep": ("plan", "run", "resume", "stop"),
@@ -86,7 +87,7 @@ def _run(args: list[str]) -> int:
 
 
 def _failed(text: str, code: int) -> int:
-    print(f"sweep: {text}", file=sys.stderr)
+    print(harmless(f"sweep: {text}"), file=sys.stderr)
     return code
 
 

@@ -92,12 +92,15 @@ def logs(name: str | None, trial: int | None, controller: bool, lines: int) -> i
 
 def show_status(room: Room, state: SweepState) -> None:
     """Print where the controller is, the trials, the workers, and what failed."""
+    from rich.text import Text
+
     from sweep.report.terminal import console, counts_text, trials_table, workers_table
     from sweep.wiring.rooms import worker_log
 
     out = console()
     controller = _controller_text(room, state)
-    out.print(f"[bold]{state.name}[/] in {room.root} – {controller}", highlight=False, soft_wrap=True)
+    head = Text.assemble((state.name, "bold"), f" in {room.root} – {controller}")
+    out.print(head, soft_wrap=True)
     out.print(counts_text(state))
     out.print(trials_table(state, state.rows))
     if state.workers:
@@ -154,9 +157,11 @@ def _trial_logs(room: Room, trial: int) -> list[Path]:
 
 
 def _print_log(path: Path, lines: int) -> None:
-    print(f"==> {path} <==")
+    from trainer.names import harmless
+
+    print(harmless(f"==> {path} <=="))
     text = path.read_text(errors="replace") if path.exists() else "(nothing is written yet)"
-    print("\n".join(text.splitlines()[-lines:]))
+    print(harmless("\n".join(text.splitlines()[-lines:])))
 
 
 def _state_json(state: SweepState) -> dict[str, Any]:

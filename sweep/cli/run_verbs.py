@@ -51,13 +51,17 @@ def run(overrides: tuple[str, ...], config_dir: Path | None, detach: bool) -> in
 @overrides_argument("changes of the budget or the queue: search.KEY=VALUE, queue.KEY=VALUE", completion.complete_change)
 @detach_option
 @click.option("--in-job", is_flag=True, hidden=True)
+@click.option("--lock", type=int, hidden=True)
+@click.option("--token", hidden=True)
 @logging_options
-def resume(name: str | None, overrides: tuple[str, ...], detach: bool, in_job: bool) -> int:
+def resume(
+    name: str | None, overrides: tuple[str, ...], detach: bool, in_job: bool, lock: int | None, token: str | None
+) -> int:
     """Resume a sweep, with a larger budget if you like."""
     from sweep.cli.start import resume_sweep
 
     name, changes = name_and_overrides(name, overrides)
-    return resume_sweep(name, changes, detach, in_job)
+    return resume_sweep(name, changes, detach, in_job=in_job, lock=lock, token=token)
 
 
 @click.command(cls=Verb, examples=("sweep stop first", "sweep stop first --cancel"))

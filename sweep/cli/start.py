@@ -1,6 +1,7 @@
 """Starts and resumes sweeps: from overrides to a room, and from a room to a controller.
 
-Invariant: a room is created only after everything that can be checked without training has been checked.
+Invariants: a room is created only after everything that can be checked without training has been checked. The lock
+under which it is created is held until the controller runs: here, or in a process that has inherited it.
 """
 
 from __future__ import annotations
@@ -12,9 +13,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sweep.errors import ConfigError
 from sweep.model.effects import Finish
 from sweep.model.states import Finished
 from sweep.wiring import backends, creation, rooms
+from sweep.wiring.creation import OpenRoom
 from trainer.room import Room
 
 if TYPE_CHECKING:
@@ -39,27 +42,45 @@ def run_sweep(overrides: Sequence[str], config_dir: Path | None, detach: bool) -
     Raises:
         ConfigError: the composition is refused, or another sweep has this name.
     """
-    composed = compose(overrides, config_dir)
+    composed, stem = _compose(overrides, config_dir)
     _check_controller(composed.settings)
     prefork = backends.make_prefork(composed.settings)
-    return _control(_room_of(composed, prefork), detach, prefork)
+    opened = _room_of(composed, prefork, stem)
+    try:
+        return _control(opened, detach, prefork)
+    finally:
+        opened.release()
 
 
-def resume_sweep(name: str | None, changes: Sequence[str], detach: bool, in_job: bool) -> int:
+def resume_sweep(
+    name: str | None,
+    changes: Sequence[str],
+    detach: bool,
+    *,
+    in_job: bool = False,
+    lock: int | None = None,
+    token: str | None = None,
+) -> int:
     """Resume a sweep; returns the exit code.
 
     Args:
         changes: overrides of `search` and `queue`, frozen into the room first.
         in_job: this process is the controller's own job on a queue.
+        lock: the open file of the room's lock, which the parent process has handed down; None: it is not held yet.
+        token: of the sweep that this process was started for; None: whichever it is.
 
     Raises:
         ConfigError: there is no such sweep, or a change is refused.
     """
     room = rooms.current_room(name, light=False)
+    settings = rooms.load_settings(room)
+    if token is not None and token != settings.token:
+        raise ConfigError(f"the sweep that this job was to control was deleted; {room.root} is another one's now")
+    opened = OpenRoom(room, None if lock is None else rooms.adopt_lock(room, lock))
     if changes:
         rooms.change_settings(room, changes, _check_controller)
     prefork = backends.make_prefork(rooms.load_settings(room))
-    return _control_in_job(room, prefork) if in_job else _control(room, detach, prefork)
+    return _control_in_job(room, prefork) if in_job else _control(opened, detach, prefork)
 
 
 def compose(overrides: Sequence[str], config_dir: Path | None) -> Composed:
@@ -68,11 +89,18 @@ def compose(overrides: Sequence[str], config_dir: Path | None) -> Composed:
     Raises:
         ConfigError: the composition is refused.
     """
+    return _compose(overrides, config_dir)[0]
+
+
+def _compose(overrides: Sequence[str], config_dir: Path | None) -> tuple[Composed, str | None]:
+    """The composition, and the stem of its name if none was given: then its number is decided when it is created."""
     from sweep.wiring.compose import compose_config, freeze, recipe_name
 
     cfg = compose_config(overrides, config_dir)
-    name = cfg.get("name") or rooms.free_name(_stem(overrides, recipe_name(cfg)))
-    return freeze(cfg, str(name), config_dir)
+    if name := cfg.get("name"):
+        return freeze(cfg, str(name), config_dir), None
+    stem = _stem(overrides, recipe_name(cfg))
+    return freeze(cfg, rooms.free_name(stem), config_dir), stem
 
 
 def _stem(overrides: Sequence[str], recipe: str) -> str:
@@ -84,45 +112,51 @@ def _stem(overrides: Sequence[str], recipe: str) -> str:
     return re.sub(r"[^\w.-]+", "-", "embedded" if "embedded" in recipe else Path(recipe).stem).lstrip(".") or "sweep"
 
 
-def _room_of(composed: Composed, prefork: PreforkServer) -> Room:
-    """The room of a composition: the existing one if it was frozen from the same settings, else a new one."""
+def _room_of(composed: Composed, prefork: PreforkServer, stem: str | None) -> OpenRoom:
+    """The room of a composition: the existing one if it was frozen from the same settings, else a new one.
+
+    Args:
+        stem: see `_compose`.
+    """
     from sweep.wiring.probe import check_base, probe_data
 
     settings = composed.settings
     existing = Room((rooms.rooms_dir() / settings.name).resolve())
-    if existing.sweep.exists():
+    if stem is None and existing.sweep.exists():
         rooms.check_same_sweep(existing, settings)
-        return existing
+        return OpenRoom(existing, None)
     tokens = settings.trial_tokens  # of a recorded table
     if settings.queue.simulated:
-        return creation.create_room(composed, tokens)
+        return creation.create_held_room(composed, tokens, stem)
     if settings.queue.offline:
         check_base(settings)
     if settings.objective.milestone_tokens is None or settings.queue.offline:
         print("counting the data …", file=sys.stderr, flush=True)
         tokens = probe_data(settings, prefork).trial_tokens
-    return creation.create_room(composed, tokens)
+    return creation.create_held_room(composed, tokens, stem)
 
 
-def _control(room: Room, detach: bool, prefork: PreforkServer) -> int:
+def _control(opened: OpenRoom, detach: bool, prefork: PreforkServer) -> int:
     """Run the controller: as a job of its queue, in the background, or here."""
     from sweep.cli.background import start_detached, take_over
     from sweep.cli.foreground import drive
     from sweep.cli.run_control import RunControl
 
+    room = opened.room
     if rooms.load_settings(room).controller == "launch":
         from sweep.cli.launch_controller import push_controller
 
         prefork.close()
+        opened.release()  # the room is complete, and the job that is pushed takes the lock
         print(push_controller(room))
         return 0
     if detach:
         prefork.close()
-        print(start_detached(room))
+        print(start_detached(room, opened.lock))
         return 0
     if not rooms.controller_runs(room) and (job := take_over(room)):
         print(f"cancelled the controller's job {job}, which had not started", file=sys.stderr)
-    finish = drive(room, RunControl(room), prefork)
+    finish = drive(room, RunControl(room), prefork, lock=opened.lock)
     _conclude(room, finish)
     return EXIT_CODES[finish.how]
 

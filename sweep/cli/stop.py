@@ -15,6 +15,7 @@ from sweep.model.facts import Job
 from sweep.model.states import JobState, Mode
 from sweep.processes import PreforkServer
 from sweep.wiring import backends, rooms
+from trainer.names import harmless
 from trainer.room import Room, write_atomic
 
 POLL_SECONDS = 0.1
@@ -40,7 +41,7 @@ def stop_sweep(name: str | None, mode: Mode) -> int:
     if job := take_over(room):
         print(f"cancelled the controller's job {job}")
     finish = drive(room, RunControl(room, mode), PreforkServer())
-    print(f"{finish.how}: {finish.reason}{_ended_jobs(live, list_jobs())}")
+    print(harmless(f"{finish.how}: {finish.reason}{_ended_jobs(live, list_jobs())}"))
     return 0
 
 
@@ -52,7 +53,7 @@ def stop_elsewhere(room: Room, mode: Mode) -> bool:
     if url is None or not where:
         return False
     send_mode(url, mode)
-    print(f"asked the controller ({where}) to {mode}; waiting until it ends", flush=True)
+    print(harmless(f"asked the controller ({where}) to {mode}; waiting until it ends"), flush=True)
     if await_controller_end(url):
         return True
     print("the controller does not answer, or ended before it saw the request; this machine takes over", flush=True)
@@ -63,7 +64,7 @@ def _stop_here(room: Room, mode: Mode) -> bool:
     """Ask a controller on this machine for this mode and wait until it ends; False if no controller obeyed."""
     if not rooms.controller_runs(room):
         return False
-    write_atomic(control_path(room), mode.value)
+    write_atomic(control_path(room), mode.value, root=room.root)
     while rooms.controller_runs(room):
         time.sleep(POLL_SECONDS)
     return not control_path(room).exists()  # if the file is still there, the controller handed over before it read it
@@ -80,4 +81,4 @@ def _withdraw_controller(room: Room) -> str:
 def _ended_jobs(names: Sequence[str], jobs: Mapping[str, Job]) -> str:
     """A line for each of these workers whose queue has a handle for its job: what became of it."""
     submitted = [(name, jobs[name]) for name in names if jobs[name].handle]
-    return "".join(f"\n  {name}, job {job.handle}: {job.reason or job.state}" for name, job in submitted)
+    return harmless("".join(f"\n  {name}, job {job.handle}: {job.reason or job.state}" for name, job in submitted))

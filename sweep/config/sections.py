@@ -174,6 +174,17 @@ class Wandb:
 
 
 @dataclass
+class RoomAccess:
+    """Who may use the directory of a sweep, its room.
+
+    Args:
+        group: a group of this machine that may use the room too. null: only the user who creates it.
+    """
+
+    group: str | None = None
+
+
+@dataclass
 class WarmStart:
     """What the study knows before it proposes its first trial.
 
@@ -195,4 +206,7 @@ SECTIONS: dict[str, type] = {
     "trial": Trial,
     "warm_start": WarmStart,
     "wandb": Wandb,
+    "room": RoomAccess,
 }
+# Sections that sweeps of old versions were frozen without.
+LATER_SECTIONS = ("wandb", "room")

@@ -16,11 +16,22 @@ from typing import Any
 from sweep.config.evaluate import EVALUATORS, Evaluator, NoEvaluation
 from sweep.config.queues import Queue, section_class
 from sweep.config.section_reader import read_section
-from sweep.config.sections import SECTIONS, Objective, Recipe, Search, Trial, Wandb, WarmStart
+from sweep.config.sections import (
+    LATER_SECTIONS,
+    SECTIONS,
+    Objective,
+    Recipe,
+    RoomAccess,
+    Search,
+    Trial,
+    Wandb,
+    WarmStart,
+)
 from sweep.config.space import Space
 from sweep.errors import ConfigError
 from sweep.model.limits import Limits
 from trainer.contract import Guard
+from trainer.names import is_name
 
 SCHEMA_VERSION = 1
 
@@ -41,6 +52,8 @@ class Settings:
         controller: "here", or "launch" for a job on the sweep's own Launch queue.
         trial_tokens: label tokens of a trial that runs to its end; 0 if they were not counted yet.
         created: when the sweep was created, in seconds since the epoch; 0 if it has not been.
+        token: drawn anew for each creation, so that what belongs to a deleted sweep is not taken for this one's; empty:
+            it has not been created, or an old version did.
     """
 
     name: str
@@ -58,10 +71,12 @@ class Settings:
     warm_start: WarmStart
     wandb: Wandb = field(default_factory=Wandb)
     evaluate: Evaluator = field(default_factory=NoEvaluation)
+    room: RoomAccess = field(default_factory=RoomAccess)
     storage: str | None = None
     controller: str = "here"
     trial_tokens: int = 0
     created: float = 0.0
+    token: str = ""
 
     @cached_property
     def space(self) -> Space:
@@ -141,10 +156,12 @@ def settings_from_json(raw: Mapping[str, Any], where: str) -> Settings:
         raise ConfigError(f"{where} has schema version {raw.get('v')}; this program reads {SCHEMA_VERSION}")
     values = {k: v for k, v in raw.items() if k != "v"}
     for name, kind in SECTIONS.items():
-        if name != "wandb" or name in values:  # sweeps of old versions were frozen without this section
+        if name not in LATER_SECTIONS or name in values:
             values[name] = read_section(kind, values.get(name), name)
     values["queue"] = read_queue(values.get("queue"))
     values["evaluate"] = read_evaluator(values.get("evaluate") or {})
+    if not is_name(str(values.get("name"))):
+        raise ConfigError(f"{where} is no frozen sweep of this program: {values.get('name')!r} cannot be its name")
     try:
         return Settings(**values)
     except TypeError as error:

@@ -80,7 +80,6 @@ class RoomLedger:
     def _write(self, entry: Entry) -> None:
         raw = {name: getattr(entry, name) for name in Entry.__slots__}
         raw["basis"] = dict(entry.basis)
-        self._path.parent.mkdir(parents=True, exist_ok=True)
         with self._path.open("a") as file:
             append_line(file, json.dumps(raw, default=float))
 
@@ -93,7 +92,7 @@ def ledger_path(room: Room) -> Path:
 def read_ledger(room: Room) -> list[Entry]:
     """All decisions of a sweep, in order; an incomplete last line is ignored."""
     text = read_text(ledger_path(room)) or ""
-    return [Entry(**raw) for line in text.splitlines() if (raw := _parsed(line)) is not None]
+    return [entry for line in text.splitlines() if (entry := _parsed(line)) is not None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,9 +127,18 @@ def account(state: SweepState, entries: Sequence[Entry]) -> Account:
     )
 
 
-def _parsed(line: str) -> dict[str, Any] | None:
+def _parsed(line: str) -> Entry | None:
+    """The entry in a line; None if it is damaged, or a value has another type."""
     try:
-        raw = json.loads(line)
-    except ValueError:
+        raw: Any = json.loads(line)
+        return Entry(
+            trial=int(raw["trial"]),
+            ruling=str(raw["ruling"]),
+            milestone=int(raw["milestone"]),
+            value=float(raw["value"]),
+            tokens=int(raw["tokens"]),
+            reason=str(raw["reason"]),
+            basis={str(key): float(value) for key, value in raw["basis"].items()},
+        )
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError):
         return None
-    return raw if isinstance(raw, dict) and set(raw) == set(Entry.__slots__) else None

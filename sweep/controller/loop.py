@@ -41,6 +41,7 @@ class Controller:
         mode: returns what the user wants now; called once in each round.
         created: when the sweep was created, on the clock of the ports.
         poll_seconds: the longest time between two observations.
+        check: called before each observation and each effect; raises if this controller may not act (any more).
     """
 
     ports: Ports
@@ -51,6 +52,7 @@ class Controller:
     created: float
     poll_seconds: float = 0.1
     ledger: Ledger = field(default_factory=NoLedger)
+    check: Callable[[], None] = lambda: None
     observer: Observer = field(init=False)
 
     def __post_init__(self) -> None:
@@ -85,9 +87,11 @@ class Controller:
         Raises:
             RetryLater, OSError: a port cannot answer now; the next step observes anew.
         """
+        self.check()
         view = self.observer.observe()
         effects = decide(view, self.limits, self.ports.clock.now())
         for effect in effects:
+            self.check()
             if self._act(effect):
                 self.listener.done(effect)
         if not effects:

@@ -21,6 +21,7 @@ from trainer.contract import (
     decode,
     encode,
 )
+from trainer.names import name_or_empty
 from trainer.room import Room, Tail, read_json, read_text, write_atomic
 
 # How often a waiting controller checks for an outcome or a first beat; each check takes a few system calls.
@@ -46,17 +47,17 @@ class RoomChannel:
         attempt = self._room.attempt(spec.trial, spec.attempt)
         if not attempt.spec.exists():
             self._fence_earlier_attempts(spec)
-            write_atomic(attempt.spec, encode(spec))
+            write_atomic(attempt.spec, encode(spec), root=self._room.root)
 
     def stop(self, trial: int, attempt: int, cause: StopCause, reason: str) -> None:
         path = self._room.attempt(trial, attempt).stop
         if not path.exists():
-            write_atomic(path, f"{cause}\n{reason}")
+            write_atomic(path, f"{cause}\n{reason}", root=self._room.root)
 
     def drain(self, worker: str) -> None:
         drain = self._room.worker(worker).drain
         if not drain.exists():  # an existing file may say more: that the worker is not waited for
-            write_atomic(drain, "")
+            write_atomic(drain, "", root=self._room.root)
 
     def observe(
         self, trials: Sequence[int], workers: Sequence[str]
@@ -122,7 +123,7 @@ class RoomChannel:
         key = (trial, number)
         if key not in self._workers:
             spec = read_json(self._room.attempt(trial, number).spec) or {}
-            self._workers[key] = str(spec.get("worker", ""))
+            self._workers[key] = name_or_empty(spec.get("worker"))
         return self._workers[key]
 
     def _worker(self, name: str, assigned: int) -> ObservedWorker:

@@ -52,7 +52,7 @@ class EvaluationStudy:
 
     def ask(self) -> int:
         number = self._candidates()[-1]
-        write_atomic(self.room.trial(number) / ASKED_FILE, "")
+        write_atomic(self.room.trial(number) / ASKED_FILE, "", root=self.room.root.parent)
         self._asked.add(number)
         return number
 
@@ -68,7 +68,8 @@ class EvaluationStudy:
         folder = self.room.trial(result.trial)
         if result.trial not in self._asked or result.trial in self._endings:
             return
-        write_atomic(folder / ENDING_FILE, json.dumps({"ending": result.ending.value, "reason": result.reason}))
+        said = {"ending": result.ending.value, "reason": result.reason}
+        write_atomic(folder / ENDING_FILE, json.dumps(said), root=self.room.root.parent)
         self._endings[result.trial] = result.ending.value
 
     def facts(self) -> StudyFacts:

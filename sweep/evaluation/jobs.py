@@ -126,6 +126,7 @@ def evaluation_spec(settings: Settings, room: Room, identity: AttemptId, stopped
             artifact=f"{wandb_location(settings).path}/{adapter_name(settings)}:trial-{trial}" if carried else "",
             tracking=done.tracking,
         ),
+        token=settings.token,
     )
 
 

@@ -102,6 +102,13 @@ class Backend(ABC):
             ConfigError: with the key, its value and what is allowed.
         """
 
+    def check_room(self, room: Room) -> None:  # noqa: B027 - most queues take any path
+        """Refuse a directory that the queue's jobs could not name.
+
+        Raises:
+            ConfigError: with the path and what to do.
+        """
+
     def freeze(self, settings: Settings) -> Settings:
         """The settings of a new sweep, with what the queue's service must decide once for all its life.
 

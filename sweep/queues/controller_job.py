@@ -13,8 +13,8 @@ from typing import Any, Protocol
 from trainer.room import Room, read_json, write_atomic
 
 CONTROLLER_RECORD = "controller.json"
-# What a controller's job runs: a module-level function of the room's directory.
-RunController = Callable[[str], None]
+# What a controller's job runs: a module-level function of the room's directory and the token of the sweep's creation.
+RunController = Callable[[str, str], None]
 
 
 class ControllerJob(Protocol):
@@ -76,4 +76,4 @@ def controller_record(room: Room) -> dict[str, Any]:
 
 def record_controller(room: Room, record: Mapping[str, Any]) -> None:
     """Replace what is known of the last job of the controller."""
-    write_atomic(room.root / CONTROLLER_RECORD, json.dumps(record))
+    write_atomic(room.root / CONTROLLER_RECORD, json.dumps(record), root=room.root)

@@ -1,7 +1,8 @@
 """The live view and the tables of a sweep, as Rich renderables for a terminal.
 
 Invariants: everything is drawn from the `SweepState` that a function gets; nothing is read from disk. No text is parsed
-as Rich markup, since hyperparameters, reasons and paths are the user's.
+as Rich markup, and no control character reaches the terminal, since hyperparameters, reasons, names and paths are the
+user's, or those of a room that somebody else wrote.
 """
 
 from __future__ import annotations
@@ -11,9 +12,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rich import box
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType
 from rich.panel import Panel
 from rich.progress_bar import ProgressBar
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
@@ -21,6 +23,7 @@ from sweep.model.facts import WorkerFacts
 from sweep.model.states import JobState, TrialStatus
 from sweep.model.summary import SweepState, TrialRow
 from sweep.report.formatting import curve, duration, number, param, params_text, ranked, short_keys, sparkline
+from trainer.names import harmless
 
 # States in the order in which they are counted, and their colours.
 COLOURS = {
@@ -201,7 +204,19 @@ def _best_line(state: SweepState) -> RenderableType:
     return Text(f"no trial is complete yet; trial {leader} leads with {state.metric} {number(value)}", style="dim")
 
 
+class PlainConsole(Console):
+    """A console for which every text is plain: no markup, no emoji code, no control character of the text's own."""
+
+    def __init__(self, width: int | None = None) -> None:
+        super().__init__(width=width, markup=False, emoji=False)
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """The segments of a renderable; those that Rich itself makes to control the terminal stay."""
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else Segment(harmless(segment.text), segment.style)
+
+
 def console() -> Console:
     """A console on standard output: as wide as the terminal, or 140 columns if the output is no terminal."""
-    plain = Console()
-    return plain if plain.is_terminal else Console(width=140)
+    plain = PlainConsole()
+    return plain if plain.is_terminal else PlainConsole(width=140)

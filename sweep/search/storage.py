@@ -113,7 +113,10 @@ def absolute_url(url: str) -> str:
 
 
 def journal_storage(path: Path) -> BaseStorage:
-    """The journal file of a room, for its only writer. A line that a crash left incomplete is cut off first."""
+    """The journal file of a room, for its only writer, which holds the room's lock.
+
+    A line that a crash left incomplete is cut off first.
+    """
     cut_torn_line(path)
     if path.exists():
         Path(f"{path}.lock").unlink(missing_ok=True)  # a killed writer left it; the room's lock excludes another one

@@ -19,7 +19,7 @@ from sweep.store.keys import SWEEP, file_contents
 from sweep.store.room_pull import RoomPull
 from sweep.store.room_push import RoomPush
 from trainer.room import Room, write_atomic
-from trainer.store.layout import CONTROL, Owner, join, owner
+from trainer.store.layout import CONTROL, Owner, is_room_file, join, owner
 from trainer.store.objects import ObjectStore
 
 
@@ -133,10 +133,10 @@ class ControllerSync:
 
     def _replace_local_files(self, listing: Mapping[str, str]) -> None:
         """Make the controller's files in the local room those of the store."""
-        files = join(self.store.get([key for key in listing if owner(key) is Owner.CONTROLLER]))
+        files = join(self.store.get([k for k in listing if is_room_file(k) and owner(k) is Owner.CONTROLLER]))
         for path in sorted(self.room.root.rglob("*")):
             key = path.relative_to(self.room.root).as_posix()
             if "/" in key and path.is_file() and owner(key) is Owner.CONTROLLER and key not in files:
                 path.unlink()
         for key, data in file_contents(files).items():
-            write_atomic(self.room.root / key, data)
+            write_atomic(self.room.root / key, data, root=self.room.root)

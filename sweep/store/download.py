@@ -11,8 +11,8 @@ from typing import Any
 
 from sweep.errors import ConfigError
 from sweep.store.keys import SWEEP, file_contents
-from trainer.room import Room, read_json, write_atomic
-from trainer.store.layout import LEASE, base_key, is_appended, join, with_chunks
+from trainer.room import Room, make_private_directory, read_json, write_atomic
+from trainer.store.layout import base_key, is_appended, is_room_file, join, with_chunks
 from trainer.store.objects import ObjectStore
 
 # In the downloaded room: the tags of the objects that it was made of.
@@ -35,16 +35,18 @@ def download_room(store: ObjectStore, room: Room, light: bool = False) -> int:
     tags = read_json(room.root / TAGS) or {}
     if SWEEP not in listing or tags.get(SWEEP) != listing[SWEEP]:
         check_same_sweep(store, room)
-    wanted = {key: tag for key, tag in listing.items() if key != LEASE and not (light and _is_large(key))}
+    room.root.parent.mkdir(parents=True, exist_ok=True)
+    make_private_directory(room.root)
+    wanted = {key: tag for key, tag in listing.items() if is_room_file(key) and not (light and _is_large(key))}
     changed = {base_key(key) for key, tag in wanted.items() if tags.get(key) != tag}
     small = [key for key in with_chunks(changed, wanted) if not _is_fetched(key)]
     fetched = [key for key in changed if _is_fetched(key)]
     for key, data in file_contents(join(_read(store, small))).items():
-        write_atomic(room.root / key, data, durable=False)
+        write_atomic(room.root / key, data, durable=False, root=room.root)
     for key in fetched:
         store.fetch(key, room.root / key)
     new_tags = {key: tag for key, tag in wanted.items() if base_key(key) in changed}
-    write_atomic(room.root / TAGS, json.dumps({**tags, **new_tags}), durable=False)
+    write_atomic(room.root / TAGS, json.dumps({**tags, **new_tags}), durable=False, root=room.root)
     return len(small) + len(fetched)
 
 
@@ -69,8 +71,8 @@ def check_same_sweep(store: ObjectStore, room: Room) -> None:
 def is_other_sweep(room: Room, stored: Mapping[str, Any]) -> bool:
     """Whether the local room exists and belongs to another sweep than this `sweep.json` of a store."""
     local = read_json(room.sweep)
-    identity = ("name", "created")
-    return local is not None and [local.get(key) for key in identity] != [stored.get(key) for key in identity]
+    identity = ("name", "created", "token")  # old versions wrote no token
+    return local is not None and [local.get(key) or "" for key in identity] != [stored.get(k) or "" for k in identity]
 
 
 def _read(store: ObjectStore, keys: list[str]) -> dict[str, bytes]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from sweep.store.request_budget import common_prefixes, pages
 from trainer.room import Room, write_atomic
-from trainer.store.layout import CHUNK, CONTROL, base_key, join, with_chunks
+from trainer.store.layout import CHUNK, CONTROL, base_key, is_room_file, join, with_chunks
 from trainer.store.objects import ObjectStore
 
 # Files of a worker whose content the controller reads. A beat is not read: its tag says that it changed.
@@ -103,7 +103,7 @@ class RoomPull:
         """Which objects of these trials, of workers and of the user have changed since they were read."""
         directories = {f"{trial:05d}" for trial in trials}
         changes = _Changes([], set(), [])
-        for key in (key for key, tag in listing.items() if self._tags.get(key) != tag):
+        for key in (key for key, tag in listing.items() if self._tags.get(key) != tag and is_room_file(key)):
             match key.split("/"):
                 case ["trials", trial, _, "outcome.json"] if trial in directories:
                     changes.outcomes.append(key)
@@ -142,15 +142,15 @@ class RoomPull:
         files = join({key: data for key, data in contents.items() if key not in outcomes})
         files |= {key: contents[key] for key in outcomes if key in contents}
         for path, data in files.items():
-            write_atomic(self.room.root / path, data, durable=False)
+            write_atomic(self.room.root / path, data, durable=False, root=self.room.root)
 
     def _write_beats(self, listing: Mapping[str, str]) -> None:
         """Write each worker's beat: the tag of its object, which changes with the worker's own beat."""
         for key, tag in listing.items():
             parts = key.split("/")
             beat = f"{tag} {self.beat_epoch}"
-            if parts[0] == "workers" and parts[2:] == ["beat"] and self._tags.get(key) != beat:
-                write_atomic(self.room.root / key, beat, durable=False)
+            if parts[0] == "workers" and parts[2:] == ["beat"] and self._tags.get(key) != beat and is_room_file(key):
+                write_atomic(self.room.root / key, beat, durable=False, root=self.room.root)
                 self._tags[key] = beat
 
 

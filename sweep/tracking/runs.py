@@ -195,7 +195,8 @@ def _run_id(settings: Settings, suffix: str) -> str:
     Some services name a job by its run and take fewer characters than W&B. Ids are narrowed for their queues only, on
     which no job ever ran under the wider id. So the runs of all other sweeps keep the ids that they had.
     """
-    token = hashlib.sha256(f"{settings.name} {settings.created!r}".encode()).hexdigest()[:8]
+    creation = f"{settings.name} {settings.created!r}{settings.token}"
+    token = hashlib.sha256(creation.encode()).hexdigest()[:8]
     name = _plain(settings.name)[:40]
     if (longest := settings.queue.max_run_id) is not None:
         characters = longest - len(f"-{token}-{suffix}")

@@ -25,6 +25,7 @@ from sweep.processes import clean_env
 from sweep.tracking.client import client, summary, translated
 from sweep.tracking.runs import adapter_name, mode, wandb_location
 from trainer.contract import Outcome, Tracking, TrialSpec, decode
+from trainer.names import is_name
 from trainer.room import AttemptDir, Room, read_text, write_atomic
 from trainer.tracking.runs import declare_inputs
 from trainer.tracking.summary import REASON, STATE, exit_code, score_summary
@@ -64,7 +65,7 @@ def _not_uploaded(files: AttemptDir, run: str) -> list[Path]:
     If W&B was unreachable there are two: that of the failed connection, if it wrote any record, and the offline one.
     """
     uploaded = (read_text(files.path / SYNCED) or "").split()
-    parts = (files.path / "wandb").glob(f"*run-*-{run}")
+    parts = (files.path / "wandb").glob(f"*run-*-{run}") if is_name(run) else ()
     directories = [path for path in parts if path.name not in uploaded and any(path.glob("*.wandb"))]
     return sorted(directories, key=lambda path: path.name.partition("run-")[2])
 
@@ -83,7 +84,8 @@ def upload(part: Upload) -> None:
     if part.directory.name.startswith("offline-"):
         _declare(part)
     marker = part.attempt.path / SYNCED
-    write_atomic(marker, f"{read_text(marker) or ''}\n{part.directory.name}".lstrip())
+    text = f"{read_text(marker) or ''}\n{part.directory.name}".lstrip()
+    write_atomic(marker, text, root=part.attempt.path)
 
 
 def publish(settings: Settings, state: SweepState, tracking_of: Callable[[int], Tracking | None]) -> Iterator[str]:

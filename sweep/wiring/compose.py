@@ -26,7 +26,7 @@ from sweep.config import torchtune as torchtune_recipe
 from sweep.config.overrides import GIVEN, hydra_error, keyed_section, section_of, split_overrides
 from sweep.config.resolvers import environment_stays
 from sweep.config.section_reader import read_section
-from sweep.config.sections import Objective, Recipe, Search, Trial, Wandb, WarmStart
+from sweep.config.sections import Objective, Recipe, RoomAccess, Search, Trial, Wandb, WarmStart
 from sweep.config.settings import Settings, read_evaluator, read_queue
 from sweep.config.space_grammar import merged, parse_space
 from sweep.errors import ConfigError
@@ -36,6 +36,8 @@ from sweep.queues.backend import Recording
 from sweep.resources import conf_dir, launch_queues_dir
 from sweep.search.build import build_pruner, build_sampler
 from sweep.tracking import runs
+from sweep.wiring.access import group_id
+from trainer.names import is_name
 
 
 @dataclass(frozen=True)
@@ -113,6 +115,7 @@ def freeze(cfg: DictConfig, name: str, config_dir: Path | None = None) -> Compos
         trial=trial,
         warm_start=read_section(WarmStart, section_of(cfg, "warm_start"), "warm_start"),
         wandb=read_section(Wandb, section_of(cfg, "wandb"), "wandb"),
+        room=read_section(RoomAccess, section_of(cfg, "room"), "room"),
         evaluate=jobs.freeze_evaluator(read_evaluator(_evaluate(cfg))),
         storage=cfg.get("storage"),
         controller=str(cfg.get("controller")),
@@ -129,7 +132,7 @@ def check_name(name: str) -> None:
     Raises:
         ConfigError: it says which characters are allowed.
     """
-    if not re.fullmatch(r"[\w-][\w.-]*", name):
+    if not is_name(name):
         raise ConfigError(
             f"name={name} is not allowed; it may have letters, digits, `.`, `_` and `-`, without a dot at its beginning"
         )
@@ -170,6 +173,7 @@ def check(settings: Settings) -> None:
         first = {p.key: _any_value(p.domain) for p in space if not p.when}
         torchtune_recipe.resolve(settings.torchtune, first, settings.derive)
     runs.check(settings)
+    group_id(settings.room.group)
     if settings.controller not in ("here", "launch"):
         raise ConfigError(f"controller={settings.controller} is not allowed; it must be here or launch")
     jobs.check(settings)

@@ -11,12 +11,15 @@ import os
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from sweep.config.settings import Settings, settings_from_json
-from sweep.errors import ConfigError, RetryLater
-from trainer.room import Room, held, hold, read_json, read_text, write_atomic
+from sweep.errors import ConfigError, GiveUp, RetryLater
+from trainer.names import is_name, name_or_empty
+from trainer.presence import RoomLostError, RoomPresence
+from trainer.room import Room, held, hold, read_json, read_text, write_atomic, write_lock
 
 DEFAULT_ROOMS = "sweeps"
 CHANGEABLE = ("search", "queue")
@@ -73,19 +76,29 @@ def _fetched(url: str, light: bool) -> Room:
     from sweep.store.remote import check_url, download
 
     url = url.rstrip("/")
-    room = Room((rooms_dir() / url.rpartition("/")[2]).resolve())
+    name = url.rpartition("/")[2]
+    if not is_name(name):
+        raise ConfigError(
+            f"{url!r} names no sweep: its last part may have letters, digits, `.`, `_` and `-`, without a dot at its "
+            "beginning; give the URL of a room"
+        )
+    room = Room((rooms_dir() / name).resolve())
     if controller_runs(room):  # the room here is newer than the store
         check_url(url, room)
         return room
     return download(url, room.root, light)
 
 
+def numbered_names(stem: str) -> Iterator[str]:
+    """`stem-1`, `stem-2`, … without the names that rooms have now. Only making the directory claims a name."""
+    for number in count(1):
+        if not (rooms_dir() / f"{stem}-{number}").exists():
+            yield f"{stem}-{number}"
+
+
 def free_name(stem: str) -> str:
-    """The first of `stem-1`, `stem-2`, … that no room has."""
-    number = 1
-    while (rooms_dir() / f"{stem}-{number}").exists():
-        number += 1
-    return f"{stem}-{number}"
+    """The first of `stem-1`, `stem-2`, … that no room has now."""
+    return next(numbered_names(stem))
 
 
 def load_settings(room: Room) -> Settings:
@@ -102,7 +115,7 @@ def load_settings(room: Room) -> Settings:
 
 def save_settings(room: Room, settings: Settings) -> None:
     """Freeze settings into a room."""
-    write_atomic(room.sweep, json.dumps(settings.to_json(), indent=1))
+    write_atomic(room.sweep, json.dumps(settings.to_json(), indent=1), root=room.root)
 
 
 def check_same_sweep(room: Room, settings: Settings) -> None:
@@ -111,7 +124,7 @@ def check_same_sweep(room: Room, settings: Settings) -> None:
     Raises:
         ConfigError: it names the first sections that differ.
     """
-    measured = {"trial_tokens": 0, "created": 0.0}
+    measured = {"trial_tokens": 0, "created": 0.0, "token": ""}
     old = {**load_settings(room).to_json(), **measured}
     new = {**json.loads(json.dumps(settings.to_json())), **measured}
     differing = [key for key in new if new[key] != old.get(key)]
@@ -189,13 +202,15 @@ def _changed(room: Room, overrides: Sequence[str]) -> Settings:
 
 def worker_of(room: Room, trial: int, attempt: int) -> str:
     """The name of the worker that an attempt was assigned to."""
-    return str((read_json(room.attempt(trial, attempt).spec) or {}).get("worker", ""))
+    spec = read_json(room.attempt(trial, attempt).spec)
+    return name_or_empty(spec.get("worker")) if isinstance(spec, dict) else ""
 
 
 def worker_log(room: Room, name: str) -> Path:
-    """The file with the output of a worker; its queue may have named one."""
+    """The file with the output of a worker; its queue may have named one, which must lie in the room."""
     job = read_json(room.worker(name).job)
-    return Path(job["log"]) if isinstance(job, dict) and "log" in job else room.worker(name).log
+    log = Path(os.path.normpath(str(job.get("log", "")))) if isinstance(job, dict) else Path()
+    return log if log.is_relative_to(room.root) else room.worker(name).log
 
 
 def journal_path(room: Room) -> Path:
@@ -206,6 +221,39 @@ def journal_path(room: Room) -> Path:
 def controller_lock(room: Room) -> Path:
     """The lock that the room's only controller holds."""
     return room.root / "controller.lock"
+
+
+def adopt_lock(room: Room, descriptor: int) -> IO[str]:
+    """The controller's lock of a room from the open file that the parent process has handed down.
+
+    Raises:
+        ConfigError: the open file is not this room's lock.
+    """
+    try:
+        os.set_inheritable(descriptor, False)
+        if not os.path.samestat(os.fstat(descriptor), controller_lock(room).stat()):
+            raise ConfigError(f"the open file {descriptor} is not the lock of {room.root}")
+        file = os.fdopen(descriptor, "a+")
+    except OSError as error:
+        raise ConfigError(f"there is no open file {descriptor} that is the lock of {room.root}") from error
+    write_lock(file, whereabouts())
+    return file
+
+
+def presence_check(room: Room, settings: Settings) -> Callable[[], None]:
+    """A check for the controller of a room, to be called before it acts.
+
+    It waits while the room is absent, and raises `GiveUp` if the room was deleted or is another sweep's.
+    """
+    presence = RoomPresence(room, settings.token)
+
+    def check() -> None:
+        try:
+            presence.check()
+        except RoomLostError as error:
+            raise GiveUp(str(error)) from None
+
+    return check
 
 
 def controller_runs(room: Room) -> bool:

@@ -17,9 +17,9 @@ from sweep.model.identifiers import AttemptId
 from sweep.model.states import Mode
 from sweep.tracking.stopped_runs import stopped_runs
 from sweep.wiring.backends import backend_of, on_gpu, open_channel, worker_count
-from sweep.wiring.rooms import journal_path, save_settings
+from sweep.wiring.rooms import journal_path, presence_check, save_settings
 from sweep.wiring.specifications import spec_factory
-from trainer.room import Room
+from trainer.room import Room, make_directory
 
 if TYPE_CHECKING:
     from optuna.storages import BaseStorage
@@ -71,7 +71,7 @@ def study_config(settings: Settings) -> StudyConfig:
 
 
 def open_study(room: Room, settings: Settings, new: bool = False) -> OptunaStudy:
-    """The study of a room, for its only controller.
+    """The study of a room, for its only controller, which holds the room's lock.
 
     Args:
         new: the room is being created.
@@ -87,9 +87,7 @@ def open_study(room: Room, settings: Settings, new: bool = False) -> OptunaStudy
     if settings.storage is not None:
         with opening(settings.storage, config.name):
             return OptunaStudy(config, settings.storage, exists=not new)
-    room.root.mkdir(parents=True, exist_ok=True)
-    # a journal in a room that is being created was left by a process that died while it created the same room
-    return OptunaStudy(config, journal_storage(journal_path(room)), exists=None if new else True)
+    return OptunaStudy(config, journal_storage(journal_path(room)), exists=not new)
 
 
 def reading_storage(room: Room, settings: Settings) -> BaseStorage | str:
@@ -131,6 +129,7 @@ def make_controller(
         created=0.0 if settings.queue.simulated else settings.created,
         poll_seconds=settings.queue.poll_seconds,
         ledger=RoomLedger(room),
+        check=presence_check(room, settings),
     )
 
 
@@ -160,6 +159,7 @@ def with_evaluations(
     queue = backend_of(inner).open(inner_room, inner, None if waits else prefork)
     evaluation_mode = EvaluationMode(main.mode)
     if not inner_room.sweep.exists():
+        make_directory(inner_room.root, room.root)
         save_settings(inner_room, inner)
     with _inner_channel(main.ports.channel, inner_room, queue) as channel:
         judges = EvaluationStudy(inner_room, study.winners)
@@ -173,6 +173,7 @@ def with_evaluations(
             mode=evaluation_mode,
             created=settings.created,
             poll_seconds=main.poll_seconds,
+            check=main.check,
         )
         yield CombinedController(main, controller, evaluation_mode, waits)
 

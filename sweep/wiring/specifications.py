@@ -74,4 +74,5 @@ def trial_spec(
         components=tuple(settings.recipe.components),
         adapter_every=1 if tracking and settings.wandb.artifacts == "milestones" else 0,
         tracking=tracking,
+        token=settings.token,
     )

@@ -80,6 +80,7 @@ def reports_of(summary: Mapping[str, Any]) -> list[str]:
 
 @pytest.fixture
 def scene(tmp_path: Path) -> Scene:
+    (tmp_path / "room").mkdir()
     made = Scene(Room(tmp_path / "room"), FakeLaunchApi(tmp_path / "wandb"))
     made.channel.assign(SPEC)
     made.job()

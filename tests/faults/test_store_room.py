@@ -33,6 +33,7 @@ from sweep.wiring.specifications import trial_spec
 from tests.helpers.fakes import FarDispatcher
 from tests.helpers.kill_points import STEP_SECONDS, Quiet, check_ledger, check_sweep, make_room, wait_for_workers
 from tests.helpers.stores import Faulty, faulty, s3_server
+from trainer.identity import process_id
 from trainer.room import Room, held, hold, read_text
 
 TRIALS = 8
@@ -202,9 +203,9 @@ def kill_workers(far: Far, times: int) -> None:
             files = far.room.worker(name)
             if not (files.beat.exists() and files.assignments()):
                 continue
-            pid = (read_text(queue.worker(name).lock) or "").strip()
-            if pid.isdigit() and held(queue.worker(name).lock):
-                os.kill(int(pid), signal.SIGKILL)
+            pid = process_id(read_text(queue.worker(name).lock) or "")
+            if pid is not None and held(queue.worker(name).lock):
+                os.kill(pid, signal.SIGKILL)
                 times -= 1
                 break
 

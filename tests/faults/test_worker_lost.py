@@ -38,7 +38,7 @@ def kill_workers_of_running_trials(room: Room, times: int) -> None:
             files = room.worker(name)
             begun = any(room.attempt(*attempt).reports.exists() for attempt in files.assignments())
             if begun and held(files.lock):
-                os.kill(int((read_text(files.lock) or "").strip()), signal.SIGKILL)
+                os.kill(int((read_text(files.lock) or "").split()[0]), signal.SIGKILL)
                 killed += 1
                 break
 

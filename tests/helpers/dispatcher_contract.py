@@ -70,7 +70,7 @@ class Hands:
         write_atomic(self.room.worker(name).drain, "")
 
     def kill(self, name: str) -> None:
-        os.kill(int((read_text(self.room.worker(name).lock) or "").strip()), signal.SIGKILL)
+        os.kill(int((read_text(self.room.worker(name).lock) or "").split()[0]), signal.SIGKILL)
 
     def identity(self, name: str) -> object:
         """Tells a worker from another of the same name."""

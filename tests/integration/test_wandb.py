@@ -148,7 +148,7 @@ def preempt_one(room: Room, log: Path, env: dict[str, str]) -> subprocess.Popen[
     words = ("wandb=online", *SHORT, "recipe.overrides.epochs=4", "search.trials=1", "queue.workers=1")
     process = run_sweep("preempted", words, log, env)
     until(lambda: len((read_text(room.attempt(0, 1).reports) or "").splitlines()) >= 2, process)
-    os.kill(int((read_text(room.worker("w0001").lock) or "").strip()), signal.SIGTERM)
+    os.kill(int((read_text(room.worker("w0001").lock) or "").split()[0]), signal.SIGTERM)
     return process
 
 

@@ -49,7 +49,20 @@ SHARED = {
     "trainer.components",
     "trainer.environment",
     "trainer.exit_guard",
+    "trainer.names",
+    "trainer.presence",
+    "trainer.identity",
 }
+# What needs no other package than Python's own.
+STANDARD = {
+    "trainer",
+    "trainer.contract",
+    "trainer.files",
+    "trainer.json_values",
+    "trainer.room",
+    "trainer.environment",
+}
+STANDARD |= {"trainer.names", "trainer.presence", "trainer.identity"}
 FURTHER = {
     "sweep.queues.slurm.submit": {"trainer.entry.slurm_job"},  # a job is pickled by its name
     "sweep.store": {"trainer.store.objects", "trainer.store.layout"},
@@ -201,12 +214,10 @@ def test_the_stores_need_the_standard_library_and_fsspec_only() -> None:
         assert GRAPH.outside(module) <= sys.stdlib_module_names | {"fsspec"}
 
 
-@pytest.mark.parametrize(
-    "module", ["trainer", "trainer.contract", "trainer.files", "trainer.json_values", "trainer.room"]
-)
+@pytest.mark.parametrize("module", sorted(STANDARD))
 def test_what_the_controller_shares_needs_the_standard_library_only(module: str) -> None:
     assert GRAPH.outside(module) <= sys.stdlib_module_names
-    assert GRAPH.own(module) <= {"trainer", "trainer.contract", "trainer.files", "trainer.json_values", "trainer.room"}
+    assert GRAPH.own(module) <= STANDARD
 
 
 HEAVY = {"torch", "torchtune", "wandb", "optuna", "hydra", "omegaconf", "rich", "plotly", "numpy", "scipy", "yaml"}

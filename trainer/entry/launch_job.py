@@ -32,7 +32,9 @@ from trainer import logs
 from trainer.contract import DROPPED_ENV, JOB_KEY, Tracking, TrialSpec, decode, encode
 from trainer.entry.slurm_job import serve
 from trainer.exit_guard import limit_exit
-from trainer.room import UNWANTED, Room, WorkerDir, read_text, write_atomic
+from trainer.names import name_or_empty
+from trainer.presence import RoomPresence, write_token
+from trainer.room import UNWANTED, Room, WorkerDir, make_directory, read_text, write_atomic
 
 _log = logging.getLogger("trainer.entry.launch_job")  # also when it runs as `__main__`
 
@@ -60,6 +62,7 @@ class JobSpec:
         init: arguments of `wandb.init` for that run; the trials' runs have the same entity and project.
         more: whether it may get further trials.
         controller: the room that this job controls, if it is a controller and no worker.
+        token: of the sweep's creation; empty: a sweep of an old version.
     """
 
     worker: str = ""
@@ -71,6 +74,7 @@ class JobSpec:
     init: Mapping[str, Any] = field(default_factory=dict)
     more: bool = False
     controller: str = ""
+    token: str = ""
 
 
 def main(environ: Mapping[str, str] = os.environ) -> int:
@@ -86,7 +90,8 @@ def main(environ: Mapping[str, str] = os.environ) -> int:
         with _room(job) as room:
             if claim(room.worker(job.worker)) and not _already_served(job):
                 with _own_run(job), _follow_inbox(job, room):
-                    serve(str(room.root), job.worker, job.options)
+                    token = {"token": job.token} if job.token else {}
+                    serve(str(room.root), job.worker, {**job.options, **token})
             else:
                 _log.info("worker %s has been served already, or no controller waits for it any more", job.worker)
     except JobError as error:
@@ -110,7 +115,7 @@ def read_job(environ: Mapping[str, str]) -> JobSpec:
     try:
         raw = json.loads(text)[JOB_KEY]
         job = JobSpec(**{**raw, "specs": tuple(raw.get("specs", ()))})
-        if not job.worker and not job.controller:
+        if not name_or_empty(job.worker) and not job.controller:
             raise KeyError("worker")
         return job
     except (ValueError, KeyError, TypeError) as error:
@@ -127,7 +132,7 @@ def claim(worker: WorkerDir) -> bool:
     """
     if read_text(worker.drain) == UNWANTED or worker.exit.exists() or worker.beat.exists():
         return False
-    worker.path.mkdir(parents=True, exist_ok=True)
+    make_directory(worker.path, worker.path.parent.parent)
     try:
         (worker.path / "claim").open("x").close()
     except FileExistsError:
@@ -140,6 +145,7 @@ def _control(job: JobSpec) -> int:
     os.environ.update(job.options.get("env", {}))
     logs.configure()
     command = [sys.executable, "-m", "sweep.cli", "resume", job.controller, "--in-job"]
+    command += ["--token", job.token] if job.token else []
     with _own_run(job) as stopped:
         with subprocess.Popen(command) as process:
             for number in (signal.SIGTERM, signal.SIGINT):
@@ -172,6 +178,7 @@ def _room(job: JobSpec) -> Iterator[Room]:
     if job.channel == "wandb":
         with tempfile.TemporaryDirectory(prefix="sweep-") as directory:
             room = Room(Path(directory))
+            write_token(room, job.token)
             write_assignments(room, job.worker, job.specs)
             yield room
     elif "://" in job.room:
@@ -179,7 +186,7 @@ def _room(job: JobSpec) -> Iterator[Room]:
 
         with (
             tempfile.TemporaryDirectory(prefix="sweep-") as directory,
-            synced_room(job.room, Path(directory), job.worker) as room,
+            synced_room(job.room, Path(directory), job.worker, token=job.token) as room,
         ):
             yield room
     else:
@@ -189,6 +196,8 @@ def _room(job: JobSpec) -> Iterator[Room]:
                 f"the room {job.room} does not exist on this machine; mount it here, or set queue.room to a path or "
                 "URL that jobs see, or queue.channel=wandb"
             )
+        if job.token:
+            RoomPresence(room, job.token).check()
         yield room
 
 
@@ -201,7 +210,7 @@ def write_assignments(room: Room, worker: str, specs: Iterator[Any] | tuple[Any,
             continue
         if spec.attempt > 1 and spec.tracking is not None:
             _fetch_checkpoint(room, spec, spec.tracking)
-        write_atomic(files.spec, encode(spec))
+        write_atomic(files.spec, encode(spec), root=room.root)
         room.worker(worker).assign(spec.trial, spec.attempt)
 
 

@@ -85,14 +85,24 @@ def _become_worker(request: dict[str, Any], files: list[int]) -> None:
         import torch
 
         from trainer import logs
+        from trainer.presence import room_token
         from trainer.room import Room
         from trainer.worker import Worker, run_worker
 
         logs.configure()
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
         room = Room(Path(request["room"]))
-        serving = Worker(room, request["worker"], request["trials"], request["idle_seconds"], slots=request["slots"])
+        serving = Worker(
+            room,
+            request["worker"],
+            request["trials"],
+            request["idle_seconds"],
+            slots=request["slots"],
+            token=request.get("token") or room_token(room),
+        )
         code = run_worker(room, serving, lock_held=True)
+    except SystemExit as error:  # a sentence, such as that the room was deleted
+        print(error, file=sys.stderr)
     except BaseException:
         import traceback
 

@@ -23,7 +23,9 @@ from typing import Any
 from trainer import PROCESS_ENV, logs
 from trainer.contract import DROPPED_ENV
 from trainer.exit_guard import limit_exit
-from trainer.room import Room, held, write_atomic
+from trainer.identity import own_identity
+from trainer.presence import RoomLostError, RoomPresence, room_token
+from trainer.room import Room, held, make_directory, write_atomic
 
 _log = logging.getLogger(__name__)
 
@@ -45,8 +47,11 @@ def serve(room: str, worker: str, options: Mapping[str, Any]) -> None:
     """Serve a room as a worker until it is drained, asked to end, or near the job's time limit.
 
     Args:
-        options: `trials`, `idle_seconds` and `slots` (see `trainer.worker.Worker`); `seconds`: how long the worker may
-            run; `gpu`: whether it needs a CUDA device; `env`: environment variables to set.
+        options: `trials`, `idle_seconds`, `slots` and `token` (see `trainer.worker.Worker`); `seconds`: how long the
+            worker may run; `gpu`: whether it needs a CUDA device; `env`: environment variables to set.
+
+    Raises:
+        RoomLostError: the room was deleted, or is another sweep's; nothing was written then.
     """
     run_job(room, worker, options, _train)
 
@@ -66,6 +71,9 @@ def run_job(room: str, worker: str, options: Mapping[str, Any], work: Work) -> N
     logs.configure()
     restarts = int(os.environ.get("SLURM_RESTART_COUNT") or 0)
     name = f"{worker}r{restarts}" if restarts else worker
+    options = {"token": room_token(Room(Path(room))), **options}  # old versions submit without a token
+    presence = RoomPresence(Room(Path(room)), options["token"])
+    presence.check()
     files = Room(Path(room)).worker(name)
     node = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
     _log.info("worker %s starts on %s", name, node)
@@ -74,6 +82,8 @@ def run_job(room: str, worker: str, options: Mapping[str, Any], work: Work) -> N
         reason, signalled = work(Room(Path(room)), name, options, began + options["seconds"])
         end |= {"reason": reason, "signalled": signalled, "failed": False}
         _log.info("worker %s ends: %s", name, reason)
+    except RoomLostError:
+        raise
     except SystemExit as error:
         end |= {"reason": str(error), "signalled": True, "failed": False}
         raise
@@ -82,7 +92,8 @@ def run_job(room: str, worker: str, options: Mapping[str, Any], work: Work) -> N
         raise
     finally:
         with suppress(OSError):  # on a full disk, SLURM still knows that the job ended
-            write_atomic(files.exit, json.dumps(end))
+            if not presence.problem() and not presence.absent:
+                write_atomic(files.exit, json.dumps(end), root=Path(room))
 
 
 def check(directory: str, env: Mapping[str, str]) -> None:
@@ -125,8 +136,10 @@ def _train(room: Room, name: str, options: Mapping[str, Any], ends_at: float) ->
     if options["gpu"] and not torch.cuda.is_available():
         raise NoGpuError("torch sees no CUDA device")
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-    worker = Worker(room, name, options["trials"], options["idle_seconds"], ends_at, options["slots"])
-    room.worker(name).lock.write_text(f"{os.getpid()}\n")
+    worker = Worker(room, name, options["trials"], options["idle_seconds"], ends_at, options["slots"], options["token"])
+    worker.check_room()
+    make_directory(room.worker(name).path, room.root)
+    room.worker(name).lock.write_text(f"{own_identity()}\n")
     return worker.run(), worker.signalled
 
 

@@ -1,21 +1,25 @@
 """Runs a user's program on a finished adapter, and reads its scores.
 
 Invariants: no shell is used. Only known placeholders are replaced; other braces stay. The program's output is kept in a
-file. The program ends with the worker, with a stop, or when its time is over.
+file. The program and all processes of its group end with the worker, with a stop, or when its time is over.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
+import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from trainer.contract import DROPPED_ENV, StopCause, StopSignal
+from trainer.evaluation import supervisor
 
 POLL_SECONDS = 0.1
 END_SECONDS = 10.0  # from SIGTERM to SIGKILL
@@ -51,15 +55,24 @@ def run_program(command: Sequence[str], log: Path, seconds: float | None, should
         seconds: after which it is ended; None: no limit.
 
     Raises:
-        FileNotFoundError: there is no such program.
+        FileNotFoundError, PermissionError: there is no such program, or it may not be executed.
         EvaluationError: it failed, or took too long.
         StoppedError: it was asked to stop.
     """
+    _check_program(command[0])
+    guarded = [sys.executable, "-I", "-S", supervisor.__file__, str(os.getpid()), str(END_SECONDS), *command]
     env = {key: value for key, value in os.environ.items() if key not in DROPPED_ENV}
     deadline = math.inf if seconds is None else time.monotonic() + seconds
     with (
         log.open("wb") as output,
-        subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, env=env) as child,
+        subprocess.Popen(
+            guarded,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=env,
+            start_new_session=True,  # so that it outlives a kill of the worker's group, and ends the program
+        ) as child,
     ):
         try:
             while child.poll() is None:
@@ -130,6 +143,15 @@ def table_scores(text: str) -> dict[str, float]:
     return scores
 
 
+def _check_program(name: str) -> None:
+    """Raise what starting a program would raise if it cannot be executed."""
+    if shutil.which(name) is not None:
+        return
+    if Path(name).exists():
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), name)
+    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
+
+
 def _number(text: str) -> float | None:
     try:
         return float(text)
@@ -142,6 +164,6 @@ def _end(child: subprocess.Popen[bytes]) -> None:
         return
     child.terminate()
     try:
-        child.wait(END_SECONDS)
+        child.wait(2 * END_SECONDS)
     except subprocess.TimeoutExpired:
         child.kill()

@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from trainer.names import is_key
 from trainer.room import hold, write_atomic
 from trainer.store.object_store import StoreError, StoreRefusedError
 
@@ -184,7 +185,10 @@ class DirectoryStore(FsspecStore):
 
     def put_if(self, key: str, data: bytes, expected: bytes | None) -> bool:
         path = Path(self._path(key))
-        with self._store_errors("write", key), hold(path.with_name(f".{path.name}.lock"), "") as mine:
+        lock = path.with_name(f".{path.name}.lock")
+        with self._store_errors("write", key):
+            lock.parent.mkdir(parents=True, exist_ok=True)
+        with self._store_errors("write", key), hold(lock, "") as mine:
             if not mine or self.get([key]).get(key) != expected:
                 return False
             self.put(key, data)
@@ -240,7 +244,7 @@ def _begins(key: str, prefix: str, begins: str) -> bool:
 
 def _is_proper(key: str) -> bool:
     """Whether a key may become a path below a directory: it has no hidden name and none that leads out of it."""
-    return all(part and not part.startswith(".") and "\\" not in part for part in key.split("/"))
+    return is_key(key)
 
 
 def _is_refusal(error: BaseException) -> bool:

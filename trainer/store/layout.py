@@ -11,11 +11,13 @@ chunks but the last are full, and a full chunk never changes. Standard library o
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
+from trainer.names import is_key, is_name
 from trainer.room import AttemptDir
 from trainer.store.objects import ObjectStore
 
@@ -30,6 +32,11 @@ CONTROLLER_TRIAL_FILES = {"asked", "told.json"}
 # Neither side uploads these: a lock holds on one machine only, and `fenced.pt` is copied within the store.
 NEVER_UPLOADED = {"lock", "claim", "scratch", "fenced.pt", LEASE, CONTROL}
 NEVER_UPLOADED |= {"controller.lock", "controller.log", "ledger"}
+
+
+# A room within the room.
+EVALUATIONS = "evaluations"
+_NUMBER = re.compile(r"[0-9]+")
 
 
 class Owner(StrEnum):
@@ -55,6 +62,24 @@ def owner(key: str) -> Owner | None:
     if name in NEVER_UPLOADED or any(part.startswith(".") for part in parts) or name.endswith(".lock"):
         return None
     return Owner.CONTROLLER if name in controllers else Owner.WORKER
+
+
+def is_room_file(key: str) -> bool:
+    """Whether a room, or the room of its evaluations, has a file of this key that may be downloaded.
+
+    A store may hold any keys; only those that pass here become paths.
+    """
+    if not is_key(key):
+        return False
+    parts = key.removeprefix(f"{EVALUATIONS}/").split("/")
+    if len(parts) == 1:
+        return parts[0] == CONTROL or (parts[0] != EVALUATIONS and owner(parts[0]) is not None)
+    known = owner("/".join(parts)) is not None
+    if parts[0] == "trials" and len(parts) > 3:
+        return all(map(_NUMBER.fullmatch, parts[1:3])) and (known or parts[3:] == ["fenced.pt"])
+    if parts[0] == "trials":
+        return len(parts) == 3 and parts[2] in CONTROLLER_TRIAL_FILES and bool(_NUMBER.fullmatch(parts[1]))
+    return parts[0] == "workers" and len(parts) > 2 and is_name(parts[1]) and known
 
 
 def is_appended(key: str) -> bool:

@@ -8,25 +8,30 @@ and uploads reports. One uploads what is large: steps, checkpoints and adapters.
 the store is unreachable, the worker keeps training, and its files are uploaded later.
 
 Invariants: one process serves a worker's name, ever. A second process that takes the name finds a `claim` in its
-directory, and copies nothing. An assignment appears in the local room only after its specification and the checkpoint
-from which it resumes. When the block ends, all outcomes have been uploaded, or it raises.
+directory, and copies nothing. If the prefix in the store was deleted, or is another sweep's by now, the worker learns
+of it as in a room on a disk (`trainer.presence`), and nothing more is put. An assignment appears in the local room only
+after its specification and the checkpoint from which it resumes. When the block ends, all outcomes have been uploaded,
+or it raises.
 """
 
 from __future__ import annotations
 
+import json
 import logging
+import re
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from trainer.contract import Outcome, OutcomeKind, StopCause, encode
+from trainer.presence import RoomLostError, token_of, write_token
 from trainer.room import AttemptDir, Room, WorkerDir, write_atomic
 from trainer.store.attempt_sync import AttemptSync, key_of
-from trainer.store.layout import AppendedFile, Owner, owner
+from trainer.store.layout import AppendedFile, Owner, is_room_file, owner
 from trainer.store.objects import ObjectStore, StoreError, open_store, retry
 
 _log = logging.getLogger(__name__)
@@ -34,6 +39,10 @@ _log = logging.getLogger(__name__)
 MAX_PAUSE_SECONDS = 15.0
 # How many earlier attempts' checkpoints are downloaded: the second one serves if the first is unreadable.
 CHECKPOINTS = 2
+SWEEP = "sweep.json"
+# The token that the local copy gets if the room in the store is no longer the worker's.
+LOST = "another sweep's"
+_INBOX_ENTRY = re.compile(r"(?:.*/)?inbox/([0-9]+)-([0-9]+)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,22 +71,25 @@ class IncompleteUploadError(Exception):
 
 
 @contextmanager
-def synced_room(url: str, local: Path, worker: str, pace: Pace | None = None) -> Iterator[Room]:
+def synced_room(url: str, local: Path, worker: str, pace: Pace | None = None, token: str = "") -> Iterator[Room]:
     """A local copy of the room at this URL for one worker, kept up to date while the block runs.
 
     If another process has served this name, the copy holds `workers/<worker>/claim` and nothing else.
 
     Args:
         local: an empty directory that no other worker uses.
+        token: of the sweep that the worker was started for; empty: a sweep of an old version.
 
     Raises:
+        RoomLostError: the room was deleted, or is another sweep's.
         StoreRefusedError: the store refuses, or its client is not installed.
         IncompleteUploadError: the store was unreachable at the end.
     """
-    sync = WorkerSync(open_store(url), Room(local), worker, pace or Pace())
+    sync = WorkerSync(open_store(url), Room(local), worker, pace or Pace(), token)
     if not sync.claim():
         yield sync.room
         return
+    write_token(sync.room, token)
     with suppress(StoreError):
         sync.pull()  # a worker that no controller waits for any more finds its drain at once
     sync.start()
@@ -99,6 +111,10 @@ class WorkerSync:
     room: Room
     worker: str
     pace: Pace = field(default_factory=Pace)
+    token: str = ""
+    _claim: bytes = b""
+    _claim_tag: str = ""
+    _lost: bool = False
     _pulled: dict[tuple[int, int], str] = field(default_factory=dict)
     _running: dict[tuple[int, int], AttemptSync] = field(default_factory=dict)
     _ended: list[AttemptSync] = field(default_factory=list)
@@ -124,12 +140,18 @@ class WorkerSync:
 
         Raises:
             StoreError: the store refuses, or was unreachable for `pace.last` seconds.
+            RoomLostError: the room was deleted, or is another sweep's.
         """
         won: list[bool] = []
-        mine = uuid.uuid4().hex.encode()
-        key = f"workers/{self.worker}/claim"
+        mine, key = uuid.uuid4().hex.encode(), self._claim_key
+        self._claim = mine
 
         def ask() -> None:
+            if self.token and self._is_other_sweep(self.store.get([SWEEP]).get(SWEEP)):
+                raise RoomLostError(
+                    f"the room of the worker {self.worker} in the store was deleted, or is another sweep's now; this "
+                    "process ends and writes nothing"
+                )
             won.append(self.store.put_if(key, mine, None) or self.store.get([key]).get(key) == mine)
 
         if error := retry(ask, self.pace.last):
@@ -168,11 +190,17 @@ class WorkerSync:
 
     def put_beat(self) -> None:
         """Upload the beat, which changes only while the worker's process lives."""
-        self._put_small("beat")
+        if not self._lost:
+            self._put_small("beat")
 
     def sync_small(self) -> None:
         """Upload new reports and the worker's small files; every `pace.poll` seconds, download what is new."""
         now = time.monotonic()
+        if now - self._polled >= self.pace.poll:  # first, as it says whether the room is still the worker's
+            self._polled = now
+            self.pull()
+        if self._lost:
+            return
         self._put_small("slots")
         if not self._small.get("beat"):
             self._put_small("beat")  # the first beat means ready, and must not wait for the beat's own pace
@@ -180,13 +208,12 @@ class WorkerSync:
             if now - attempt.reported >= self.pace.report:
                 attempt.reported = now
                 attempt.put_reports(self.store)
-        if now - self._polled >= self.pace.poll:
-            self._polled = now
-            self.pull()
 
     def pull(self) -> None:
         """Download what the controller has written for this worker."""
         listing = self.store.list(f"workers/{self.worker}")
+        if self._is_lost(listing):
+            return
         drain = f"workers/{self.worker}/drain"
         if drain in listing and not self.dir.drain.exists():
             write_atomic(self.dir.drain, self.store.get([drain]).get(drain, b""), durable=False)
@@ -204,7 +231,7 @@ class WorkerSync:
         """Download an assignment with all that it needs; False if its specification is not in the store yet."""
         attempt = self.room.attempt(trial, number)
         listing = self.store.list(f"trials/{trial:05d}")
-        small = [key for key in listing if owner(key) is Owner.CONTROLLER]
+        small = [key for key in listing if is_room_file(key) and owner(key) is Owner.CONTROLLER]
         contents = self.store.get(small)
         if key_of(self.room, attempt.spec) not in contents:
             return False
@@ -231,6 +258,37 @@ class WorkerSync:
         for key, data in self.store.get(paths).items():
             write_atomic(paths[key], data, durable=False)
 
+    @property
+    def _claim_key(self) -> str:
+        return f"workers/{self.worker}/claim"
+
+    def _is_lost(self, listing: Mapping[str, str]) -> bool:
+        """Whether the room in the store is no longer the worker's, from a listing of the worker's directory.
+
+        The worker's claim is there as long as nobody deletes the room. If it is not, `sweep.json` is asked.
+        """
+        tag = listing.get(self._claim_key, "")
+        if self._lost or not self._claim or (tag and tag == self._claim_tag):
+            return self._lost
+        contents = self.store.get([self._claim_key, SWEEP])
+        claimed_by_other = contents.get(self._claim_key, self._claim) != self._claim
+        deleted = not contents and bool(self._claim_tag)
+        says_sweep = SWEEP in contents or self.token
+        if claimed_by_other or deleted or (says_sweep and self._is_other_sweep(contents.get(SWEEP))):
+            _log.error("the room of the worker %s in the store was deleted, or is another sweep's now", self.worker)
+            self._lost = True
+            write_token(self.room, LOST)
+        elif tag:
+            self._claim_tag = tag
+        return self._lost
+
+    def _is_other_sweep(self, raw: bytes | None) -> bool:
+        """Whether this content of `sweep.json` is another sweep's; also if there is none."""
+        try:
+            return raw is None or token_of(json.loads(raw)) != self.token
+        except ValueError:  # it is damaged, and proves nothing
+            return False
+
     def _put_small(self, name: str) -> None:
         with suppress(FileNotFoundError):
             data = (self.dir.path / name).read_bytes()
@@ -243,8 +301,12 @@ class WorkerSync:
     def put_bulk(self) -> None:
         """Upload everything of ended attempts, and, every `pace.bulk` seconds, the steps and checkpoints of others."""
         now = time.monotonic()
+        if self._lost:
+            return
         for task, attempt in list(self._running.items()):
             if attempt.files.outcome.exists():
+                if self._is_lost(self.store.list(f"workers/{self.worker}")):
+                    return
                 attempt.put_ended(self.store)
                 self._ended.append(attempt)
                 del self._running[task]
@@ -274,7 +336,11 @@ class WorkerSync:
                 delay = min(max(2 * delay, 0.5), MAX_PAUSE_SECONDS)
 
     def _last_pass(self) -> None:
+        if self._lost:
+            return
         self._return_late_assignments()
+        if self._lost:
+            return
         for attempt in self._running.values():
             attempt.bulked = attempt.reported = float("-inf")
         self._logged, self._polled = float("-inf"), time.monotonic()
@@ -286,6 +352,8 @@ class WorkerSync:
     def _return_late_assignments(self) -> None:
         """Write an outcome for assignments that came too late to begin, so that none of them counts as lost."""
         self.pull()
+        if self._lost:
+            return
         late = Outcome(OutcomeKind.STOPPED, "its worker ended before the trial could start", cause=StopCause.PREEMPTED)
         for task in self.dir.assignments():
             attempt = self.room.attempt(*task)
@@ -295,8 +363,5 @@ class WorkerSync:
 
 def _task(key: str) -> tuple[int, int] | None:
     """Trial and attempt of the key of an inbox entry; None for any other key."""
-    folder, _, name = key.rpartition("/")
-    trial, _, number = name.partition("-")
-    if not folder.endswith("/inbox") or not trial.isdigit() or not number.isdigit():
-        return None
-    return int(trial), int(number)
+    match = _INBOX_ENTRY.fullmatch(key)
+    return (int(match[1]), int(match[2])) if match else None

@@ -147,7 +147,7 @@ class WandbChannel:
         if run is not None and run.sweep.get("worker") == name and not (run.ended and known):
             beat = run.heartbeat or str(len(json.dumps(run.summary, default=str)))
             if read_text(self.room.worker(name).beat) != beat:
-                write_atomic(self.room.worker(name).beat, beat, durable=False)
+                write_atomic(self.room.worker(name).beat, beat, durable=False, root=self.room.root)
 
     def _take(self, spec: TrialSpec, run: ObservedRun) -> None:
         files = self.room.attempt(spec.trial, spec.attempt)
@@ -163,13 +163,13 @@ class WandbChannel:
             return
         if outcome.kind is OutcomeKind.COMPLETED and spec.evaluate is None:
             outcome = self._fetch(spec, files, outcome)
-        write_atomic(files.outcome, encode(outcome))
+        write_atomic(files.outcome, encode(outcome), root=self.room.root)
 
     def _take_reports(self, files: AttemptDir, reports: Sequence[str]) -> None:
         """Replace the file by all reports that there are, so that no line is torn and none is there twice."""
         have = read_text(files.reports)
         if have is None or have.count("\n") < len(reports):
-            write_atomic(files.reports, "".join(f"{line}\n" for line in reports), durable=False)
+            write_atomic(files.reports, "".join(f"{line}\n" for line in reports), durable=False, root=files.path)
 
     def _stop_again(self, files: AttemptDir, run: ObservedRun) -> None:
         """Ask again: the attempt was stopped before it had a run that could be asked."""
@@ -205,7 +205,7 @@ class WandbChannel:
         except GiveUp as error:
             lost = f"its adapter is in W&B and could not be fetched: {error}"
             return replace(outcome, adapter=None, reason="; ".join(filter(None, [outcome.reason, lost])))
-        write_atomic(files.steps, "".join(f"{row}\n" for row in rows))
+        write_atomic(files.steps, "".join(f"{row}\n" for row in rows), root=files.path)
         return outcome
 
     def _miss(self, run_id: str, spec: TrialSpec) -> None:
@@ -215,7 +215,7 @@ class WandbChannel:
             self.runs.expect(run_id)
         if self.runs.deleted(run_id):
             outcome = Outcome(OutcomeKind.STOPPED, "its run was deleted in W&B", cause=StopCause.CANCELLED)
-            write_atomic(files.outcome, encode(outcome))
+            write_atomic(files.outcome, encode(outcome), root=self.room.root)
 
     def _spec(self, trial: int, attempt: int) -> TrialSpec | None:
         text = read_text(self.room.attempt(trial, attempt).spec)

@@ -212,7 +212,7 @@ class LaunchDispatcher:
     def _abandon(self, record: LaunchJobRecord) -> None:
         """Tell a job that may still start that nobody waits for it. If no file reaches the job, no attempt resumes its
         runs any more."""
-        write_atomic(self._records.directory(record).drain, UNWANTED)
+        write_atomic(self._records.directory(record).drain, UNWANTED, root=self.room.root)
         if self.queue.reports_over_wandb and not self._records.ready(record):
             tracked = [spec.tracking.run for spec in self._records.specs(record.worker) if spec.tracking is not None]
             for run in dict.fromkeys([record.run, *tracked]):

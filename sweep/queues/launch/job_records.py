@@ -60,7 +60,7 @@ class LaunchJobRecords:
     def write(self, record: LaunchJobRecord) -> None:
         """Write a record that was made or changed."""
         self.by_worker[record.worker] = record
-        write_atomic(self.directory(record).job, json.dumps({"queue": "launch", **asdict(record)}))
+        write_atomic(self.directory(record).job, json.dumps({"queue": "launch", **asdict(record)}), root=self.room.root)
 
     def directory(self, record: LaunchJobRecord) -> WorkerDir:
         """The directory of a record's worker."""

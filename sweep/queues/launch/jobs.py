@@ -63,6 +63,7 @@ def payload(settings: Settings, room: Room, worker: str, specs: Sequence[TrialSp
         "run": worker_run_id(settings, worker) if own_run else "",
         "init": _init(settings, worker),
         "more": own_run and queue.trials_per_worker != len(specs),
+        "token": settings.token,
     }
     return {JOB_KEY: job}
 

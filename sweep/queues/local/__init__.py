@@ -75,6 +75,7 @@ class LocalBackend(Backend):
             slots=queue.worker_slots,
             env=queue.worker_env,
             prefork=prefork,
+            token=settings.token,
         )
 
 

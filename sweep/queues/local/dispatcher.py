@@ -2,16 +2,16 @@
 
 Invariants: a worker outlives its controller. The controller takes the worker's lock before it starts the worker, which
 inherits the lock and holds it until its end, however it ends. So the lock tells whether a worker lives: a restarted
-controller cannot start it twice, and no process id is compared that another process may have by now.
+controller cannot start it twice. The text of the lock says which process of which machine the worker is, and no other
+process is ever signalled (`trainer.identity`).
 """
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import json
+import logging
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -23,7 +23,10 @@ from sweep.errors import RetryLater
 from sweep.model.facts import Job
 from sweep.model.states import JobState
 from sweep.processes import PreforkServer, clean_env
+from trainer.identity import kill_group
 from trainer.room import Room, held, read_json, read_text, write_atomic
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -36,6 +39,7 @@ class LocalDispatcher:
         trials: attempts after which a worker ends; 0: no limit.
         slots: attempts side by side in a worker; 0: the worker chooses the number by measuring.
         prefork: the server that forks workers in milliseconds; None: each worker imports torch by itself.
+        token: of the sweep, with which the workers are started.
     """
 
     room: Room
@@ -46,6 +50,8 @@ class LocalDispatcher:
     slots: int = 1
     env: Mapping[str, str] = field(default_factory=dict)
     prefork: PreforkServer | None = None
+    token: str = ""
+    _foreign: set[str] = field(default_factory=set)
     _gone: dict[str, int] = field(default_factory=dict)
     _children: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
@@ -67,10 +73,13 @@ class LocalDispatcher:
 
     def cancel(self, workers: Sequence[str]) -> None:
         for name in workers:
-            files = self.room.worker(name)
-            pid = (read_text(files.lock) or "").strip()
-            if held(files.lock) and pid.isdigit():
-                _kill(int(pid))
+            lock = self.room.worker(name).lock
+            if not held(lock):
+                continue
+            text = (read_text(lock) or "").strip()
+            if text and not kill_group(text, lock) and name not in self._foreign:
+                self._foreign.add(name)
+                _log.warning("the worker %s is no process of this machine and cannot be ended here: %s", name, text)
 
     def preview(self, workers: Sequence[WorkerSpec]) -> str:
         first = workers[0]
@@ -79,7 +88,7 @@ class LocalDispatcher:
 
     def _start(self, worker: WorkerSpec) -> None:
         files = self.room.worker(worker.name)
-        write_atomic(files.job, json.dumps({"queue": "local", "place": worker.place}))
+        write_atomic(files.job, json.dumps({"queue": "local", "place": worker.place}), root=self.room.root)
         with files.lock.open("a+") as lock, files.log.open("ab") as log:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -108,12 +117,14 @@ class LocalDispatcher:
             "trials": self.trials,
             "idle_seconds": self.idle_seconds,
             "slots": self.slots,
+            "token": self.token,
             "env": self.own_env(worker.place),
         }
 
     def _command(self, name: str) -> list[str]:
         command = [sys.executable, "-m", "trainer", "serve", "--room", str(self.room.root), "--worker", name]
         command += ["--trials", str(self.trials), "--idle-seconds", f"{self.idle_seconds:g}"]
+        command += ["--token", self.token] if self.token else []
         return [*command, "--slots", str(self.slots), "--lock-held"]
 
     def own_env(self, place: int) -> dict[str, str]:
@@ -143,8 +154,3 @@ def visible_gpus() -> tuple[str, ...]:
 def cores() -> int:
     """The number of cores that this process may use."""
     return len(os.sched_getaffinity(0))
-
-
-def _kill(pid: int) -> None:
-    with contextlib.suppress(ProcessLookupError):  # it has ended
-        os.killpg(pid, signal.SIGKILL)

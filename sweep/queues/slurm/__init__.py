@@ -37,6 +37,11 @@ class SlurmBackend(Backend):
     def check(self, settings: Settings) -> None:
         _section(settings).check_for(str(settings.torchtune.get("device")))
 
+    def check_room(self, room: Room) -> None:
+        from sweep.queues.slurm.submit import check_path
+
+        check_path(room.root)
+
     def doctor(self, settings: Settings, rooms_dir: Path) -> Sequence[NamedCheck]:
         from sweep.queues.slurm.doctor import cluster_checks
 
@@ -45,7 +50,7 @@ class SlurmBackend(Backend):
     def controller_job(self, room: Room, settings: Settings, run: RunController) -> ControllerJob:
         from sweep.queues.slurm.controller_job import SlurmControllerJob
 
-        return SlurmControllerJob(room, settings.name, _section(settings), run)
+        return SlurmControllerJob(room, settings.name, _section(settings), run, settings.token)
 
     def _dispatcher(self, room: Room, settings: Settings, reads: bool = False) -> SlurmDispatcher:
         from sweep.queues.slurm.dispatcher import SlurmDispatcher
@@ -61,7 +66,7 @@ class SlurmBackend(Backend):
             "gpu": self.on_gpu(settings),
             "env": {"OMP_NUM_THREADS": threads, "PYTHONUNBUFFERED": "1", **queue.worker_env},
         }
-        submission = Submission(room, settings.name, queue.job, options, queue.python)
+        submission = Submission(room, settings.name, queue.job, options, queue.python, token=settings.token)
         return SlurmDispatcher(room, submission, queue.query_seconds, reads)
 
 

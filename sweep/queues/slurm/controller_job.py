@@ -35,13 +35,15 @@ class SlurmControllerJob:
 
     Args:
         sweep: name of the sweep.
-        run: what the job runs, with the room's directory.
+        run: what the job runs, with the room's directory and the token.
+        token: of the sweep's creation.
     """
 
     room: Room
     sweep: str
     queue: SlurmQueue
     run: RunController
+    token: str = ""
 
     def submit(self) -> str:
         if job := self._open_job():
@@ -93,7 +95,7 @@ class SlurmControllerJob:
                 time.sleep(RETRY_SECONDS)
 
     def _submit(self, number: int) -> str:
-        name = job_name(self.room, self.sweep, f"controller-{number}")
+        name = job_name(self.room, self.sweep, f"controller-{number}", self.token)
         record_controller(self.room, {"name": name, "number": number, "id": "", "before": self._last_job()})
         parameters = executor_parameters(self.queue.controller_job, name)
         [job] = submit_calls(submitit_dir(self.room), parameters, [self._call], self.queue.python)
@@ -110,7 +112,7 @@ class SlurmControllerJob:
 
     @property
     def _call(self) -> tuple[RunController, tuple[Any, ...]]:
-        return self.run, (str(self.room.root),)
+        return self.run, (str(self.room.root), self.token)
 
     def _last_job(self) -> str:
         """The id of the last submission's job; that of the job before while the scheduler has not answered."""

@@ -180,7 +180,9 @@ class SlurmDispatcher:
                 self._miss(record)
         if not self.reads:
             seen = {name: [job.state, job.node, job.reason] for name, job in self._seen.items() if name in self._open()}
-            write_atomic(self._answer, json.dumps({"asked": time.time(), "jobs": seen}), durable=False)
+            write_atomic(
+                self._answer, json.dumps({"asked": time.time(), "jobs": seen}), durable=False, root=self.room.root
+            )
 
     def _take(self, record: SlurmJobRecord, job: commands.QueuedJob) -> None:
         if not record.id:  # a controller died before it had the answer to its submission
@@ -251,7 +253,7 @@ class SlurmDispatcher:
     def _drain(self, record: SlurmJobRecord) -> None:
         drain = self.room.worker(record.worker).drain
         if not self.reads and not drain.exists():
-            write_atomic(drain, "")
+            write_atomic(drain, "", root=self.room.root)
 
     def _job(self, record: SlurmJobRecord) -> Job:
         if record.end:
@@ -285,4 +287,5 @@ class SlurmDispatcher:
         self._records[record.worker] = record
         job = {key: getattr(record, key) for key in SlurmJobRecord.__slots__ if key != "worker"}
         log = {"log": str(job_log(self.room, record.id))} if record.id else {}
-        write_atomic(self.room.worker(record.worker).job, json.dumps({"queue": "slurm", **job, **log}))
+        path = self.room.worker(record.worker).job
+        write_atomic(path, json.dumps({"queue": "slurm", **job, **log}), root=self.room.root)

@@ -7,13 +7,14 @@ only the program may set (the job's name, its log, one task on one node) are lef
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from sweep.config.queues import Queue
 from sweep.config.ranges import AT_LEAST_ONE, NOT_NEGATIVE, POSITIVE, Range
 from sweep.errors import ConfigError
+from trainer.names import has_control
 
 # The words that the controller's own job takes from the queue if `queue.controller` does not set them.
 SHARED_WORDS = ("slurm_account", "slurm_partition", "slurm_qos", "slurm_setup")
@@ -93,6 +94,25 @@ class Submitit:
         "slurm_signal_delay_s": AT_LEAST_ONE,
     }
 
+    def check_texts(self, where: str) -> None:
+        """Refuse a text that would become a line of the batch script of its own.
+
+        Args:
+            where: the section's name in the error.
+
+        Raises:
+            ConfigError: a value or a key has a control character. Lines of the script may have tabs.
+        """
+        for key, value in dataclasses.asdict(self).items():
+            lines = key in ("slurm_setup", "slurm_teardown")
+            for text in _texts(value):
+                if has_control(text.replace("\t", "") if lines else text):
+                    more = "; give each line as an element of the list" if lines else ""
+                    raise ConfigError(
+                        f"{where}.{key}={text!r} is not allowed; it must have no line break and no other control "
+                        f"character{more}"
+                    )
+
     @property
     def requests_gpus(self) -> bool:
         """Whether a job asks SLURM for a GPU, in any of the words that do."""
@@ -146,7 +166,13 @@ class SlurmQueue(Queue, Submitit):
         return read_section(Submitit, {**shared, **CONTROLLER_WORDS, **self.controller}, "queue.controller")
 
     def check_section(self) -> None:
-        _ = self.controller_job
+        self.job.check_texts("queue")
+        self.controller_job.check_texts("queue.controller")
+        if self.python is not None and has_control(self.python):
+            raise ConfigError(
+                f"queue.python={self.python!r} is not allowed; it must have no line break and no other control "
+                "character"
+            )
 
     def check_for(self, device: str) -> None:
         """Refuse a queue that cannot run a recipe of this device.
@@ -167,3 +193,16 @@ class SlurmQueue(Queue, Submitit):
                     f"{where}.slurm_signal_delay_s={words.slurm_signal_delay_s} is as long as the job; it must be "
                     f"below {where}.timeout_min={words.timeout_min} minutes, and long enough to write a checkpoint"
                 )
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """All texts in a value: itself, the keys and values of a mapping, and the elements of a list."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _texts(key)
+            yield from _texts(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _texts(item)

@@ -20,8 +20,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sweep.errors import ConfigError
 from sweep.queues.slurm import commands
 from sweep.queues.slurm.section import Submitit
+from trainer.names import has_control
 from trainer.room import Room
 
 # submitit's shared words, and their names in its SLURM executor.
@@ -38,6 +40,7 @@ class Submission:
         options: options of `trainer.entry.slurm_job.serve`.
         python: the interpreter on the nodes; None: this one.
         function: what a job runs, with the room's path, the worker's name and the options; None: `serve`.
+        token: of the sweep's creation.
     """
 
     room: Room
@@ -46,6 +49,7 @@ class Submission:
     options: Mapping[str, Any]
     python: str | None = None
     function: Callable[[str, str, Mapping[str, Any]], None] | None = None
+    token: str = ""
 
     @property
     def folder(self) -> Path:
@@ -53,7 +57,7 @@ class Submission:
 
     def name(self, worker: str) -> str:
         """The job name of the submission whose first worker this is; no other submission ever has it."""
-        return job_name(self.room, self.sweep, worker)
+        return job_name(self.room, self.sweep, worker, self.token)
 
     def submit(self, name: str, workers: Sequence[str], without: Sequence[str] = ()) -> list[str]:
         """Submit one job, or one array of jobs, for these workers; returns the ids of the jobs.
@@ -64,21 +68,21 @@ class Submission:
         Raises:
             RetryLater: the scheduler does not answer. GiveUp: it refuses.
         """
-        calls = [(self._function, (str(self.room.root), worker, dict(self.options))) for worker in workers]
+        calls = [self._call(worker) for worker in workers]
         return submit_calls(self.folder, self._parameters(name, without), calls, self.python)
 
     def complete(self, job: str, worker: str) -> None:
         """Write the pickle of a job whose controller died before it could."""
-        complete_call(
-            self.folder,
-            job,
-            self.words.timeout_min,
-            (self._function, (str(self.room.root), worker, dict(self.options))),
-        )
+        complete_call(self.folder, job, self.words.timeout_min, self._call(worker))
 
     def script(self, name: str, workers: Sequence[str]) -> str:
         """The batch script that a submission would pass to sbatch; needs no SLURM."""
         return batch_script(self.folder, self._parameters(name), self.python, len(workers))
+
+    def _call(self, worker: str) -> tuple[Callable[..., None], tuple[Any, ...]]:
+        """What the job of a worker runs."""
+        options = {**self.options, **({"token": self.token} if self.token else {})}
+        return self._function, (str(self.room.root), worker, options)
 
     @property
     def _function(self) -> Callable[[str, str, Mapping[str, Any]], None]:
@@ -112,10 +116,16 @@ def job_log(room: Room, job: str) -> Path:
     return submitit_dir(room) / f"{job}_0_log.out"
 
 
-def job_name(room: Room, sweep: str, what: str) -> str:
-    """The SLURM name of a job of a room. Two rooms whose sweeps have the same name do not share it."""
-    token = hashlib.sha1(str(room.root).encode(), usedforsecurity=False).hexdigest()[:6]
-    return f"{sweep}-{token}-{what}"
+def job_name(room: Room, sweep: str, what: str, token: str = "") -> str:
+    """The SLURM name of a job of a room.
+
+    Two rooms whose sweeps have the same name do not share it, nor do two rooms of which one replaced the other.
+
+    Args:
+        token: of the sweep's creation; empty: a sweep of an old version.
+    """
+    digest = hashlib.sha1(f"{room.root}{token}".encode(), usedforsecurity=False).hexdigest()[: 12 if token else 6]
+    return f"{sweep}-{digest}-{what}"
 
 
 def executor_parameters(words: Submitit, name: str) -> dict[str, Any]:
@@ -148,7 +158,8 @@ def submit_calls(
     from submitit.core.utils import FailedJobError, FailedSubmissionError
 
     commands.require("sbatch")
-    folder.mkdir(parents=True, exist_ok=True)
+    check_path(folder)
+    folder.mkdir(exist_ok=True)  # its room must exist
     before = set(folder.glob("*"))
     with _as_submitter():
         try:
@@ -161,6 +172,19 @@ def submit_calls(
                 path.unlink(missing_ok=True)
             raise commands.refusal("sbatch", str(error)) from error
     return [str(job.job_id) for job in jobs]
+
+
+def check_path(path: Path) -> None:
+    """Refuse a path that means another one in a batch script.
+
+    Raises:
+        ConfigError: SLURM would replace a part of it, or a line of the script would end in it.
+    """
+    if "%" in str(path) or has_control(str(path)):
+        raise ConfigError(
+            f"the path {str(path)!r} has a % or a control character, which SLURM does not take as it stands; set "
+            "SWEEP_ROOMS to a directory without it"
+        )
 
 
 def complete_call(folder: Path, job: str, timeout_min: int, call: tuple[Callable[..., None], tuple[Any, ...]]) -> None:

@@ -87,7 +87,8 @@ def room(rooms: Path) -> Room:
 
 
 def name(room: Room, number: int) -> str:
-    return job_name(room, load_settings(room).name, f"controller-{number}")
+    settings = load_settings(room)
+    return job_name(room, settings.name, f"controller-{number}", settings.token)
 
 
 def record(room: Room) -> Any:

@@ -258,6 +258,7 @@ def test_scores_come_back_through_wandb_where_that_is_all_that_is_shared(tmp_pat
     )
     api: Any = Wandb(facts)
     evaluations, runs = Room(tmp_path / "s" / "evaluations"), Runs(api, 0.0)
+    evaluations.root.mkdir()
     channel = WandbChannel(evaluations, RoomChannel(evaluations), api, runs, lambda run: None)
     channel.assign(spec)
     channel.observe([3], ["w0001"])

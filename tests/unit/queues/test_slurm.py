@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import pickletools
+import re
 import subprocess
 import sys
 import time
@@ -16,8 +17,10 @@ from typing import Any
 
 import cloudpickle
 import pytest
+import yaml
 
 from sweep.config.queues import OFFLINE_ENV
+from sweep.config.settings import read_queue
 from sweep.controller.ports import WorkerSpec
 from sweep.errors import ConfigError, GiveUp, RetryLater
 from sweep.model.states import JobState
@@ -25,7 +28,8 @@ from sweep.queues.slurm import commands
 from sweep.queues.slurm import dispatcher as dispatch
 from sweep.queues.slurm.dispatcher import SlurmDispatcher
 from sweep.queues.slurm.section import Submitit
-from sweep.queues.slurm.submit import Submission, executor_parameters
+from sweep.queues.slurm.submit import Submission, executor_parameters, job_name
+from sweep.wiring import creation
 from sweep.wiring.backends import job_viewer, make_dispatcher, make_prefork
 from sweep.wiring.compose import compose_config, freeze
 from trainer.entry.slurm_job import serve
@@ -234,6 +238,7 @@ def scheduler(monkeypatch: pytest.MonkeyPatch) -> Scheduler:
 
 @pytest.fixture
 def room(tmp_path: Path) -> Room:
+    (tmp_path / "room").mkdir()
     return Room(tmp_path / "room")
 
 
@@ -493,3 +498,52 @@ def test_a_look_from_where_there_is_no_slurm_shows_what_is_known(
     monkeypatch.setattr(commands, "queue", none)
     found = job_viewer(room, settings())()["w0001"]
     assert (found.state, found.handle, found.reason) == (JobState.PENDING, "1_0", "not looked at yet")
+
+
+# --- what reaches a batch script ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("word", "where"),
+    [
+        ('queue.slurm_comment="a\\n#SBATCH --uid=0"', "queue.slurm_comment"),
+        ('queue.slurm_partition="main\\r"', "queue.slurm_partition"),
+        ('queue.slurm_setup=["module load x","a\\nb"]', "queue.slurm_setup"),
+        ('queue.slurm_srun_args=["-n\\x001"]', "queue.slurm_srun_args"),
+        ('+queue.slurm_additional_parameters={comment: "a\\nb"}', "queue.slurm_additional_parameters"),
+        ('queue.controller={slurm_comment: "a\\nb"}', "queue.controller.slurm_comment"),
+        ('queue.python="python\\nrm -r x"', "queue.python"),
+    ],
+)
+def test_a_text_that_would_become_a_line_of_the_script_is_refused(word: str, where: str) -> None:
+    key, _, text = word.partition("=")
+    value = yaml.safe_load(text)
+    section: dict[str, Any] = {"kind": "slurm", "workers": 1}
+    name = key.lstrip("+").removeprefix("queue.")
+    with pytest.raises(ConfigError, match=rf"^{re.escape(where)}=.* is not allowed; it must have no line break"):
+        read_queue({**section, name: value})
+
+
+def test_lines_of_the_script_may_have_tabs() -> None:
+    read_queue({"kind": "slurm", "workers": 1, "slurm_setup": ["if true; then", "\tmodule load x", "fi"]})
+
+
+@pytest.mark.parametrize("folder", ["a%j", "100%", "a\nb"])
+def test_a_path_that_slurm_would_change_is_refused_before_anything_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str
+) -> None:
+    monkeypatch.setenv("SWEEP_ROOMS", str(tmp_path / folder))
+    words = ["queue=slurm", "queue.workers=1", "recipe.overrides.device=cpu", "objective.milestone_tokens=10"]
+    with pytest.raises(ConfigError, match=r"has a % or a control character.*set SWEEP_ROOMS"):
+        creation.create_room(freeze(compose_config(words), "s"), 40)
+    assert not (tmp_path / folder).exists()
+
+
+def test_jobs_of_a_room_that_replaced_another_have_other_names(tmp_path: Path) -> None:
+    room = Room(tmp_path / "s")
+    names = {job_name(room, "s", "w0001", token) for token in ("", "abc", "xyz")}
+    assert len(names) == 3
+    submission = Submission(room, "s", Submitit(), {}, token="abc")
+    assert submission.name("w0001") == job_name(room, "s", "w0001", "abc")
+    assert submission._call("w0001")[1][2] == {"token": "abc"}
+    assert job_name(room, "s", "w0001") == Submission(room, "s", Submitit(), {}).name("w0001")

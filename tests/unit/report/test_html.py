@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -10,12 +11,13 @@ from pathlib import Path
 import pytest
 
 import sweep.report
-from sweep.controller.ledger import Entry
+from sweep.controller.ledger import Entry, read_ledger
 from sweep.model.states import TrialStatus
 from sweep.model.summary import SweepState, TrialRow
 from sweep.report.html import page
 from sweep.report.plot import LegendEntry, Plot
 from trainer.contract import Report
+from trainer.room import Room
 
 TEMPLATES = Path(sweep.report.__file__).parent / "templates"
 
@@ -183,3 +185,17 @@ def test_a_plot_says_what_its_marks_mean_or_why_it_is_missing() -> None:
     text = page(STATE, (PLOT, MISSING))
     assert re.search(r'<ul class="legend">\s*<li><svg.*?<circle .*?</svg>pruned</li>', text)
     assert "Not drawn: only &lt;one&gt; trial" in text
+
+
+def test_a_ledger_of_somebody_else_s_making_is_numbers_and_text(tmp_path: Path) -> None:
+    """Numbers are numbers, or the entry is left out; texts are escaped."""
+    script, room = "<script>alert(1)</script>", Room(tmp_path)
+    good = {"trial": 1, "ruling": script, "milestone": 2, "value": 2.0, "tokens": 3, "reason": script, "basis": {}}
+    bad = [{**good, key: script} for key in ("trial", "milestone", "value", "tokens", "basis")]
+    bad += [{**good, "basis": {"x": script}}, {**good, "trial": [1]}, {**good, "milestone": None}]
+    lines = [json.dumps(raw) for raw in (*bad, {**good, "basis": {script: 1.0}})] + ["[]", "7", "{"]
+    (tmp_path / "ledger.jsonl").write_text("\n".join(lines) + "\n")
+    entries = read_ledger(room)
+    assert [(entry.trial, entry.ruling) for entry in entries] == [(1, script)]
+    state = SweepState(script, "val_loss", (row(1, "pruned", 2.0, script),))
+    assert page(state, entries=entries).count(script) == 0

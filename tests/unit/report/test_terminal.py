@@ -28,8 +28,17 @@ from sweep.report.formatting import (
     short_keys,
     sparkline,
 )
-from sweep.report.terminal import COLOURS, counts_text, live_view, trials_table, waiting_text, workers_table
+from sweep.report.terminal import (
+    COLOURS,
+    PlainConsole,
+    counts_text,
+    live_view,
+    trials_table,
+    waiting_text,
+    workers_table,
+)
 from trainer.contract import Report
+from trainer.names import harmless
 
 FAST = settings(deadline=None, max_examples=40)
 NAN, INF = math.nan, math.inf
@@ -418,3 +427,24 @@ def test_pending_jobs_are_counted_by_their_reason() -> None:
     assert waiting_text((*workers, job("w0004", reason="b", **waits))) == "2 jobs pending: a; 1 job pending: b"
     assert waiting_text(workers[:1]) == ""
     assert "2 jobs pending: a" in shown(live_view(SweepState("s", "loss", (), workers=workers), [], 30))
+
+
+# --- texts that are not ours ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("text", ["[/a] [bold]x[/] :smile:", "a\x1b[2Jb", "\x1b]0;title\x07", "\x9b31m", "\u202eabc"])
+def test_no_text_is_markup_or_moves_the_cursor(text: str) -> None:
+    row = TrialRow(0, TrialStatus.RUNNING, {"x": text}, reason=text, worker=text)
+    worker = WorkerFacts(text, 0, JobState.PENDING, handle=text, node=text, reason=text)
+    state = SweepState(text, "val_loss", (row,), workers=(worker,))
+    out = PlainConsole(width=400)
+    with out.capture() as captured:
+        out.print(text)
+        out.print(live_view(state, [text], 40))
+        out.print(trials_table(state, [row]))
+        out.print(workers_table(state, {text: text}))
+    shown = captured.get()
+    assert not any(ord(c) < 32 and c != "\n" for c in shown)
+    assert not set(shown) & set("\x7f\x9b\u202e")
+    words = harmless(text).rstrip("\ufffd")  # Rich drops a bell by itself
+    assert shown.count(words) >= 4

@@ -17,6 +17,7 @@ from sweep.store.download import download_room
 from sweep.store.request_budget import MeteredStore, RequestBudget, common_prefixes
 from tests.helpers.stores import Faulty, faulty
 from trainer.contract import Outcome, OutcomeKind, Report, StopCause, TrialSpec, decode, encode
+from trainer.presence import RoomLostError, RoomPresence, write_token
 from trainer.room import Room, append_line, read_text, write_atomic
 from trainer.store.objects import StoreError
 from trainer.store.worker_sync import IncompleteUploadError, Pace, WorkerSync, synced_room
@@ -743,3 +744,78 @@ def test_however_long_a_sweep_has_run_a_pull_takes_a_few_requests(
     assert [key for what, key in world.store.log if what == "list"] == ["trials/0010", "workers/w010"]
     assert [report.milestone for report in trials[103][0].reports] == [1]
     assert workers["w0103"].beat is not None
+
+
+# --- a room that was deleted ----------------------------------------------------------------------------------------
+
+
+def assigned(world: World, token: str) -> WorkerSync:
+    """A worker at work on an attempt of a sweep with this token."""
+    write_atomic(world.channel.sync.room.sweep, json.dumps({"name": "s", "created": 1.0, "token": token}))
+    world.channel.assign(replace(SPEC, token=token))
+    worker = replace_token(world.worker(), token)
+    assert worker.claim()
+    write_token(worker.room, token)
+    passes(worker)
+    assert worker.dir.assignments() == [(3, 1)]
+    return worker
+
+
+def replace_token(worker: WorkerSync, token: str) -> WorkerSync:
+    worker.token = token
+    return worker
+
+
+def empty(world: World) -> None:
+    for key in world.store.list():
+        world.store.delete(key)
+
+
+@pytest.mark.parametrize("token", ["abc", ""])
+@pytest.mark.parametrize("claimed", [True, False])
+def test_a_worker_puts_nothing_into_a_prefix_that_is_another_sweep_s(world: World, token: str, claimed: bool) -> None:
+    worker = assigned(world, token)
+    empty(world)
+    world.store.put("sweep.json", json.dumps({"name": "s", "created": 2.0, "token": "xyz"}).encode())
+    world.store.put("trials/00003/1/spec.json", b"of the other")
+    world.store.put("workers/w0001/inbox/00004-1", b"")
+    if claimed:
+        world.store.put("workers/w0001/claim", b"of the other")
+    before = world.store.store.list()
+    report(worker, 1)
+    end(worker)
+    write_atomic(worker.dir.beat, "7")
+    for act in (worker.put_bulk, worker.sync_small, worker.put_beat, worker.stop):
+        act()
+    assert world.store.store.list() == before
+    assert worker.dir.assignments() == [(3, 1)]
+    assert "another sweep's" in RoomPresence(worker.room, token).problem()
+
+
+def test_a_worker_does_not_bring_a_deleted_prefix_back(world: World) -> None:
+    worker = assigned(world, "abc")
+    empty(world)
+    report(worker, 1)
+    end(worker)
+    worker.sync_small()
+    worker.put_bulk()
+    worker.stop()
+    assert world.store.store.list() == {}
+
+
+def test_a_job_that_was_queued_for_a_deleted_sweep_claims_no_name_of_the_next(world: World) -> None:
+    world.store.put("sweep.json", json.dumps({"token": "xyz"}).encode())
+    worker = replace_token(world.worker(), "abc")
+    before = world.store.store.list()
+    with pytest.raises(RoomLostError, match="this process ends and writes nothing"):
+        worker.claim()
+    assert world.store.store.list() == before
+
+
+def test_another_creation_of_the_same_name_and_time_is_another_sweep(world: World, tmp_path: Path) -> None:
+    write_atomic(world.channel.sync.room.sweep, json.dumps({"name": "s", "created": 1.0, "token": "abc"}))
+    world.channel.sync.push([])
+    other = Room(tmp_path / "other")
+    write_atomic(other.sweep, json.dumps({"name": "s", "created": 1.0, "token": "xyz"}))
+    with pytest.raises(ConfigError, match="the store holds another sweep s"):
+        download_room(world.store, other)

@@ -181,7 +181,8 @@ def test_append_line_is_seen_before_the_file_is_closed(tmp_path: Path) -> None:
 def test_hold_and_held_within_one_process(tmp_path: Path) -> None:
     lock = tmp_path / "folder" / "lock"
     assert not held(lock)
-    assert not lock.exists()  # looking makes nothing
+    assert not lock.parent.exists()  # looking makes nothing
+    lock.parent.mkdir()
     with hold(lock, "42") as mine:
         assert mine
         assert held(lock)
