@@ -164,6 +164,7 @@ class AttemptFacts:
         stop: why it was asked to stop; None if it was not.
         stop_since: when this controller first saw the stop; None without one.
         outcome: how it ended; None while it may be running, or if it was lost with its worker.
+        outcome_since: when this controller first saw the outcome; None: long ago, or there is none.
     """
 
     number: int
@@ -173,6 +174,7 @@ class AttemptFacts:
     stop: StopCause | None = None
     stop_since: float | None = None
     outcome: Outcome | None = None
+    outcome_since: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,11 +184,13 @@ class TrialFacts:
     Args:
         attempts: oldest first.
         verdict: the verdict that stands. A pause stands until the study promotes the trial.
+        objective: the number in its final report; None before the study has that; NaN if it is not finite or absent.
     """
 
     number: int
     attempts: tuple[AttemptFacts, ...] = ()
     verdict: Verdict | None = None
+    objective: float | None = None
 
     @property
     def paused(self) -> bool:

@@ -297,7 +297,21 @@ def _read(kind: str, value: Any) -> Any:
     return _READERS[name](value) if name in _READERS else value
 
 
+def _exactly(kind: type[T]) -> Callable[[Any], T]:
+    """A reader of values that have this type in JSON already."""
+
+    def read(value: Any) -> T:
+        if type(value) is not kind:
+            raise TypeError(f"{value!r:.40} is no {kind.__name__}")
+        return value
+
+    return read
+
+
 _READERS: dict[str, Callable[[Any], Any]] = {
+    "int": _exactly(int),
+    "str": _exactly(str),
+    "bool": _exactly(bool),
     "float": float,
     "Guard": lambda raw: from_plain(Guard, raw),
     "Tracking": lambda raw: from_plain(Tracking, raw),

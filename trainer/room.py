@@ -25,7 +25,8 @@
 
 Invariants: standard library only. Every file has one writer. Every attempt has a directory of its own, so that an old
 attempt behind a fence cannot write to the files of a newer one. Whole files appear by rename. Appended files are read
-up to their last complete line. Nothing is pickled.
+up to their last complete line. A worker syncs a report before the checkpoint that follows it, and everything before the
+outcome, so that no later file survives a power cut without the earlier ones. Nothing is pickled.
 """
 
 from __future__ import annotations
@@ -37,11 +38,23 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from trainer.files import Tail, append_line, cut_torn_line, held, hold, read_json, read_text, write_atomic
+from trainer.files import (
+    LineFile,
+    Tail,
+    append_line,
+    cut_torn_line,
+    held,
+    hold,
+    read_json,
+    read_text,
+    sync_tree,
+    write_atomic,
+)
 
 __all__ = [
     "UNWANTED",
     "AttemptDir",
+    "LineFile",
     "Room",
     "Tail",
     "WorkerDir",
@@ -51,6 +64,7 @@ __all__ = [
     "hold",
     "read_json",
     "read_text",
+    "sync_tree",
     "worker_number",
     "write_atomic",
 ]

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from trainer.attempt import Attempt
+from trainer.attempt import Attempt, describe
 from trainer.base import Cache
 from trainer.contract import (
     ContractError,
@@ -33,6 +33,7 @@ from trainer.contract import (
 from trainer.reporter import Reporters, RoomReporter
 from trainer.room import AttemptDir, Room, WorkerDir, hold, read_text, write_atomic
 from trainer.scheduler import Scheduler, Task
+from trainer.space import is_no_space
 
 if TYPE_CHECKING:
     from trainer.tracking.tracker import Tracker
@@ -42,6 +43,9 @@ _log = logging.getLogger(__name__)
 POLL_SECONDS = 0.02
 STOP_POLL_SECONDS = 0.1
 BEAT_SECONDS = 1.0
+# An outcome that cannot be written, although there is space or the worker must end, is tried this often.
+OUTCOME_TRIES = 60
+OUTCOME_RETRY_SECONDS = 1.0
 
 
 @dataclass(slots=True)
@@ -84,7 +88,7 @@ class Worker:
             reason = self._serve()
             while (task := self._next()) is not None:  # it came too late: with an outcome, it does not count as lost
                 stopped = Outcome(OutcomeKind.STOPPED, f"its worker ended: {reason}", cause=StopCause.PREEMPTED)
-                _end(self.room.attempt(*task), stopped)
+                self._end(self.room.attempt(*task), stopped)
             self._wait_for_tracking()
         return reason
 
@@ -133,17 +137,23 @@ class Worker:
         try:
             spec = decode(TrialSpec, read_text(attempt.spec) or "")
         except ContractError as error:
-            _end(attempt, Outcome(OutcomeKind.FAILED, str(error), failure=FailureKind.BAD_CONFIG))
+            self._end(attempt, Outcome(OutcomeKind.FAILED, str(error), failure=FailureKind.BAD_CONFIG))
             return
         _log.info("trial %d attempt %d starts", trial, number)
+        try:
+            files = RoomReporter(attempt)
+        except OSError as error:
+            failure = FailureKind.NO_SPACE if is_no_space(error) else FailureKind.PASSING
+            self._end(attempt, Outcome(OutcomeKind.FAILED, describe(error), failure=failure))
+            return
         tracker = self._track(spec)
-        reporter = Reporters((RoomReporter(attempt), *([tracker] if tracker else [])))
+        reporter = Reporters((files, *([tracker] if tracker else [])))
         should_stop = StopPoll(self, attempt, tracker)
 
         def end(outcome: Outcome) -> None:
             reporter.close(outcome)
             _log.info("trial %d attempt %d %s: %s", trial, number, outcome.kind, outcome.reason or "done")
-            _end(attempt, outcome)
+            self._end(attempt, outcome)
 
         if spec.evaluate is not None:
             from trainer.evaluation.evaluate import evaluate
@@ -151,6 +161,26 @@ class Worker:
             end(evaluate(self.room, spec, self._cache, should_stop))
             return
         scheduler.add(Task(spec, lambda: Attempt(self.room, spec, self._cache, reporter, should_stop), end))
+
+    def _end(self, attempt: AttemptDir, outcome: Outcome) -> None:
+        """Write an outcome. While the disk is full, wait for space: without its outcome the trial would count as lost.
+
+        Raises:
+            SystemExit: the outcome could not be written for a minute, for another reason or while the worker must end.
+        """
+        failed = 0
+        while failed < OUTCOME_TRIES:
+            try:
+                write_atomic(attempt.outcome, encode(outcome))
+                return
+            except OSError as error:
+                _log.warning("the outcome is not written yet, retrying: %s", error)
+                if self.end_reason or not is_no_space(error):
+                    failed += 1
+                time.sleep(OUTCOME_RETRY_SECONDS)
+        raise SystemExit(
+            f"the outcome could not be written to {attempt.outcome}; the controller will take the worker for lost"
+        )
 
     def _track(self, spec: TrialSpec) -> Tracker | None:
         if spec.tracking is None:
@@ -229,20 +259,6 @@ def run_worker(room: Room, worker: Worker, lock_held: bool) -> int:
             return 1
         worker.run()
     return 0
-
-
-def _end(attempt: AttemptDir, outcome: Outcome) -> None:
-    """Write the outcome, and wait for space if the disk is full: without an outcome the trial would count as lost."""
-    for _ in range(60):
-        try:
-            write_atomic(attempt.outcome, encode(outcome))
-            return
-        except OSError as error:
-            _log.warning("the outcome is not written yet, retrying: %s", error)
-            time.sleep(1.0)
-    raise SystemExit(
-        f"the outcome could not be written to {attempt.outcome} for 60 s; the controller will take the worker for lost"
-    )
 
 
 @contextmanager

@@ -51,7 +51,7 @@ class _Decision:
         self._view, self._limits, self._now = view, limits, now
         self._situation = Situation(view, limits)
         self._budget, self._occupancy = self._situation.budget, self._situation.occupancy
-        self._endings = Endings(self._situation)
+        self._endings = Endings(self._situation, now)
 
     def effects(self) -> Iterator[Effect]:
         if self._view.mode is Mode.HANDOVER:
@@ -133,7 +133,7 @@ class _Decision:
         running_mode = self._view.mode is Mode.RUN
         if running_mode and self._has_work:
             return
-        kept = self._kept_for_promotions
+        kept = self._kept_for_promotions + len(self._endings.awaited)
         for worker in self._occupancy.live:
             busy = worker.name in self._occupancy.loads
             if worker.draining or worker.job is JobState.PLANNED or not (worker.ready or busy):

@@ -11,12 +11,13 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sweep.model import Ruling, SweepState, TrialStatus, Verdict
-from trainer.room import Room, append_line, cut_torn_line, read_text
+from trainer.room import LineFile, Room, cut_torn_line, read_text
 
 if TYPE_CHECKING:
     from sweep.search.strategy.protocol import Promotion
@@ -79,8 +80,8 @@ class RoomLedger:
         raw = {name: getattr(entry, name) for name in Entry.__slots__}
         raw["basis"] = dict(entry.basis)
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        with self._path.open("a") as file:
-            append_line(file, json.dumps(raw, default=float))
+        with closing(LineFile(self._path)) as file:
+            file.append(json.dumps(raw, default=float))
 
 
 def ledger_path(room: Room) -> Path:

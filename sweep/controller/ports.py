@@ -193,6 +193,10 @@ class Study(Protocol):
             new_allowed: the budget allows a new trial in place of this one.
         """
 
+    def objective(self, number: int) -> float | None:
+        """The number to minimise in the final report of an open trial: NaN if the report has no finite one, None if the
+        report was not recorded yet. A trial is told COMPLETE with this value."""
+
     def tell(self, result: Tell, tokens: int, seconds: float = 0.0) -> None:
         """Record how a trial ended. Does nothing if its end is recorded already.
 

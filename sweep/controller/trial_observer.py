@@ -70,13 +70,18 @@ class TrialObserver:
         self._verdicts.pop(trial, None)
         self._facts.pop(trial, None)
 
+    def forget_all(self) -> None:
+        """Drop the facts of all trials, since the times in them begin anew. Verdicts stand."""
+        self._facts.clear()
+
     # --- one trial --------------------------------------------------------------------------------------------------
 
     def _new_facts(self, number: int, attempts: list[ObservedAttempt]) -> TrialFacts:
         verdict = self._process(number, attempts)
         if verdict is not None:
             self._enter(number, verdict)
-        facts = TrialFacts(number, tuple(self._attempt_facts(number, attempt) for attempt in attempts), verdict)
+        attempt_facts = tuple(self._attempt_facts(number, attempt) for attempt in attempts)
+        facts = TrialFacts(number, attempt_facts, verdict, self.study.objective(number))
         if self.pausing and facts.paused and attempts and _can_be_promoted(attempts[-1]):
             self.pausing.suspend(number)
         return facts
@@ -128,6 +133,7 @@ class TrialObserver:
             stop=attempt.stop,
             stop_since=self.first_seen.since("stop", key, attempt.stop) if attempt.stop else None,
             outcome=attempt.outcome,
+            outcome_since=self.first_seen.since("outcome", key, attempt.outcome.kind) if attempt.outcome else None,
         )
 
 

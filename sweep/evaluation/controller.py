@@ -62,6 +62,9 @@ class EvaluationStudy:
     ) -> Verdict | None:
         return None
 
+    def objective(self, number: int) -> float | None:
+        return 0.0  # an evaluation has no reports: its scores come with its outcome
+
     def tell(self, result: Tell, tokens: int, seconds: float = 0.0) -> None:
         folder = self.room.trial(result.trial)
         if result.trial not in self._asked or result.trial in self._endings:

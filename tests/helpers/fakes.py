@@ -144,7 +144,7 @@ class FastWorker:
     def _train(self, spec: TrialSpec, files: AttemptDir) -> Outcome:
         start = self._resume_at(spec)
         with files.reports.open("a") as reports:
-            for milestone in range(start + 1, MILESTONES + 1):
+            for milestone in range(min(start, MILESTONES - 1) + 1, MILESTONES + 1):  # the final report is made again
                 time.sleep(self.step_seconds)
                 while milestone > 1 and (self.room.root / HOLD).exists() and not self._disturbed(files):
                     time.sleep(0.02)
