@@ -98,7 +98,7 @@ class Controller:
             RetryLater, OSError: a port cannot answer now; the next step observes anew.
         """
         view = self.observer.observe()
-        effects = decide(view, self.limits, self.ports.clock.now())
+        effects = decide(view, self.limits, self.observer.observed_at or 0.0)
         for effect in effects:
             if self._act(effect):
                 self.listener.done(effect)

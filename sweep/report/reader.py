@@ -76,7 +76,7 @@ class SweepReader:
     def _seconds(self, running: bool) -> float:
         """Since the sweep was created, on its own clock."""
         seconds = backend_of(self.settings).seconds(self.room)
-        return self._until(running) - self.settings.created if seconds is None else seconds
+        return max(0.0, self._until(running) - self.settings.created) if seconds is None else seconds
 
     def _until(self, running: bool) -> float:
         """Now; if no controller is running, the time at which the study last changed."""

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import json
 import math
-import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -22,6 +21,7 @@ from sweep.errors import ConfigError
 from sweep.store.download import is_other_sweep
 from sweep.store.keys import SWEEP, file_contents, in_write_order, is_inbox_entry, is_written_once
 from sweep.store.request_budget import common_prefixes, pages
+from trainer.clock import boot_seconds
 from trainer.room import Room, write_atomic
 from trainer.store.layout import (
     CHUNK,
@@ -68,7 +68,7 @@ class ControllerSync:
     Args:
         room: on this machine; only this process writes there.
         beat_epoch: a part of every beat. Raising it makes all beats look new.
-        now: a monotonic clock in seconds.
+        now: the local clock in seconds, time of suspension included.
         _journal_put_at: by key of an appended file, when it was last put.
         _fingerprints: by key, the fingerprint of the file that the store has.
         _tags: by key, the tag of the object that was last read.
@@ -79,7 +79,7 @@ class ControllerSync:
     store: ObjectStore
     room: Room
     beat_epoch: int = 0
-    now: Callable[[], float] = time.monotonic
+    now: Callable[[], float] = boot_seconds
     _journal_put_at: dict[str, float] = field(default_factory=dict)
     _fingerprints: dict[str, object] = field(default_factory=dict)
     _appended: dict[str, AppendedFile] = field(default_factory=dict)

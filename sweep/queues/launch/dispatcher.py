@@ -17,8 +17,10 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sweep.controller.first_seen import FirstSeen
 from sweep.controller.ports import WorkerSpec
 from sweep.errors import RetryLater
 from sweep.model import Job, JobState
@@ -28,6 +30,7 @@ from sweep.queues.launch.section import LaunchQueue, launch_queue
 from sweep.queues.launch.transitions import EndJob, StopRun, judge_item, judge_run
 from sweep.tracking.runs import wandb_location
 from sweep.tracking.stopped_runs import mark_stopped
+from trainer.clock import WallAges, boot_seconds
 from trainer.contract import StopCause, TrialSpec, decode
 from trainer.room import UNWANTED, Room, WorkerDir, read_json, read_text, write_atomic
 
@@ -91,6 +94,8 @@ class LaunchDispatcher:
     _records: dict[str, LaunchJobRecord] = field(default_factory=dict)
     _items: dict[str, str] = field(default_factory=dict)
     _turn: int = 0
+    _ages: WallAges = field(default_factory=WallAges)
+    _beats: FirstSeen = field(default_factory=FirstSeen)
 
     def start(self, workers: Sequence[WorkerSpec]) -> None:
         self._load()
@@ -170,7 +175,7 @@ class LaunchDispatcher:
                 raw = read_json(self.room.worker(name).job)
                 if isinstance(raw, dict):
                     known = {key: raw[key] for key in LaunchJobRecord.__slots__ if key in raw}
-                    self._records[name] = LaunchJobRecord(**{"place": 0, **known, "worker": name})
+                    self._add(LaunchJobRecord(**{"place": 0, **known, "worker": name}))
 
     def _observe(self, open_jobs: Sequence[LaunchJobRecord]) -> None:
         """Ask W&B for the runs if it is time to, and act on what they say; then ask for the item of one job that has
@@ -193,15 +198,24 @@ class LaunchDispatcher:
             stop_requested=run is not None and run.stop_requested,
             run_deleted=self.runs.deleted(record.run),
             ready=beat.exists(),
-            beating=beat.exists() and time.time() - beat.stat().st_mtime < CANCEL_SECONDS,
+            beating=beat.exists() and self._seconds_since_beat(record.worker, beat) < CANCEL_SECONDS,
             only_wandb=self.queue.reports_over_wandb,
             cancelled=bool(record.cancelled),
-            cancel_expired=time.time() - record.cancelled > CANCEL_SECONDS,
+            cancel_expired=self._seconds_since(record, "cancelled") > CANCEL_SECONDS,
         )
+
+    def _seconds_since(self, record: LaunchJobRecord, what: str) -> float:
+        """Since a job was pushed or cancelled; steps of the wall clock from the first call on change nothing."""
+        return self._ages.age(f"{record.worker} {what}", getattr(record, what))
+
+    def _seconds_since_beat(self, worker: str, beat: Path) -> float:
+        """Since this process first saw a worker's last heartbeat, whose time is that of another machine's clock."""
+        self._beats.now = boot_seconds()
+        return self._beats.now - self._beats.since("beat", worker, beat.stat().st_mtime_ns)
 
     def _item_facts(self, record: LaunchJobRecord) -> transitions.ItemFacts:
         """One request, if the item is known."""
-        waited = time.time() - record.pushed
+        waited = self._seconds_since(record, "pushed")
         if not record.item:
             return transitions.ItemFacts(confirmed=False, push_expired=waited > INTENT_SECONDS)
         state = self.api.item_state(record.item)
@@ -279,8 +293,13 @@ class LaunchDispatcher:
             self._abandon(record)
         self._write(record)
 
-    def _write(self, record: LaunchJobRecord) -> None:
+    def _add(self, record: LaunchJobRecord) -> None:
         self._records[record.worker] = record
+        for what in ("pushed", "cancelled"):
+            self._seconds_since(record, what)
+
+    def _write(self, record: LaunchJobRecord) -> None:
+        self._add(record)
         write_atomic(self._dir(record).job, json.dumps({"queue": "launch", **asdict(record)}))
 
 
