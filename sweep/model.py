@@ -284,6 +284,7 @@ class View:
         trained: seconds of training over all trials so far, as their workers measured them.
         start_failures: how many workers in a row ended before they were ready.
         start_failure: how the last of them ended.
+        no_space: where no space is left, as text for a person; empty: there is some. Nothing starts without space.
     """
 
     study: StudyFacts
@@ -295,6 +296,7 @@ class View:
     trained: float = 0.0
     start_failures: int = 0
     start_failure: str = ""
+    no_space: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -311,7 +313,7 @@ class Limits:
         workers: how many workers run at a time.
         slots: how many trials a worker runs at a time, unless it chooses that itself.
         trials_per_worker: after this many trials a worker ends and a new one is started.
-        max_attempts: lost or failed attempts after which a trial fails.
+        max_attempts: lost or failed attempts after which a trial fails; one that found no space left is not counted.
         max_failure_share: the share of failed trials above which the sweep ends with an error, once
             `min_ended_for_share` trials have ended.
         max_start_failures: workers in a row that end before they are ready, after which the sweep ends with an error.
@@ -487,6 +489,7 @@ class SweepState:
         seconds: since the sweep was created; if no controller runs, until its study last changed.
         trial_tokens: label tokens of a trial that runs to its end, measured before the sweep began; 0 if unknown.
         controller: whether a controller is running the sweep now.
+        waits: what that controller waits for, if not for its workers.
     """
 
     name: str
@@ -497,6 +500,7 @@ class SweepState:
     seconds: float = 0.0
     trial_tokens: int = 0
     controller: bool = False
+    waits: str = ""
 
     @property
     def best(self) -> TrialRow | None:

@@ -2,6 +2,7 @@
 
     <room>/sweep.json                       the frozen configuration (controller)
           /controller.lock                  held by the one controller
+          /waits                            what the controller waits for, if not for its workers (controller)
           /trials/00042/1/spec.json         attempt 1 of trial 42 (controller)
                          /stop              the cause of a stop, and its reason (controller)
                          /reports.jsonl     one line for each token milestone (worker)

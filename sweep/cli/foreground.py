@@ -14,13 +14,16 @@ from typing import TYPE_CHECKING
 
 from sweep.cli.line_log import EvaluationLog, LineLog
 from sweep.cli.live_view import shown
-from sweep.cli.run_control import RunControl, control_path, signals_handled
+from sweep.cli.run_control import RunControl, clear_request, signals_handled
+from sweep.cli.space_wait import SpaceWait
+from sweep.controller.disk import Notice
 from sweep.errors import GiveUp, RetryLater
 from sweep.model import Finish, Finished, Mode
 from sweep.report.terminal import console
 from sweep.wiring.rooms import controller_lock, controller_whereabouts, load_settings, whereabouts
 from sweep.wiring.session import OpenSweep, make_controller, open_world, with_evaluations
 from trainer.room import Room, hold
+from trainer.space import is_no_space
 
 if TYPE_CHECKING:
     from sweep.config.settings import Settings
@@ -41,30 +44,28 @@ def drive(room: Room, control: RunControl, prefork: PreforkServer, continues: bo
         continues: an earlier controller handed over, so that the mode that was asked of it still holds.
 
     Raises:
-        RetryLater: another controller runs this sweep. GiveUp: the room cannot be written to, e.g. a full disk.
+        RetryLater: another controller runs this sweep. GiveUp: the room cannot be written to, for another reason than a
+            full disk, which is waited for.
     """
     settings = load_settings(room)
-    with hold(controller_lock(room), whereabouts()) as is_held:
-        if not is_held:
-            raise RetryLater(
-                f"another controller runs {settings.name} already ({controller_whereabouts(room)}); "
-                f"look at it with `sweep watch {settings.name}`, "
-                f"or end it with `sweep stop {settings.name}`"
-            )
-        try:
+    try:
+        with hold(controller_lock(room), whereabouts()) as is_held:
+            if not is_held:
+                raise RetryLater(
+                    f"another controller runs {settings.name} already ({controller_whereabouts(room)}); "
+                    f"look at it with `sweep watch {settings.name}`, "
+                    f"or end it with `sweep stop {settings.name}`"
+                )
             if not continues and not control.in_job:
                 # A request to an earlier controller is void. It is removed at once, since from here on a person may
                 # ask something of this one; the sync with a store does the same with the request there.
-                control_path(room).unlink(missing_ok=True)
-            with closing(prefork), open_world(room, settings, prefork) as opened:
-                finish = _run_controller(room, settings, opened, prefork, control)
-                if finish.how is not Finished.HANDED_OVER:
-                    _clear_requests(room, opened.ports.channel)
-        except OSError as error:
-            raise GiveUp(
-                f"the controller cannot write to {room.root}: {error}; repair that, then `sweep resume`"
-            ) from error
-        return finish
+                clear_request(room)
+            with closing(prefork):
+                return _run(room, settings, prefork, control)
+    except OSError as error:
+        raise GiveUp(
+            f"the controller cannot write to {room.root}: {error}; repair that, then `sweep resume`"
+        ) from error
 
 
 def second_interrupt(control: RunControl) -> bool:
@@ -78,16 +79,58 @@ def second_interrupt(control: RunControl) -> bool:
     return control.mode is not Mode.DETACH
 
 
+def _run(room: Room, settings: Settings, prefork: PreforkServer, control: RunControl) -> Finish:
+    """Run controllers until one ends; one that found no space left is followed by another when there is space.
+
+    A write that failed may have left the study's memory and its storage different. A new controller reads everything
+    again, as after a crash.
+    """
+    waits, notice = SpaceWait(room, control), Notice(room)
+    finish: Finish | None = None
+    while finish is None:
+        try:
+            with open_world(room, settings, prefork) as opened:
+                finish = _run_controller(room, settings, opened, prefork, (control, notice, waits))
+                if finish is not None and finish.how is not Finished.HANDED_OVER:
+                    _clear_requests(room, opened.ports.channel)
+        except Exception as error:  # while everything is opened or closed
+            if not is_no_space(error) or finish is not None:
+                raise
+            logger.warning("%s; the sweep waits", waits.where(error))
+            with signals_handled(control):
+                finish = waits.wait(error)
+            if finish is not None:
+                clear_request(room)
+    notice.say("")
+    return finish
+
+
 def _run_controller(
-    room: Room, settings: Settings, opened: OpenSweep, prefork: PreforkServer, control: RunControl
-) -> Finish:
-    log = LineLog(opened.study, settings.metric)
+    room: Room,
+    settings: Settings,
+    opened: OpenSweep,
+    prefork: PreforkServer,
+    parts: tuple[RunControl, Notice, SpaceWait],
+) -> Finish | None:
+    """Run one controller; None if it found no space left and another one may go on."""
+    control, notice, waits = parts
+    log = LineLog(opened.study, settings.metric, on_wait=notice.say)
     search = make_controller(room, settings, opened, log, control)
     both = with_evaluations(search, room, settings, (opened.study, prefork), EvaluationLog(log, room))
     with _publishing(room, settings, log), signals_handled(control), _live(log, room, opened.study), both as controller:
-        finish = controller.run()
-        if finish.how is Finished.DETACHED and second_interrupt(control):
+        finish: Finish | None
+        try:
             finish = controller.run()
+            if finish.how is Finished.DETACHED and second_interrupt(control):
+                finish = controller.run()
+        except Exception as error:
+            if not is_no_space(error):
+                raise
+            log.wait_for_space(waits.where(error))
+            log.on_event()
+            finish = waits.wait(error)
+            if finish is None:
+                log.wait_for_space("")
     return finish
 
 
@@ -95,7 +138,7 @@ def _clear_requests(room: Room, channel: Channel) -> None:
     """Remove what was asked of a controller that has ended."""
     from sweep.store.channel import StoreChannel
 
-    control_path(room).unlink(missing_ok=True)
+    clear_request(room)
     if isinstance(channel, StoreChannel):
         channel.sync.clear_control()
 

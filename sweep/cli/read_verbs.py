@@ -99,6 +99,8 @@ def show_status(room: Room, state: SweepState) -> None:
     out = console()
     controller = _controller_text(room, state)
     out.print(f"[bold]{state.name}[/] in {room.root} – {controller}", highlight=False, soft_wrap=True)
+    if state.waits:
+        out.print(state.waits, style="yellow", markup=False, soft_wrap=True)
     out.print(counts_text(state))
     out.print(trials_table(state, state.rows))
     if state.workers:

@@ -34,6 +34,8 @@ from sweep.model import (
 )
 from trainer.contract import StopCause
 
+STOPPED_REASON = "trials were stopped with a checkpoint and go on with `sweep resume`"
+
 
 def decide(view: View, limits: Limits, now: float) -> tuple[Effect, ...]:
     """The effects that these facts call for, in the order in which to carry them out.
@@ -120,6 +122,8 @@ class _Decision:
         stopping_since = self._occupancy.oldest_stops.get(worker.name)
         if stopping_since is not None and not worker.ready and worker.job is JobState.PENDING:
             return "its trials are to stop, and its job has not started"
+        if self._view.no_space:
+            return None  # without space no heartbeat, no outcome and no sign of a start can be written
         if stopping_since is not None and now - stopping_since > limits.stop_grace:
             return f"a trial did not stop within {limits.stop_grace:g} s"
         if worker.ready and now - worker.beat > limits.silence:
@@ -158,7 +162,7 @@ class _Decision:
         for trial, attempt in self._occupancy.running:
             if not attempt.delivered:
                 yield Assign(trial.number, attempt.number, attempt.worker)
-        if not self._situation.continues:
+        if not self._situation.may_start:
             return
         waiting = deque(self._endings.waiting)
         new, finals, asked = self._budget.new_trials, self._situation.finals, False
@@ -187,7 +191,7 @@ class _Decision:
     def _starts(self) -> Iterator[StartWorkers]:
         """As many new workers as the trials need that no other worker will take."""
         places = self._free_places
-        if not self._situation.continues or not places:
+        if not self._situation.may_start or not places:
             return
         slots, quota = self._limits.slots, self._limits.trials_per_worker
         trials = len(self._endings.waiting) + self._budget.new_trials + self._situation.finals
@@ -205,7 +209,7 @@ class _Decision:
 
     def _submissions(self) -> Iterator[Send]:
         """A planned worker is submitted with its first trials: as many as it has slots, or as are left."""
-        if not self._occupancy.planned or not self._situation.continues:
+        if not self._occupancy.planned or not self._situation.may_start:
             return
         for worker in self._occupancy.live:
             gets_more = self._occupancy.free_slots[worker.name] > 0 and self._has_work
@@ -226,7 +230,7 @@ class _Decision:
         view, situation = self._view, self._situation
         if view.mode is Mode.DETACH:
             all_draining = all(worker.draining for worker in self._occupancy.live)
-            return Finish(Finished.DETACHED, "running trials go on by themselves") if all_draining else None
+            return self._interrupted(Finished.DETACHED, "running trials go on by themselves") if all_draining else None
         if self._occupancy.live:
             return None
         if situation.abort_reason:
@@ -234,7 +238,13 @@ class _Decision:
         open_trials = bool(view.trials or view.study.suspended)
         left = open_trials or self._budget.new_trials > 0 or situation.finals > 0
         if view.mode is Mode.STOP and left:
-            return Finish(Finished.STOPPED, "trials were stopped with a checkpoint and go on with `sweep resume`")
+            return self._interrupted(Finished.STOPPED, STOPPED_REASON)
         if view.mode is Mode.CANCEL and not open_trials:
             return Finish(Finished.CANCELLED, "the sweep was stopped")
         return None if left else Finish(Finished.DONE, self._budget.reason)
+
+    def _interrupted(self, how: Finished, reason: str) -> Finish:
+        """How a run ends that the user has interrupted: as a failure if the sweep waited for space."""
+        if self._view.no_space:
+            return Finish(Finished.FAILED, f"{self._view.no_space}; free some, then `sweep resume`")
+        return Finish(how, reason)

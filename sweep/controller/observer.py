@@ -42,6 +42,8 @@ class Observer:
         created: when the sweep was created, on the clock of the ports.
         observed_at: when the last observation was made, on the same clock; None before the first.
         _late: that observation came late, as only the first of several in a row may do without consequences.
+        _no_space: the same as in its view.
+        _excused: workers that ended before they were ready while no space was left.
     """
 
     ports: Ports
@@ -53,6 +55,8 @@ class Observer:
     trials: TrialObserver = field(init=False)
     observed_at: float | None = None
     _late: bool = False
+    _no_space: str = ""
+    _excused: set[str] = field(default_factory=set)
     _first_seen: FirstSeen = field(default_factory=FirstSeen)
     _reports: ReportBuffer = field(init=False)
     _restored: bool = False
@@ -64,7 +68,13 @@ class Observer:
     def __post_init__(self) -> None:
         self._reports = ReportBuffer(self.ports.channel)
         self.trials = TrialObserver(
-            self.ports.study, self.ports.pausing, self.listener, self.ledger, self.limits, self._first_seen
+            self.ports.study,
+            self.ports.pausing,
+            self.listener,
+            self.ledger,
+            self.limits,
+            self._first_seen,
+            self.ports.disk,
         )
 
     def observe(self) -> View:
@@ -81,8 +91,12 @@ class Observer:
         observed, observed_workers = self._reports.observe(before.open, self._watched_workers())
         now = self._begin_observation()
         trials = tuple(self._reports.process(observed, self.trials.facts))
+        no_space = self._no_space = self._ask_disk()  # anew: a trial may have ended because no space was left
         workers = tuple([self._worker(worker, self._jobs[name]) for name, worker in observed_workers.items()])
-        failed = _failed_starts(workers)
+        failed = _failed_starts([worker for worker in workers if worker.name not in self._excused])
+        if no_space:
+            self._excused |= {worker.name for worker in failed}
+            failed = []
         facts = study.facts()  # anew: the reports have changed it
         return View(
             study=facts,
@@ -94,6 +108,7 @@ class Observer:
             trained=facts.seconds + self.trials.usage.seconds,
             start_failures=len(failed),
             start_failure=failed[0].reason if failed else "",
+            no_space=no_space,
         )
 
     def new_worker_names(self, count: int) -> list[str]:
@@ -117,15 +132,19 @@ class Observer:
         self._reports.process(observed, restore)
         self._restored = True
 
+    def _ask_disk(self) -> str:
+        return self.ports.disk.no_space() if self.ports.disk is not None else ""
+
     def _begin_observation(self) -> float:
         """The time of an observation whose facts have just been read, in seconds.
 
         If the last one is long ago, all grace periods begin anew. If several in a row are late, the ports are slow, and
-        only the first of them counts as late: else a worker that died would be waited for without end.
+        only the first of them counts as late: else a worker that died would be waited for without end. They also begin
+        anew once there is space: before, workers could not write that they live.
         """
         now, before = self.ports.clock.now(), self.observed_at
         late = before is not None and now - before > self.limits.silence * LATE_SHARE
-        if late and not self._late:
+        if (late and not self._late) or (self._no_space and not self._ask_disk()):
             self._first_seen.restart()
             self._workers.clear()
             self.trials.forget_all()

@@ -143,6 +143,16 @@ class Channel(Protocol):
         """Wait this long, or until an attempt of the last observation ends or one of its workers becomes ready."""
 
 
+class Disk(Protocol):
+    """Tells whether there is space for what the sweep writes."""
+
+    def no_space(self) -> str:
+        """Where no space is left now, as text for a person; empty: there is some. May be asked in each round."""
+
+    def failed(self, reason: str) -> None:
+        """Learn that a worker found no space left, perhaps on a disk of its own: nothing starts for a while."""
+
+
 class Listener(Protocol):
     """Is told what the controller observes and does, for example to print it; must not act on the sweep."""
 
@@ -248,12 +258,17 @@ class SearchStudy(Study, PausingStudy, FinalsStudy, Protocol):
 
 @dataclass
 class Ports:
-    """Everything outside of the controller that it observes or acts on."""
+    """Everything outside of the controller that it observes or acts on.
+
+    Args:
+        disk: None: nothing is written to one.
+    """
 
     study: Study
     channel: Channel
     dispatcher: Dispatcher
     clock: Clock
+    disk: Disk | None = None
 
     @cached_property
     def pausing(self) -> PausingStudy | None:

@@ -19,6 +19,7 @@ from sweep.controller.loop import Controller, idle
 from sweep.model import Effect, Ending, Finish, Finished, Mode, StudyFacts, Tell, Verdict
 from trainer.contract import Report
 from trainer.room import Room, read_json, write_atomic
+from trainer.space import is_no_space
 
 ASKED_FILE = "asked"
 ENDING_FILE = "told.json"
@@ -136,7 +137,7 @@ class CombinedController:
         """Run until neither controller has anything left to do or the user ends the run; returns how it ended.
 
         Raises:
-            GiveUp, OSError: see `Controller.run`; from the trials' controller only.
+            GiveUp, OSError: see `Controller.run`; from the trials' controller, or because no space is left.
         """
         while True:
             effects = self.trials.round()
@@ -158,6 +159,8 @@ class CombinedController:
             try:
                 effects = self.evaluations.round()
             except Exception as error:  # no error of an evaluation may end the sweep
+                if is_no_space(error):
+                    raise  # no error of an evaluation: the whole sweep waits
                 self._given_up = True
                 self._report(f"{type(error).__name__}: {error}")
         if self._given_up:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, TypeVar
 
 from sweep.config.settings import Settings
+from sweep.controller.disk import read_notice
 from sweep.evaluation.controller import read_ending
 from sweep.evaluation.jobs import evaluations_room
 from sweep.model import Ending, EvaluationStatus, Job, JobState, SweepState, TrialRow, TrialStatus, WorkerFacts
@@ -71,6 +72,7 @@ class SweepReader:
             seconds=self._seconds(running),
             trial_tokens=self.settings.trial_tokens,
             controller=running,
+            waits=read_notice(self.room) if running else "",
         )
 
     def _seconds(self, running: bool) -> float:

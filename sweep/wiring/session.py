@@ -106,12 +106,16 @@ def open_world(room: Room, settings: Settings, prefork: PreforkServer) -> Iterat
     Raises:
         RetryLater: see `open_channel`.
     """
+    from sweep.controller.disk import PROBE_SECONDS, RoomDisk
     from sweep.controller.ports import Ports
 
     queue = backend_of(settings).open(room, settings, prefork)
     with open_channel(room, settings, queue) as channel:
         study = open_study(room, settings)  # only now: an object store may have brought a newer one
-        yield OpenSweep(study, Ports(queue.study(study), channel, queue.dispatcher, queue.clock or BootClock()))
+        clock = queue.clock or BootClock()
+        every = min(PROBE_SECONDS, settings.queue.silence_seconds / 4)
+        disk = None if settings.queue.simulated else RoomDisk(room, clock, every)
+        yield OpenSweep(study, Ports(queue.study(study), channel, queue.dispatcher, clock, disk))
 
 
 def make_controller(
@@ -172,7 +176,7 @@ def with_evaluations(
     with _inner_channel(main.ports.channel, inner_room, queue) as channel:
         judges = EvaluationStudy(inner_room, study.winners)
         controller = Controller(
-            ports=Ports(judges, channel, queue.dispatcher, main.ports.clock),
+            ports=Ports(judges, channel, queue.dispatcher, main.ports.clock, main.ports.disk),
             limits=inner.limits(1),
             spec=lambda trial, attempt, worker: evaluation_spec(
                 settings, room, AttemptId(trial, attempt, worker), stopped_runs(inner_room)

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from sweep.controller.disk import RoomDisk
 from sweep.controller.ledger import RoomLedger
 from sweep.controller.loop import Controller
 from sweep.controller.ports import Ports, WorkerSpec
@@ -87,7 +88,7 @@ class HandPlayed:
         """A new controller over the same room, as after a crash."""
         settings = load_settings(self.room)
         study = session.open_study(self.room, settings)
-        ports = Ports(study, RoomChannel(self.room), self.dispatcher, self.clock)
+        ports = Ports(study, RoomChannel(self.room), self.dispatcher, self.clock, RoomDisk(self.room, self.clock))
         self.study = study
         self.controller = Controller(
             ports=ports,

@@ -388,6 +388,43 @@ LEFT = "it was paused, and not promoted before the end"
             [Assign(0, 9, "w0001")],
             id="as often as it takes",
         ),
+        pytest.param(
+            view(trial(0, attempt(NO_SPACE)), no_space="no space left in /room"),
+            [],
+            id="while no space is left, nothing is assigned",
+        ),
+        pytest.param(
+            view(trial(0, attempt(NO_SPACE)), workers=(), no_space="no space left in /room"),
+            [],
+            id="and no worker is started, and the sweep does not end",
+        ),
+        pytest.param(
+            view(
+                trial(0, attempt(stop=StopCause.PRUNED, stop_since=NOW - 999), verdict=PRUNE),
+                workers=(
+                    replace(W1, beat=NOW - 999),
+                    replace(W1, name="w0002", place=1, ready=False, started=NOW - 999),
+                ),
+                no_space="no space left in /room",
+            ),
+            [],
+            id="nor is a worker cancelled, which can write neither heartbeat nor outcome",
+        ),
+        pytest.param(
+            view(trial(0, attempt(NO_SPACE)), workers=(), mode=Mode.STOP, no_space="no space left in /room"),
+            [Finish(Finished.FAILED, "no space left in /room; free some, then `sweep resume`")],
+            id="a sweep that is stopped while it waits for space has failed",
+        ),
+        pytest.param(
+            view(trial(0, attempt(NO_SPACE)), workers=(), mode=Mode.DETACH, no_space="no space left in /room"),
+            [Finish(Finished.FAILED, "no space left in /room; free some, then `sweep resume`")],
+            id="and so has one that is detached",
+        ),
+        pytest.param(
+            view(workers=(), start_failures=3, no_space="no space left in /room"),
+            [Finish(Finished.FAILED, "3 workers in a row ended before they were ready; see `sweep logs`")],
+            id="workers that failed to start before are no matter of space",
+        ),
     ],
 )
 def test_decision(facts: View, effects: list[Effect]) -> None:
