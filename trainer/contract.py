@@ -240,7 +240,7 @@ class Outcome:
     def resumable(self) -> bool:
         """Whether a later attempt resumes the trial.
 
-        A full disk is no fault of the trial, which is retried as often as one whose worker was lost.
+        A full disk is no fault of the trial, which is retried as often as it takes.
         """
         again = self.failure in (FailureKind.NO_SPACE, FailureKind.PASSING)
         return again or (self.cause is not None and self.cause.resumable)
