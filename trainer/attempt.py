@@ -5,18 +5,22 @@ them returns the outcome if it ended the attempt. `advance` trains a micro-batch
 (`trainer.scheduler`) trains those of several attempts in one pack.
 
 Invariants: every end of an attempt is exactly one `Outcome`, and no exception leaves an attempt. It writes to its own
-directory only. It resumes from the newest readable checkpoint of an earlier attempt.
+directory only. It resumes from the newest readable checkpoint of an earlier attempt. An attempt that completes has
+reported the final report itself, also if the checkpoint left nothing to train.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import math
 import shutil
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -24,12 +28,24 @@ from trainer import checkpoint
 from trainer.base import Cache
 from trainer.components import ComponentError
 from trainer.configuration import current_config
-from trainer.contract import FailureKind, Outcome, OutcomeKind, Report, StopCause, StopSignal, TrialSpec
+from trainer.contract import (
+    ContractError,
+    FailureKind,
+    Outcome,
+    OutcomeKind,
+    Report,
+    StopCause,
+    StopSignal,
+    TrialSpec,
+    decode,
+    from_plain,
+)
 from trainer.environment import mask
 from trainer.progress import DivergenceGuard, MicroBatch, Milestones
 from trainer.recipe import LoraRecipe
 from trainer.reporter import Reporter
-from trainer.room import AttemptDir, Room
+from trainer.room import AttemptDir, Room, Tail, sync_tree
+from trainer.space import chain, is_no_space, with_space
 
 _log = logging.getLogger(__name__)
 
@@ -51,6 +67,7 @@ class Attempt:
     should_stop: StopSignal
     _notes: list[str] = field(default_factory=list)
     _resumed_from: int | None = None
+    _final: Report | None = None
     _recipe: LoraRecipe | None = None
     _milestones: Milestones = field(init=False)
     _guard: DivergenceGuard = field(init=False)
@@ -100,7 +117,7 @@ class Attempt:
         """End with an error."""
         text = "".join(traceback.format_exception(error))
         _log.error("trial %d attempt %d failed:\n%s", self.spec.trial, self.spec.attempt, text)
-        for link in _chain(error):
+        for link in chain(error):
             link.__traceback__ = None  # its frames hold the model, and often the error itself, which makes a cycle
         return self._close(self._outcome(OutcomeKind.FAILED, describe(error), failure=classify(error)))
 
@@ -128,7 +145,12 @@ class Attempt:
         self._recipe = LoraRecipe(current_config(self.spec), self.cache, self.dir.path / "scratch")
         self._resume(self._recipe)
         self._interval_start = time.perf_counter(), self._recipe.tokens
-        return self._completed(self._recipe) if self._recipe.position == self._recipe.total else None
+        if self._recipe.position < self._recipe.total:
+            return None
+        assert self._final is not None, "a checkpoint of the trial's end is used together with its final report only"
+        self._final = dataclasses.replace(self._final, seconds=time.perf_counter() - self._began)
+        self.reporter.report(self._final)
+        return self._completed(self._recipe)
 
     def _after(self, batch: MicroBatch) -> Outcome | None:
         recipe = self.recipe
@@ -149,6 +171,7 @@ class Attempt:
         report = self._report(recipe)
         if math.isfinite(report.loss) and math.isfinite(report.val_loss or 0.0):
             self.reporter.report(report)
+        self._final = report if report.final else None
         if diverged := self._guard.at_milestone(report.loss, report.val_loss):
             return self._outcome(OutcomeKind.DIVERGED, diverged)
         if not report.final:
@@ -162,8 +185,19 @@ class Attempt:
         if every and report.milestone % every == 0:
             self._save(recipe)
         if adapters and report.milestone % adapters == 0:
-            recipe.save_adapter(self.dir.adapter)
-            self.reporter.adapter(self.dir.adapter)
+            self._save_adapter(recipe)
+
+    def _save_adapter(self, recipe: LoraRecipe) -> bool:
+        """Write the adapter; False if torchtune has no PEFT format for this model."""
+
+        def write() -> bool:
+            peft = recipe.save_adapter(self.dir.adapter)
+            sync_tree(self.dir.adapter)
+            return peft
+
+        peft = with_space(write, "the adapter")
+        self.reporter.adapter(self.dir.adapter)
+        return peft
 
     def _check_stop(self, recipe: LoraRecipe) -> Outcome | None:
         stop = self.should_stop() if recipe.position < recipe.total else None
@@ -190,9 +224,8 @@ class Attempt:
         )
 
     def _completed(self, recipe: LoraRecipe) -> Outcome:
-        if not recipe.save_adapter(self.dir.adapter):
+        if not self._save_adapter(recipe):
             self._notes.append("torchtune has no PEFT format for this model, so that the adapter is in torchtune's own")
-        self.reporter.adapter(self.dir.adapter)
         if self.spec.checkpoint_every:
             self._save(recipe)
         return self._outcome(OutcomeKind.COMPLETED, adapter=self.dir.adapter.name)
@@ -207,6 +240,7 @@ class Attempt:
             "recipe": recipe.state(),
             "milestones": self._milestones.state(),
             "guard": self._guard.state(),
+            "final": None if self._final is None else dataclasses.asdict(self._final),
         }
         checkpoint.save(self.dir.checkpoint, state)
 
@@ -217,14 +251,31 @@ class Attempt:
                 continue
             try:
                 state = checkpoint.load(path)
-                recipe.load_state(state["recipe"])
             except checkpoint.CheckpointError as error:
                 self._notes.append(f"attempt {number}'s checkpoint is unreadable and was skipped: {error}")
                 continue
+            final = self._final_of(state) if state["recipe"]["position"] == recipe.total else None
+            if state["recipe"]["position"] == recipe.total and final is None:
+                self._notes.append(f"attempt {number}'s checkpoint was skipped: the final report before it is lost")
+                continue
+            recipe.load_state(state["recipe"])
+            self._final = final
             self._milestones.restore(state["milestones"])
             self._guard.restore(state["guard"])
             self._resumed_from = number
             return
+
+    def _final_of(self, state: dict[str, Any]) -> Report | None:
+        """The final report that precedes a checkpoint of the trial's end; older versions did not save it there."""
+        if state.get("final") is not None:
+            return from_plain(Report, state["final"])
+        for number in reversed([n for n in self.room.attempts(self.spec.trial) if n < self.spec.attempt]):
+            files = self.room.attempt(self.spec.trial, number)
+            for line in reversed(Tail(files.reports).lines(files.counted())):
+                with suppress(ContractError):
+                    if (report := decode(Report, line)).final:
+                        return report
+        return None
 
     def _outcome(
         self,
@@ -257,14 +308,12 @@ class Attempt:
 
 def classify(error: BaseException) -> FailureKind:
     """The kind of a failure, by the error and its causes."""
-    chain = _chain(error)
-    if any(isinstance(e, OSError) and e.errno in checkpoint.NO_SPACE for e in chain) or any(
-        "No space left" in str(e) for e in chain
-    ):
+    links = chain(error)
+    if is_no_space(error):
         return FailureKind.NO_SPACE
-    if any(isinstance(e, torch.OutOfMemoryError | MemoryError) for e in chain):
+    if any(isinstance(e, torch.OutOfMemoryError | MemoryError) for e in links):
         return FailureKind.OUT_OF_MEMORY
-    if any(isinstance(e, FileNotFoundError) for e in chain):
+    if any(isinstance(e, FileNotFoundError) for e in links):
         return FailureKind.MISSING_FILE
     if isinstance(error, ComponentError | ValueError | TypeError | KeyError):
         return FailureKind.BAD_CONFIG
@@ -275,12 +324,3 @@ def describe(error: BaseException) -> str:
     """One line for a person: type and message of an error, without its stack and without secrets."""
     text = " ".join(mask(str(error)).split()) or "no message"
     return f"{type(error).__name__}: {text[:500]}"
-
-
-def _chain(error: BaseException | None) -> list[BaseException]:
-    """An error with its causes, itself first."""
-    chain: list[BaseException] = []
-    while error is not None and error not in chain:
-        chain.append(error)
-        error = error.__cause__ or error.__context__
-    return chain

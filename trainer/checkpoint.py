@@ -7,11 +7,8 @@ gradients of an unfinished accumulation, the data position, and every random gen
 
 from __future__ import annotations
 
-import errno
 import io
-import logging
 import random
-import time
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +16,10 @@ import numpy as np
 import torch
 
 from trainer.room import write_atomic
-
-_log = logging.getLogger(__name__)
+from trainer.space import with_space
 
 VERSION = 1
 PARTS = ("recipe", "milestones", "guard")
-NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
-SPACE_SECONDS = 60.0  # how long to wait for space on a full disk
 
 
 class CheckpointError(Exception):
@@ -33,25 +27,17 @@ class CheckpointError(Exception):
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
-    """Write a trial's state. If the disk is full, retry for `SPACE_SECONDS`.
+    """Write a trial's state. If the disk is full, wait for space for a while.
 
     Args:
-        state: the parts by name; see `PARTS`.
+        state: the parts by name: at least `PARTS`.
 
     Raises:
         OSError: the disk stays full. An earlier checkpoint at the same path stays.
     """
     buffer = io.BytesIO()
     torch.save({"version": VERSION, **state}, buffer)
-    deadline = time.monotonic() + SPACE_SECONDS
-    while True:
-        try:
-            return write_atomic(path, buffer.getvalue(), root=path.parent)
-        except OSError as error:
-            if error.errno not in NO_SPACE or time.monotonic() > deadline:
-                raise
-            _log.warning("the checkpoint is not written yet, retrying: %s", error)
-            time.sleep(1.0)
+    with_space(lambda: write_atomic(path, buffer.getvalue(), root=path.parent), "the checkpoint")
 
 
 def load(path: Path) -> dict[str, Any]:

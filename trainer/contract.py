@@ -242,7 +242,7 @@ class Outcome:
     def resumable(self) -> bool:
         """Whether a later attempt resumes the trial.
 
-        A full disk is no fault of the trial, which is retried as often as one whose worker was lost.
+        A full disk is no fault of the trial, which is retried as often as it takes.
         """
         again = self.failure in (FailureKind.NO_SPACE, FailureKind.PASSING)
         return again or (self.cause is not None and self.cause.resumable)
@@ -299,7 +299,21 @@ def _read(kind: str, value: Any) -> Any:
     return _READERS[name](value) if name in _READERS else value
 
 
+def _exactly(kind: type[T]) -> Callable[[Any], T]:
+    """A reader of values that have this type in JSON already."""
+
+    def read(value: Any) -> T:
+        if type(value) is not kind:
+            raise TypeError(f"{value!r:.40} is no {kind.__name__}")
+        return value
+
+    return read
+
+
 _READERS: dict[str, Callable[[Any], Any]] = {
+    "int": _exactly(int),
+    "str": _exactly(str),
+    "bool": _exactly(bool),
     "float": float,
     "Guard": lambda raw: from_plain(Guard, raw),
     "Tracking": lambda raw: from_plain(Tracking, raw),

@@ -1,11 +1,13 @@
 """Reads, writes, appends to and locks files that several processes share.
 
 Invariants: standard library only. A whole file appears by rename. An appended file is read up to its last complete
-line.
+line, and a line that could not be written whole is cut off again before the next one. What is durable survives a power
+cut together with its directory's entry, in the order in which it was written.
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -17,6 +19,8 @@ from typing import IO, Any
 
 LOCK_TRIES = 10
 LOCK_PAUSE_SECONDS = 0.05
+# What a file system answers that does not sync directories.
+NO_DIRECTORY_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EACCES)
 
 
 def write_atomic(path: Path, text: str | bytes, durable: bool = True, root: Path | None = None) -> None:
@@ -27,14 +31,12 @@ def write_atomic(path: Path, text: str | bytes, durable: bool = True, root: Path
         root: a directory that must exist; missing directories are made below it only. None: all of them are made.
 
     Raises:
-        OSError: the disk is full or the directory is not writable; the old file stays.
+        OSError: the disk is full or the directory is not writable. The old file stays, or the new one is there and may
+            not survive a power cut. The call may be repeated.
         FileNotFoundError: the root does not exist.
     """
     data = text.encode() if isinstance(text, str) else text
-    if root is None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    else:
-        make_directory(path.parent, root)
+    new = make_directory(path.parent, root)
     scratch = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with scratch.open("wb") as file:
@@ -46,6 +48,39 @@ def write_atomic(path: Path, text: str | bytes, durable: bool = True, root: Path
     except BaseException:
         scratch.unlink(missing_ok=True)
         raise
+    if durable:
+        for directory in [path.parent, *new]:
+            sync_directory(directory)
+
+
+def sync_directory(path: Path) -> None:
+    """Make the entries of a directory survive a power cut, if its file system can do that.
+
+    Raises:
+        OSError: the disk is full, or fails.
+    """
+    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in NO_DIRECTORY_SYNC:
+            raise
+    finally:
+        os.close(handle)
+
+
+def sync_tree(path: Path) -> None:
+    """Make a directory with everything in it survive a power cut.
+
+    Raises:
+        OSError: the disk is full, or fails.
+    """
+    for directory, _, names in os.walk(path):
+        for name in names:
+            with Path(directory, name).open("rb") as file:
+                os.fsync(file.fileno())
+        sync_directory(Path(directory))
+    sync_directory(path.parent)
 
 
 def make_private_directory(path: Path) -> bool:
@@ -58,27 +93,36 @@ def make_private_directory(path: Path) -> bool:
     return True
 
 
-def make_directory(path: Path, root: Path) -> None:
-    """Make a directory and those between it and `root`, which is never made.
+def make_directory(path: Path, root: Path | None = None) -> list[Path]:
+    """Make a directory and those between it and `root`, which is never made; without a root all of them.
+
+    Returns:
+        the directories that have a new entry by that.
 
     Raises:
         FileNotFoundError: the root does not exist.
     """
     if path == root:
-        return
+        return []
     try:
-        path.mkdir(exist_ok=True)
-    except FileNotFoundError:
-        if root not in path.parent.parents and root != path.parent:
+        path.mkdir()
+    except FileExistsError:
+        if not path.is_dir():
             raise
-        make_directory(path.parent, root)
+        return []
+    except FileNotFoundError:
+        if root is not None and root not in path.parent.parents and root != path.parent:
+            raise
+        new = make_directory(path.parent, root)
         path.mkdir(exist_ok=True)
+        return [*new, path.parent]
+    return [path.parent]
 
 
 def read_text(path: Path) -> str | None:
-    """The text of a file; None if it does not exist."""
+    """The text of a file; None if it does not exist. Bytes that are no UTF-8 are replaced."""
     try:
-        return path.read_text()
+        return path.read_text(encoding="utf-8", errors="replace")
     except (FileNotFoundError, NotADirectoryError):
         return None
 
@@ -117,12 +161,68 @@ class Tail:
 
 def cut_torn_line(path: Path) -> None:
     """Delete an incomplete last line that a crash left. Only the file's one writer may call it, before it appends."""
-    if path.exists():
-        data = path.read_bytes()
-        complete = data.rfind(b"\n") + 1
-        if complete < len(data):
-            with path.open("r+b") as file:
-                file.truncate(complete)
+    if not path.exists():
+        return
+    with path.open("r+b") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - 1))
+        if file.read(1) in (b"", b"\n"):
+            return
+        file.seek(0)
+        file.truncate(file.read().rfind(b"\n") + 1)
+
+
+class LineFile:
+    """Appends lines to a file, as its one writer. Each line is whole in the file, or not at all.
+
+    Raises:
+        OSError: the file cannot be opened.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+        cut_torn_line(path)
+
+    def append(self, line: str, durable: bool = False) -> None:
+        """Append one line and hand it to the operating system, so that it survives if the writer is killed.
+
+        Args:
+            durable: also after a power cut.
+
+        Raises:
+            OSError: the disk is full, or fails. The file is as before, and the call may be repeated.
+        """
+        append_whole(self._handle, f"{line}\n".encode(), durable)
+
+    def sync(self) -> None:
+        """Make all lines survive a power cut.
+
+        Raises:
+            OSError: the disk is full, or fails.
+        """
+        os.fsync(self._handle)
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self._handle)
+
+
+def append_whole(handle: int, data: bytes, durable: bool) -> None:
+    """Append data to an open file, all or nothing.
+
+    Raises:
+        OSError: the disk is full, or fails. The file is as before.
+    """
+    end = os.fstat(handle).st_size
+    try:
+        left = memoryview(data)
+        while left:  # a disk that is nearly full takes a part
+            left = left[os.write(handle, left) :]
+        if durable:
+            os.fsync(handle)
+    except OSError:
+        os.ftruncate(handle, end)
+        raise
 
 
 def append_line(file: IO[str], line: str) -> None:

@@ -5,13 +5,16 @@ Invariant: a reporter only receives. It decides nothing, and the recipe does not
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from trainer.contract import Outcome, Report, Step, encode
-from trainer.room import AttemptDir, append_line
+from trainer.room import AttemptDir, LineFile
+from trainer.space import with_space
+
+_log = logging.getLogger(__name__)
 
 
 class Reporter(Protocol):
@@ -33,25 +36,33 @@ class Reporter(Protocol):
 class RoomReporter:
     """Appends steps and reports to the attempt's files in the room.
 
-    Every method raises `OSError` if the disk is full.
+    A report survives a power cut when `report` returns, so that it does so before any checkpoint that follows it. Steps
+    do when the reporter was closed. If the disk is full, each method waits for space for a while.
+
+    Raises:
+        OSError: the disk stays full, or fails. So does each method but `close`.
     """
 
     def __init__(self, attempt: AttemptDir) -> None:
-        self._files = ExitStack()
-        self._steps = self._files.enter_context(attempt.steps.open("a"))
-        self._reports = self._files.enter_context(attempt.reports.open("a"))
+        self._steps = with_space(lambda: LineFile(attempt.steps), "the steps")
+        self._reports = with_space(lambda: LineFile(attempt.reports), "the reports")
 
     def step(self, step: Step) -> None:
-        append_line(self._steps, encode(step))
+        with_space(lambda: self._steps.append(encode(step)), "a step")
 
     def report(self, report: Report) -> None:
-        append_line(self._reports, encode(report))
+        with_space(lambda: self._reports.append(encode(report), durable=True), "a report")
 
     def adapter(self, path: Path) -> None:
         pass  # it is in the room already
 
     def close(self, outcome: Outcome | None) -> None:
-        self._files.close()
+        try:
+            self._steps.sync()
+        except OSError as error:  # the trial's value does not depend on its steps
+            _log.warning("the steps may not survive a power cut: %s", error)
+        self._steps.close()
+        self._reports.close()
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
     <room>/sweep.json                       the frozen configuration (controller)
           /controller.lock                  held by the one controller
+          /waits                            what the controller waits for, if not for its workers (controller)
           /trials/00042/1/spec.json         attempt 1 of trial 42 (controller)
                          /stop              the cause of a stop, and its reason (controller)
                          /reports.jsonl     one line for each token milestone (worker)
@@ -25,7 +26,8 @@
 
 Invariants: standard library only. Every file has one writer. Every attempt has a directory of its own, so that an old
 attempt behind a fence cannot write to the files of a newer one. Whole files appear by rename. Appended files are read
-up to their last complete line. Nothing is pickled.
+up to their last complete line. A worker syncs a report before the checkpoint that follows it, and everything before the
+outcome, so that no later file survives a power cut without the earlier ones. Nothing is pickled.
 """
 
 from __future__ import annotations
@@ -38,6 +40,7 @@ from functools import cache
 from pathlib import Path
 
 from trainer.files import (
+    LineFile,
     Tail,
     append_line,
     cut_torn_line,
@@ -47,6 +50,7 @@ from trainer.files import (
     make_private_directory,
     read_json,
     read_text,
+    sync_tree,
     take_lock,
     write_atomic,
     write_lock,
@@ -56,6 +60,7 @@ from trainer.names import is_name
 __all__ = [
     "UNWANTED",
     "AttemptDir",
+    "LineFile",
     "Room",
     "Tail",
     "WorkerDir",
@@ -67,6 +72,7 @@ __all__ = [
     "make_private_directory",
     "read_json",
     "read_text",
+    "sync_tree",
     "take_lock",
     "worker_number",
     "write_atomic",

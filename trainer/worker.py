@@ -19,7 +19,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from trainer.attempt import Attempt
+from trainer.attempt import Attempt, describe
 from trainer.base import Cache
 from trainer.contract import (
     ContractError,
@@ -38,6 +38,7 @@ from trainer.presence import RoomLostError, RoomPresence
 from trainer.reporter import Reporters, RoomReporter
 from trainer.room import AttemptDir, Room, WorkerDir, hold, make_directory, read_text, write_atomic
 from trainer.scheduler import Scheduler
+from trainer.space import is_no_space
 from trainer.task import Task
 
 if TYPE_CHECKING:
@@ -48,6 +49,9 @@ _log = logging.getLogger(__name__)
 POLL_SECONDS = 0.02
 STOP_POLL_SECONDS = 0.1
 BEAT_SECONDS = 1.0
+# An outcome that cannot be written, although there is space or the worker must end, is tried this often.
+OUTCOME_TRIES = 60
+OUTCOME_RETRY_SECONDS = 1.0
 
 
 @dataclass(slots=True)
@@ -159,8 +163,14 @@ class Worker:
         if self.token and spec.token != self.token:
             raise RoomLostError(f"trial {trial} attempt {number} is another sweep's; this process ends")
         _log.info("trial %d attempt %d starts", trial, number)
+        try:
+            files = RoomReporter(attempt)
+        except OSError as error:
+            failure = FailureKind.NO_SPACE if is_no_space(error) else FailureKind.PASSING
+            self._end(attempt, Outcome(OutcomeKind.FAILED, describe(error), failure=failure))
+            return
         tracker = self._track(spec)
-        reporter = Reporters((RoomGuard(self), RoomReporter(attempt), *([tracker] if tracker else [])))
+        reporter = Reporters((RoomGuard(self), files, *([tracker] if tracker else [])))
         should_stop = StopPoll(self, attempt, tracker)
 
         def end(outcome: Outcome) -> None:
@@ -174,6 +184,28 @@ class Worker:
             end(evaluate(self.room, spec, self._cache, should_stop))
             return
         scheduler.add(Task(spec, lambda: Attempt(self.room, spec, self._cache, reporter, should_stop), end))
+
+    def _end(self, attempt: AttemptDir, outcome: Outcome) -> None:
+        """Write an outcome. While the disk is full, wait for space: without its outcome the trial would count as lost.
+
+        Raises:
+            RoomLostError: the room was deleted, or is another sweep's.
+            SystemExit: the outcome could not be written for a minute, for another reason or while the worker must end.
+        """
+        failed = 0
+        while failed < OUTCOME_TRIES:
+            self.check_room()
+            try:
+                write_atomic(attempt.outcome, encode(outcome), root=self.room.root)
+                return
+            except OSError as error:
+                _log.warning("the outcome is not written yet, retrying: %s", error)
+                if self.end_reason or not is_no_space(error):
+                    failed += 1
+                time.sleep(OUTCOME_RETRY_SECONDS)
+        raise SystemExit(
+            f"the outcome could not be written to {attempt.outcome}; the controller will take the worker for lost"
+        )
 
     def _track(self, spec: TrialSpec) -> Tracker | None:
         if spec.tracking is None:
@@ -204,21 +236,6 @@ class Worker:
         if anew or now - self._checked_at >= STOP_POLL_SECONDS:
             self._checked_at = now
             self._presence.check()
-
-    def _end(self, attempt: AttemptDir, outcome: Outcome) -> None:
-        """Write the outcome, and wait for space if the disk is full: without one the trial would count as lost."""
-        for _ in range(60):
-            self.check_room()
-            try:
-                write_atomic(attempt.outcome, encode(outcome), root=self.room.root)
-                return
-            except OSError as error:
-                _log.warning("the outcome is not written yet, retrying: %s", error)
-                time.sleep(1.0)
-        raise SystemExit(
-            f"the outcome could not be written to {attempt.outcome} for 60 s; the controller will take the worker for "
-            "lost"
-        )
 
     @contextmanager
     def _beat_while_running(self) -> Iterator[None]:

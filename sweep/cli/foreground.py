@@ -14,7 +14,9 @@ from typing import IO, TYPE_CHECKING
 
 from sweep.cli.line_log import EvaluationLog, LineLog
 from sweep.cli.live_view import shown
-from sweep.cli.run_control import RunControl, control_path, signals_handled
+from sweep.cli.run_control import RunControl, clear_request, signals_handled
+from sweep.cli.space_wait import SpaceWait
+from sweep.controller.disk import Notice
 from sweep.errors import GiveUp, RetryLater
 from sweep.model.effects import Finish
 from sweep.model.states import Finished, Mode
@@ -22,6 +24,7 @@ from sweep.report.terminal import console
 from sweep.wiring.rooms import controller_lock, controller_whereabouts, load_settings, presence_check, whereabouts
 from sweep.wiring.session import OpenSweep, make_controller, open_world, with_evaluations
 from trainer.room import Room, hold
+from trainer.space import is_no_space
 
 if TYPE_CHECKING:
     from sweep.config.settings import Settings
@@ -50,7 +53,8 @@ def drive(
 
     Raises:
         RetryLater: another controller runs this sweep.
-        GiveUp: the room cannot be written to, e.g. a full disk, or was deleted or replaced by another sweep's.
+        GiveUp: the room was deleted or replaced by another sweep's, or cannot be written to for another reason than a
+            full disk, which is waited for.
     """
     settings = load_settings(room)
     with _held(room, lock) as is_held:
@@ -66,17 +70,14 @@ def drive(
             if not continues and not control.in_job:
                 # A request to an earlier controller is void. It is removed at once, since from here on a person may
                 # ask something of this one; the sync with a store does the same with the request there.
-                control_path(room).unlink(missing_ok=True)
-            with closing(prefork), open_world(room, settings, prefork) as opened:
-                finish = _run_controller(room, settings, opened, prefork, control)
-                if finish.how is not Finished.HANDED_OVER:
-                    _clear_requests(room, opened.ports.channel)
+                clear_request(room)
+            with closing(prefork):
+                return _run(room, settings, prefork, control)
         except OSError as error:
             check()  # perhaps the room is gone, which is another sentence
             raise GiveUp(
                 f"the controller cannot write to {room.root}: {error}; repair that, then `sweep resume`"
             ) from error
-        return finish
 
 
 @contextmanager
@@ -103,16 +104,58 @@ def second_interrupt(control: RunControl) -> bool:
     return control.mode is not Mode.DETACH
 
 
+def _run(room: Room, settings: Settings, prefork: PreforkServer, control: RunControl) -> Finish:
+    """Run controllers until one ends; one that found no space left is followed by another when there is space.
+
+    A write that failed may have left the study's memory and its storage different. A new controller reads everything
+    again, as after a crash.
+    """
+    waits, notice = SpaceWait(room, control), Notice(room)
+    finish: Finish | None = None
+    while finish is None:
+        try:
+            with open_world(room, settings, prefork) as opened:
+                finish = _run_controller(room, settings, opened, prefork, (control, notice, waits))
+                if finish is not None and finish.how is not Finished.HANDED_OVER:
+                    _clear_requests(room, opened.ports.channel)
+        except Exception as error:  # while everything is opened or closed
+            if not is_no_space(error) or finish is not None:
+                raise
+            logger.warning("%s; the sweep waits", waits.where(error))
+            with signals_handled(control):
+                finish = waits.wait(error)
+            if finish is not None:
+                clear_request(room)
+    notice.say("")
+    return finish
+
+
 def _run_controller(
-    room: Room, settings: Settings, opened: OpenSweep, prefork: PreforkServer, control: RunControl
-) -> Finish:
-    log = LineLog(opened.study, settings.metric)
+    room: Room,
+    settings: Settings,
+    opened: OpenSweep,
+    prefork: PreforkServer,
+    parts: tuple[RunControl, Notice, SpaceWait],
+) -> Finish | None:
+    """Run one controller; None if it found no space left and another one may go on."""
+    control, notice, waits = parts
+    log = LineLog(opened.study, settings.metric, on_wait=notice.say)
     search = make_controller(room, settings, opened, log, control)
     both = with_evaluations(search, room, settings, (opened.study, prefork), EvaluationLog(log, room))
     with _publishing(room, settings, log), signals_handled(control), _live(log, room, opened.study), both as controller:
-        finish = controller.run()
-        if finish.how is Finished.DETACHED and second_interrupt(control):
+        finish: Finish | None
+        try:
             finish = controller.run()
+            if finish.how is Finished.DETACHED and second_interrupt(control):
+                finish = controller.run()
+        except Exception as error:
+            if not is_no_space(error):
+                raise
+            log.wait_for_space(waits.where(error))
+            log.on_event()
+            finish = waits.wait(error)
+            if finish is None:
+                log.wait_for_space("")
     return finish
 
 
@@ -120,7 +163,7 @@ def _clear_requests(room: Room, channel: Channel) -> None:
     """Remove what was asked of a controller that has ended."""
     from sweep.store.channel import StoreChannel
 
-    control_path(room).unlink(missing_ok=True)
+    clear_request(room)
     if isinstance(channel, StoreChannel):
         channel.sync.clear_control()
 

@@ -35,6 +35,7 @@ class LineLog:
         log_reports: whether each report is a line; the live view shows reports in its table.
         on_tell: called when a trial has ended.
         on_event: called after each event; the live view redraws itself.
+        on_wait: called with what the sweep waits for, if not for its workers; empty: it goes on.
     """
 
     study: OptunaStudy
@@ -42,6 +43,8 @@ class LineLog:
     log_reports: bool = True
     on_tell: Callable[[], None] = lambda: None
     on_event: Callable[[], None] = lambda: None
+    on_wait: Callable[[str], None] = lambda text: None
+    _no_space: str = ""
     _waiting: str = ""
     _cancelled: set[str] = field(default_factory=set)
 
@@ -76,8 +79,22 @@ class LineLog:
                 self.log_cancel(worker, reason)
         self.on_event()
 
+    def wait_for_space(self, no_space: str) -> None:
+        """Log that the sweep waits because no space is left, or that it goes on; once each.
+
+        Args:
+            no_space: where no space is left; empty: there is some.
+        """
+        if no_space and not self._no_space:
+            logger.warning("%s; the sweep waits", no_space)
+        elif self._no_space and not no_space:
+            logger.info("there is space again; the sweep goes on")
+        self._no_space = no_space
+        self.on_wait(f"{no_space}; the sweep waits" if no_space else "")
+
     def waited(self, view: View) -> None:
         """Log what the queue says about jobs that have not started, whenever that changes."""
+        self.wait_for_space(view.no_space)
         waiting = waiting_text([worker for worker in view.workers if worker.job is not JobState.GONE])
         if waiting and waiting != self._waiting:
             logger.info("%s", waiting)

@@ -40,13 +40,13 @@ class LiveView(logging.Handler):
         super().__init__()
         self.live = live
         self.reader = reader
-        self._began = time.time()
+        self._began = time.monotonic()
         self._lines: deque[str] = deque(maxlen=KEPT_LINES)
         self._drawn_at = 0.0
 
     def emit(self, record: logging.LogRecord) -> None:
         """Add a line, with the time since the controller's start, and draw."""
-        self._lines.append(f"[{duration(record.created - self._began)}] {record.getMessage()}")
+        self._lines.append(f"[{duration(time.monotonic() - self._began)}] {record.getMessage()}")
         self._draw()
 
     def refresh(self) -> None:

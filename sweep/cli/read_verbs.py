@@ -101,6 +101,10 @@ def show_status(room: Room, state: SweepState) -> None:
     controller = _controller_text(room, state)
     head = Text.assemble((state.name, "bold"), f" in {room.root} – {controller}")
     out.print(head, soft_wrap=True)
+    if state.waits:
+        from trainer.names import harmless
+
+        out.print(Text(harmless(state.waits), style="yellow"), soft_wrap=True)
     out.print(counts_text(state))
     out.print(trials_table(state, state.rows))
     if state.workers:

@@ -1,7 +1,7 @@
 """What a person or a scheduler asks of a running controller: the mode, by signals and through the room.
 
 Invariants: a mode only ever becomes stricter while a controller runs. The file `control` in the room holds the mode
-that another process asked for.
+that another process asked for; on a full disk, the name of an empty file `control.MODE` does.
 """
 
 from __future__ import annotations
@@ -15,7 +15,11 @@ from pathlib import Path
 from types import FrameType
 
 from sweep.model.states import Mode
-from trainer.room import Room, read_text
+from trainer.room import Room, read_text, write_atomic
+from trainer.space import is_no_space
+
+# Modes that a person asks for.
+REQUESTED = (Mode.DETACH, Mode.STOP, Mode.CANCEL)
 
 
 @dataclass(slots=True)
@@ -63,10 +67,40 @@ def control_path(room: Room) -> Path:
     return room.root / "control"
 
 
+def request_mode(room: Room, mode: Mode) -> None:
+    """Ask a running controller for a mode. On a full disk an empty file says it, which takes no block.
+
+    Raises:
+        OSError: the room cannot be written to.
+    """
+    try:
+        write_atomic(control_path(room), mode.value)
+    except OSError as error:
+        if not is_no_space(error):
+            raise
+        _empty_request(room, mode).touch()
+
+
 def requested_mode(room: Room) -> Mode:
     """The mode that another process asked for; `RUN` if none did."""
     text = (read_text(control_path(room)) or "").strip()
-    return Mode(text) if text in list(Mode) else Mode.RUN
+    asked = Mode(text) if text in list(Mode) else Mode.RUN
+    return _strictest(asked, *(mode for mode in REQUESTED if _empty_request(room, mode).exists()))
+
+
+def has_request(room: Room) -> bool:
+    """Whether a mode was asked for, and no controller has removed the request."""
+    return control_path(room).exists() or any(_empty_request(room, mode).exists() for mode in REQUESTED)
+
+
+def clear_request(room: Room) -> None:
+    """Remove what was asked of a controller that has ended."""
+    for path in (control_path(room), *(_empty_request(room, mode) for mode in REQUESTED)):
+        path.unlink(missing_ok=True)
+
+
+def _empty_request(room: Room, mode: Mode) -> Path:
+    return room.root / f"control.{mode.value}"
 
 
 def _strictest(*modes: Mode) -> Mode:

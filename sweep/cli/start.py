@@ -200,7 +200,11 @@ def _conclude(room: Room, finish: Finish) -> None:
 
         out.print(finalists_text(state.finals, state.metric), markup=False, highlight=False, soft_wrap=True)
     if state.best is not None:
-        path = write_export(room, reader.settings, state.best, None)
+        try:
+            path = write_export(room, reader.settings, state.best, None)
+        except OSError as error:
+            out.print(f"the YAML of the best trial cannot be written: {error}", markup=False, soft_wrap=True)
+            return
         out.print(
             f"best trial  {state.best.number}\nadapter     {state.best.adapter}\nyaml        {path}",
             soft_wrap=True,

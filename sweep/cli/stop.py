@@ -10,13 +10,13 @@ from collections.abc import Mapping, Sequence
 
 from sweep.cli.background import take_over
 from sweep.cli.foreground import drive
-from sweep.cli.run_control import RunControl, control_path
+from sweep.cli.run_control import RunControl, has_request, request_mode
 from sweep.model.facts import Job
-from sweep.model.states import JobState, Mode
+from sweep.model.states import Finished, JobState, Mode
 from sweep.processes import PreforkServer
 from sweep.wiring import backends, rooms
 from trainer.names import harmless
-from trainer.room import Room, write_atomic
+from trainer.room import Room
 
 POLL_SECONDS = 0.1
 
@@ -42,7 +42,7 @@ def stop_sweep(name: str | None, mode: Mode) -> int:
         print(f"cancelled the controller's job {job}")
     finish = drive(room, RunControl(room, mode), PreforkServer())
     print(harmless(f"{finish.how}: {finish.reason}{_ended_jobs(live, list_jobs())}"))
-    return 0
+    return 1 if finish.how is Finished.FAILED else 0
 
 
 def stop_elsewhere(room: Room, mode: Mode) -> bool:
@@ -64,10 +64,10 @@ def _stop_here(room: Room, mode: Mode) -> bool:
     """Ask a controller on this machine for this mode and wait until it ends; False if no controller obeyed."""
     if not rooms.controller_runs(room):
         return False
-    write_atomic(control_path(room), mode.value, root=room.root)
+    request_mode(room, mode)
     while rooms.controller_runs(room):
         time.sleep(POLL_SECONDS)
-    return not control_path(room).exists()  # if the file is still there, the controller handed over before it read it
+    return not has_request(room)  # if it is still there, the controller handed over before it read it
 
 
 def _withdraw_controller(room: Room) -> str:

@@ -49,8 +49,8 @@ class Search:
             so to learn whether the winner is better or only luckier.
         seeds: how many new seeds each finalist is trained with.
         seed: seed of the sampler. The same seed on one worker proposes the same trials.
-        max_attempts: attempts of a trial that may lose their worker, or fail for a passing reason such as a full disk,
-            before the trial is marked FAIL. Pauses and preemptions are not counted.
+        max_attempts: attempts of a trial that may lose their worker or their last report, or fail for a passing reason,
+            before the trial is marked FAIL. Pauses, preemptions and attempts that found no space left are not counted.
         max_failure_share: the sweep stops early when more than this share of its ended trials failed. It
             applies once four trials have ended.
         history: how many ended trials a TPE sampler sees: the best 50 and the newest. Lower it if proposals become

@@ -20,6 +20,8 @@ from sweep.model.limits import Limits
 from sweep.model.states import Finished, JobState, Mode
 from trainer.contract import StopCause
 
+STOPPED_REASON = "trials were stopped with a checkpoint and go on with `sweep resume`"
+
 
 def decide(view: View, limits: Limits, now: float) -> tuple[Effect, ...]:
     """The effects that these facts call for, in the order in which to carry them out.
@@ -37,7 +39,7 @@ class _Decision:
         self._view, self._limits, self._now = view, limits, now
         self._situation = Situation(view, limits)
         self._budget, self._occupancy = self._situation.budget, self._situation.occupancy
-        self._endings = Endings(self._situation)
+        self._endings = Endings(self._situation, now)
 
     def effects(self) -> Iterator[Effect]:
         if self._view.mode is Mode.HANDOVER:
@@ -106,6 +108,8 @@ class _Decision:
         stopping_since = self._occupancy.oldest_stops.get(worker.name)
         if stopping_since is not None and not worker.ready and worker.job is JobState.PENDING:
             return "its trials are to stop, and its job has not started"
+        if self._view.no_space:
+            return None  # without space no heartbeat, no outcome and no sign of a start can be written
         if stopping_since is not None and now - stopping_since > limits.stop_grace:
             return f"a trial did not stop within {limits.stop_grace:g} s"
         if worker.ready and now - worker.beat > limits.silence:
@@ -119,7 +123,7 @@ class _Decision:
         running_mode = self._view.mode is Mode.RUN
         if running_mode and self._has_work:
             return
-        kept = self._kept_for_promotions
+        kept = self._kept_for_promotions + len(self._endings.awaited)
         for worker in self._occupancy.live:
             busy = worker.name in self._occupancy.loads
             if worker.draining or worker.job is JobState.PLANNED or not (worker.ready or busy):
@@ -144,7 +148,7 @@ class _Decision:
         for trial, attempt in self._occupancy.running:
             if not attempt.delivered:
                 yield Assign(trial.number, attempt.number, attempt.worker)
-        if not self._situation.continues:
+        if not self._situation.may_start:
             return
         waiting = deque(self._endings.waiting)
         new, finals, asked = self._budget.new_trials, self._situation.finals, False
@@ -173,7 +177,7 @@ class _Decision:
     def _starts(self) -> Iterator[StartWorkers]:
         """As many new workers as the trials need that no other worker will take."""
         places = self._free_places
-        if not self._situation.continues or not places:
+        if not self._situation.may_start or not places:
             return
         slots, quota = self._limits.slots, self._limits.trials_per_worker
         trials = len(self._endings.waiting) + self._budget.new_trials + self._situation.finals
@@ -191,7 +195,7 @@ class _Decision:
 
     def _submissions(self) -> Iterator[Send]:
         """A planned worker is submitted with its first trials: as many as it has slots, or as are left."""
-        if not self._occupancy.planned or not self._situation.continues:
+        if not self._occupancy.planned or not self._situation.may_start:
             return
         for worker in self._occupancy.live:
             gets_more = self._occupancy.free_slots[worker.name] > 0 and self._has_work
@@ -212,7 +216,7 @@ class _Decision:
         view, situation = self._view, self._situation
         if view.mode is Mode.DETACH:
             all_draining = all(worker.draining for worker in self._occupancy.live)
-            return Finish(Finished.DETACHED, "running trials go on by themselves") if all_draining else None
+            return self._interrupted(Finished.DETACHED, "running trials go on by themselves") if all_draining else None
         if self._occupancy.live:
             return None
         if situation.abort_reason:
@@ -220,7 +224,13 @@ class _Decision:
         open_trials = bool(view.trials or view.study.suspended)
         left = open_trials or self._budget.new_trials > 0 or situation.finals > 0
         if view.mode is Mode.STOP and left:
-            return Finish(Finished.STOPPED, "trials were stopped with a checkpoint and go on with `sweep resume`")
+            return self._interrupted(Finished.STOPPED, STOPPED_REASON)
         if view.mode is Mode.CANCEL and not open_trials:
             return Finish(Finished.CANCELLED, "the sweep was stopped")
         return None if left else Finish(Finished.DONE, self._budget.reason)
+
+    def _interrupted(self, how: Finished, reason: str) -> Finish:
+        """How a run ends that the user has interrupted: as a failure if the sweep waited for space."""
+        if self._view.no_space:
+            return Finish(Finished.FAILED, f"{self._view.no_space}; free some, then `sweep resume`")
+        return Finish(how, reason)

@@ -1,25 +1,28 @@
 """How open trials end: what the study is told of those that have no running attempt.
 
-Invariants: a pure function of facts and limits. A trial is told only when no attempt of it can be running, and it is
-told PRUNED only after its attempt has stopped. A paused trial is told only when it can no longer be promoted.
+Invariants: a pure function of facts, limits and the time. A trial is told only when no attempt of it can be running,
+and it is told PRUNED only after its attempt has stopped. A paused trial is told only when it can no longer be promoted.
+A trial is told COMPLETE only when the study has its final report. A report may arrive later than the outcome, so it is
+awaited for a while; then the attempt counts as lost.
 """
 
 from __future__ import annotations
 
+import math
 from functools import cached_property
 
 from sweep.controller.situation import Situation
 from sweep.model.effects import Tell
 from sweep.model.facts import TrialFacts
 from sweep.model.states import Ending, Mode
-from trainer.contract import Outcome, OutcomeKind, StopCause
+from trainer.contract import FailureKind, Outcome, OutcomeKind, StopCause
 
 
 class Endings:
     """Which open trials have ended, and which wait for a worker."""
 
-    def __init__(self, situation: Situation) -> None:
-        self._situation = situation
+    def __init__(self, situation: Situation, now: float) -> None:
+        self._situation, self._now = situation, now
         self._view, self._limits = situation.view, situation.limits
 
     @cached_property
@@ -34,8 +37,17 @@ class Endings:
     @cached_property
     def waiting(self) -> list[TrialFacts]:
         """Open trials that need a worker, lowest number first."""
-        idle = self._situation.occupancy.idle_trials
-        return [trial for trial in idle if not trial.paused and self._by_trial[trial.number] is None]
+        return [trial for trial in self._open if not trial.paused and not self._awaits_final_report(trial)]
+
+    @cached_property
+    def awaited(self) -> list[TrialFacts]:
+        """Open trials that have completed, and whose final report may still arrive."""
+        return [trial for trial in self._open if self._awaits_final_report(trial)]
+
+    @cached_property
+    def _open(self) -> list[TrialFacts]:
+        """Trials without a running attempt that have not ended."""
+        return [trial for trial in self._situation.occupancy.idle_trials if self._by_trial[trial.number] is None]
 
     @cached_property
     def _by_trial(self) -> dict[int, Tell | None]:
@@ -52,6 +64,10 @@ class Endings:
         if outcome is None:
             return self._after_failure(trial, pruned)
         match outcome.kind:
+            case OutcomeKind.COMPLETED if pruned is None and trial.objective is None:
+                return None if self._awaits_final_report(trial) else self._after_failure(trial, pruned)
+            case OutcomeKind.COMPLETED if pruned is None and not math.isfinite(trial.objective or 0.0):
+                return Tell(trial.number, Ending.FAIL, "its final report has no finite number to minimise (objective)")
             case OutcomeKind.COMPLETED if pruned is None:
                 return Tell(trial.number, Ending.COMPLETE, outcome.reason)
             case OutcomeKind.DIVERGED:
@@ -66,14 +82,32 @@ class Endings:
                 return self._cancelled(trial)
         return Tell(trial.number, Ending.PRUNED, pruned or outcome.reason)
 
+    def _awaits_final_report(self, trial: TrialFacts) -> bool:
+        """Whether a trial without a running attempt has completed so lately that its final report may still arrive."""
+        last = trial.attempts[-1] if trial.attempts else None
+        if last is None or last.outcome is None or last.outcome.kind is not OutcomeKind.COMPLETED:
+            return False
+        lately = last.outcome_since is not None and self._now - last.outcome_since <= self._limits.silence
+        return lately and trial.objective is None and not trial.verdict and self._view.mode is Mode.RUN
+
     def _after_failure(self, trial: TrialFacts, pruned: str | None) -> Tell | None:
-        """How a trial ends whose last attempt was lost or failed; None if it may be tried again."""
+        """How a trial ends whose last attempt was lost or failed; None if it may be tried again.
+
+        An attempt that found no space left does not count: no trial is to blame for that.
+        """
         if pruned is not None:
             return Tell(trial.number, Ending.PRUNED, pruned)
-        failed = [a.outcome.reason for a in trial.attempts if a.outcome and a.outcome.kind is OutcomeKind.FAILED]
+        outcomes = [attempt.outcome for attempt in trial.attempts if attempt.outcome]
+        failed = [
+            outcome.reason
+            for outcome in outcomes
+            if outcome.kind is OutcomeKind.FAILED and outcome.failure is not FailureKind.NO_SPACE
+        ]
         lost = sum(1 for attempt in trial.attempts if attempt.outcome is None and attempt.begun)
-        if lost + len(failed) >= self._limits.max_attempts:
+        cut = sum(1 for outcome in outcomes if outcome.kind is OutcomeKind.COMPLETED)
+        if lost + cut + len(failed) >= self._limits.max_attempts:
             parts = [f"its worker was lost {lost} times"] if lost else []
+            parts += [f"its final report was lost {cut} times"] if cut else []
             parts += [f"it failed {len(failed)} times, last by {failed[-1]}"] if failed else []
             reason = f"{' and '.join(parts)} (search.max_attempts={self._limits.max_attempts})"
             return Tell(trial.number, Ending.FAIL, reason)

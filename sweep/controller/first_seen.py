@@ -4,22 +4,28 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from sweep.controller.ports import Clock
-
 
 @dataclass
 class FirstSeen:
     """Remembers for each key its last value and when that value was first seen, on the controller's clock.
 
-    A new controller starts with an empty memory, so every grace period that depends on it starts again.
+    A new controller starts with an empty memory, so every grace period that depends on it starts again. The same holds
+    after `restart`.
+
+    Args:
+        now: the time of the present observation, in seconds.
     """
 
-    clock: Clock
+    now: float = 0.0
     _values: dict[tuple[str, object], tuple[object, float]] = field(default_factory=dict)
 
     def since(self, kind: str, key: object, value: object) -> float:
         """When this key was first seen with the value that it has now, in seconds."""
         entry = self._values.get((kind, key))
         if entry is None or entry[0] != value:
-            entry = self._values[kind, key] = (value, self.clock.now())
+            entry = self._values[kind, key] = (value, self.now)
         return entry[1]
+
+    def restart(self) -> None:
+        """Forget everything: what was not observed for long says nothing of the time in between."""
+        self._values.clear()

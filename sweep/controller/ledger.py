@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from sweep.model.facts import Verdict
 from sweep.model.states import Ruling, TrialStatus
 from sweep.model.summary import SweepState
-from trainer.room import Room, append_line, cut_torn_line, read_text
+from trainer.room import LineFile, Room, cut_torn_line, read_text
 
 if TYPE_CHECKING:
     from sweep.search.strategy.protocol import Promotion
@@ -80,8 +81,8 @@ class RoomLedger:
     def _write(self, entry: Entry) -> None:
         raw = {name: getattr(entry, name) for name in Entry.__slots__}
         raw["basis"] = dict(entry.basis)
-        with self._path.open("a") as file:
-            append_line(file, json.dumps(raw, default=float))
+        with closing(LineFile(self._path)) as file:
+            file.append(json.dumps(raw, default=float))
 
 
 def ledger_path(room: Room) -> Path:

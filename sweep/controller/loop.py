@@ -89,7 +89,7 @@ class Controller:
         """
         self.check()
         view = self.observer.observe()
-        effects = decide(view, self.limits, self.ports.clock.now())
+        effects = decide(view, self.limits, self.observer.observed_at or 0.0)
         for effect in effects:
             self.check()
             if self._act(effect):

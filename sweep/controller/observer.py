@@ -5,14 +5,15 @@ Observing has one effect: new reports are handed to the study, whose verdicts ar
 What an `Observer` keeps, and what it costs to lose it when a controller dies:
 
 - `FirstSeen`, since when a stop, a beat or a job's state is what it is: no port can say that again. A new controller
-  counts from its own start, so every grace period begins anew.
+  counts from its own start, so every grace period begins anew. The same holds if this controller has not observed for
+  long: it was held up, the machine was suspended, or a port did not answer. Its workers may have been suspended too.
 - `_last_earlier_worker`, the last worker that an earlier controller started: a new controller does not count that
   controller's failed starts.
 - Everything else is a cache of what the ports show. A channel shows all reports again to a new controller, so usage,
   verdicts and facts come out the same.
 
-Invariant: jobs are polled before the channel is observed, so that everything that an ended job has written is seen
-together with its end.
+Invariants: jobs are polled before the channel is observed, so that everything that an ended job has written is seen
+together with its end. An observation has one time, on which all its facts and the decision on them depend.
 """
 
 from __future__ import annotations
@@ -30,6 +31,9 @@ from sweep.model.limits import Limits
 from sweep.model.states import JobState, Mode
 from trainer.room import worker_number
 
+# An observation that comes later after the last one than this share of `Limits.silence` is late.
+LATE_SHARE = 0.25
+
 
 @dataclass
 class Observer:
@@ -38,6 +42,10 @@ class Observer:
     Args:
         mode: returns what the user wants now.
         created: when the sweep was created, on the clock of the ports.
+        observed_at: when the last observation was made, on the same clock; None before the first.
+        _late: that observation came late, as only the first of several in a row may do without consequences.
+        _no_space: the same as in its view.
+        _excused: workers that ended before they were ready while no space was left.
     """
 
     ports: Ports
@@ -47,7 +55,11 @@ class Observer:
     listener: Listener
     ledger: Ledger
     trials: TrialObserver = field(init=False)
-    _first_seen: FirstSeen = field(init=False)
+    observed_at: float | None = None
+    _late: bool = False
+    _no_space: str = ""
+    _excused: set[str] = field(default_factory=set)
+    _first_seen: FirstSeen = field(default_factory=FirstSeen)
     _reports: ReportBuffer = field(init=False)
     _restored: bool = False
     _jobs: Mapping[str, Job] = field(default_factory=dict)
@@ -56,10 +68,15 @@ class Observer:
     _workers: dict[str, tuple[ObservedWorker, Job, WorkerFacts]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._first_seen = FirstSeen(self.ports.clock)
         self._reports = ReportBuffer(self.ports.channel)
         self.trials = TrialObserver(
-            self.ports.study, self.ports.pausing, self.listener, self.ledger, self.limits, self._first_seen
+            self.ports.study,
+            self.ports.pausing,
+            self.listener,
+            self.ledger,
+            self.limits,
+            self._first_seen,
+            self.ports.disk,
         )
 
     def observe(self) -> View:
@@ -74,9 +91,14 @@ class Observer:
         self.trials.new_trials_allowed = trials_left(before, self.limits) > 0
         self._poll_jobs()
         observed, observed_workers = self._reports.observe(before.open, self._watched_workers())
+        now = self._begin_observation()
         trials = tuple(self._reports.process(observed, self.trials.facts))
+        no_space = self._no_space = self._ask_disk()  # anew: a trial may have ended because no space was left
         workers = tuple([self._worker(worker, self._jobs[name]) for name, worker in observed_workers.items()])
-        failed = _failed_starts(workers)
+        failed = _failed_starts([worker for worker in workers if worker.name not in self._excused])
+        if no_space:
+            self._excused |= {worker.name for worker in failed}
+            failed = []
         facts = study.facts()  # anew: the reports have changed it
         return View(
             study=facts,
@@ -84,10 +106,11 @@ class Observer:
             workers=workers,
             mode=self.mode(),
             tokens=facts.tokens + self.trials.usage.tokens,
-            seconds=self.ports.clock.now() - self.created,
+            seconds=now - self.created,
             trained=facts.seconds + self.trials.usage.seconds,
             start_failures=len(failed),
             start_failure=failed[0].reason if failed else "",
+            no_space=no_space,
         )
 
     def new_worker_names(self, count: int) -> list[str]:
@@ -110,6 +133,26 @@ class Observer:
         observed, _ = self._reports.observe(pausing.trials_without_reports(), [])
         self._reports.process(observed, restore)
         self._restored = True
+
+    def _ask_disk(self) -> str:
+        return self.ports.disk.no_space() if self.ports.disk is not None else ""
+
+    def _begin_observation(self) -> float:
+        """The time of an observation whose facts have just been read, in seconds.
+
+        If the last one is long ago, all grace periods begin anew. If several in a row are late, the ports are slow, and
+        only the first of them counts as late: else a worker that died would be waited for without end. They also begin
+        anew once there is space: before, workers could not write that they live.
+        """
+        now, before = self.ports.clock.now(), self.observed_at
+        late = before is not None and now - before > self.limits.silence * LATE_SHARE
+        if (late and not self._late) or (self._no_space and not self._ask_disk()):
+            self._first_seen.restart()
+            self._workers.clear()
+            self.trials.forget_all()
+        self.observed_at = self._first_seen.now = now
+        self._late = late
+        return now
 
     def _poll_jobs(self) -> None:
         self._jobs = self.ports.dispatcher.poll()

@@ -144,6 +144,16 @@ class Channel(Protocol):
         """Wait this long, or until an attempt of the last observation ends or one of its workers becomes ready."""
 
 
+class Disk(Protocol):
+    """Tells whether there is space for what the sweep writes."""
+
+    def no_space(self) -> str:
+        """Where no space is left now, as text for a person; empty: there is some. May be asked in each round."""
+
+    def failed(self, reason: str) -> None:
+        """Learn that a worker found no space left, perhaps on a disk of its own: nothing starts for a while."""
+
+
 class Listener(Protocol):
     """Is told what the controller observes and does, for example to print it; must not act on the sweep."""
 
@@ -193,6 +203,10 @@ class Study(Protocol):
             worker: the worker that made them, if it trains further trials; else empty.
             new_allowed: the budget allows a new trial in place of this one.
         """
+
+    def objective(self, number: int) -> float | None:
+        """The number to minimise in the final report of an open trial: NaN if the report has no finite one, None if the
+        report was not recorded yet. A trial is told COMPLETE with this value."""
 
     def tell(self, result: Tell, tokens: int, seconds: float = 0.0) -> None:
         """Record how a trial ended. Does nothing if its end is recorded already.
@@ -245,12 +259,17 @@ class SearchStudy(Study, PausingStudy, FinalsStudy, Protocol):
 
 @dataclass
 class Ports:
-    """Everything outside of the controller that it observes or acts on."""
+    """Everything outside of the controller that it observes or acts on.
+
+    Args:
+        disk: None: nothing is written to one.
+    """
 
     study: Study
     channel: Channel
     dispatcher: Dispatcher
     clock: Clock
+    disk: Disk | None = None
 
     @cached_property
     def pausing(self) -> PausingStudy | None:

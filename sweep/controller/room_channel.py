@@ -139,16 +139,17 @@ class RoomChannel:
 
 
 def _outcome(text: str | None) -> Outcome | None:
+    """The outcome in a file; a failure that another attempt repairs if the file is damaged."""
     if text is None:
         return None
     try:
         return decode(Outcome, text)
     except ContractError as error:
-        return Outcome(OutcomeKind.FAILED, f"its outcome cannot be read: {error}", failure=FailureKind.ERROR)
+        return Outcome(OutcomeKind.FAILED, f"its outcome cannot be read: {error}", failure=FailureKind.PASSING)
 
 
 def _report(line: str) -> Report | None:
     try:
         return decode(Report, line)
     except ContractError:
-        return None  # a full disk has torn this line; the next attempt repeats its milestone
+        return None  # a crash has damaged this line; without the final report the trial does not end as COMPLETE

@@ -27,6 +27,11 @@ class Situation:
         """Whether the sweep may start trials and workers at all, apart from its budget."""
         return self.view.mode is Mode.RUN and self.abort_reason is None and not self.target_ends_search
 
+    @property
+    def may_start(self) -> bool:
+        """Whether anything may be started now: the sweep continues, and there is space for what that would write."""
+        return self.continues and not self.view.no_space
+
     @cached_property
     def target_ends_search(self) -> bool:
         """Whether the target was reached while trials of the search are open; finals are still trained after it."""

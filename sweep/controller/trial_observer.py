@@ -13,11 +13,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from sweep.controller.first_seen import FirstSeen
-from sweep.controller.ports import Ledger, Listener, ObservedAttempt, PausingStudy, Study
+from sweep.controller.ports import Disk, Ledger, Listener, ObservedAttempt, PausingStudy, Study
 from sweep.controller.usage import Usage
 from sweep.model.facts import AttemptFacts, TrialFacts, Verdict
 from sweep.model.limits import Limits
-from trainer.contract import OutcomeKind, StopCause
+from trainer.contract import FailureKind, OutcomeKind, StopCause
 
 
 def reusable_worker(worker: str, limits: Limits) -> str:
@@ -37,6 +37,7 @@ class TrialObserver:
         _facts: by trial the attempts as the channel showed them, and the facts made of them. They are used again as
             long as the channel shows the very same list.
         _verdicts: by trial the last verdict that was passed to the ledger.
+        _without_space: attempts that found no space left, of which the disk was told.
         _handled_stops: attempts whose pause this controller decided itself, or has restored already.
     """
 
@@ -46,10 +47,12 @@ class TrialObserver:
     ledger: Ledger
     limits: Limits
     first_seen: FirstSeen
+    disk: Disk | None = None
     new_trials_allowed: bool = True
     usage: Usage = field(default_factory=Usage)
     _facts: dict[int, tuple[list[ObservedAttempt], TrialFacts]] = field(default_factory=dict)
     _verdicts: dict[int, Verdict] = field(default_factory=dict)
+    _without_space: set[tuple[int, int]] = field(default_factory=set)
     _handled_stops: set[tuple[int, int]] = field(default_factory=set)
 
     def facts(self, number: int, attempts: list[ObservedAttempt]) -> TrialFacts:
@@ -71,16 +74,32 @@ class TrialObserver:
         self._verdicts.pop(trial, None)
         self._facts.pop(trial, None)
 
+    def forget_all(self) -> None:
+        """Drop the facts of all trials, since the times in them begin anew. Verdicts stand."""
+        self._facts.clear()
+
     # --- one trial --------------------------------------------------------------------------------------------------
 
     def _new_facts(self, number: int, attempts: list[ObservedAttempt]) -> TrialFacts:
+        self._note_no_space(number, attempts)
         verdict = self._process(number, attempts)
         if verdict is not None:
             self._enter(number, verdict)
-        facts = TrialFacts(number, tuple(self._attempt_facts(number, attempt) for attempt in attempts), verdict)
+        attempt_facts = tuple(self._attempt_facts(number, attempt) for attempt in attempts)
+        facts = TrialFacts(number, attempt_facts, verdict, self.study.objective(number))
         if self.pausing and facts.paused and attempts and _can_be_promoted(attempts[-1]):
             self.pausing.suspend(number)
         return facts
+
+    def _note_no_space(self, number: int, attempts: Sequence[ObservedAttempt]) -> None:
+        """Tell the disk if the last attempt found no space left, once."""
+        last = attempts[-1].outcome if attempts else None
+        if self.disk is None or last is None or last.failure is not FailureKind.NO_SPACE:
+            return
+        key = (number, attempts[-1].number)
+        if key not in self._without_space:
+            self._without_space.add(key)
+            self.disk.failed(last.reason)
 
     def _process(self, number: int, attempts: Sequence[ObservedAttempt]) -> Verdict | None:
         """Count what is new and have the study judge it; returns the verdict that stands."""
@@ -129,6 +148,7 @@ class TrialObserver:
             stop=attempt.stop,
             stop_since=self.first_seen.since("stop", key, attempt.stop) if attempt.stop else None,
             outcome=attempt.outcome,
+            outcome_since=self.first_seen.since("outcome", key, attempt.outcome.kind) if attempt.outcome else None,
         )
 
 

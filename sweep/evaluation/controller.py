@@ -21,6 +21,7 @@ from sweep.model.facts import StudyFacts, Verdict
 from sweep.model.states import Ending, Finished, Mode
 from trainer.contract import Report
 from trainer.room import Room, read_json, write_atomic
+from trainer.space import is_no_space
 
 ASKED_FILE = "asked"
 ENDING_FILE = "told.json"
@@ -63,6 +64,9 @@ class EvaluationStudy:
         self, number: int, reports: Sequence[Report], worker: str = "", new_allowed: bool = True
     ) -> Verdict | None:
         return None
+
+    def objective(self, number: int) -> float | None:
+        return 0.0  # an evaluation has no reports: its scores come with its outcome
 
     def tell(self, result: Tell, tokens: int, seconds: float = 0.0) -> None:
         folder = self.room.trial(result.trial)
@@ -136,7 +140,7 @@ class CombinedController:
         """Run until neither controller has anything left to do or the user ends the run; returns how it ended.
 
         Raises:
-            GiveUp, OSError: see `Controller.run`; from the trials' controller only.
+            GiveUp, OSError: see `Controller.run`; from the trials' controller, or because no space is left.
         """
         while True:
             effects = self.trials.round()
@@ -158,6 +162,8 @@ class CombinedController:
             try:
                 effects = self.evaluations.round()
             except Exception as error:  # no error of an evaluation may end the sweep
+                if is_no_space(error):
+                    raise  # no error of an evaluation: the whole sweep waits
                 self._given_up = True
                 self._report(f"{type(error).__name__}: {error}")
         if self._given_up:

@@ -65,6 +65,7 @@ class AttemptFacts:
         stop: why it was asked to stop; None if it was not.
         stop_since: when this controller first saw the stop; None without one.
         outcome: how it ended; None while it may be running, or if it was lost with its worker.
+        outcome_since: when this controller first saw the outcome; None: long ago, or there is none.
     """
 
     number: int
@@ -74,6 +75,7 @@ class AttemptFacts:
     stop: StopCause | None = None
     stop_since: float | None = None
     outcome: Outcome | None = None
+    outcome_since: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,11 +85,13 @@ class TrialFacts:
     Args:
         attempts: oldest first.
         verdict: the verdict that stands. A pause stands until the study promotes the trial.
+        objective: the number in its final report; None before the study has that; NaN if it is not finite or absent.
     """
 
     number: int
     attempts: tuple[AttemptFacts, ...] = ()
     verdict: Verdict | None = None
+    objective: float | None = None
 
     @property
     def paused(self) -> bool:
@@ -181,6 +185,7 @@ class View:
         trained: seconds of training over all trials so far, as their workers measured them.
         start_failures: how many workers in a row ended before they were ready.
         start_failure: how the last of them ended.
+        no_space: where no space is left, as text for a person; empty: there is some. Nothing starts without space.
     """
 
     study: StudyFacts
@@ -192,3 +197,4 @@ class View:
     trained: float = 0.0
     start_failures: int = 0
     start_failure: str = ""
+    no_space: str = ""

@@ -19,7 +19,7 @@ class Limits:
         workers: how many workers run at a time.
         slots: how many trials a worker runs at a time, unless it chooses that itself.
         trials_per_worker: after this many trials a worker ends and a new one is started.
-        max_attempts: lost or failed attempts after which a trial fails.
+        max_attempts: lost or failed attempts after which a trial fails; one that found no space left is not counted.
         max_failure_share: the share of failed trials above which the sweep ends with an error, once
             `min_ended_for_share` trials have ended.
         max_start_failures: workers in a row that end before they are ready, after which the sweep ends with an error.

@@ -67,6 +67,7 @@ class SweepState:
         seconds: since the sweep was created; if no controller runs, until its study last changed.
         trial_tokens: label tokens of a trial that runs to its end, measured before the sweep began; 0 if unknown.
         controller: whether a controller is running the sweep now.
+        waits: what that controller waits for, if not for its workers.
     """
 
     name: str
@@ -77,6 +78,7 @@ class SweepState:
     seconds: float = 0.0
     trial_tokens: int = 0
     controller: bool = False
+    waits: str = ""
 
     @property
     def best(self) -> TrialRow | None:

@@ -39,7 +39,7 @@ class OpenQueue:
     """A queue as the controller of one room uses it.
 
     Args:
-        clock: the time on which the queue's workers live; None: the wall clock.
+        clock: the time on which the queue's workers live; None: that of this machine.
         ended: returns a value that changes whenever a job ends; by default each value differs from all others, as
             nothing is known of that.
         study: wraps the study of the sweep.
@@ -162,5 +162,5 @@ class Backend(ABC):
         return None
 
     def seconds(self, room: Room) -> float | None:
-        """The age of a sweep on the queue's own clock, in seconds; None: that clock is the wall clock."""
+        """The age of a sweep on the queue's own clock, in seconds; None: that is the machine's."""
         return None

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, TypeVar
 
 from sweep.config.settings import Settings
+from sweep.controller.disk import read_notice
 from sweep.evaluation.controller import read_ending
 from sweep.evaluation.jobs import evaluations_room
 from sweep.model.facts import Job, WorkerFacts
@@ -73,12 +74,13 @@ class SweepReader:
             seconds=self._seconds(running),
             trial_tokens=self.settings.trial_tokens,
             controller=running,
+            waits=read_notice(self.room) if running else "",
         )
 
     def _seconds(self, running: bool) -> float:
         """Since the sweep was created, on its own clock."""
         seconds = backend_of(self.settings).seconds(self.room)
-        return self._until(running) - self.settings.created if seconds is None else seconds
+        return max(0.0, self._until(running) - self.settings.created) if seconds is None else seconds
 
     def _until(self, running: bool) -> float:
         """Now; if no controller is running, the time at which the study last changed."""

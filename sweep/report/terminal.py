@@ -159,7 +159,8 @@ def _header(state: SweepState) -> RenderableType:
     parts.append(Text(f"{duration(state.seconds)}{time_limit}"))
     budget.add_row(*parts)
     pending = waiting_text(state.workers)
-    return Group(counts_text(state), budget, *([Text(pending, style="yellow")] if pending else []))
+    waits = [Text(text, style="yellow") for text in (state.waits, pending) if text]
+    return Group(counts_text(state), budget, *waits)
 
 
 def _running_table(state: SweepState, running: Sequence[TrialRow]) -> RenderableType:

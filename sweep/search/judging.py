@@ -83,16 +83,25 @@ class TrialJudge:
         return True
 
     def add(self, trial: OpenTrial, report: Report, worker: str) -> bool:
-        """Store a report of an open trial without judging it; False if it was stored before."""
+        """Store a report of an open trial without judging it; False if it was stored before, or has no finite value."""
+        value = self.value(report)
+        if report.final:
+            trial.objective = value
+        if not math.isfinite(value):
+            return False
         if not trial.final:
             self.add_to_curve(trial.number, report, worker)
         if report.milestone in trial.values:
             return False
-        value = getattr(report, self._metric)
         trial.trial.report(value, report.milestone)
         trial.values[report.milestone] = value
         self._ranking.add(report.milestone, value)
         return True
+
+    def value(self, report: Report) -> float:
+        """The number to minimise in a report; NaN if the report has none."""
+        value: float | None = getattr(report, self._metric)
+        return math.nan if value is None else value
 
     def add_to_curve(self, number: int, report: Report, worker: str = "") -> None:
         """Add a report to the curve of a trial; see `Curves.add`."""
@@ -109,8 +118,8 @@ class TrialJudge:
             trial.verdict = self._curves.verdict(trial.number, new_allowed)
         # NopPruner is not called: Optuna would copy the trial for it
         elif not isinstance(self._pruner, optuna.pruners.NopPruner) and trial.trial.should_prune():
-            value, name = getattr(report, self._metric), type(self._pruner).__name__
-            trial.verdict = self._ranking.stop_verdict(name, self._metric, report.milestone, value)
+            name = type(self._pruner).__name__
+            trial.verdict = self._ranking.stop_verdict(name, self._metric, report.milestone, self.value(report))
             trial.trial.set_user_attr(STOPPED, trial.verdict.to_json())
         return trial.verdict
 

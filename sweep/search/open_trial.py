@@ -20,7 +20,8 @@ class OpenTrial:
 
     Args:
         params: hyperparameters as the torchtune configuration takes them.
-        values: the reported values by milestone, as the storage has them.
+        values: the finite reported values by milestone, as the storage has them.
+        objective: the value of the last final report; NaN if that is not finite; None before there is one.
         judged: the milestone of the last report that was judged.
         promoted_at: the milestone of the last pause that a promotion ended. The storage has it too.
         verdict: the verdict that holds; None: the trial continues.
@@ -32,6 +33,7 @@ class OpenTrial:
     trial: optuna.Trial
     params: dict[str, Any]
     values: dict[int, float]
+    objective: float | None = None
     judged: int | None = None
     promoted_at: int | None = None
     verdict: Verdict | None = None

@@ -6,10 +6,12 @@ Invariant: nothing here writes a trial; only `study.OptunaStudy` does.
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import optuna
 from optuna.exceptions import DuplicatedStudyError, OptunaError
@@ -112,6 +114,27 @@ def absolute_url(url: str) -> str:
     return f"{relative[1]}{Path(relative[2]).absolute()}" if relative else url
 
 
+class WholeLinesBackend(JournalFileBackend):
+    """A journal file to which lines are appended whole or not at all, for its only writer."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(str(path))
+        self._path = path
+
+    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        """Append entries.
+
+        Raises:
+            OSError: the disk is full, or fails. The file is as before.
+        """
+        size = self._path.stat().st_size
+        try:
+            super().append_logs(logs)
+        except BaseException:
+            os.truncate(self._path, size)  # a nearly full disk has taken a part
+            raise
+
+
 def journal_storage(path: Path) -> BaseStorage:
     """The journal file of a room, for its only writer, which holds the room's lock.
 
@@ -120,7 +143,7 @@ def journal_storage(path: Path) -> BaseStorage:
     cut_torn_line(path)
     if path.exists():
         Path(f"{path}.lock").unlink(missing_ok=True)  # a killed writer left it; the room's lock excludes another one
-    return JournalStorage(JournalFileBackend(str(path)))
+    return JournalStorage(WholeLinesBackend(path))
 
 
 def reading_storage(path: Path) -> BaseStorage:

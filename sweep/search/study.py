@@ -142,6 +142,9 @@ class OptunaStudy:
                     trial.held_back.append((report, worker))
         return trial.verdict
 
+    def objective(self, number: int) -> float | None:
+        return self._counts.open[number].objective
+
     def tell(self, result: Tell, tokens: int, seconds: float = 0.0) -> None:
         trial = self._counts.open.get(result.trial)
         if trial is None:
@@ -153,8 +156,7 @@ class OptunaStudy:
         for key, value in attributes.items():
             if value and stored.get(key) != value:
                 trial.trial.set_user_attr(key, value)
-        complete = result.ending is Ending.COMPLETE and bool(trial.values)
-        value = trial.values[max(trial.values)] if complete else None
+        value = trial.objective if result.ending is Ending.COMPLETE else None
         self._sampler.tell(trial.trial, value, TrialState[result.ending.value])
         ended = self._stored(trial)
         self._counts.close(ended)
@@ -199,7 +201,7 @@ class OptunaStudy:
     def restore_reports(self, number: int, reports: Sequence[Report]) -> None:
         stored = stored_trial_of(self._study, number).intermediate_values
         for report in reports:
-            if report.milestone in stored:
+            if report.milestone in stored:  # so its value is finite
                 self._judge.add_to_curve(number, report)
 
     # --- FinalsStudy ------------------------------------------------------------------------------------------
@@ -275,7 +277,8 @@ class OptunaStudy:
     def _add_and_judge(self, trial: OpenTrial, report: Report, worker: str, new_allowed: bool) -> None:
         """Store a report, and judge it if it is the newest and was not judged before."""
         added = self._judge.add(trial, report, worker)
-        if not added and (report.milestone != max(trial.values) or trial.judged == report.milestone):
+        newest = report.milestone == max(trial.values, default=0)
+        if not added and (not newest or trial.judged == report.milestone):
             return
         if self._counts.none_to_promote:
             self._counts.changed()

@@ -15,7 +15,6 @@ Invariants:
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -28,6 +27,7 @@ from sweep.store.errors import as_sweep_errors
 from sweep.store.lease import Lease
 from sweep.store.remote import LEASE_RECORD
 from sweep.store.request_budget import MeteredStore, RequestBudget
+from trainer.clock import boot_seconds
 from trainer.contract import StopCause, TrialSpec
 from trainer.room import Room
 from trainer.store.layout import PrefixStore
@@ -54,7 +54,7 @@ class StoreChannel:
         job_ends: returns a value that changes whenever a job ends. The default returns a new value each time, so
             every observation pulls.
         budget: of requests.
-        now: a monotonic clock in seconds.
+        now: the local clock in seconds, time of suspension included.
         continued: no other controller has acted since the last one on this machine.
         nested: the room is part of another channel's room. Then nothing is pulled while nothing is open in it.
         _failing_since: when the store stopped answering; None while it answers.
@@ -68,7 +68,7 @@ class StoreChannel:
     max_age: float = MAX_AGE_SECONDS
     job_ends: Callable[[], object] = object
     budget: RequestBudget = field(default_factory=lambda: RequestBudget(1e9))
-    now: Callable[[], float] = time.monotonic
+    now: Callable[[], float] = boot_seconds
     continued: bool = False
     nested: bool = False
     _failing_since: float | None = None

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import InitVar, dataclass, field
 
@@ -18,6 +17,7 @@ from sweep.store.download import is_other_sweep
 from sweep.store.keys import SWEEP, file_contents
 from sweep.store.room_pull import RoomPull
 from sweep.store.room_push import RoomPush
+from trainer.clock import boot_seconds
 from trainer.room import Room, write_atomic
 from trainer.store.layout import CONTROL, Owner, is_room_file, join, owner
 from trainer.store.objects import ObjectStore
@@ -29,12 +29,12 @@ class ControllerSync:
 
     Args:
         room: on this machine; only this process writes there.
-        now: a monotonic clock in seconds.
+        now: the local clock in seconds, time of suspension included.
     """
 
     store: ObjectStore
     room: Room
-    now: InitVar[Callable[[], float]] = time.monotonic
+    now: InitVar[Callable[[], float]] = boot_seconds
     _push: RoomPush = field(init=False)
     _pull: RoomPull = field(init=False)
 

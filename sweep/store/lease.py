@@ -21,6 +21,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from sweep.errors import GiveUp, RetryLater
+from trainer.clock import boot_seconds
 from trainer.room import read_text, write_atomic
 from trainer.store.layout import LEASE
 from trainer.store.objects import ObjectStore, StoreError
@@ -29,13 +30,6 @@ RENEW_SECONDS = 20.0
 GRACE_SECONDS = 60.0
 # Between two reads by a process that waits for a lease's release.
 AWAIT_SECONDS = 2.0
-# This clock continues while the machine is suspended, during which another may take the lease; only Linux has it.
-CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
-
-
-def clock() -> float:
-    """Seconds since some fixed moment, time of suspension included."""
-    return time.clock_gettime(CLOCK)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +63,7 @@ class Lease:
             with that token belongs to a process that has ended.
         renew: seconds between two renewals.
         grace: seconds without a change after which a lease is free.
-        now, sleep: the local clock in seconds.
+        now, sleep: the local clock in seconds. It counts suspension, during which another may take the lease.
     """
 
     store: ObjectStore
@@ -77,7 +71,7 @@ class Lease:
     record: Path
     renew: float = RENEW_SECONDS
     grace: float = GRACE_SECONDS
-    now: Callable[[], float] = clock
+    now: Callable[[], float] = boot_seconds
     sleep: Callable[[float], None] = time.sleep
     _text: LeaseText = field(init=False)
     _continued: bool = False
@@ -199,7 +193,7 @@ def holder_of(store: ObjectStore, own: str | None = None) -> str:
 def await_release(
     store: ObjectStore,
     grace: float = GRACE_SECONDS,
-    now: Callable[[], float] = time.monotonic,
+    now: Callable[[], float] = boot_seconds,
     sleep: Callable[[float], None] = time.sleep,
 ) -> bool:
     """Wait until the lease of this room is released; False if it has not changed for `grace`: its holder died.

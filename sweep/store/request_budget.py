@@ -8,11 +8,11 @@ Invariant: a `MeteredStore` counts every request as S3 bills it.
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from trainer.clock import boot_seconds
 from trainer.store.objects import ObjectStore
 
 PAGE_KEYS = 1000  # keys of a listing that S3 and GCS return for one request
@@ -27,12 +27,12 @@ class RequestBudget:
     """A token bucket of requests; may be used by several threads.
 
     Args:
-        now: a monotonic clock in seconds.
+        now: the local clock in seconds, time of suspension included.
         spent: requests made so far.
     """
 
     per_minute: float
-    now: Callable[[], float] = time.monotonic
+    now: Callable[[], float] = boot_seconds
     spent: int = 0
     _left: float = field(init=False)
     _refilled_at: float = field(init=False)

@@ -6,15 +6,16 @@ stay with the run.
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 
-from trainer.room import Room, append_line, read_text
+from trainer.room import LineFile, Room, read_text
 
 
 def mark_stopped(room: Room, run: str) -> None:
     """Write down that W&B is about to be asked to stop this run."""
-    with _path(room).open("a") as file:
-        append_line(file, run)
+    with closing(LineFile(_path(room))) as file:
+        file.append(run)
 
 
 def stopped_runs(room: Room) -> set[str]:

@@ -24,7 +24,7 @@ from sweep.model.summary import SweepState, TrialRow
 from sweep.processes import clean_env
 from sweep.tracking.client import client, summary, translated
 from sweep.tracking.runs import adapter_name, mode, wandb_location
-from trainer.contract import Outcome, Tracking, TrialSpec, decode
+from trainer.contract import ContractError, Outcome, Tracking, TrialSpec, decode
 from trainer.names import is_name
 from trainer.room import AttemptDir, Room, read_text, write_atomic
 from trainer.tracking.runs import declare_inputs
@@ -258,7 +258,6 @@ def _declare(part: Upload) -> None:
         return
     import wandb
 
-    outcome = read_text(part.attempt.outcome)
     settings = wandb.Settings(silent=True, console="off")
     location = {key: part.tracking.init[key] for key in ("project", "entity") if part.tracking.init.get(key)}
     os.environ.setdefault("WANDB_SILENT", "true")  # else each artifact prints a line
@@ -266,4 +265,12 @@ def _declare(part: Upload) -> None:
         **location, id=part.tracking.run, resume="must", reinit="create_new", settings=settings, mode="online"
     )
     declare_inputs(run, part.tracking.inputs)
-    run.finish(exit_code=exit_code(decode(Outcome, outcome) if outcome else None))
+    run.finish(exit_code=exit_code(_outcome(part.attempt)))
+
+
+def _outcome(attempt: AttemptDir) -> Outcome | None:
+    """The outcome of an attempt; None if it has none, or its file cannot be decoded."""
+    try:
+        return decode(Outcome, read_text(attempt.outcome) or "")
+    except ContractError:
+        return None

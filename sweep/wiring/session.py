@@ -19,6 +19,7 @@ from sweep.tracking.stopped_runs import stopped_runs
 from sweep.wiring.backends import backend_of, on_gpu, open_channel, worker_count
 from sweep.wiring.rooms import journal_path, presence_check, save_settings
 from sweep.wiring.specifications import spec_factory
+from trainer.clock import WallAges, boot_seconds
 from trainer.room import Room, make_directory
 
 if TYPE_CHECKING:
@@ -33,11 +34,11 @@ if TYPE_CHECKING:
     from sweep.search.study_config import StudyConfig
 
 
-class WallClock:
-    """A `Clock` on the machine's wall clock, which continues over restarts."""
+class BootClock:
+    """A `Clock` that steps of the wall clock do not change; it counts the time for which the machine is suspended."""
 
     def now(self) -> float:
-        return time.time()
+        return boot_seconds()
 
     def sleep(self, seconds: float) -> None:
         time.sleep(seconds)
@@ -104,12 +105,16 @@ def open_world(room: Room, settings: Settings, prefork: PreforkServer) -> Iterat
     Raises:
         RetryLater: see `open_channel`.
     """
+    from sweep.controller.disk import PROBE_SECONDS, RoomDisk
     from sweep.controller.ports import Ports
 
     queue = backend_of(settings).open(room, settings, prefork)
     with open_channel(room, settings, queue) as channel:
         study = open_study(room, settings)  # only now: an object store may have brought a newer one
-        yield OpenSweep(study, Ports(queue.study(study), channel, queue.dispatcher, queue.clock or WallClock()))
+        clock = queue.clock or BootClock()
+        every = min(PROBE_SECONDS, settings.queue.silence_seconds / 4)
+        disk = None if settings.queue.simulated else RoomDisk(room, clock, every)
+        yield OpenSweep(study, Ports(queue.study(study), channel, queue.dispatcher, clock, disk))
 
 
 def make_controller(
@@ -126,11 +131,19 @@ def make_controller(
         spec=spec_factory(settings, study.params, study.seed_of, partial(stopped_runs, room)),
         listener=listener,
         mode=mode,
-        created=0.0 if settings.queue.simulated else settings.created,
+        created=created_at(settings),
         poll_seconds=settings.queue.poll_seconds,
         ledger=RoomLedger(room),
         check=presence_check(room, settings),
     )
+
+
+def created_at(settings: Settings) -> float:
+    """When a sweep was created, on the clock of its controller, in seconds. A simulated sweep began at 0.
+
+    Its age is a fact of the wall clock, since machines and restarts share no other one. It is read once.
+    """
+    return 0.0 if settings.queue.simulated else boot_seconds() - WallAges().age(settings.name, settings.created)
 
 
 @contextmanager
@@ -164,14 +177,14 @@ def with_evaluations(
     with _inner_channel(main.ports.channel, inner_room, queue) as channel:
         judges = EvaluationStudy(inner_room, study.winners)
         controller = Controller(
-            ports=Ports(judges, channel, queue.dispatcher, main.ports.clock),
+            ports=Ports(judges, channel, queue.dispatcher, main.ports.clock, main.ports.disk),
             limits=inner.limits(1),
             spec=lambda trial, attempt, worker: evaluation_spec(
                 settings, room, AttemptId(trial, attempt, worker), stopped_runs(inner_room)
             ),
             listener=listener,
             mode=evaluation_mode,
-            created=settings.created,
+            created=main.created,
             poll_seconds=main.poll_seconds,
             check=main.check,
         )

@@ -189,12 +189,12 @@ def control(room: Room) -> Controller:
     opened = backends.backend_of(settings).open(room, settings)
     dispatcher = opened.dispatcher
     return Controller(
-        ports=Ports(study, opened.channel, dispatcher, session.WallClock()),
+        ports=Ports(study, opened.channel, dispatcher, session.BootClock()),
         limits=settings.limits(backends.worker_count(settings)),
         spec=lambda t, a, w: trial_spec(settings, study.params(t), AttemptId(t, a, w), stopped=stopped_runs(room)),
         listener=Quiet(),
         mode=lambda: Mode.RUN,
-        created=settings.created,
+        created=session.created_at(settings),
         poll_seconds=settings.queue.poll_seconds,
     )
 

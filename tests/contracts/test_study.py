@@ -497,8 +497,8 @@ def test_a_stop_stands_though_the_controller_dies_before_anybody_heard_of_it(pru
     study = OptunaStudy(configured, journal_storage(path))
     for value in (1.0, 1.1, 1.2, 1.3, 1.4, 1.5):
         number = study.ask()
-        study.record(number, [report(milestone, value) for milestone in range(1, MILESTONES)])
-        study.tell(Tell(number, Ending.COMPLETE, ""), 0)
+        verdict = study.record(number, [report(milestone, value) for milestone in range(1, MILESTONES + 1)])
+        study.tell(Tell(number, Ending.PRUNED if verdict else Ending.COMPLETE, ""), 0)
     number = study.ask()
     said = [report(milestone, 9.0) for milestone in range(1, MILESTONES)]
     verdict = next(found for count in range(MILESTONES) if (found := study.record(number, said[count : count + 1])))

@@ -98,6 +98,37 @@ def test_reports_and_outcome_of_a_run_become_the_files_of_its_attempt(scene: Sce
     assert (scene.room.attempt(3, 1).adapter / "adapter_config.json").exists()
 
 
+def test_reports_that_come_after_the_outcome_are_taken_until_the_final_one_is_there(scene: Scene) -> None:
+    """W&B's summary is put together of what arrives, in whatever order."""
+    final = replace(REPORT, milestone=2, final=True)
+    scene.say(REPORT, outcome=COMPLETED, state="finished")
+    (sight,) = scene.look()[0][3]
+    assert (sight.reports, sight.outcome) == ((REPORT,), COMPLETED)
+    fetched = scene.api.asked("fetch_adapter")
+    scene.say(REPORT, final, outcome=COMPLETED, state="finished")
+    (sight,) = scene.look()[0][3]
+    assert (sight.reports, sight.outcome) == ((final,), COMPLETED)
+    assert scene.api.asked("fetch_adapter") == fetched, "the outcome is not taken twice"
+    scene.say(REPORT, final, replace(REPORT, milestone=3), outcome=COMPLETED, state="finished")
+    assert scene.look()[0][3][0].reports == ()
+
+
+def test_an_outcome_that_cannot_be_read_is_taken_again(scene: Scene) -> None:
+    scene.say(REPORT, outcome=COMPLETED, state="finished")
+    scene.look()
+    scene.room.attempt(3, 1).outcome.write_bytes(b"\x00" * 50)
+    assert scene.look(scene.restarted())[0][3][0].outcome == COMPLETED
+
+
+def test_a_run_that_is_deleted_after_its_outcome_has_not_been_cancelled(scene: Scene) -> None:
+    scene.say(REPORT, outcome=COMPLETED, state="finished")
+    scene.look()
+    scene.api.delete_run("run-1")
+    for _ in range(5):
+        scene.look()
+    assert scene.outcome() == COMPLETED
+
+
 def test_a_torn_file_of_reports_is_made_whole(scene: Scene) -> None:
     scene.room.attempt(3, 1).reports.write_text(encode(REPORT)[:30])
     scene.say(REPORT)

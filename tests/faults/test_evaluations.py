@@ -43,12 +43,12 @@ def together(room: Room, listener: Quiet, mode: Mode = Mode.RUN) -> CombinedCont
     study = EvaluationStudy(beside, main.ports.study.winners)
     evaluation_mode = EvaluationMode(main.mode)
     judging = Controller(
-        ports=Ports(study, RoomChannel(beside), dispatcher, session.WallClock()),
+        ports=Ports(study, RoomChannel(beside), dispatcher, session.BootClock()),
         limits=inner.limits(1),
         spec=lambda trial, attempt, worker: evaluation_spec(settings, room, AttemptId(trial, attempt, worker)),
         listener=listener,
         mode=evaluation_mode,
-        created=settings.created,
+        created=session.created_at(settings),
         poll_seconds=0.005,
     )
     return CombinedController(main, judging, evaluation_mode, waits=False)

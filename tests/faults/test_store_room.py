@@ -63,12 +63,12 @@ class Far:
         env = {"STEP_SECONDS": STEP_SECONDS, **settings.queue.env}
         dispatcher = FarDispatcher(self.queue, (), 1, settings.queue.trials_per_worker or 0, env=env, url=self.url)
         return Controller(
-            ports=Ports(study, channel, dispatcher, session.WallClock()),
+            ports=Ports(study, channel, dispatcher, session.BootClock()),
             limits=settings.limits(backends.worker_count(settings)),
             spec=lambda t, a, w: trial_spec(settings, study.params(t), AttemptId(t, a, w)),
             listener=listener,
             mode=lambda: mode,
-            created=settings.created,
+            created=session.created_at(settings),
             poll_seconds=0.02,
         )
 
@@ -133,12 +133,12 @@ class Judged(Far):
         with channel.within(beside, "evaluations") as judging:
             study = EvaluationStudy(beside, main.ports.study.winners)
             evaluations = Controller(
-                ports=Ports(study, judging, dispatcher, session.WallClock()),
+                ports=Ports(study, judging, dispatcher, session.BootClock()),
                 limits=inner.limits(1),
                 spec=lambda t, a, w: evaluation_spec(settings, self.room, AttemptId(t, a, w)),
                 listener=listener,
                 mode=evaluation_mode,
-                created=settings.created,
+                created=session.created_at(settings),
                 poll_seconds=0.02,
             )
             yield CombinedController(main, evaluations, evaluation_mode, waits=False)

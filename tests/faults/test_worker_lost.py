@@ -13,11 +13,12 @@ from typing import Any
 import pytest
 from optuna.storages.journal import JournalFileBackend
 
+from sweep.cli import space_wait
 from sweep.cli.foreground import drive
 from sweep.cli.run_control import RunControl
 from sweep.controller.room_channel import RoomChannel
-from sweep.errors import GiveUp, RetryLater
-from sweep.model.states import Finished
+from sweep.errors import RetryLater
+from sweep.model.states import Finished, Mode
 from sweep.processes import PreforkServer
 from sweep.queues.local import LocalBackend
 from sweep.report.reader import open_reader
@@ -161,24 +162,52 @@ def test_what_a_failing_look_had_read_and_what_could_not_be_recorded_is_not_lost
     assert all(row.value == row.reports[-1].loss for row in rows)
 
 
-def test_a_full_disk_ends_the_controller_with_a_word_and_resume_goes_on(
-    rooms: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_disk_that_is_full_is_waited_for(
+    rooms: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """Whatever line of the journal is the first that does not fit, and whatever part of it does."""
     room = make_room(rooms)
-    append = JournalFileBackend.append_logs
-    left = [30]
+    append, left = JournalFileBackend.append_logs, [30]
 
     def full(self: JournalFileBackend, logs: list[dict[str, Any]]) -> None:
         left[0] -= 1
-        if left[0] < 0:
+        if left[0] % 7 == 0:
+            with journal_path(room).open("ab") as journal:
+                journal.write(b'{"op_code":')
             raise OSError(errno.ENOSPC, "No space left on device")
         append(self, logs)
 
-    with monkeypatch.context() as patched:
-        patched.setattr(LocalBackend, "_dispatcher", lambda self, room, *_: FastDispatcher(room, (), 1))
-        patched.setattr(JournalFileBackend, "append_logs", full)
-        with pytest.raises(GiveUp, match=r"cannot write to .*No space left on device.*sweep resume"):
-            drive(room, RunControl(room), PreforkServer())
-    assert run_here(room).how is Finished.DONE
+    monkeypatch.setattr(LocalBackend, "_dispatcher", lambda self, room, *_: FastDispatcher(room, (), 1))
+    monkeypatch.setattr(JournalFileBackend, "append_logs", full)
+    monkeypatch.setattr(space_wait, "FIRST_RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(space_wait, "MAX_RETRY_SECONDS", 0.01)
+    with caplog.at_level("INFO"):
+        assert drive(room, RunControl(room), PreforkServer()).how is Finished.DONE
+    assert "no space left ([Errno 28] No space left on device); the sweep waits" in caplog.text
+    assert "there is space again; the sweep goes on" in caplog.text
+    assert left[0] < 0
     wait_for_workers(room)
     check_sweep(room, 8)
+
+
+def test_a_sweep_that_is_to_stop_and_finds_no_space_again_ends_with_that_word(
+    rooms: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The room has space, and its storage on another disk has none."""
+    room = make_room(rooms)
+
+    def full(self: JournalFileBackend, logs: list[dict[str, Any]]) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(LocalBackend, "_dispatcher", lambda self, room, *_: FastDispatcher(room, (), 1))
+    monkeypatch.setattr(space_wait, "FIRST_RETRY_SECONDS", 0.01)
+    control = RunControl(room)
+    with monkeypatch.context() as patched:
+        patched.setattr(JournalFileBackend, "append_logs", full)
+        waits = space_wait.SpaceWait(room, control)
+        control.mode = Mode.STOP
+        error = OSError(errno.ENOSPC, "No space left on device")
+        assert waits.wait(error) is None, "there may be space by now"
+        finish = waits.wait(error)
+    assert finish is not None
+    assert (finish.how, "no space left" in finish.reason) == (Finished.FAILED, True)

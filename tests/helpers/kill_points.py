@@ -102,12 +102,12 @@ def controller(room: Room, listener: Quiet, mode: Mode = Mode.RUN) -> Controller
     else:
         dispatcher = FastDispatcher(room, (), 1, settings.queue.trials_per_worker or 0, env=env)
     return Controller(
-        ports=Ports(study, channel, dispatcher, session.WallClock()),
+        ports=Ports(study, channel, dispatcher, session.BootClock()),
         limits=settings.limits(workers),
         spec=lambda t, a, w: trial_spec(settings, study.params(t), AttemptId(t, a, w), stopped=stopped_runs(room)),
         listener=listener,
         mode=lambda: mode,
-        created=settings.created,
+        created=session.created_at(settings),
         poll_seconds=0.005,
         ledger=RoomLedger(room),
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
@@ -16,7 +17,7 @@ import torch._dynamo
 from torch._dynamo.utils import counters
 
 from tests.helpers.attempts import reports, run, spec, steps, stop_after
-from trainer import checkpoint
+from trainer import checkpoint, space
 from trainer.base import Cache
 from trainer.contract import (
     FailureKind,
@@ -168,15 +169,87 @@ def test_a_checkpoint_waits_for_space(tmp_path: Path, monkeypatch: pytest.Monkey
         write_atomic(path, data)
 
     monkeypatch.setattr(checkpoint, "write_atomic", full_twice)
-    monkeypatch.setattr("trainer.checkpoint.time.sleep", lambda seconds: None)
+    monkeypatch.setattr(space, "RETRY_SECONDS", 0.0)
     state: dict[str, object] = {part: {} for part in checkpoint.PARTS}
     checkpoint.save(tmp_path / "checkpoint.pt", state)
     assert len(tries) == 3
     assert checkpoint.load(tmp_path / "checkpoint.pt")["guard"] == {}
     tries.clear()
-    monkeypatch.setattr(checkpoint, "SPACE_SECONDS", -1.0)
+    monkeypatch.setattr(space, "SPACE_SECONDS", -1.0)
     with pytest.raises(OSError, match="quota"):
         checkpoint.save(tmp_path / "checkpoint.pt", state)
+
+
+@pytest.mark.parametrize("saved_by", ["this version", "version 0.2"])
+def test_an_attempt_with_nothing_left_to_train_makes_the_final_report_again(
+    cache: Cache, tmp_path: Path, saved_by: str
+) -> None:
+    """The first one has lost its outcome, and with it the end of its reports if the checkpoint has the final one."""
+    room = Room(tmp_path)
+    run(room, cache, spec())
+    whole, first = reports(room), room.attempt(0, 1)
+    first.outcome.unlink(missing_ok=True)
+    if saved_by == "this version":
+        first.reports.write_text("".join(f"{encode(report)}\n" for report in whole[:-1]))
+    else:
+        state = checkpoint.load(first.checkpoint)
+        del state["final"]
+        checkpoint.save(first.checkpoint, state)
+    outcome = run(room, cache, spec(2))
+    assert (outcome.kind, outcome.resumed_from, outcome.step) == (OutcomeKind.COMPLETED, 1, 12)
+    (again,) = reports(room, 2)
+    assert replace(again, seconds=0.0) == replace(whole[-1], seconds=0.0)
+    assert again.seconds <= outcome.seconds, "the seconds of the first attempt are not counted twice"
+    assert steps(room, 2) == []
+
+
+def test_an_end_whose_report_nobody_has_is_trained_again(cache: Cache, tmp_path: Path) -> None:
+    """A checkpoint of version 0.2 whose final report is lost: the earlier attempts have none either."""
+    room = Room(tmp_path)
+    run(room, cache, spec())
+    whole, first = reports(room), room.attempt(0, 1)
+    first.reports.write_text("".join(f"{encode(report)}\n" for report in whole[:-1]))
+    state = checkpoint.load(first.checkpoint)
+    del state["final"]
+    checkpoint.save(first.checkpoint, state)
+    outcome = run(room, cache, spec(2))
+    assert (outcome.kind, outcome.resumed_from, outcome.step) == (OutcomeKind.COMPLETED, None, 12)
+    assert "the final report before it is lost" in outcome.reason
+    assert [report.val_loss for report in reports(room, 2)] == [report.val_loss for report in whole]
+
+
+def test_what_is_durable_is_so_before_what_follows_from_it(
+    cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Report, then its checkpoint; adapter, steps and reports, then the outcome; each file before its name."""
+    room, names, fsync, replace_file = Room(tmp_path), [], os.fsync, Path.replace
+
+    def synced(handle: int) -> None:
+        names.append(Path(f"/proc/self/fd/{handle}").readlink().name)
+        fsync(handle)
+
+    def renamed(path: Path, target: Path) -> Path:
+        names.append(f"→ {target.name}")
+        return replace_file(path, target)
+
+    write_atomic(room.attempt(0, 1).spec, encode(spec()))
+    room.worker("w0001").assign(0, 1)
+    write_atomic(room.worker("w0001").drain, "")
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(Path, "replace", renamed)
+    Worker(room, "w0001", _cache=cache).run()
+    durable = [name for name in names if "beat" not in name and "torchtune" not in name]
+    scratch = f".checkpoint.pt.{os.getpid()}"
+    milestone = ["reports.jsonl", scratch, "→ checkpoint.pt", "1"]
+    adapter = sorted(path.name for path in room.attempt(0, 1).adapter.iterdir())
+    end = durable[3 * len(milestone) :]
+    assert durable[: 3 * len(milestone)] == milestone * 3
+    assert end[0] == "reports.jsonl"
+    assert sorted(end[1 : 1 + len(adapter)]) == adapter
+    assert end[1 + len(adapter) :] == [
+        *("adapter", "1", scratch, "→ checkpoint.pt", "1", "steps.jsonl"),
+        *(f".outcome.json.{os.getpid()}", "→ outcome.json", "1"),
+    ]
 
 
 def test_a_fenced_attempt_ends_and_keeps_nothing(cache: Cache, tmp_path: Path) -> None:

@@ -150,12 +150,12 @@ def test_a_sweep_in_a_store_is_resumed_from_its_checkpoints(restore: Any, tmp_pa
         channel.min_interval = 0.2
         study = session.open_study(room, settings)
         Controller(
-            ports=Ports(study, channel, StoreDispatcher(queue, (), 1, url=url), session.WallClock()),
+            ports=Ports(study, channel, StoreDispatcher(queue, (), 1, url=url), session.BootClock()),
             limits=settings.limits(1),
             spec=lambda t, a, w: replace(trial_spec(settings, study.params(t), AttemptId(t, a, w)), tracking=None),
             listener=Quiet(),
             mode=mode,
-            created=settings.created,
+            created=session.created_at(settings),
             poll_seconds=0.2,
             ledger=RoomLedger(room),
         ).run()

@@ -49,6 +49,8 @@ SHARED = {
     "trainer.components",
     "trainer.environment",
     "trainer.exit_guard",
+    "trainer.clock",
+    "trainer.space",
     "trainer.names",
     "trainer.presence",
     "trainer.identity",

@@ -31,7 +31,7 @@ CONTROLLER_WORKER_FILES = {"inbox", "drain", "job.json"}
 CONTROLLER_TRIAL_FILES = {"asked", "told.json"}
 # Neither side uploads these: a lock holds on one machine only, and `fenced.pt` is copied within the store.
 NEVER_UPLOADED = {"lock", "claim", "scratch", "fenced.pt", LEASE, CONTROL}
-NEVER_UPLOADED |= {"controller.lock", "controller.log", "ledger"}
+NEVER_UPLOADED |= {"controller.lock", "controller.log", "ledger", "waits"}
 
 
 # A room within the room.

@@ -6,7 +6,8 @@ histories with a request for each run. A stop is `Run.stop()`, whose cause is a 
 
 Invariants:
 - A file that a worker would write is written here only, from a run that names this attempt and this worker.
-- An outcome is written after the reports that came with it.
+- An outcome is written after the reports that came with it. Reports that come later are still taken until the final
+  one is there, since without it no trial ends as COMPLETE.
 - A trial whose run a person stops or deletes in W&B counts as cancelled.
 - A worker that serves several trials is sent an assignment before the assignment counts as delivered.
 - Before an attempt is taken for lost with its worker, W&B is asked once more; while W&B does not answer, no heartbeat
@@ -34,6 +35,7 @@ from trainer.contract import (
     ContractError,
     Outcome,
     OutcomeKind,
+    Report,
     Step,
     StopCause,
     TrialSpec,
@@ -125,11 +127,11 @@ class WandbChannel:
         self._seen_looks = self.runs.looks
 
     def _open_specs(self, trials: Sequence[int]) -> dict[str, TrialSpec]:
-        """By run, the specifications of the last attempts that have no outcome yet."""
+        """By run, the specifications of the last attempts of which something is still to come."""
         specs = {}
         for trial in trials:
             numbers = self.room.attempts(trial)
-            if numbers and not self.room.attempt(trial, numbers[-1]).outcome.exists():
+            if numbers and _lacks_end(self.room.attempt(trial, numbers[-1])):
                 spec = self._spec(trial, numbers[-1])
                 if spec is not None and spec.tracking is not None:
                     specs[spec.tracking.run] = spec
@@ -153,9 +155,10 @@ class WandbChannel:
         files = self.room.attempt(spec.trial, spec.attempt)
         if not run.ended and files.stop.exists() and not run.stop_requested:
             self._stop_again(files, run)
-        self._take_reports(files, _said_of(spec, run.summary.get(REPORTS_KEY)).get("reports", ()))
         text = _said_of(spec, run.summary.get(OUTCOME_KEY)).get("outcome")
-        if text is None:
+        reports = _said_of(spec, run.summary.get(REPORTS_KEY)).get("reports", ())
+        self._take_reports(files, reports, durable=text is not None)
+        if text is None or _outcome_of(files) is not None:
             return
         try:
             outcome = self._with_cause(files, decode(Outcome, text), run)
@@ -165,11 +168,15 @@ class WandbChannel:
             outcome = self._fetch(spec, files, outcome)
         write_atomic(files.outcome, encode(outcome), root=self.room.root)
 
-    def _take_reports(self, files: AttemptDir, reports: Sequence[str]) -> None:
-        """Replace the file by all reports that there are, so that no line is torn and none is there twice."""
+    def _take_reports(self, files: AttemptDir, reports: Sequence[str], durable: bool) -> None:
+        """Replace the file by all reports that there are, so that no line is torn and none is there twice.
+
+        Args:
+            durable: an outcome follows, which must not survive a power cut without them.
+        """
         have = read_text(files.reports)
-        if have is None or have.count("\n") < len(reports):
-            write_atomic(files.reports, "".join(f"{line}\n" for line in reports), durable=False, root=files.path)
+        if have is None or have.count("\n") < len(reports) or (durable and not files.outcome.exists()):
+            write_atomic(files.reports, "".join(f"{line}\n" for line in reports), durable, root=files.path)
 
     def _stop_again(self, files: AttemptDir, run: ObservedRun) -> None:
         """Ask again: the attempt was stopped before it had a run that could be asked."""
@@ -213,7 +220,7 @@ class WandbChannel:
         files = self.room.attempt(spec.trial, spec.attempt)
         if files.reports.exists():  # the run existed, though perhaps only an earlier controller saw it
             self.runs.expect(run_id)
-        if self.runs.deleted(run_id):
+        if self.runs.deleted(run_id) and _outcome_of(files) is None:
             outcome = Outcome(OutcomeKind.STOPPED, "its run was deleted in W&B", cause=StopCause.CANCELLED)
             write_atomic(files.outcome, encode(outcome), root=self.room.root)
 
@@ -237,6 +244,25 @@ def _said_of(spec: TrialSpec, text: Any) -> dict[str, Any]:
         return {}
     attempt = (said.get("attempt"), said.get("worker")) if isinstance(said, dict) else None
     return said if attempt == (spec.attempt, spec.worker) else {}
+
+
+def _outcome_of(files: AttemptDir) -> Outcome | None:
+    """The outcome in an attempt's directory; None if there is none that can be read."""
+    try:
+        return decode(Outcome, read_text(files.outcome) or "")
+    except ContractError:
+        return None
+
+
+def _lacks_end(files: AttemptDir) -> bool:
+    """Whether an attempt has no readable outcome, or has completed without the final report being there."""
+    outcome = _outcome_of(files)
+    if outcome is None or outcome.kind is not OutcomeKind.COMPLETED or outcome.scores:
+        return outcome is None
+    for line in reversed((read_text(files.reports) or "").splitlines()):
+        with suppress(ContractError):
+            return not decode(Report, line).final
+    return True
 
 
 def _step(row: Mapping[str, Any]) -> Step | None:

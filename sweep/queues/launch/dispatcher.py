@@ -17,8 +17,10 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sweep.controller.first_seen import FirstSeen
 from sweep.controller.ports import WorkerSpec
 from sweep.errors import RetryLater
 from sweep.model.facts import Job
@@ -33,6 +35,7 @@ from sweep.queues.launch.wandb_api import make_api
 from sweep.tracking.runs import wandb_location
 from sweep.tracking.stopped_runs import mark_stopped
 from trainer import logs
+from trainer.clock import boot_seconds
 from trainer.contract import StopCause, TrialSpec
 from trainer.room import UNWANTED, Room, read_json, write_atomic
 
@@ -73,6 +76,7 @@ class LaunchDispatcher:
     _records: LaunchJobRecords = field(init=False)
     _items: dict[str, str] = field(default_factory=dict)
     _turn: int = 0
+    _beats: FirstSeen = field(default_factory=FirstSeen)
 
     def __post_init__(self) -> None:
         self._records = LaunchJobRecords(self.room, self.reads)
@@ -167,15 +171,20 @@ class LaunchDispatcher:
             stop_requested=run is not None and run.stop_requested,
             run_deleted=self.runs.deleted(record.run),
             ready=beat.exists(),
-            beating=beat.exists() and time.time() - beat.stat().st_mtime < CANCEL_SECONDS,
+            beating=beat.exists() and self._seconds_since_beat(record.worker, beat) < CANCEL_SECONDS,
             only_wandb=self.queue.reports_over_wandb,
             cancelled=bool(record.cancelled),
-            cancel_expired=time.time() - record.cancelled > CANCEL_SECONDS,
+            cancel_expired=self._records.seconds_since(record, "cancelled") > CANCEL_SECONDS,
         )
+
+    def _seconds_since_beat(self, worker: str, beat: Path) -> float:
+        """Since this process first saw a worker's last heartbeat, whose time is that of another machine's clock."""
+        self._beats.now = boot_seconds()
+        return self._beats.now - self._beats.since("beat", worker, beat.stat().st_mtime_ns)
 
     def _item_facts(self, record: LaunchJobRecord) -> transitions.ItemFacts:
         """One request, if the item is known."""
-        waited = time.time() - record.pushed
+        waited = self._records.seconds_since(record, "pushed")
         if not record.item:
             return transitions.ItemFacts(confirmed=False, push_expired=waited > INTENT_SECONDS)
         state = self.api.item_state(record.item)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, field
 
+from trainer.clock import WallAges
 from trainer.contract import TrialSpec, decode
 from trainer.room import Room, WorkerDir, read_json, read_text, write_atomic
 
@@ -47,6 +48,7 @@ class LaunchJobRecords:
     room: Room
     reads: bool = False
     by_worker: dict[str, LaunchJobRecord] = field(default_factory=dict)
+    _ages: WallAges = field(default_factory=WallAges)
 
     def load(self) -> None:
         """Read the records of workers that are not known yet."""
@@ -55,12 +57,25 @@ class LaunchJobRecords:
                 raw = read_json(self.room.worker(name).job)
                 if isinstance(raw, dict):
                     known = {key: raw[key] for key in LaunchJobRecord.__slots__ if key in raw}
-                    self.by_worker[name] = LaunchJobRecord(**{"place": 0, **known, "worker": name})
+                    self._add(LaunchJobRecord(**{"place": 0, **known, "worker": name}))
 
     def write(self, record: LaunchJobRecord) -> None:
         """Write a record that was made or changed."""
-        self.by_worker[record.worker] = record
+        self._add(record)
         write_atomic(self.directory(record).job, json.dumps({"queue": "launch", **asdict(record)}), root=self.room.root)
+
+    def seconds_since(self, record: LaunchJobRecord, what: str) -> float:
+        """Since a job was pushed or cancelled; steps of the wall clock from the first call on change nothing.
+
+        Args:
+            what: `pushed` or `cancelled`.
+        """
+        return self._ages.age(f"{record.worker} {what}", getattr(record, what))
+
+    def _add(self, record: LaunchJobRecord) -> None:
+        self.by_worker[record.worker] = record
+        for what in ("pushed", "cancelled"):
+            self.seconds_since(record, what)
 
     def directory(self, record: LaunchJobRecord) -> WorkerDir:
         """The directory of a record's worker."""

@@ -179,6 +179,9 @@ class ChargedStudy:
             return self.study.record(number, reports, worker, new_allowed)
         return self._charged(lambda: self.study.record(number, reports, worker, new_allowed))
 
+    def objective(self, number: int) -> float | None:
+        return self.study.objective(number)
+
     def tell(self, result: Tell, tokens: int, seconds: float = 0.0) -> None:
         self._charged(lambda: self.study.tell(result, tokens, seconds))
 

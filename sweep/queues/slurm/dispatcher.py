@@ -26,6 +26,7 @@ from sweep.model.facts import Job
 from sweep.model.states import JobState
 from sweep.queues.slurm import commands
 from sweep.queues.slurm.submit import Submission, job_log
+from trainer.clock import WallAges
 from trainer.room import Room, read_json, write_atomic
 
 # A submission of a controller that died may reach the scheduler this many seconds later.
@@ -80,6 +81,7 @@ class SlurmDispatcher:
     _bad_nodes: set[str] = field(default_factory=set)
     _forgotten: list[SlurmJobRecord] = field(default_factory=list)
     _max_array: int = 0
+    _ages: WallAges = field(default_factory=WallAges)
 
     def start(self, workers: Sequence[WorkerSpec]) -> None:
         new = [worker for worker in workers if not self.room.worker(worker.name).job.exists()]
@@ -155,6 +157,8 @@ class SlurmDispatcher:
                 if isinstance(raw, dict):
                     known = {key: raw[key] for key in SlurmJobRecord.__slots__ if key in raw}
                     self._records[name] = SlurmJobRecord(**{"name": "", "index": 0, **known, "worker": name})
+                    if not self._records[name].id:
+                        self._seconds_since_intent(self._records[name])
 
     def _refresh(self) -> None:
         """Query the scheduler if it is time to."""
@@ -227,11 +231,15 @@ class SlurmDispatcher:
         """Act on a job that squeue does not show: it ended long ago, or it was never submitted."""
         if record.id:
             self._forgotten.append(record)
-        elif time.time() - self.room.worker(record.worker).job.stat().st_mtime < INTENT_SECONDS:
+        elif self._seconds_since_intent(record) < INTENT_SECONDS:
             self._seen[record.worker] = record.job(JobState.PENDING, reason="looking for its submission")
         else:
             self._end(record, "it was never submitted")
             self._drain(record)  # it may still turn up
+
+    def _seconds_since_intent(self, record: SlurmJobRecord) -> float:
+        """Since a submission without an answer was written down; steps of the wall clock do not change it."""
+        return self._ages.age(record.worker, self.room.worker(record.worker).job.stat().st_mtime)
 
     def _take_forgotten(self) -> None:
         ends = commands.accounted([record.id for record in self._forgotten])
@@ -276,7 +284,8 @@ class SlurmDispatcher:
     def _use_controller_answer(self) -> bool:
         """Use the last answer that a controller wrote down; returns whether it is recent and complete."""
         answer = read_json(self._answer)
-        if not isinstance(answer, dict) or time.time() - answer["asked"] > 2 * self.query_seconds:
+        # an answer from the future was given before the wall clock was set back
+        if not isinstance(answer, dict) or abs(time.time() - answer["asked"]) > 2 * self.query_seconds:
             return False
         for name, (state, node, reason) in answer["jobs"].items():
             if name in self._records:
@@ -289,3 +298,5 @@ class SlurmDispatcher:
         log = {"log": str(job_log(self.room, record.id))} if record.id else {}
         path = self.room.worker(record.worker).job
         write_atomic(path, json.dumps({"queue": "slurm", **job, **log}), root=self.room.root)
+        if not record.id:
+            self._seconds_since_intent(record)  # from now on

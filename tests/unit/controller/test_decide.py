@@ -24,8 +24,10 @@ COMPLETED = Outcome(OutcomeKind.COMPLETED)
 NO_SPACE = Outcome(OutcomeKind.FAILED, "No space left", failure=FailureKind.NO_SPACE)
 
 
-def trial(number: int = 0, *attempts: AttemptFacts, verdict: Verdict | None = None) -> TrialFacts:
-    return TrialFacts(number, attempts, verdict)
+def trial(
+    number: int = 0, *attempts: AttemptFacts, verdict: Verdict | None = None, objective: float | None = 2.5
+) -> TrialFacts:
+    return TrialFacts(number, attempts, verdict, objective)
 
 
 def attempt(outcome: Outcome | None = None, number: int = 1, worker: str = "w0001", **more: object) -> AttemptFacts:
@@ -181,6 +183,45 @@ LEFT = "it was paused, and not promoted before the end"
             view(trial(0, attempt(COMPLETED))), [Tell(0, Ending.COMPLETE, ""), ASK], id="a completed trial is told"
         ),
         pytest.param(
+            view(trial(0, attempt(COMPLETED, outcome_since=NOW - 1), objective=None)),
+            [ASK],
+            id="a completed trial whose final report has not arrived is neither told nor trained again",
+        ),
+        pytest.param(
+            view(trial(0, attempt(COMPLETED, outcome_since=NOW - 121), objective=None)),
+            [Assign(0, 2, "w0001")],
+            id="a final report that does not arrive is lost, and the next attempt makes it again",
+        ),
+        pytest.param(
+            view(trial(0, attempt(COMPLETED, outcome_since=NOW - 1), objective=None), workers=(), mode=Mode.CANCEL),
+            [Tell(0, Ending.FAIL, "the sweep ended before it could go on", cancelled=True)],
+            id="a sweep that is cancelled does not wait for it",
+        ),
+        pytest.param(
+            view(trial(0, attempt(COMPLETED, outcome_since=NOW - 1), objective=None), workers=(), mode=Mode.STOP),
+            [Finish(Finished.STOPPED, "trials were stopped with a checkpoint and go on with `sweep resume`")],
+            id="nor does one that is stopped",
+        ),
+        pytest.param(
+            view(
+                trial(0, *(attempt(COMPLETED, number=n) for n in (1, 2)), attempt(number=3), objective=None), workers=()
+            ),
+            [
+                Tell(
+                    0,
+                    Ending.FAIL,
+                    "its worker was lost 1 times and its final report was lost 2 times (search.max_attempts=3)",
+                ),
+                StartWorkers((0,)),
+            ],
+            id="a lost final report counts as a lost attempt",
+        ),
+        pytest.param(
+            view(trial(0, attempt(COMPLETED), objective=float("nan"))),
+            [Tell(0, Ending.FAIL, "its final report has no finite number to minimise (objective)"), ASK],
+            id="a trial without a finite objective is never told COMPLETE",
+        ),
+        pytest.param(
             view(trial(0, attempt(Outcome(OutcomeKind.DIVERGED, "loss is nan at step 3")))),
             [Tell(0, Ending.PRUNED, "diverged: loss is nan at step 3"), ASK],
             id="a diverged trial is told PRUNED, so that the sampler learns",
@@ -322,16 +363,46 @@ LEFT = "it was paused, and not promoted before the end"
             id="a full disk is no fault of the trial: it is tried again",
         ),
         pytest.param(
-            view(trial(0, attempt(NO_SPACE), attempt(number=2, worker="w0000"), attempt(NO_SPACE, number=3))),
-            [
-                Tell(
-                    0,
-                    Ending.FAIL,
-                    "its worker was lost 1 times and it failed 2 times, last by No space left (search.max_attempts=3)",
+            view(trial(0, *(attempt(NO_SPACE, number=n) for n in range(1, 9)))),
+            [Assign(0, 9, "w0001")],
+            id="as often as it takes",
+        ),
+        pytest.param(
+            view(trial(0, attempt(NO_SPACE)), no_space="no space left in /room"),
+            [],
+            id="while no space is left, nothing is assigned",
+        ),
+        pytest.param(
+            view(trial(0, attempt(NO_SPACE)), workers=(), no_space="no space left in /room"),
+            [],
+            id="and no worker is started, and the sweep does not end",
+        ),
+        pytest.param(
+            view(
+                trial(0, attempt(stop=StopCause.PRUNED, stop_since=NOW - 999), verdict=PRUNE),
+                workers=(
+                    replace(W1, beat=NOW - 999),
+                    replace(W1, name="w0002", place=1, ready=False, started=NOW - 999),
                 ),
-                ASK,
-            ],
-            id="but not for ever",
+                no_space="no space left in /room",
+            ),
+            [],
+            id="nor is a worker cancelled, which can write neither heartbeat nor outcome",
+        ),
+        pytest.param(
+            view(trial(0, attempt(NO_SPACE)), workers=(), mode=Mode.STOP, no_space="no space left in /room"),
+            [Finish(Finished.FAILED, "no space left in /room; free some, then `sweep resume`")],
+            id="a sweep that is stopped while it waits for space has failed",
+        ),
+        pytest.param(
+            view(trial(0, attempt(NO_SPACE)), workers=(), mode=Mode.DETACH, no_space="no space left in /room"),
+            [Finish(Finished.FAILED, "no space left in /room; free some, then `sweep resume`")],
+            id="and so has one that is detached",
+        ),
+        pytest.param(
+            view(workers=(), start_failures=3, no_space="no space left in /room"),
+            [Finish(Finished.FAILED, "3 workers in a row ended before they were ready; see `sweep logs`")],
+            id="workers that failed to start before are no matter of space",
         ),
     ],
 )
@@ -438,7 +509,7 @@ def test_a_worker_with_slots_is_filled_and_refilled() -> None:
     assert effects(None) == [Assign(1, 1, "w0001"), ASK, ASK]
     assert effects(3) == [Assign(1, 1, "w0001"), ASK]
     assert effects(1) == []
-    ended = TrialFacts(0, (AttemptFacts(1, "w0001", outcome=Outcome(OutcomeKind.COMPLETED)),))
+    ended = trial(0, attempt(COMPLETED))
     worker = WorkerFacts("w0001", 0, JobState.RUNNING, ready=True, assigned=2, slots=1)
     refilled = decide(View(StudyFacts(open=(0, 1)), (ended, waiting), (worker,)), limits, 0.0)
     assert Assign(1, 1, "w0001") in refilled

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 from hypothesis import given
@@ -43,10 +44,12 @@ def trials(draw: st.DrawFn, number: int) -> TrialFacts:
                 stop=stop,
                 stop_since=draw(TIMES) if stop else None,
                 outcome=outcome,
+                outcome_since=draw(st.none() | TIMES) if outcome else None,
             )
         )
     verdict = draw(st.none() | st.builds(Verdict, st.just(2), st.just(1.0), st.just("bad"), st.sampled_from(Ruling)))
-    return TrialFacts(number, tuple(attempts), verdict if attempts else None)
+    objective = draw(st.none() | st.floats(0, 5) | st.just(math.nan)) if attempts else None
+    return TrialFacts(number, tuple(attempts), verdict if attempts else None, objective)
 
 
 @st.composite
@@ -104,7 +107,7 @@ LIMITS = st.builds(
 def test_without_a_worker_something_is_begun_or_told_or_the_sweep_ends(view: View, limits: Limits, now: float) -> None:
     """For then nothing happens by itself, and a controller that does nothing either waits for ever."""
     gone = tuple(replace(worker, job=JobState.GONE) for worker in view.workers)
-    assert decide(replace(view, workers=gone), limits, now)
+    assert decide(replace(view, workers=gone), limits, now + limits.silence + 1000)  # no report is awaited any more
 
 
 @given(views(), LIMITS, TIMES)
@@ -120,6 +123,10 @@ def test_decisions_keep_the_controller_s_promises(view: View, limits: Limits, no
     told = [effect.trial for effect in effects if isinstance(effect, Tell)]
     assert len(told) == len(set(told)), "no trial is told twice"
     assert not any(running.get(number) for number in told), "nothing is told while an attempt may be running"
+
+    complete = [e.trial for e in effects if isinstance(e, Tell) and e.ending is Ending.COMPLETE]
+    values = [by_number[number].objective for number in complete]
+    assert all(value is not None and math.isfinite(value) for value in values), "no value is told that is none"
 
     assigned = [effect for effect in effects if isinstance(effect, Assign)]
     assert len({effect.trial for effect in assigned}) == len(assigned)

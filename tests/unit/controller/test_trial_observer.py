@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import cast
 
 import pytest
 
@@ -34,6 +33,9 @@ class Paused:
         self.workers.add(worker)
         return PAUSE
 
+    def objective(self, number: int) -> None:
+        pass
+
     def suspend(self, number: int) -> None:
         pass
 
@@ -44,10 +46,7 @@ def observed(number: int, *reports: Report, outcome: Outcome | None = None) -> O
 
 def observer(study: Paused, limits: Limits, *stopped: tuple[int, int]) -> TrialObserver:
     """One that has itself asked these attempts to stop."""
-    clock = cast(Any, SimpleNamespace(now=lambda: 0.0))
-    observer = TrialObserver(
-        cast(Study, study), cast(PausingStudy, study), Silent(), NoLedger(), limits, FirstSeen(clock)
-    )
+    observer = TrialObserver(cast(Study, study), cast(PausingStudy, study), Silent(), NoLedger(), limits, FirstSeen())
     for attempt in stopped:
         observer.stop_sent(*attempt)
     return observer

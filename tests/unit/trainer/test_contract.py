@@ -230,3 +230,19 @@ def assert_same(left: Any, right: Any) -> None:
     else:
         assert left == right
         assert type(left) is type(right)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("milestone", "3"), ("milestone", 3.0), ("milestone", True), ("final", 1), ("final", "no"), ("loss", "high")],
+)
+def test_a_field_of_the_wrong_type_makes_the_message_unreadable(field: str, value: object) -> None:
+    raw = {**json.loads(encode(Report(3, 3, 30, 0, 2.5, 1.0, 1e-3, 1.0, 0.1))), field: value}
+    with pytest.raises(ContractError, match="no Report"):
+        decode(Report, json.dumps(raw))
+
+
+def test_a_configuration_s_texts_may_be_numbers_but_a_reason_is_a_text() -> None:
+    raw = {**json.loads(encode(Outcome(OutcomeKind.COMPLETED))), "reason": 7}
+    with pytest.raises(ContractError, match="no Outcome"):
+        decode(Outcome, json.dumps(raw))

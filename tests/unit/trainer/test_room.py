@@ -22,6 +22,7 @@ from trainer import files as files_module
 from trainer import room as room_module
 from trainer.room import (
     AttemptDir,
+    LineFile,
     Room,
     Tail,
     append_line,
@@ -103,6 +104,100 @@ def test_a_failed_write_keeps_the_old_file_and_leaves_no_scratch(
     assert names(tmp_path) == (["file"] if old is not None else [])
     write_atomic(path, "new")  # and works again once there is space
     assert read_text(path) == "new"
+
+
+def test_a_write_is_durable_together_with_the_names_of_the_file_and_of_its_new_directories(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[str] = []
+    fsync, rename = os.fsync, Path.replace
+    (tmp_path / "old").mkdir()
+
+    def synced(handle: int) -> None:
+        events.append(Path(f"/proc/self/fd/{handle}").readlink().name)
+        fsync(handle)
+
+    def renamed(path: Path, target: Path) -> Path:
+        events.append("rename")
+        return rename(path, target)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(Path, "replace", renamed)
+    write_atomic(tmp_path / "old" / "new" / "newer" / "file", "x")
+    assert events == [f".file.{os.getpid()}", "rename", "newer", "new", "old"]
+    events.clear()
+    write_atomic(tmp_path / "old" / "new" / "newer" / "file", "y")
+    assert events == [f".file.{os.getpid()}", "rename", "newer"]
+    events.clear()
+    write_atomic(tmp_path / "old" / "new" / "file", "x", durable=False)
+    assert events == ["rename"]
+
+
+def test_a_file_system_that_does_not_sync_directories_is_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fsync = os.fsync
+
+    def files_only(handle: int) -> None:
+        if Path(f"/proc/self/fd/{handle}").readlink().is_dir():
+            raise OSError(errno.EINVAL, "Invalid argument")
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", files_only)
+    write_atomic(tmp_path / "file", "x")
+    assert read_text(tmp_path / "file") == "x"
+
+
+def test_bytes_that_are_no_text_are_read_as_text_with_replacements(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"\xff{\x00")
+    assert read_text(tmp_path / "file") == "\ufffd{\x00"
+    assert read_json(tmp_path / "file") is None
+
+
+# --- appended lines -----------------------------------------------------------------------------------------------
+
+
+def nearly_full(monkeypatch: pytest.MonkeyPatch, free: int) -> list[int]:
+    """Make every write after these many bytes fail, as a full disk does; the bytes that fit are written."""
+    left, write = [free], os.write
+
+    def limited(handle: int, data: Any) -> int:
+        if not left[0]:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        written = write(handle, bytes(data)[: left[0]])
+        left[0] -= written
+        return written
+
+    monkeypatch.setattr(os, "write", limited)
+    return left
+
+
+def test_a_line_that_does_not_fit_is_cut_off_and_may_be_appended_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, tail = LineFile(tmp_path / "lines"), Tail(tmp_path / "lines")
+    file.append("first")
+    left = nearly_full(monkeypatch, 4)
+    for _ in range(3):
+        with pytest.raises(OSError, match="No space"):
+            file.append("second")
+        assert (tmp_path / "lines").read_text() == "first\n"
+    left[0] = 5
+    with pytest.raises(OSError, match="No space"):
+        file.append("second")
+    left[0] = 1000
+    file.append("second", durable=True)
+    file.sync()
+    file.close()
+    assert tail.lines() == ["first", "second"]
+
+
+def test_a_line_that_a_crash_has_torn_is_cut_off_before_the_next(tmp_path: Path) -> None:
+    (tmp_path / "lines").write_text("first\nsec")
+    file = LineFile(tmp_path / "lines")
+    file.append("second")
+    file.close()
+    assert (tmp_path / "lines").read_text() == "first\nsecond\n"
 
 
 def test_write_atomic_where_a_file_is_in_the_way(tmp_path: Path) -> None:
