@@ -64,8 +64,7 @@ def push_controller(room: Room) -> str:
     job = {
         "controller": queue.room_in_jobs(room.root),
         "run": run,
-        "options": {"env": logs.inherited_env()},
-        "token": settings.token,
+        "options": {"env": logs.inherited_env(), "token": settings.token},
         "init": {key: init[key] for key in ("project", "entity", "group", "name", "job_type", "tags") if key in init},
     }
     item = api.push(Push(run, f"{settings.name}-controller", {JOB_KEY: job}))

@@ -56,13 +56,13 @@ class JobSpec:
         worker: its name in the room.
         channel: `room`, or `wandb` if it shares W&B only with the controller.
         room: a path or URL; empty for the channel wandb.
-        options: see `trainer.entry.slurm_job.serve`; of a controller's job only `env` counts.
+        options: see `trainer.entry.slurm_job.serve`; of a controller's job only `env` and `token` count. An artifact of
+            an old version takes no further field than these.
         specs: its first trials, in the contract's JSON.
         run: the id of the job's run if it is the worker's own; empty if it is a trial's.
         init: arguments of `wandb.init` for that run; the trials' runs have the same entity and project.
         more: whether it may get further trials.
         controller: the room that this job controls, if it is a controller and no worker.
-        token: of the sweep's creation; empty: a sweep of an old version.
     """
 
     worker: str = ""
@@ -74,7 +74,11 @@ class JobSpec:
     init: Mapping[str, Any] = field(default_factory=dict)
     more: bool = False
     controller: str = ""
-    token: str = ""
+
+    @property
+    def token(self) -> str:
+        """The token of the sweep's creation; empty: a sweep of an old version."""
+        return str(self.options.get("token", ""))
 
 
 def main(environ: Mapping[str, str] = os.environ) -> int:
@@ -90,8 +94,7 @@ def main(environ: Mapping[str, str] = os.environ) -> int:
         with _room(job) as room:
             if claim(room.worker(job.worker)) and not _already_served(job):
                 with _own_run(job), _follow_inbox(job, room):
-                    token = {"token": job.token} if job.token else {}
-                    serve(str(room.root), job.worker, {**job.options, **token})
+                    serve(str(room.root), job.worker, job.options)
             else:
                 _log.info("worker %s has been served already, or no controller waits for it any more", job.worker)
     except JobError as error:

@@ -55,6 +55,7 @@ def payload(settings: Settings, room: Room, worker: str, specs: Sequence[TrialSp
             "trials": queue.trials_per_worker or 0,
             "idle_seconds": queue.idle_seconds,
             "slots": queue.worker_slots,
+            **({"token": settings.token} if settings.token else {}),
             "seconds": ENDLESS_SECONDS,
             "gpu": gpu,
             "env": {"OMP_NUM_THREADS": str(queue.threads or 1), "PYTHONUNBUFFERED": "1", **queue.worker_env},
@@ -63,7 +64,6 @@ def payload(settings: Settings, room: Room, worker: str, specs: Sequence[TrialSp
         "run": worker_run_id(settings, worker) if own_run else "",
         "init": _init(settings, worker),
         "more": own_run and queue.trials_per_worker != len(specs),
-        "token": settings.token,
     }
     return {JOB_KEY: job}
 

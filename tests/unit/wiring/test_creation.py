@@ -56,7 +56,7 @@ class Contest:
         try:
             opened = creation.create_held_room(mine, 40, stem)
         except SweepError as error:
-            result = "refused", str(error), {}
+            result: tuple[str, str, dict[str, bytes]] = "refused", str(error), {}
         else:
             what = "created" if opened.lock is not None else "adopted"
             result = what, opened.room.root.name, files_of(opened.room.root)
@@ -131,7 +131,7 @@ def test_what_a_creator_that_died_left_is_created_anew(rooms: Path) -> None:
     enqueue = "warm_start.enqueue=[{model.lora_rank: 8, gradient_accumulation_steps: 1, optimizer.lr: 3e-4}]"
     pid = os.fork()
     if pid == 0:
-        creation.save_settings = lambda *words: os._exit(9)
+        vars(creation)["save_settings"] = lambda *words: os._exit(9)
         creation.create_room(composed(3, enqueue), 40)
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 9
