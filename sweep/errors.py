@@ -25,6 +25,10 @@ class GiveUp(SweepError):
     """The sweep cannot continue as it is; the text says why, and what is kept."""
 
 
+class UntrustedCodeError(ConfigError):
+    """A configuration names code that is not on the allow-list, on whatever machine it runs."""
+
+
 def unknown_key(section: str, key: str, allowed: Iterable[str]) -> ConfigError:
     """The error for a key that does not exist in a section; it lists the allowed keys and suggests the closest one."""
     names = sorted(set(allowed))

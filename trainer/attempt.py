@@ -19,12 +19,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import torch
-from omegaconf import DictConfig, OmegaConf
 
 from trainer import checkpoint
 from trainer.base import Cache
-from trainer.components import ComponentError, check_components, components, current_path
+from trainer.components import ComponentError
+from trainer.configuration import current_config
 from trainer.contract import FailureKind, Outcome, OutcomeKind, Report, StopCause, StopSignal, TrialSpec
+from trainer.environment import mask
 from trainer.progress import DivergenceGuard, MicroBatch, Milestones
 from trainer.recipe import LoraRecipe
 from trainer.reporter import Reporter
@@ -124,7 +125,6 @@ class Attempt:
     def _begin(self) -> Outcome | None:
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
-        check_components(self.spec.config, self.spec.components)
         self._recipe = LoraRecipe(current_config(self.spec), self.cache, self.dir.path / "scratch")
         self._resume(self._recipe)
         self._interval_start = time.perf_counter(), self._recipe.tokens
@@ -272,8 +272,8 @@ def classify(error: BaseException) -> FailureKind:
 
 
 def describe(error: BaseException) -> str:
-    """One line for a person: type and message of an error, without its stack."""
-    text = " ".join(str(error).split()) or "no message"
+    """One line for a person: type and message of an error, without its stack and without secrets."""
+    text = " ".join(mask(str(error)).split()) or "no message"
     return f"{type(error).__name__}: {text[:500]}"
 
 
@@ -284,12 +284,3 @@ def _chain(error: BaseException | None) -> list[BaseException]:
         chain.append(error)
         error = error.__cause__ or error.__context__
     return chain
-
-
-def current_config(spec: TrialSpec) -> DictConfig:
-    """The configuration of a specification, with the names that torchtune's components have today."""
-    cfg = OmegaConf.create(dict(spec.config))
-    for key, path in components(spec.config):
-        if current_path(path) != path:
-            OmegaConf.update(cfg, key, current_path(path))
-    return cfg

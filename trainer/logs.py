@@ -2,7 +2,8 @@
 
     2026-11-30 10:56:28 INFO trial 3 attempt 1 starts
 
-Invariants: the standard library only. Every module logs to `logging.getLogger(__name__)`, below `sweep` or `trainer`,
+Invariants: the standard library only. A value of the environment that a configuration has named is never printed: the
+reference to its variable is. Every module logs to `logging.getLogger(__name__)`, below `sweep` or `trainer`,
 so that other libraries keep their own levels. A process that never calls `configure` prints warnings and errors only.
 """
 
@@ -14,11 +15,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TextIO
 
+from trainer.environment import mask
+
 # DEBUG, INFO, WARNING or ERROR. A controller that is started with `--verbose` sets it; its workers and jobs inherit it.
 LEVEL_ENV = "SWEEP_LOG_LEVEL"
 FORMAT = "%(asctime)s %(levelname)s %(message)s"
 DATE_FORMAT = "%Y-%m-%d %H:%M:%S"
 PACKAGES = ("sweep", "trainer")
+
+
+class _Formatter(logging.Formatter):
+    """Masks the values of environment variables that a configuration refers to."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return mask(super().format(record))
 
 
 class _StandardOutput(logging.Handler):
@@ -39,7 +49,7 @@ def configure(level: int | None = None, stream: TextIO | None = None) -> None:
         stream: None for standard output.
     """
     handler = _StandardOutput() if stream is None else logging.StreamHandler(stream)
-    handler.setFormatter(logging.Formatter(FORMAT, DATE_FORMAT))
+    handler.setFormatter(_Formatter(FORMAT, DATE_FORMAT))
     for package in PACKAGES:
         logger = logging.getLogger(package)
         logger.handlers[:] = [handler]

@@ -343,9 +343,10 @@ class LoraRecipe:
         count = self.label_tokens(batch)
         utils.batch_to_device(batch, self.device)
         weighted = self._loss(batch) * count
-        torch.autograd.backward(weighted)
         due = self.advance(count)
-        self.add_loss(weighted.detach())
+        if count:  # the mean over no label is NaN, which torchtune logs; its gradient is zero
+            torch.autograd.backward(weighted)
+            self.add_loss(weighted.detach())
         return self.progress(self._optimizer_step() if due else None)
 
     def _optimizer_step(self) -> Step:

@@ -8,6 +8,7 @@ from typing import Any
 
 from trainer.attempt import Attempt
 from trainer.contract import Outcome, TrialSpec
+from trainer.environment import reveal
 
 # LoRA hyperparameters that may differ within a pack; everything else of the model must be equal.
 FREE_KEYS = ("lora_rank", "lora_alpha", "lora_dropout")
@@ -41,8 +42,11 @@ class Task:
     @property
     def size(self) -> tuple[int, int]:
         """The rank of its adapter, and the rows of its micro-batches."""
-        model: Any = self.spec.config["model"]
-        return int(model["lora_rank"]), int(self.spec.config["batch_size"])
+        try:
+            config: Any = reveal(self.spec.config)
+            return int(config["model"]["lora_rank"]), int(config["batch_size"])
+        except (KeyError, TypeError, ValueError):  # the attempt says what is wrong when it begins
+            return 1, 1
 
     @property
     def base(self) -> object:

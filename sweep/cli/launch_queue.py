@@ -6,7 +6,6 @@ Invariant: each action is one function; it takes the settings that the overrides
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -60,7 +59,9 @@ def show(settings: Settings, as_json: bool) -> int:
     on_server = _OnServer.read(settings) if is_launch(settings) else None
     if as_json:
         wandb = {"wandb": on_server.to_json()} if on_server else {}
-        print(json.dumps({"configured": configured, **wandb}, default=dict))
+        from sweep.report.formatting import json_text
+
+        print(json_text({"configured": configured, **wandb}))
         return 0
     print(yaml.safe_dump(configured, sort_keys=False), end="")
     if on_server:

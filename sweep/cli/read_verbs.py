@@ -26,15 +26,14 @@ WATCH_SECONDS = 1.0
 @json_option
 def status(name: str | None, as_json: bool) -> int:
     """Show trials and workers."""
-    import json
-
+    from sweep.report.formatting import json_text
     from sweep.report.reader import open_reader
     from sweep.wiring.rooms import current_room
 
     room = current_room(name)
     state = open_reader(room).state()
     if as_json:
-        print(json.dumps(_state_json(state)))
+        print(json_text(_state_json(state)))
     else:
         show_status(room, state)
     return 0
@@ -162,8 +161,7 @@ def _print_log(path: Path, lines: int) -> None:
 
 def _state_json(state: SweepState) -> dict[str, Any]:
     import dataclasses
-    import json
 
     raw = dataclasses.asdict(state)
     raw["best"] = state.best.number if state.best else None
-    return json.loads(json.dumps(raw, default=str))  # type: ignore[no-any-return]
+    return raw

@@ -33,9 +33,8 @@ if TYPE_CHECKING:
 @json_option
 def best(name: str | None, as_json: bool) -> int:
     """Show the best trial and write its best.yaml."""
-    import json
-
     from sweep.report.export import write_export
+    from sweep.report.formatting import json_text
     from sweep.report.reader import open_reader
     from sweep.wiring.rooms import current_room
 
@@ -45,7 +44,7 @@ def best(name: str | None, as_json: bool) -> int:
     row = _row_of(state, None)
     path = write_export(room, reader.settings, row, None)
     if as_json:
-        print(json.dumps(_best_json(state, row, path)))
+        print(json_text(_best_json(state, row, path)))
     else:
         _show_best(state, row, path)
     return 0
@@ -104,8 +103,7 @@ def replay(name: str | None, overrides: tuple[str, ...], as_json: bool) -> int:
 
     Also says whether it would have kept the winner. Nothing is trained: the reports of the sweep are judged again.
     """
-    import json
-
+    from sweep.report.formatting import json_text
     from sweep.report.reader import open_reader
     from sweep.report.replay import pruner_section
     from sweep.report.replay import replay as replay_sweep
@@ -114,7 +112,7 @@ def replay(name: str | None, overrides: tuple[str, ...], as_json: bool) -> int:
     name, words = name_and_overrides(name, overrides)
     reader = open_reader(current_room(name))
     estimate = replay_sweep(reader.state(), reader.settings, pruner_section(reader.settings, words))
-    print(json.dumps(estimate.to_json()) if as_json else estimate.text())
+    print(json_text(estimate.to_json()) if as_json else estimate.text())
     return 0
 
 

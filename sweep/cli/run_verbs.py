@@ -88,15 +88,14 @@ def plan(overrides: tuple[str, ...], config_dir: Path | None, samples: int, meas
 
     That is: the space, sampled trials, the budget and what the queue would be given.
     """
-    import json
-
     from sweep.cli.start import compose
+    from sweep.report.formatting import json_text
     from sweep.report.plan import make_plan, plan_view
     from sweep.report.terminal import console
 
     trial_plan = make_plan(compose(overrides, config_dir).settings, samples, measure)
     if as_json:
-        print(json.dumps(trial_plan.to_json()))
+        print(json_text(trial_plan.to_json()))
     else:
         console().print(plan_view(trial_plan))
     return 0
@@ -109,14 +108,14 @@ def plan(overrides: tuple[str, ...], config_dir: Path | None, samples: int, meas
 def doctor(overrides: tuple[str, ...], config_dir: Path | None, as_json: bool) -> int:
     """Check that this machine and its queue can run a sweep."""
     import dataclasses
-    import json
 
     from sweep.cli.doctor import checks, checks_table
+    from sweep.report.formatting import json_text
     from sweep.report.terminal import console
 
     results = checks(overrides, config_dir)
     if as_json:
-        print(json.dumps([dataclasses.asdict(check) for check in results]))
+        print(json_text([dataclasses.asdict(check) for check in results]))
     else:
         console().print(checks_table(results))
     return 0 if all(check.ok for check in results) else 1

@@ -17,12 +17,15 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar, Self
 
-from sweep.config.ranges import AT_LEAST_ONE, POSITIVE, Range
+from sweep.config.ranges import AT_LEAST_ONE, POSITIVE, Range, between
 from sweep.errors import ConfigError
 
 # The package whose folders are the kinds of queue, and the group of entry points under which others install theirs.
 QUEUES = "sweep.queues"
 # Environment variables that keep the libraries of Hugging Face and W&B from using the network.
+# More than any queue runs at once: a larger number is a typing error that the controller would work on for hours.
+MAX_WORKERS = 100_000
+MAX_SLOTS = 1024
 OFFLINE_ENV = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "WANDB_MODE": "offline"}
 
 
@@ -62,8 +65,11 @@ class Queue:
     poll_seconds: float = 0.2
 
     RANGES: ClassVar[Mapping[str, Range]] = {
-        "workers": AT_LEAST_ONE,
-        "slots": (lambda value: value == "auto" or (isinstance(value, int) and value >= 1), "at least 1, or auto"),
+        "workers": between(1, MAX_WORKERS),
+        "slots": (
+            lambda value: value == "auto" or (isinstance(value, int) and 1 <= value <= MAX_SLOTS),
+            f"between 1 and {MAX_SLOTS}, or auto",
+        ),
         "trials_per_worker": AT_LEAST_ONE,
         "threads": AT_LEAST_ONE,
         "idle_seconds": POSITIVE,

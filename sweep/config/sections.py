@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from sweep.config.ranges import AT_LEAST_ONE, NOT_NEGATIVE, POSITIVE, SHARE, Range
+from sweep.config.ranges import AT_LEAST_ONE, NOT_NEGATIVE, POSITIVE, SHARE, Range, between
 
 METRICS = ("val_loss", "loss")
 
@@ -22,8 +22,9 @@ class Recipe:
     Args:
         config: path of a torchtune YAML, a name that `tune ls` prints, or a file of the group `recipe`.
         overrides: torchtune keys to change, with their values. `+key` adds a key that the YAML lacks.
-        components: further module prefixes that `_component_` may name, such as `my_package.`. By default only
-            torchtune's and torch's own components are allowed; add a prefix to train your own data set or loss.
+        components: further modules whose classes and functions `_component_` may name, such as `my_package.data`; a
+            whole path trusts that object alone. By default only torchtune's and torch's own components are allowed, by
+            the module that defines them (docs/security.md); add a module to train your own data set or loss.
     """
 
     config: str
@@ -75,8 +76,8 @@ class Search:
         "seconds": POSITIVE,
         "gpu_hours": POSITIVE,
         "min_gain_per_gpu_hour": POSITIVE,
-        "finalists": NOT_NEGATIVE,
-        "seeds": AT_LEAST_ONE,
+        "finalists": between(0, 1000),
+        "seeds": between(1, 1000),
         "max_attempts": AT_LEAST_ONE,
         "max_failure_share": SHARE,
         "history": (lambda value: value >= 50, "50 or more"),

@@ -7,7 +7,7 @@ from the user's file in the changed keys alone, comments and order included.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,14 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from sweep.config.space import Space
+from sweep.config.resolvers import environment_stays
+from sweep.config.space import Choice, Space
 from sweep.config.space_grammar import flatten, merged
 from sweep.config.yaml_edit import edit_yaml
 from sweep.errors import ConfigError, unknown_key
 from sweep.resources import embedded_dir, torchtune_recipes
 from trainer.components import ComponentError, check_components, components, current_path
+from trainer.environment import InterpolationLeftError, MissingVariableError, check_plain, reveal
 
 # Keys that the trainer reads and that a torchtune configuration may lack.
 OPTIONAL_KEYS = (
@@ -57,21 +59,6 @@ OTHER_RECIPES = {
     "teacher_model": "knowledge_distillation_single_device",
     "quantizer": "qat_lora_finetune_distributed",
 }
-_RESOLVERS: dict[str, Callable[..., Any]] = {
-    "add": lambda a, b: a + b,
-    "sub": lambda a, b: a - b,
-    "mul": lambda a, b: a * b,
-    "div": lambda a, b: a / b,
-    "floordiv": lambda a, b: a // b,
-    "pow": lambda a, b: a**b,
-    "min": min,
-    "max": max,
-    "round": round,
-    "int": int,
-    "embedded": lambda *path: str(embedded_dir().joinpath(*path)),
-}
-for _name, _function in _RESOLVERS.items():
-    OmegaConf.register_new_resolver(_name, _function, replace=True)
 
 
 def find_torchtune_config(name: str) -> Path:
@@ -238,7 +225,7 @@ def equal_data(config: Mapping[str, Any], space: Iterable[str]) -> dict[str, str
 
 
 def resolve(config: Mapping[str, Any], params: Mapping[str, Any], derive: Mapping[str, Any]) -> dict[str, Any]:
-    """The torchtune configuration of a trial, all interpolations resolved.
+    """The torchtune configuration of a trial as plain values. Only references to environment variables stay.
 
     Args:
         config: the torchtune configuration of the sweep.
@@ -246,17 +233,35 @@ def resolve(config: Mapping[str, Any], params: Mapping[str, Any], derive: Mappin
         derive: the section `derive`.
 
     Raises:
-        ConfigError: an interpolation names nothing, or a derivation fails.
+        ConfigError: an interpolation names nothing or is left in a value, or a derivation fails.
     """
     cfg = OmegaConf.create(dict(config))
     for key, value in {**params, **{k.removeprefix("+"): v for k, v in derive.items()}}.items():
         _set(cfg, key, value, "derive" if key not in params else "space")
     try:
-        plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+        with environment_stays():
+            plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+        check_plain(plain)
     except OmegaConfBaseException as error:
         reason = str(error).splitlines()[0]
         raise ConfigError(f"torchtune configuration, {error.full_key or 'derive'}: {reason}") from error
+    except InterpolationLeftError as error:
+        raise ConfigError(f"torchtune configuration: {error}") from error
     return plain  # type: ignore[return-value]
+
+
+def resolve_here(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The base configuration as a process on this machine reads it, with the values of environment variables.
+
+    It is for checks on this machine only: nothing of it is stored, tracked or shown.
+
+    Raises:
+        ConfigError: as `resolve`; or an environment variable is not set.
+    """
+    try:
+        return reveal(resolve(config, {}, {}))  # type: ignore[no-any-return]
+    except MissingVariableError as error:
+        raise ConfigError(f"torchtune configuration: {error}") from error
 
 
 def trial_changes(config: Mapping[str, Any], params: Mapping[str, Any], derive: Mapping[str, Any]) -> dict[str, Any]:
@@ -275,19 +280,46 @@ def seed_of_final(seed: int, index: int) -> int:
     return seed + 1 + index
 
 
-def check_trusted(config: Mapping[str, Any], extra: list[str]) -> None:
-    """Refuse a configuration that names code outside the allow-list.
+def check_trusted(config: Mapping[str, Any], extra: Sequence[str], space: Space | None = None) -> None:
+    """Refuse a configuration that names code outside the allow-list, as it is or after it is resolved.
+
+    The process that builds a component checks it once more, by the module that defines it (`trainer.components`).
 
     Args:
+        config: a torchtune configuration, unresolved.
         extra: further allowed prefixes.
+        space: its choices may name code too.
 
     Raises:
         ConfigError: with the key and the allowed prefixes.
     """
     try:
-        check_components(config, extra)
+        check_components(resolve(config, {}, {}), extra)
+        for parameter in space or ():
+            values = parameter.domain.values if isinstance(parameter.domain, Choice) else ()
+            name = parameter.key.rpartition(".")[2]
+            for value in values:
+                check_components({name: value}, extra)
     except ComponentError as error:
         raise ConfigError(str(error)) from error
+
+
+def with_overrides(config: Mapping[str, Any], overrides: Mapping[str, Any], section: str) -> dict[str, Any]:
+    """A torchtune configuration with overrides as `tune run` takes them, unresolved.
+
+    `model: PATH` replaces the `_component_` of `model`.
+
+    Args:
+        section: the section that names the overrides, for the error text.
+
+    Raises:
+        ConfigError: an override cannot be set.
+    """
+    cfg = OmegaConf.create(dict(config))
+    for key, value in overrides.items():
+        has_component = isinstance(value, str) and has_key(config, f"{key}._component_")
+        _set(cfg, f"{key}._component_" if has_component else key, value, section)
+    return OmegaConf.to_container(cfg)  # type: ignore[return-value]
 
 
 def export_yaml(original: str, changes: Mapping[str, Any], header: str) -> str:

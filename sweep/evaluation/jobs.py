@@ -21,7 +21,7 @@ from omegaconf import OmegaConf
 
 from sweep.config.evaluate import PLACEHOLDERS, Command, Evaluator, Heldout, LmEval, NoEvaluation, Torchtune
 from sweep.config.settings import Settings
-from sweep.config.torchtune import check_trusted, find_torchtune_config
+from sweep.config.torchtune import check_trusted, find_torchtune_config, with_overrides
 from sweep.errors import ConfigError
 from sweep.model.identifiers import AttemptId
 from sweep.tracking.runs import adapter_name, tracking_of, wandb_location
@@ -70,11 +70,11 @@ def check(settings: Settings) -> None:
         case Heldout(dataset=dataset) if dataset is not None:
             if not isinstance(dataset, dict) or "_component_" not in dataset:
                 raise ConfigError(f"evaluate.dataset={dataset} is no data set; it must have a _component_")
-            check_trusted({"evaluate.dataset": dataset}, settings.recipe.components)
+            check_trusted({"evaluate": {"dataset": dataset}}, settings.recipe.components)
         case Torchtune(config=config, overrides=overrides):
             if not isinstance(config, dict):
                 raise ConfigError("evaluate.config is not set; name the YAML of the evaluation: evaluate.config=PATH")
-            check_trusted(config, settings.recipe.components)
+            check_trusted(with_overrides(config, overrides, "evaluate.overrides"), settings.recipe.components)
             _check_placeholders("evaluate.overrides", map(str, overrides.values()))
         case Command(command=words):
             if not isinstance(words, list) or not words or not all(isinstance(word, str) for word in words):

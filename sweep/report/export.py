@@ -43,6 +43,7 @@ class Comparison:
         expected: optimizer steps that the trial recorded.
         loss, grad_norm: the largest relative differences; NaN if torchtune logged no value.
         tolerance: the largest relative difference that counts as reproduced.
+        unlogged: steps whose loss torchtune logged as NaN, since a micro-batch has no label; their norms are compared.
     """
 
     steps: int
@@ -50,12 +51,13 @@ class Comparison:
     loss: float
     grad_norm: float
     tolerance: float
+    unlogged: int = 0
 
     @property
     def ok(self) -> bool:
         """Whether all steps were compared and each is within the tolerance."""
-        worst = max(self.loss, 0.0 if math.isnan(self.grad_norm) else self.grad_norm)
-        return self.steps == self.expected > 0 and worst <= self.tolerance
+        measured = [value for value in (self.loss, self.grad_norm) if not math.isnan(value)]
+        return self.steps == self.expected > 0 and bool(measured) and max(measured) <= self.tolerance
 
 
 def export_text(room: Room, settings: Settings, row: TrialRow) -> str:
@@ -163,21 +165,27 @@ def compare(recorded: list[Step], logged: dict[int, dict[str, float]], tolerance
         logged: torchtune's metrics by step, as `read_tune_log` returns them.
     """
     both = [(step, logged[step.step]) for step in recorded if step.step in logged]
-    loss = max((_relative(step.loss, other["loss"]) for step, other in both), default=math.nan)
+    # torchtune logs NaN for a step with a micro-batch without labels, though it trains as we do
+    losses = [_relative(step.loss, other["loss"]) for step, other in both if not math.isnan(other["loss"])]
     norms = [_relative(step.grad_norm, other["grad_norm"]) for step, other in both if "grad_norm" in other]
-    return Comparison(len(both), len(recorded), loss, max(norms, default=math.nan), tolerance)
+    loss, norm = (max(values, default=math.nan) for values in (losses, norms))
+    return Comparison(len(both), len(recorded), loss, norm, tolerance, unlogged=len(both) - len(losses))
 
 
 def verify_text(compared: Comparison) -> str:
     """The result of a verification in one line."""
     verdict = "reproduced" if compared.ok else "NOT reproduced"
+    without = f", {compared.unlogged} of them without a loss, which torchtune logs as NaN" if compared.unlogged else ""
     return (
-        f"{verdict} by tune run: {compared.steps} of {compared.expected} steps compared; largest relative differences: "
-        f"loss {compared.loss:.2e}, grad_norm {compared.grad_norm:.2e} (tolerance {compared.tolerance:.0e})"
+        f"{verdict} by tune run: {compared.steps} of {compared.expected} steps compared{without}; largest relative "
+        f"differences: loss {compared.loss:.2e}, grad_norm {compared.grad_norm:.2e} "
+        f"(tolerance {compared.tolerance:.0e})"
     )
 
 
 def _relative(ours: float, theirs: float) -> float:
     if ours == theirs or (math.isnan(ours) and math.isnan(theirs)):
         return 0.0
+    if math.isnan(ours) or math.isnan(theirs):
+        return math.inf
     return abs(ours - theirs) / max(abs(ours), abs(theirs), 1e-30)

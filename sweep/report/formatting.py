@@ -5,6 +5,7 @@ Invariant: the texts are plain. A caller that prints them as Rich markup or as H
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections import Counter
@@ -16,6 +17,22 @@ from sweep.model.summary import TrialRow
 
 BLOCKS = "▁▂▃▄▅▆▇█"
 ABBREVIATIONS = {"gradient_accumulation_steps": "accum"}
+
+
+def json_text(value: Any) -> str:
+    """A value as JSON that every reader takes: NaN and the infinities, which JSON lacks, are null.
+
+    A value of a type that JSON lacks is its text; a mapping of such a type is an object.
+    """
+    return json.dumps(_without_nan(value), default=str, allow_nan=False)
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): _without_nan(item) for key, item in value.items()}
+    return [_without_nan(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def sparkline(values: Sequence[float], width: int = 16) -> str:

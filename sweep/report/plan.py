@@ -18,7 +18,7 @@ from rich.text import Text
 from sweep.config.settings import Settings
 from sweep.config.torchtune import trial_changes
 from sweep.controller.ports import WorkerSpec
-from sweep.errors import ConfigError
+from sweep.errors import ConfigError, UntrustedCodeError
 from sweep.report.formatting import duration, param, short_keys
 from sweep.report.terminal import add_plain_row, table_of
 from sweep.search.storage import memory_storage
@@ -101,6 +101,8 @@ def _probe(settings: Settings, measure: bool) -> tuple[DataProbe | None, str]:
     for speed in (True, False) if measure else (False,):
         try:
             return probe_data(settings, speed=speed), unknown
+        except UntrustedCodeError:
+            raise
         except ConfigError as error:
             unknown = str(error)
     return None, unknown

@@ -1,24 +1,31 @@
 """Builds the sampler and the pruner that a configuration names by `_target_`.
 
-Invariant: every `_target_`, also within arguments, is checked against an allow-list before anything is imported.
+Invariants: a `_target_`, also within arguments, is the public path of a class that Optuna's samplers or pruners define,
+or one of ours; the class that the path leads to is checked, not the path alone. A section is plain values and is built
+as it is: no interpolation in it is resolved again, and Hydra's `_args_`, `_partial_` and the like have no meaning.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from importlib import import_module
 from types import ModuleType
 from typing import Any
-
-from hydra.errors import HydraException
-from hydra.utils import instantiate
 
 from sweep.config.settings import Settings
 from sweep.errors import ConfigError
 from sweep.resources import conf_dir
 
-ALLOWED_TARGETS = {"sampler": ("optuna.samplers.", "sweep."), "pruner": ("optuna.pruners.", "sweep.")}
+# Modules whose classes a section may name, also as arguments of each other.
+TRUSTED = ("optuna.samplers", "optuna.pruners")
+OWN = frozenset(
+    {
+        "sweep.search.forecast_sampler.ForecastSampler",
+        "sweep.search.strategy.freeze_thaw.FreezeThaw",
+        "sweep.search.strategy.halving.AsynchronousHalving",
+    }
+)
 # Names of our classes in version 0.1, which the frozen configurations of its rooms contain.
 MOVED = {
     "sweep.sampler.ForecastSampler": "sweep.search.forecast_sampler.ForecastSampler",
@@ -81,33 +88,12 @@ def keeps_one_seed(settings: Settings) -> bool:
     return str(settings.sampler["_target_"]).endswith((".GridSampler", ".QMCSampler", ".BruteForceSampler"))
 
 
-def targets(node: Any, at: str = "") -> Iterator[tuple[str, str]]:
-    """The dotted key and the value of every `_target_` in a plain configuration."""
-    if isinstance(node, Mapping):
-        for key, value in node.items():
-            if key == "_target_":
-                yield f"{at}{key}", str(value)
-            yield from targets(value, f"{at}{key}.")
-    elif isinstance(node, list):
-        for value in node:
-            yield from targets(value, at)
-
-
-def check_target(section: str, target: str) -> None:
-    """Check that the target of a section, `sampler` or `pruner`, is allowed.
-
-    Raises:
-        ConfigError: it is not; the message names what is.
-    """
-    allowed = ALLOWED_TARGETS[section]
-    if not target.startswith(allowed):
-        raise ConfigError(f"{section}: _target_={target} is not allowed; it must begin with {' or '.join(allowed)}")
-
-
 def _current(node: Any) -> Any:
     """A section in which the names of version 0.1 are replaced, also within arguments."""
     if isinstance(node, Mapping):
-        return {key: MOVED.get(value, value) if key == "_target_" else _current(value) for key, value in node.items()}
+        return {
+            key: MOVED.get(str(value), value) if key == "_target_" else _current(value) for key, value in node.items()
+        }
     return [_current(value) for value in node] if isinstance(node, list) else node
 
 
@@ -115,26 +101,70 @@ def _class_of(section: str, node: Mapping[str, Any]) -> type:
     if "_target_" not in node:
         known = ", ".join(sorted(path.stem for path in (conf_dir() / section).glob("*.yaml")))
         raise ConfigError(f"{section} has no _target_; choose one by {section}=NAME, allowed: {known}")
-    for _, target in targets(node):
-        check_target(section, target)
-    module, _, name = str(node["_target_"]).rpartition(".")
-    kind = getattr(_module(section, module), name, None)
-    if not isinstance(kind, type) or not any(hasattr(kind, method) for method in METHODS[section]):
-        raise ConfigError(f"{section}._target_={module}.{name} is no {section}; see {ALLOWED_TARGETS[section][0]}*")
+    kind = _trusted(section, node["_target_"])
+    if not any(hasattr(kind, method) for method in METHODS[section]):
+        raise ConfigError(f"{section}._target_={node['_target_']} is no {section}; see optuna.{section}s")
     return kind
 
 
-def _module(section: str, name: str) -> ModuleType:
+def _trusted(key: str, target: object) -> type:
+    """The class that a `_target_` names.
+
+    Raises:
+        ConfigError: it is not among the allowed classes, or cannot be imported.
+    """
+    path = str(target)
+    module, _, name = path.rpartition(".")
+    refusal = ConfigError(
+        f"{key}._target_={path} is not allowed; it must be a class of optuna.samplers or optuna.pruners, or one of "
+        f"{', '.join(sorted(OWN))}"
+    )
+    public = all(part and not part.startswith("_") for part in path.split("."))
+    if path not in OWN and not (public and _is_trusted(module)):
+        raise refusal
+    kind = getattr(_module(key, module), name, None)
+    if kind is None and _is_trusted(module):
+        raise ConfigError(f"{key}._target_={path} does not exist; see the classes of {module}")
+    if path in OWN and isinstance(kind, type):
+        return kind
+    if not isinstance(kind, type) or not _is_trusted(kind.__module__):
+        raise refusal
+    return kind
+
+
+def _is_trusted(module: str) -> bool:
+    return any(f"{module}.".startswith(f"{place}.") for place in TRUSTED)
+
+
+def _module(key: str, name: str) -> ModuleType:
     try:
         return import_module(name)
     except ImportError as error:
-        raise ConfigError(f"{section}._target_: {name} cannot be imported: {error}") from error
+        raise ConfigError(f"{key}._target_: {name} cannot be imported: {error}") from error
 
 
-def _build(section: str, node: Mapping[str, Any], kind: type) -> Any:
-    _check_types(section, node, kind)
+def _build(key: str, node: Mapping[str, Any], kind: type) -> Any:
+    """An object of this class, with the objects that its arguments name by `_target_`.
+
+    Args:
+        key: the dotted key of the node, for error texts.
+    """
+    arguments = {name: _argument(f"{key}.{name}", value) for name, value in node.items() if name != "_target_"}
+    if special := [name for name in arguments if not name.isidentifier() or name.startswith("_")]:
+        raise ConfigError(f"{key}.{special[0]} is no argument of {kind.__name__}; remove it")
+    _check_types(key, arguments, kind)
     try:
-        return instantiate(dict(node), _convert_="all")
-    except HydraException as error:
-        reason = str(error.__cause__ or error).splitlines()[0]
-        raise ConfigError(f"{section}: {node['_target_']} refuses its arguments: {reason}") from error
+        return kind(**arguments)
+    except (TypeError, ValueError, ImportError, AttributeError, NotImplementedError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ConfigError(f"{key}: {node['_target_']} refuses its arguments: {reason}") from error
+
+
+def _argument(key: str, value: Any) -> Any:
+    if isinstance(value, Mapping):
+        if "_target_" in value:
+            return _build(key, value, _trusted(key, value["_target_"]))
+        return {name: _argument(f"{key}.{name}", item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_argument(f"{key}[{index}]", item) for index, item in enumerate(value)]
+    return value

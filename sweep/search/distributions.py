@@ -5,6 +5,7 @@ Invariants: no study is changed. A value that is encoded, stored, read and decod
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import optuna
@@ -20,6 +21,8 @@ from optuna.trial import FrozenTrial
 from sweep.config.space import Choice, Domain, Interval, Space, label
 from sweep.errors import ConfigError
 
+# Optuna's GridSampler holds all cells in memory, and a sweep that trains more trials does not exist.
+MAX_CELLS = 100_000
 # Types that Optuna stores as a choice unchanged. Any other choice is stored as its text.
 PRIMITIVE = (str, int, float, bool, type(None))
 
@@ -69,18 +72,21 @@ def grid_of(space: Space) -> dict[str, list[Any]]:
     """The grid of Optuna's GridSampler: the values of each parameter.
 
     Raises:
-        ConfigError: a parameter has no finite set of values, or is conditional.
+        ConfigError: a parameter has no finite set of values, or is conditional; or the grid has over `MAX_CELLS` cells.
     """
     grid: dict[str, list[Any]] = {}
     for parameter in space:
-        domain = parameter.domain
+        domain, cells = parameter.domain, math.prod(map(len, grid.values()))
         if parameter.when:
             raise ConfigError(f"sampler=grid cannot walk {parameter.key}, which exists only sometimes; use another")
         if isinstance(domain, Choice):
+            _check_cells(parameter.key, len(domain.values), cells)
             grid[parameter.key] = [encode(domain, value) for value in domain.values]
         elif domain.step is not None or domain.integer:
             step = domain.step or 1
-            numbers = [domain.low + i * step for i in range(int((domain.high - domain.low) / step + 1e-9) + 1)]
+            count = int((domain.high - domain.low) / step + 1e-9) + 1
+            _check_cells(parameter.key, count, cells)
+            numbers = [domain.low + i * step for i in range(count)]
             grid[parameter.key] = [int(n) if domain.integer else n for n in numbers]
         else:
             raise ConfigError(
@@ -88,6 +94,14 @@ def grid_of(space: Space) -> dict[str, list[Any]]:
                 "write choice(…) or range(…), or use another sampler"
             )
     return grid
+
+
+def _check_cells(key: str, values: int, cells: int) -> None:
+    if values * cells > MAX_CELLS:
+        raise ConfigError(
+            f"sampler=grid cannot walk {key} with {values:,} values: the grid would have {values * cells:,} cells, at "
+            f"most {MAX_CELLS:,} are allowed; use fewer values, or another sampler"
+        )
 
 
 def same_space(study: optuna.Study, space: Space) -> bool:

@@ -16,6 +16,8 @@ from optuna.exceptions import DuplicatedStudyError, OptunaError
 from optuna.storages import BaseStorage, InMemoryStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError
 
 from sweep.errors import ConfigError, GiveUp
 from trainer.room import cut_torn_line
@@ -36,7 +38,8 @@ STOPPED = "stopped"
 # A database file with a path relative to the current directory; a database without a file.
 _RELATIVE = re.compile(r"(sqlite(?:\+\w+)?:///)(?!/|:memory:)(.+)")
 _NOWHERE = re.compile(r"sqlite(?:\+\w+)?://(?:/(?::memory:)?)?$")
-_PASSWORD = re.compile(r"(://[^/@:]*):[^/@]*@")
+# Parameters of a URL's query that drivers take as a password.
+_PASSWORD_KEYS = ("password", "passwd", "pwd", "sslpassword", "token", "access_token")
 
 
 def check_url(url: object) -> None:
@@ -46,15 +49,37 @@ def check_url(url: object) -> None:
         ConfigError: it is no URL, is not kept on disk, or has a password, which would be written into the room.
     """
     if not isinstance(url, str) or "://" not in url:
-        raise ConfigError(f"storage={url} must be an Optuna URL such as sqlite:///sweeps.db, or null")
-    if _PASSWORD.search(url):
-        hidden = _PASSWORD.sub(r"\1:…@", url)
+        raise ConfigError(f"storage={shown_url(url)} must be an Optuna URL such as sqlite:///sweeps.db, or null")
+    if _has_password(url):
         raise ConfigError(
-            f"storage={hidden} has a password, which would be written into the room; leave it to the driver: "
+            f"storage={shown_url(url)} has a password, which would be written into the room; leave it to the driver: "
             "~/.pgpass or PGPASSWORD for PostgreSQL, ?read_default_file=~/.my.cnf for MySQL"
         )
     if _NOWHERE.fullmatch(url):
         raise ConfigError(f"storage={url} ends with the process; name a file, such as sqlite:///sweeps.db, or null")
+
+
+def shown_url(url: object) -> str:
+    """A storage's URL for texts; only its beginning if it has a password."""
+    text = str(url)
+    return f"{text.partition('://')[0]}://…" if _has_password(text) else text
+
+
+def _has_password(url: str) -> bool:
+    """Whether SQLAlchemy reads a password from a URL, or a person would, where SQLAlchemy reads a path."""
+    if url.startswith("sqlite"):
+        return False
+    try:
+        parsed = make_url(url)
+    except (ArgumentError, ValueError):
+        parsed = None
+    if parsed is not None and (parsed.password is not None or any(map(_is_password, parsed.query))):
+        return True
+    return re.search(r"://[^@]*:[^@]*@", url) is not None
+
+
+def _is_password(key: str) -> bool:
+    return key.lower() in _PASSWORD_KEYS
 
 
 @contextmanager
@@ -70,14 +95,14 @@ def opening(url: str, name: str) -> Iterator[None]:
         yield
     except DuplicatedStudyError:
         raise ConfigError(
-            f"storage={url} holds a study named {name} already, perhaps of another sweep; choose another name=, or "
-            "delete that one with `optuna delete-study`"
+            f"storage={shown_url(url)} holds a study named {name} already, perhaps of another sweep; choose another "
+            "name=, or delete that one with `optuna delete-study`"
         ) from None
     except (OptunaError, SQLAlchemyError, ImportError, ValueError) as error:
         said = " ".join(str(error).split())[:200]
         raise ConfigError(
-            f"storage={url} cannot be opened ({type(error).__name__}: {said}); it must be an Optuna URL that this "
-            "machine reaches, such as sqlite:///sweeps.db, or null"
+            f"storage={shown_url(url)} cannot be opened ({type(error).__name__}: {said}); it must be an Optuna URL "
+            "that this machine reaches, such as sqlite:///sweeps.db, or null"
         ) from error
 
 

@@ -14,10 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sweep.config.secrets import check_wandb
 from sweep.config.settings import Settings
 from sweep.errors import ConfigError
 from trainer.components import ComponentError, check_path
 from trainer.contract import Tracking
+from trainer.environment import references
 
 # The class name of torchtune's logger, below its old path and its new one.
 LOGGER = "WandBLogger"
@@ -135,10 +137,13 @@ def init_arguments(settings: Settings, name: str, job_type: str) -> dict[str, An
 
 
 def inputs_of(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The base model and the data that a configuration names, as artifacts by reference: type and URI by name."""
+    """The base model and the data that a configuration names, as artifacts by reference: type and URI by name.
+
+    A path that refers to an environment variable is left out, since its value is not tracked.
+    """
     inputs: dict[str, Any] = {}
     base = (config.get("checkpointer") or {}).get("checkpoint_dir")
-    if base:
+    if base and not any(references(base)):
         path = Path(str(base)).resolve()
         inputs[f"base-{_plain(path.name)}"] = {"type": "base-model", "uri": path.as_uri()}
     for key in ("dataset", "dataset_val"):
@@ -160,6 +165,8 @@ def check(settings: Settings) -> None:
             f"wandb.init.{clashes[0]} is set by the sweep; use wandb.project, wandb.entity, wandb.group, "
             "wandb.job_type or wandb.tags, and wandb.init for other arguments of wandb.init"
         )
+    check_wandb(section.init, "wandb.init")
+    check_wandb(logger_arguments(settings.torchtune) or {}, "metric_logger")
     if section.registry and mode(settings) == "disabled":
         raise ConfigError(f"wandb.registry={section.registry} needs W&B; set wandb=online (or offline, and sync later)")
     if section.hook:
@@ -174,6 +181,8 @@ def _data_uris(dataset: Any) -> Iterator[str]:
         if not isinstance(part, Mapping):
             continue
         files = part.get("data_files")
+        if any(references([files, part.get("source")])):
+            continue
         if isinstance(files, str):
             yield Path(files).resolve().as_uri()
         elif part.get("source"):

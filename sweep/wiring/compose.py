@@ -1,6 +1,6 @@
 """Composes the configuration of a sweep with Hydra, checks it as a whole, and freezes it.
 
-Invariants: Hydra is imported here, in `sweep.config` and in `sweep.search.build` only. What `freeze` returns needs
+Invariants: Hydra is imported here and in `sweep.config` only. What `freeze` returns needs
 neither Hydra nor the files that it was composed from. Nothing is written here.
 """
 
@@ -21,8 +21,10 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from sweep.config import secrets
 from sweep.config import torchtune as torchtune_recipe
 from sweep.config.overrides import GIVEN, hydra_error, keyed_section, section_of, split_overrides
+from sweep.config.resolvers import environment_stays
 from sweep.config.section_reader import read_section
 from sweep.config.sections import Objective, Recipe, Search, Trial, Wandb, WarmStart
 from sweep.config.settings import Settings, read_evaluator, read_queue
@@ -84,6 +86,7 @@ def freeze(cfg: DictConfig, name: str, config_dir: Path | None = None) -> Compos
         ConfigError: anything that would keep a trial from starting and can be seen without training.
     """
     check_name(name)
+    secrets.check_sections(cfg)
     queue = read_queue(section_of(cfg, "queue"))
     recording = backend(queue.kind).recording(queue)
     if recording is not None:
@@ -91,7 +94,6 @@ def freeze(cfg: DictConfig, name: str, config_dir: Path | None = None) -> Compos
     recipe = _recipe(cfg, config_dir)
     path = torchtune_recipe.find_torchtune_config(recipe.config)
     torchtune, changes = torchtune_recipe.load_torchtune_config(path, recipe.overrides)
-    torchtune_recipe.check_trusted(torchtune, recipe.components)
     space, derive = (keyed_section(cfg, key) for key in ("space", "derive"))
     trial = read_section(Trial, section_of(cfg, "trial"), "trial")
     if trial.equal_data:
@@ -111,7 +113,7 @@ def freeze(cfg: DictConfig, name: str, config_dir: Path | None = None) -> Compos
         trial=trial,
         warm_start=read_section(WarmStart, section_of(cfg, "warm_start"), "warm_start"),
         wandb=read_section(Wandb, section_of(cfg, "wandb"), "wandb"),
-        evaluate=jobs.freeze_evaluator(read_evaluator(section_of(cfg, "evaluate"))),
+        evaluate=jobs.freeze_evaluator(read_evaluator(_evaluate(cfg))),
         storage=cfg.get("storage"),
         controller=str(cfg.get("controller")),
     )
@@ -141,6 +143,7 @@ def check(settings: Settings) -> None:
     """
     space = parse_space(settings.space_raw)
     torchtune_recipe.check_space(settings.torchtune, space, settings.derive)
+    torchtune_recipe.check_trusted(settings.torchtune, settings.recipe.components, space)
     if settings.storage is not None:
         from sweep.search.storage import check_url
 
@@ -159,6 +162,8 @@ def check(settings: Settings) -> None:
             "search has no limit: set search.trials, search.tokens, search.seconds, search.target, search.gpu_hours "
             "or search.min_gain_per_gpu_hour"
         )
+    secrets.check_torchtune(torchtune_recipe.resolve(settings.torchtune, {}, {}))
+    secrets.check_environment("queue.env", settings.queue.env)
     _check_base(torchtune_recipe.resolve(settings.torchtune, {}, {}))
     backend(settings.queue.kind).check(settings)
     if settings.derive:
@@ -170,6 +175,12 @@ def check(settings: Settings) -> None:
     jobs.check(settings)
     build_sampler(settings, 0)
     build_pruner(settings)
+
+
+def _evaluate(cfg: DictConfig) -> dict[str, Any]:
+    """The section `evaluate`, in which references to environment variables stay for the worker."""
+    with environment_stays():
+        return section_of(cfg, "evaluate")
 
 
 def _with_milestones_of(cfg: DictConfig, recording: Recording) -> DictConfig:

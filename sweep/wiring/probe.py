@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from sweep.config.settings import Settings
-from sweep.config.torchtune import resolve
-from sweep.errors import ConfigError
+from sweep.config.torchtune import resolve, resolve_here
+from sweep.errors import ConfigError, UntrustedCodeError
 from sweep.processes import OWN_ENV, PreforkServer, clean_env
 
 
@@ -38,6 +38,7 @@ def probe_data(settings: Settings, prefork: PreforkServer | None = None, speed: 
         speed: also train a few micro-batches on the device of the configuration, never in the prefork server.
 
     Raises:
+        UntrustedCodeError: it names code that is not on the allow-list.
         ConfigError: the data, the tokenizer or (for the speed) the base cannot be loaded, or there is no step to train.
     """
     request: dict[str, Any] = {
@@ -47,6 +48,8 @@ def probe_data(settings: Settings, prefork: PreforkServer | None = None, speed: 
         "speed": speed,
     }
     answer = prefork.ask(request) if prefork and not speed else _ask_once(request, settings.queue.worker_env)
+    if answer.get("untrusted"):
+        raise UntrustedCodeError(answer["error"])
     if "error" in answer:
         how = "correct recipe.config or recipe.overrides"
         if settings.queue.offline:  # the workers have no more than this machine
@@ -63,7 +66,7 @@ def check_base(settings: Settings) -> str:
     Raises:
         ConfigError: the directory or one of its files does not exist on this machine.
     """
-    checkpointer = resolve(settings.torchtune, {}, {})["checkpointer"]
+    checkpointer = resolve_here(settings.torchtune)["checkpointer"]
     directory = Path(str(checkpointer["checkpoint_dir"]))
     files = checkpointer.get("checkpoint_files")
     missing = [name for name in (files if isinstance(files, list) else []) if not (directory / str(name)).exists()]

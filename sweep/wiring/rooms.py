@@ -12,6 +12,7 @@ import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from sweep.config.settings import Settings, settings_from_json
 from sweep.errors import ConfigError, RetryLater
@@ -167,6 +168,7 @@ def settled(room: Room) -> Iterator[None]:
 
 def _changed(room: Room, overrides: Sequence[str]) -> Settings:
     from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
 
     raw = load_settings(room).to_json()
@@ -176,9 +178,12 @@ def _changed(room: Room, overrides: Sequence[str]) -> Settings:
         if section not in CHANGEABLE or not name or "=" not in word:
             raise ConfigError(f"{word}: a sweep that exists takes search.KEY=VALUE and queue.KEY=VALUE only")
         try:
-            raw[section][name] = OmegaConf.to_container(OmegaConf.from_dotlist([f"v={value}"]))["v"]  # type: ignore[call-overload, index]
-        except YAMLError as error:
-            raise ConfigError(f"{word}: {value} cannot be read as YAML; give {key} a value in one line") from error
+            read = OmegaConf.from_dotlist([f"v={value}"])
+            plain: Any = OmegaConf.to_container(read, resolve=True, throw_on_missing=True)
+            raw[section][name] = plain["v"]
+        except (YAMLError, OmegaConfBaseException, ValueError, TypeError) as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise ConfigError(f"{word}: the value cannot be read ({reason}); give {key} a plain value") from error
     return settings_from_json(raw, str(room.sweep))
 
 

@@ -9,6 +9,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from omegaconf import OmegaConf
+
 from trainer.attempt import Attempt
 from trainer.base import Cache
 from trainer.contract import Outcome, OutcomeKind, StopCause, TrialSpec, encode
@@ -63,7 +65,8 @@ class ScheduledTrials:
         return sum(outcome.tokens for outcome in self.ended.values()) / (clock() - began)
 
     def _give(self, trial: int, cfg: Config) -> None:
-        spec = TrialSpec("bench", trial, 1, "w0001", cfg, NEVER, checkpoint_every=0, components=self._components)
+        resolved: Any = OmegaConf.to_container(OmegaConf.create(cfg), resolve=True)
+        spec = TrialSpec("bench", trial, 1, "w0001", resolved, NEVER, checkpoint_every=0, components=self._components)
         files = self._room.attempt(trial, 1)
         write_atomic(files.spec, encode(spec), durable=False)
         reporter = RoomReporter(files)

@@ -340,7 +340,7 @@ def test_a_database_is_found_from_anywhere_and_holds_each_name_once(
         ("redis://localhost", "cannot be opened"),
         ("sqlite://", "ends with the process"),
         ("sqlite:///:memory:", "ends with the process"),
-        ("postgresql://me:hidden@host/x", "storage=postgresql://me:…@host/x has a password"),
+        ("postgresql://me:hidden@host/x", "storage=postgresql://… has a password"),
     ],
 )
 def test_a_storage_that_cannot_be_is_refused_in_a_sentence(

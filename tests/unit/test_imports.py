@@ -30,7 +30,7 @@ FOLDERS = (
 )
 # Outside packages, and the only folders and modules that may load them, late imports included.
 OWNERS = {
-    "hydra": {"sweep.config", "sweep.search.build", "sweep.wiring.compose"},
+    "hydra": {"sweep.config", "sweep.wiring.compose"},
     "submitit": {"sweep.queues.slurm.submit"},
     "fsspec": {"trainer.store.objects"},
     "wandb": {"sweep.tracking", "sweep.queues.launch", "trainer.tracking", "trainer.entry.launch_job"},
@@ -42,7 +42,14 @@ OWNERS = {
 SWEEP = sorted(name for name in GRAPH.modules if name.split(".")[0] == "sweep")
 TRAINER = sorted(name for name in GRAPH.modules if name.split(".")[0] == "trainer")
 # What of the trainer needs no torch, and which folder may use it.
-SHARED = {"trainer.contract", "trainer.logs", "trainer.room", "trainer.components", "trainer.exit_guard"}
+SHARED = {
+    "trainer.contract",
+    "trainer.logs",
+    "trainer.room",
+    "trainer.components",
+    "trainer.environment",
+    "trainer.exit_guard",
+}
 FURTHER = {
     "sweep.queues.slurm.submit": {"trainer.entry.slurm_job"},  # a job is pickled by its name
     "sweep.store": {"trainer.store.objects", "trainer.store.layout"},

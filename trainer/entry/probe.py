@@ -12,11 +12,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from trainer.attempt import describe
 from trainer.base import Cache
-from trainer.components import check_components
+from trainer.components import UntrustedError
+from trainer.configuration import trusted_config
 from trainer.data import build_dataset
 from trainer.recipe import LoraRecipe
 
@@ -58,6 +59,11 @@ def probe(cfg: DictConfig, speed: bool) -> Probe:
     stride = max(1, rows // SAMPLE_ROWS)
     sample = [dataset[index]["labels"] for index in range(0, rows, stride)]
     tokens_per_row = sum(sum(1 for label in labels if int(label) != -100) for labels in sample) / max(1, len(sample))
+    if sample and not tokens_per_row:
+        raise ValueError(
+            f"none of {len(sample)} rows of dataset has a label token, so that there is nothing to learn: prompts fill "
+            "tokenizer.max_seq_len; raise it, or name data with shorter prompts"
+        )
     batch, accumulation = int(cfg.batch_size), int(cfg.gradient_accumulation_steps)
     steps = rows // batch // accumulation
     if cfg.get("max_steps_per_epoch") is not None:
@@ -75,10 +81,11 @@ def probe(cfg: DictConfig, speed: bool) -> Probe:
 
 
 def answer(config: dict[str, Any], components: list[str], speed: bool) -> str:
-    """A `Probe` as JSON, or `{"error": sentence}`."""
+    """A `Probe` as JSON, or `{"error": sentence}`, with `"untrusted": true` if it names code that is not trusted."""
     try:
-        check_components(config, components)
-        return json.dumps(asdict(probe(OmegaConf.create(config), speed)))
+        return json.dumps(asdict(probe(trusted_config(config, components), speed)))
+    except UntrustedError as error:
+        return json.dumps({"error": str(error), "untrusted": True})
     except Exception as error:
         return json.dumps({"error": describe(error)})
 

@@ -17,7 +17,7 @@ import math
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -25,13 +25,14 @@ from typing import Any
 
 import torch
 import yaml
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
-from trainer.attempt import classify, current_config, describe
+from trainer.attempt import classify, describe
 from trainer.base import LORA_KEYS, Cache
-from trainer.components import check_components
+from trainer.configuration import current_config, trusted_config
 from trainer.contract import Evaluation, FailureKind, Outcome, OutcomeKind, StopSignal, TrialSpec
 from trainer.data import build_collate, build_dataset, build_tokenizer
+from trainer.environment import reveal
 from trainer.evaluation.adapters import load_adapter, save_merged
 from trainer.evaluation.external import EvaluationError, StoppedError, fill_placeholders, read_scores, run_program
 from trainer.recipe import LoraRecipe
@@ -59,7 +60,6 @@ def evaluate(room: Room, spec: TrialSpec, cache: Cache, should_stop: StopSignal)
     assert spec.evaluate is not None
     run = EvaluationRun(spec, spec.evaluate, room.attempt(spec.trial, spec.attempt), cache, should_stop)
     try:
-        check_components([spec.config, spec.evaluate.options.get("dataset")], spec.components)
         scores = run.scores()
         if spec.evaluate.tracking is not None:
             upload_scores(spec.evaluate.tracking, run.files, scores)
@@ -154,7 +154,9 @@ class EvaluationRun:
     def _data(self) -> Any:
         cfg = current_config(self.spec)
         given = self.evaluation.options.get("dataset")
-        return OmegaConf.create(given) if given else cfg.get("dataset_val") or cfg.dataset
+        if given:
+            return trusted_config({"dataset": given}, self.spec.components).dataset
+        return cfg.get("dataset_val") or cfg.dataset
 
     @cached_property
     def _recipe(self) -> LoraRecipe:
@@ -172,15 +174,15 @@ class EvaluationRun:
     # --- programs ------------------------------------------------------------------------------------------------
 
     def _run(self, command: list[str]) -> dict[str, float]:
+        return self._scores_of(fill_placeholders(reveal(command), self._values(command)))
+
+    def _scores_of(self, command: list[str]) -> dict[str, float]:
         log = self.files.path / "evaluation.log"
-        filled = fill_placeholders(command, self._values(command))
-        run_program(filled, log, self.evaluation.options.get("seconds"), self.should_stop)
+        run_program(command, log, self.evaluation.options.get("seconds"), self.should_stop)
         return read_scores(self.scratch / "scores.json", log)
 
     def _torchtune(self, options: Mapping[str, Any]) -> dict[str, float]:
         """Run a recipe with its configuration, in which the merged checkpoint replaces the base."""
-        path = self.scratch / "evaluation.yaml"
-        path.write_text(yaml.safe_dump(dict(options["config"]), sort_keys=False))
         defaults = {"output_dir": "{directory}"}
         if "checkpointer" in options["config"]:
             defaults |= {
@@ -190,10 +192,14 @@ class EvaluationRun:
             }
         changes = {**defaults, **(options.get("overrides") or {})}
         overrides = [f"{key}={'null' if value is None else value}" for key, value in changes.items()]
+        path = self.scratch / "evaluation.yaml"
+        cfg = with_overrides(options["config"], fill_placeholders(overrides, self._values(overrides)))
+        trusted_config(OmegaConf.to_container(cfg, resolve=True), self.spec.components)  # type: ignore[arg-type]
+        OmegaConf.save(cfg, path)  # unresolved: the recipe reads the environment by itself
         recipe = str(options["recipe"])
         # `tune run` accepts other recipes by their module's name only, so that a file is run as it runs its own
         command = [sys.executable, recipe] if recipe.endswith(".py") else [*TUNE_RUN, recipe]
-        return self._run([*command, "--config", str(path), *overrides])
+        return self._scores_of([*command, "--config", str(path)])
 
     def _lm_eval(self) -> dict[str, float]:
         if importlib.util.find_spec("lm_eval") is None:
@@ -207,7 +213,7 @@ class EvaluationRun:
         text = " ".join(command)
         values = {
             "adapter": str(self._adapter) if "{adapter}" in text else "",
-            "base": str(self.spec.config["checkpointer"]["checkpoint_dir"]),
+            "base": str(current_config(self.spec).checkpointer.checkpoint_dir),
             "config": str(self.scratch / "trial.yaml"),
             "directory": str(self.scratch / "out"),
             "output": str(self.scratch / "scores.json"),
@@ -221,6 +227,23 @@ class EvaluationRun:
             self.cache.clear()
             torch.cuda.empty_cache()  # torch keeps freed memory until then
         return values
+
+
+def with_overrides(config: Mapping[str, Any], overrides: Sequence[str]) -> DictConfig:
+    """A torchtune configuration with overrides `KEY=VALUE`, by the rules of `tune run`, unresolved.
+
+    `model=PATH` replaces the `_component_` of `model`. Values are YAML.
+    """
+    cfg = OmegaConf.create(dict(config))
+    words = []
+    for word in overrides:
+        key, _, value = word.partition("=")
+        node = OmegaConf.select(cfg, key)
+        inner = "._component_" if isinstance(node, DictConfig) and "_component_" in node else ""
+        words.append(f"{key}{inner}={value}")
+    merged = OmegaConf.merge(cfg, OmegaConf.from_dotlist(words))
+    assert isinstance(merged, DictConfig)
+    return merged
 
 
 def lm_eval_config(trial: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:

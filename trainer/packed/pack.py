@@ -12,7 +12,6 @@ passes process fewer slots at a time, and no trial ends for it.
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -147,7 +146,7 @@ class Pack:
         steps_of = dict(zip([batch.slot for batch in due], steps, strict=True))
         for batch, loss in zip(trained, numbers, strict=False):
             recipe = batch.slot.recipe
-            recipe.add_loss(loss if batch.labels else math.nan)  # torchtune's mean over no label is NaN
+            recipe.add_loss(loss)
             step = recipe.finish_step(*steps_of[batch.slot]) if batch.slot in steps_of else None
             results.append(SlotResult(batch.slot, recipe.progress(step)))
         return results

@@ -9,7 +9,6 @@ one would overwrite what it has not read. A run ends with the attempt's true exi
 
 from __future__ import annotations
 
-import importlib
 import json
 import logging
 import os
@@ -24,7 +23,7 @@ from weakref import WeakValueDictionary
 
 import yaml
 
-from trainer.components import check_path
+from trainer.components import load_function
 from trainer.contract import (
     OUTCOME_KEY,
     REPORTS_KEY,
@@ -317,9 +316,7 @@ def _whole(kind: type[T], path: Path) -> Iterator[T]:
 def _load_hook(path: str, components: tuple[str, ...]) -> Hook | None:
     if not path:
         return None
-    check_path("wandb.hook", path, components)
-    module, _, name = path.rpartition(".")
-    hook: Hook = getattr(importlib.import_module(module), name)
+    hook: Hook = load_function("wandb.hook", path, components)
     return hook
 
 

@@ -107,7 +107,10 @@ def _world(room: Room, settings: Settings) -> World:
     from sweep.queues.simulated.world import World
 
     queue = _section(settings.queue)
-    return world_of(room, lambda: World(_table(queue), queue.simulation_model, int(queue.slots), queue.seed))
+    return world_of(
+        room,
+        lambda: World(_table(queue), queue.simulation_model, int(queue.slots), queue.seed, queue.trials_per_worker),
+    )
 
 
 BACKEND = SimulatedBackend()

@@ -45,6 +45,7 @@ class World:
 
     Args:
         slots: attempts that one worker trains side by side.
+        quota: attempts after which a worker ends; None: no limit.
     """
 
     def __init__(
@@ -53,8 +54,10 @@ class World:
         simulation_model: SimulationModel,
         slots: int = 1,
         seed: int = 0,
+        quota: int | None = None,
     ) -> None:
         self.table, self.simulation_model, self.slots, self.seed = table, simulation_model, slots, seed
+        self.quota = quota
         self.workers: dict[str, SimulatedWorker] = {}
         self.attempts: dict[int, dict[int, SimulatedAttempt]] = {}
         self.jobs: dict[str, Job] = {}
@@ -146,10 +149,11 @@ class World:
             self._fill(worker)
 
     def _fill(self, worker: SimulatedWorker) -> None:
-        """Let a worker begin as many of its attempts as it has free slots; one that drains and has none ends."""
+        """Let a worker begin as many of its attempts as it has free slots; one that takes no more and has none ends."""
         while worker.ready and worker.inbox and len(worker.held) < self.slots:
             self._begin(worker, worker.inbox.pop(0))
-        if worker.ready and worker.draining and worker.idle and not worker.gone:
+        full = self.quota is not None and worker.assigned >= self.quota
+        if worker.ready and (worker.draining or full) and worker.idle and not worker.gone:
             self._set_job(worker, JobState.GONE)
 
     # --- attempts ---------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+import re
 from collections.abc import Callable, Iterator
 from functools import cache
 from itertools import cycle, islice
@@ -23,7 +24,7 @@ from sweep.config.settings import Settings, read_queue, settings_from_json
 from sweep.config.torchtune import resolve
 from sweep.errors import ConfigError
 from sweep.resources import conf_dir, embedded_dir, launch_queues_dir
-from sweep.search.build import build_pruner, build_sampler, check_target, keeps_one_seed, targets
+from sweep.search.build import build_pruner, build_sampler, keeps_one_seed
 from sweep.wiring.compose import Composed, compose_config, freeze, recipe_name
 from tests.helpers.tables import write_table
 
@@ -556,7 +557,7 @@ NO_DATA = {"recipe.overrides.dataset_val": None, "objective.metric": "val_loss"}
         ("sampler", {"_target_": "optuna.samplers.GridSampler"}, ["sampler=grid", "optimizer.lr", "choice(…)"]),
         ("sampler.inner", [{"_target_": "builtins.print"}], ["_target_=builtins.print is not allowed"]),
         ("sampler.startup", 3, ["sampler: sweep.search.forecast_sampler.ForecastSampler refuses", "startup"]),
-        ("sampler._target_", "os.system", ["_target_=os.system is not allowed", "optuna.samplers."]),
+        ("sampler._target_", "os.system", ["_target_=os.system is not allowed", "a class of optuna.samplers"]),
         ("pruner", PATIENT, ["_target_=os.getcwd is not allowed"]),
         ("pruner", {"_target_": "optuna.pruners.ThresholdPruner"}, ["ThresholdPruner refuses", "upper"]),
         ("pruner", NO_RESOURCE, ["pruner: optuna.pruners.SuccessiveHalvingPruner refuses", "min_resource"]),
@@ -568,10 +569,14 @@ NO_DATA = {"recipe.overrides.dataset_val": None, "objective.metric": "val_loss"}
         ("recipe", {"config": "torchtune"}, ["recipe.config=torchtune"]),
         ("sampler", {"n_startup_trials": 3}, ["_target_"]),
         ("sampler", {"_target_": "optuna.pruners.NopPruner"}, ["sampler"]),
-        ("sampler._target_", "optuna.samplers.NoSuch", ["sampler._target_=optuna.samplers.NoSuch is no sampler"]),
+        ("sampler._target_", "optuna.samplers.NoSuch", ["sampler._target_=optuna.samplers.NoSuch does not exist"]),
         ("sampler._target_", "optuna.samplers.none.Such", ["optuna.samplers.none cannot be imported"]),
-        ("sampler._target_", "sweep.cli.start.run_sweep", ["sampler._target_=sweep.cli.start.run_sweep is no sampler"]),
-        ("pruner._target_", "sweep.errors.GiveUp", ["pruner._target_=sweep.errors.GiveUp is no pruner"]),
+        (
+            "sampler._target_",
+            "sweep.cli.start.run_sweep",
+            ["sampler._target_=sweep.cli.start.run_sweep is not allowed"],
+        ),
+        ("pruner._target_", "sweep.errors.GiveUp", ["pruner._target_=sweep.errors.GiveUp is not allowed"]),
         (
             "recipe.overrides.checkpointer.output_dir",
             "${root}/base/x",
@@ -650,40 +655,78 @@ def test_the_shipped_sections_hold_the_defaults_that_a_user_of_python_gets(secti
 
 
 @pytest.mark.parametrize(
-    ("section", "target", "allowed"),
+    ("section", "target", "complaint"),
     [
-        ("sampler", "optuna.samplers.TPESampler", True),
-        ("sampler", "sweep.mine.Sampler", True),
-        ("pruner", "optuna.pruners.NopPruner", True),
-        ("pruner", "optuna.samplers.TPESampler", False),
-        ("sampler", "optuna.pruners.NopPruner", False),
-        ("sampler", "optuna.samplersX.Y", False),
-        ("sampler", "optuna.study.create_study", False),
-        ("sampler", "os.system", False),
-        ("pruner", "sweepx.y", False),
-        ("pruner", "", False),
+        ("sampler", "optuna.samplers.TPESampler", None),
+        ("sampler", "sweep.search.forecast_sampler.ForecastSampler", None),
+        ("sampler", "sweep.sampler.ForecastSampler", None),  # its name in version 0.1
+        ("pruner", "optuna.pruners.NopPruner", None),
+        ("pruner", "sweep.search.strategy.halving.AsynchronousHalving", None),
+        ("pruner", "optuna.samplers.TPESampler", "is no pruner"),
+        ("sampler", "optuna.pruners.NopPruner", "is no sampler"),
+        ("sampler", "optuna.samplers.nsgaii.UniformCrossover", "is no sampler"),
+        ("sampler", "sweep.queues.slurm.commands.command", "is not allowed"),
+        ("sampler", "sweep.search.forecast_sampler.np.load", "is not allowed"),
+        ("sampler", "optuna.samplersX.Y", "is not allowed"),
+        ("sampler", "optuna.samplers._tpe.sampler.TPESampler", "is not allowed"),
+        ("sampler", "optuna.samplers.nope", "does not exist"),
+        ("sampler", "optuna.samplers.", "is not allowed"),
+        ("sampler", "optuna.samplers..TPESampler", "is not allowed"),
+        ("sampler", "optuna.samplers.TPESampler.hyperopt_parameters", "cannot be imported"),
+        ("sampler", "optuna.study.create_study", "is not allowed"),
+        ("sampler", "os.system", "is not allowed"),
+        ("pruner", "sweepx.y", "is not allowed"),
+        ("pruner", "", "is not allowed"),
     ],
 )
-def test_check_target(section: str, target: str, allowed: bool) -> None:
-    if allowed:
-        check_target(section, target)
+def test_only_samplers_and_pruners_are_built(section: str, target: str, complaint: str | None) -> None:
+    node: Any = {section: {"_target_": target}}
+    settings = dataclasses.replace(composed(), **node)
+
+    def build() -> object:
+        return build_sampler(settings, 0) if section == "sampler" else build_pruner(settings)
+
+    if complaint is None:
+        assert type(build()).__name__ == target.rpartition(".")[2]
         return
-    with pytest.raises(ConfigError, match=f"{section}: _target_={target} is not allowed"):
-        check_target(section, target)
+    with pytest.raises(ConfigError, match=re.escape(f"{section}._target_")) as caught:
+        build()
+    assert complaint in str(caught.value)
+
+
+TPE = "optuna.samplers.TPESampler"
+EVIL: dict[str, Any] = {"_target_": "os.getcwd"}
 
 
 @pytest.mark.parametrize(
-    ("node", "found"),
+    ("node", "key"),
     [
-        ({}, []),
-        ({"_target_": "a.b", "n": 1}, [("_target_", "a.b")]),
-        ({"x": {"y": {"_target_": "a.b"}}}, [("x.y._target_", "a.b")]),
-        ({"x": [{"_target_": "a.b"}, [{"_target_": "c.d"}]]}, [("x._target_", "a.b"), ("x._target_", "c.d")]),
-        ({"_target_": {"_target_": "a.b"}}, [("_target_", "{'_target_': 'a.b'}"), ("_target_._target_", "a.b")]),
+        ({"_target_": TPE, "gamma": EVIL}, "sampler.gamma._target_=os.getcwd is not allowed"),
+        ({"_target_": TPE, "gamma": [{"x": EVIL}]}, r"sampler.gamma\[0\].x._target_=os.getcwd is not allowed"),
+        ({"_target_": TPE, "gamma": {"_target_": EVIL}}, "sampler.gamma._target_={'_target_': 'os.getcwd'} is not"),
+        (
+            {"_target_": TPE, "gamma": {"_target_": "sweep.queues.slurm.commands.command", "words": ["touch", "x"]}},
+            "sampler.gamma._target_=sweep.queues.slurm.commands.command is not allowed",
+        ),
+        ({"_target_": TPE, "_partial_": True}, "sampler._partial_ is no argument of TPESampler"),
+        ({"_target_": TPE, "_args_": [1]}, "sampler._args_ is no argument of TPESampler"),
+        ({"_target_": TPE, "a.b": 1}, "sampler.a.b is no argument of TPESampler"),
+        ({"_target_": "${oc.env:HOME}"}, r"sampler._target_=\${oc.env:HOME} is not allowed"),
     ],
 )
-def test_targets_are_found_at_every_depth(node: Any, found: list[tuple[str, str]]) -> None:
-    assert list(targets(node)) == found
+def test_nothing_else_is_built_at_any_depth(node: Any, key: str) -> None:
+    with pytest.raises(ConfigError, match=key.replace("{", r"\{").replace("}", r"\}")):
+        build_sampler(dataclasses.replace(composed(), sampler=node), 0)
+
+
+def test_an_argument_is_taken_as_it_is_written() -> None:
+    """Hydra would resolve it once more when it builds the object."""
+    node = {"_target_": "optuna.pruners.PatientPruner", "patience": 1, "wrapped_pruner": None, "min_delta": 0.5}
+    built = build_pruner(dataclasses.replace(composed(), pruner=node))
+    assert (built._patience, built._min_delta) == (1, 0.5)
+    inner = {"_target_": "optuna.pruners.PercentilePruner", "percentile": 30.0}
+    built = build_pruner(dataclasses.replace(composed(), pruner={**node, "wrapped_pruner": inner}))
+    assert built._wrapped_pruner._percentile == 30.0
 
 
 @pytest.mark.parametrize("building", [build_sampler, lambda settings, _: build_pruner(settings)])
