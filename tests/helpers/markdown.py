@@ -74,7 +74,7 @@ def unknown_names(text: str) -> list[str]:
     everything = set[str]().union(*_modules().values())
     unknown = []
     for span in code_spans(text):
-        if dotted := re.fullmatch(r"(?:python -m )?((?:sweep|trainer|tests)(?:\.\w+)+)(?:\(\))?", span):
+        if dotted := re.fullmatch(r"(?:python -m )?((?:sweep|trainer|tests)(?:\.\w+)+)(?:\(\))?(?<!\.json)", span):
             module, rest = dotted[1], list[str]()
             while module and module not in _modules():
                 module, _, last = module.rpartition(".")

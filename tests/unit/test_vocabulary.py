@@ -64,7 +64,7 @@ def test_no_retired_word_is_used(source: Path) -> None:
 @pytest.mark.parametrize("source", SOURCES, ids=str)
 def test_no_variable_is_called_found(source: Path) -> None:
     """A variable says what it holds."""
-    assert assigned(ast.parse((ROOT / source).read_text())).isdisjoint({"found", "made", "thing", "stuff"})
+    assert assigned(ast.parse((ROOT / source).read_text())).isdisjoint({"found", "made"})
 
 
 def test_words_of_identifiers_and_prose_are_seen() -> None:
