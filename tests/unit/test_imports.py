@@ -42,7 +42,15 @@ OWNERS = {
 SWEEP = sorted(name for name in GRAPH.modules if name.split(".")[0] == "sweep")
 TRAINER = sorted(name for name in GRAPH.modules if name.split(".")[0] == "trainer")
 # What of the trainer needs no torch, and which folder may use it.
-SHARED = {"trainer.contract", "trainer.logs", "trainer.room", "trainer.components", "trainer.exit_guard"}
+SHARED = {
+    "trainer.contract",
+    "trainer.logs",
+    "trainer.room",
+    "trainer.components",
+    "trainer.exit_guard",
+    "trainer.clock",
+    "trainer.space",
+}
 FURTHER = {
     "sweep.queues.slurm.submit": {"trainer.entry.slurm_job"},  # a job is pickled by its name
     "sweep.store": {"trainer.store.objects", "trainer.store.layout"},
