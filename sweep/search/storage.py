@@ -22,6 +22,8 @@ from trainer.room import cut_torn_line
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 
+# User attribute of a study: the token of the room that it was created for.
+ROOM = "room"
 # User attributes of a trial.
 IMPORTED = "imported_from"
 REASON = "reason"
@@ -123,6 +125,11 @@ def winners(trials: Sequence[FrozenTrial]) -> list[int]:
             best = trial.value
             numbers.append(trial.number)
     return numbers
+
+
+def has_study(url: str, name: str) -> bool:
+    """Whether the storage at a URL holds a study of this name."""
+    return name in optuna.get_all_study_names(url)
 
 
 def load_study(storage: BaseStorage | str, name: str) -> optuna.Study:

@@ -37,6 +37,7 @@ from sweep.search.storage import (
     IMPORTED,
     PROMOTED,
     REASON,
+    ROOM,
     SECONDS,
     STOPPED,
     TOKENS,
@@ -229,6 +230,14 @@ class OptunaStudy:
     @property
     def optuna_study(self) -> optuna.Study:
         return self._study
+
+    def claim(self, token: str) -> bool:
+        """Make this the study of the room with a token; False if it is another room's, or has trials and no token."""
+        owner = self._study.user_attrs.get(ROOM)
+        if owner is None and not self._asked:
+            self._study.set_user_attr(ROOM, token)
+            return True
+        return bool(owner == token)
 
     def enqueue(self, params: Mapping[str, Any], again: bool = False) -> None:
         """Have these hyperparameters tried next. Does nothing if a trial has them already, unless `again`."""

@@ -13,7 +13,7 @@ from sweep.config.settings import Settings
 from sweep.errors import ConfigError
 from sweep.wiring.backends import backend_of
 from sweep.wiring.rooms import find_room, load_settings, rooms_dir, save_settings
-from sweep.wiring.session import open_study, reading_storage
+from sweep.wiring.session import CREATION_NOTE, open_study, reading_storage
 from trainer.room import Room, write_atomic
 
 if TYPE_CHECKING:
@@ -45,6 +45,7 @@ def create_room(composed: Composed, trial_tokens: int) -> Room:
     for source in settings.warm_start.import_from:
         _import(study, settings, source)
     save_settings(room, settings)
+    (room.root / CREATION_NOTE).unlink(missing_ok=True)
     return room
 
 
