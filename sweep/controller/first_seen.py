@@ -23,3 +23,7 @@ class FirstSeen:
         if entry is None or entry[0] != value:
             entry = self._values[kind, key] = (value, self.clock.now())
         return entry[1]
+
+    def forget(self, kind: str, key: object) -> None:
+        """Drop the value of a key that is not asked for again."""
+        self._values.pop((kind, key), None)

@@ -28,6 +28,9 @@ from sweep.controller.trial_observer import TrialObserver
 from sweep.model import Job, JobState, Limits, Mode, View, WorkerFacts
 from trainer.room import worker_number
 
+# Workers that have ended of which something is kept: looking for them costs more than they do.
+KEPT_WORKERS = 32
+
 
 @dataclass
 class Observer:
@@ -74,6 +77,7 @@ class Observer:
         observed, observed_workers = self._reports.observe(before.open, self._watched_workers())
         trials = tuple(self._reports.process(observed, self.trials.facts))
         workers = tuple([self._worker(worker, self._jobs[name]) for name, worker in observed_workers.items()])
+        self._forget_workers(observed_workers)
         failed = _failed_starts(workers)
         facts = study.facts()  # anew: the reports have changed it
         return View(
@@ -105,8 +109,11 @@ class Observer:
         def restore(number: int, attempts: Sequence[ObservedAttempt]) -> None:
             pausing.restore_reports(number, [report for attempt in attempts for report in attempt.reports])
 
-        observed, _ = self._reports.observe(pausing.trials_without_reports(), [])
+        ended = pausing.trials_without_reports()
+        observed, _ = self._reports.observe(ended, [])
         self._reports.process(observed, restore)
+        for number in ended:
+            self.ports.channel.forget(number)
         self._restored = True
 
     def _poll_jobs(self) -> None:
@@ -127,6 +134,15 @@ class Observer:
         if cached is None or cached[0] is not worker or cached[1] is not job:
             cached = self._workers[worker.name] = (worker, job, self._worker_facts(worker, job))
         return cached[2]
+
+    def _forget_workers(self, observed: Mapping[str, ObservedWorker]) -> None:
+        """Drop what is kept of workers that are not watched any more, once they are as many as the others."""
+        if len(self._workers) <= 2 * len(observed) + KEPT_WORKERS:
+            return
+        for name in [name for name in self._workers if name not in observed]:
+            del self._workers[name]
+            for kind in ("job", "beat"):
+                self._first_seen.forget(kind, name)
 
     def _worker_facts(self, worker: ObservedWorker, job: Job) -> WorkerFacts:
         return WorkerFacts(

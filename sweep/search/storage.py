@@ -14,10 +14,10 @@ from pathlib import Path
 import optuna
 from optuna.exceptions import DuplicatedStudyError, OptunaError
 from optuna.storages import BaseStorage, InMemoryStorage, JournalStorage
-from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
 from sweep.errors import ConfigError, GiveUp
+from sweep.search.optuna_private import ForwardJournalBackend
 from trainer.room import cut_torn_line
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -94,12 +94,12 @@ def journal_storage(path: Path) -> BaseStorage:
     cut_torn_line(path)
     if path.exists():
         Path(f"{path}.lock").unlink(missing_ok=True)  # a killed writer left it; the room's lock excludes another one
-    return JournalStorage(JournalFileBackend(str(path)))
+    return JournalStorage(ForwardJournalBackend(str(path)))
 
 
 def reading_storage(path: Path) -> BaseStorage:
     """The journal file of a room, for a reader; a controller may be writing, so nothing is repaired."""
-    return JournalStorage(JournalFileBackend(str(path)))
+    return JournalStorage(ForwardJournalBackend(str(path)))
 
 
 def memory_storage() -> BaseStorage:
@@ -127,9 +127,14 @@ def winners(trials: Sequence[FrozenTrial]) -> list[int]:
     return numbers
 
 
-def has_study(url: str, name: str) -> bool:
-    """Whether the storage at a URL holds a study of this name."""
-    return name in optuna.get_all_study_names(url)
+def check_no_study(url: str, name: str) -> None:
+    """Check that the storage at a URL holds no study of this name.
+
+    Raises:
+        DuplicatedStudyError: it does.
+    """
+    if name in optuna.get_all_study_names(url):
+        raise DuplicatedStudyError(name)
 
 
 def load_study(storage: BaseStorage | str, name: str) -> optuna.Study:

@@ -106,21 +106,17 @@ def _new_study(room: Room, config: StudyConfig, url: str) -> OptunaStudy:
     Raises:
         DuplicatedStudyError: the storage holds a study of this name that was not created for this room.
     """
-    from optuna.exceptions import DuplicatedStudyError
-
-    from sweep.search.storage import has_study
+    from sweep.search.storage import check_no_study
     from sweep.search.study import OptunaStudy
 
     note = room.root / CREATION_NOTE
     noted = read_json(note)
     if not isinstance(noted, dict) or noted.get("storage") != url:
-        if has_study(url, config.name):
-            raise DuplicatedStudyError(config.name)
+        check_no_study(url, config.name)
         noted = {"storage": url, "token": uuid.uuid4().hex}
         write_atomic(note, json.dumps(noted))
     study = OptunaStudy(config, url)
-    if not study.claim(str(noted["token"])):
-        raise DuplicatedStudyError(config.name)
+    study.claim(str(noted["token"]))
     return study
 
 

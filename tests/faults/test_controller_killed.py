@@ -8,6 +8,7 @@ import pytest
 
 from sweep.model import Finished, Mode
 from sweep.report.reader import open_reader
+from tests.helpers.fakes import HOLD
 from tests.helpers.kill_points import die_at_write, make_room, run_here, run_killed
 from tests.helpers.sweep_checks import check_sweep, wait_for_workers
 from trainer.room import Room
@@ -83,10 +84,17 @@ def test_detach_and_resume_lose_nothing(rooms: Path) -> None:
     check_sweep(room, TRIALS)
 
 
+def stop_in_the_middle(room: Room, mode: Mode, how: Finished) -> None:
+    """Kill a controller once it has assigned two trials, and end the sweep while both wait after a milestone."""
+    (room.root / HOLD).touch()
+    assert not run_killed(room, lambda: 5)
+    assert run_here(room, mode).how is how
+    (room.root / HOLD).unlink()
+
+
 def test_stop_keeps_trials_open_and_resume_goes_on_with_their_numbers(rooms: Path) -> None:
     room = make_room(rooms)
-    run_killed(room, lambda: 8)
-    assert run_here(room, Mode.STOP).how is Finished.STOPPED
+    stop_in_the_middle(room, Mode.STOP, Finished.STOPPED)
     states = {row.state for row in open_reader(room).state().rows}
     assert "waiting" in states, "a trial was stopped, and goes on later"
     assert states <= {"waiting", "complete", "pruned"}
@@ -96,8 +104,7 @@ def test_stop_keeps_trials_open_and_resume_goes_on_with_their_numbers(rooms: Pat
 
 def test_cancel_tells_everything(rooms: Path) -> None:
     room = make_room(rooms)
-    run_killed(room, lambda: 8)
-    assert run_here(room, Mode.CANCEL).how is Finished.CANCELLED
+    stop_in_the_middle(room, Mode.CANCEL, Finished.CANCELLED)
     states = {row.state for row in open_reader(room).state().rows}
     assert "cancelled" in states, "a trial was running"
     assert states <= {"cancelled", "complete", "pruned"}

@@ -279,7 +279,7 @@ class Runner:
         state = open_reader(room).state()
         sweep_checks.check_trials(state, len(state.rows), cancelled=load_settings(room).search.target is not None)
         sweep_checks.check_told_once(room, range(len(state.rows)))
-        sweep_checks.check_values(room, state)
+        sweep_checks.check_values(room, state, written=schedule.queue != "simulated")
         if schedule.tokens is None or state.count(TrialStatus.COMPLETE):  # the tokens may be spent on trials that pause
             sweep_checks.check_winner(state)
         sweep_checks.check_verdicts(room, state)

@@ -88,6 +88,12 @@ def _serve_fast(room: Room, name: str, options: Mapping[str, Any], ends_at: floa
     return worker.told or "it is done", worker.signalled
 
 
+def wait_for_end(root: str) -> None:
+    """What the job of a controller runs in a test of its submission: it waits until `end` is in the room."""
+    while not (Path(root) / "end").exists():
+        time.sleep(0.1)
+
+
 @dataclass
 class FastWorker:
     """A worker of a room that trains nothing.

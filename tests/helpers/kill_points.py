@@ -39,7 +39,7 @@ from sweep.queues.slurm.submit import Submission
 from sweep.search.study import OptunaStudy
 from sweep.tracking.stopped_runs import stopped_runs
 from sweep.wiring import backends, creation, session
-from sweep.wiring.compose import compose_config, freeze
+from sweep.wiring.compose import Composed, compose_config, freeze
 from sweep.wiring.rooms import controller_lock, load_settings
 from sweep.wiring.simulate import Silent
 from sweep.wiring.specifications import spec_factory
@@ -71,15 +71,20 @@ class KillingListener(Silent):
 
 
 def make_room(rooms: Path, *overrides: str) -> Room:
-    """A new sweep over made-up curves, without pauses unless they are asked for; nothing of it needs torch."""
+    """The room of a new sweep; see `composed`."""
+    rooms.mkdir(parents=True, exist_ok=True)
+    return creation.create_room(composed(*overrides), 40)
+
+
+def composed(*overrides: str) -> Composed:
+    """A sweep over made-up curves, without pauses unless they are asked for; nothing of it needs torch."""
     words = ["objective=loss", "objective.milestone_tokens=10", "search.trials=8", "queue.workers=2", *overrides]
     for group, option in (("sampler", "tpe"), ("pruner", "successive_halving")):
         if not any(word.startswith(f"{group}=") for word in overrides):
             words.append(f"{group}={option}")
     words.append("space.optimizer.lr=tag(log,interval(1e-5,1e-1))")
     words += ["space.model.lora_rank=null", "space.gradient_accumulation_steps=null", "derive.model.lora_alpha=null"]
-    rooms.mkdir(parents=True, exist_ok=True)
-    return creation.create_room(freeze(compose_config(words), "s"), 40)
+    return freeze(compose_config(words), "s")
 
 
 def controller(room: Room, listener: Silent, mode: Mode = Mode.RUN) -> Controller:
@@ -178,6 +183,20 @@ def run_killed(room: Room, prepare: Callable[[], int | None]) -> bool:
             with hold(controller_lock(room), "test") as mine:
                 assert mine, "another controller holds the room"
                 controllers(room, KillingListener(die_after)).run()
+            code = 0
+        finally:
+            os._exit(code)
+    return ended_by_itself(pid)
+
+
+def killed_before_act(act: Callable[[], object], count: int, below: Path) -> bool:
+    """Run a function in a child process that dies before its count-th durable act; whether it came to its end."""
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            die_before_act(count, below)
+            act()
             code = 0
         finally:
             os._exit(code)

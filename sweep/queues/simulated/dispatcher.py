@@ -34,7 +34,7 @@ def world_of(room: Room, make: Callable[[], World]) -> World:
         world = make()
         _recover(room, world)
         recorder = Recorder(room, world)
-        world.ended = recorder.write
+        world.ended, world.recorded, world.keeps_ended = recorder.write, recorder.read, False
         _worlds[room.root] = world
     return _worlds[room.root]
 
@@ -87,7 +87,7 @@ class SimulatedChannel:
 
     world: World
     look_seconds: float = 0.2
-    _shown: dict[tuple[int, int], int] = field(default_factory=dict)
+    _shown: dict[int, dict[int, int]] = field(default_factory=dict)
     _attempts: dict[int, list[ObservedAttempt]] = field(default_factory=dict)
     _with_reports: set[int] = field(default_factory=set)
     _workers: dict[str, ObservedWorker] = field(default_factory=dict)
@@ -106,6 +106,12 @@ class SimulatedChannel:
 
     def drain(self, worker: str) -> None:
         self.world.drain(worker)
+
+    def forget(self, trial: int) -> None:
+        self._shown.pop(trial, None)
+        self._attempts.pop(trial, None)
+        self._with_reports.discard(trial)
+        self.world.forget(trial)
 
     def observe(
         self, trials: Sequence[int], workers: Sequence[str]
@@ -140,7 +146,7 @@ class SimulatedChannel:
         clock.sleep(max(0.0, min(seen, end) - clock.now()))
 
     def _trial(self, trial: int) -> list[ObservedAttempt]:
-        attempts = self.world.attempts.get(trial, {})
+        attempts = self.world.attempts.get(trial) or self.world.recorded(trial)
         observed = [self._attempt(attempts[number]) for number in sorted(attempts)]
         if any(attempt.reports for attempt in observed):
             self._with_reports.add(trial)  # reports are shown once
@@ -149,9 +155,9 @@ class SimulatedChannel:
 
     def _attempt(self, attempt: SimAttempt) -> ObservedAttempt:
         spec = attempt.spec
-        key = (spec.trial, spec.attempt)
-        shown = self._shown.get(key, 0)
-        self._shown[key] = len(attempt.reports)
+        of_trial = self._shown.setdefault(spec.trial, {})
+        shown = of_trial.get(spec.attempt, 0)
+        of_trial[spec.attempt] = len(attempt.reports)
         return ObservedAttempt(
             number=spec.attempt,
             worker=spec.worker,
@@ -254,6 +260,13 @@ class Recorder:
             files.outcome.write_text(encode(attempt.outcome))
         (self.room.root / CLOCK).write_text(repr(self.world.now))
         files.spec.write_text(encode(attempt.spec))  # last: an attempt exists once its specification does
+
+    def read(self, trial: int) -> dict[int, SimAttempt]:
+        """The attempts of a trial that were written, by number."""
+        attempts = (
+            (number, _read_attempt(self.room, self.world, trial, number)) for number in self.room.attempts(trial)
+        )
+        return {number: attempt for number, attempt in attempts if attempt is not None}
 
 
 def simulated_seconds(room: Room) -> float:

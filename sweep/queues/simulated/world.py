@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -17,6 +17,7 @@ import numpy as np
 from sweep.model import Job, JobState
 from sweep.queues.simulated.section import SimulationModel
 from sweep.queues.simulated.tables import Table
+from sweep.search.strategy.packed_reports import PackedReports
 from trainer.contract import Outcome, OutcomeKind, Report, StopCause, TrialSpec
 
 # The reason of an attempt that ends because its row has no further milestones.
@@ -45,7 +46,7 @@ class SimAttempt:
     slowness: float = 1.0
     dies: float = math.inf
     preempted: bool = False
-    reports: list[Report] = field(default_factory=list)
+    reports: Sequence[Report] = field(default_factory=list)
     stop: StopCause | None = None
     stop_reason: str = ""
     outcome: Outcome | None = None
@@ -89,7 +90,8 @@ class World:
     """Workers, attempts and the time.
 
     The configuration of a specification is flat: a value for each key of the table's grid, and perhaps a `seed`.
-    `ended` is called with each attempt that gets an outcome or loses its worker.
+    `ended` is called with each attempt that gets an outcome or loses its worker. `recorded` returns the attempts of a
+    trial that was forgotten. Unless it can, `keeps_ended` is True.
 
     Args:
         slots: attempts that one worker trains side by side.
@@ -109,6 +111,8 @@ class World:
         self.jobs: dict[str, Job] = {}
         self._watches: list[Watch] = []
         self.ended: Callable[[SimAttempt], None] = lambda attempt: None
+        self.recorded: Callable[[int], dict[int, SimAttempt]] = lambda trial: {}
+        self.keeps_ended = True
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._order = 0
         self._happened = 0
@@ -265,6 +269,18 @@ class World:
         self._progress[trial] = max(reached, self._progress.get(trial, 0.0))
         self._touch(attempt)
 
+    def forget(self, trial: int) -> None:
+        """Keep little of a trial that the study was told the end of."""
+        attempts = self.attempts.get(trial, {})
+        if any(attempt.running for attempt in attempts.values()):
+            return
+        self._progress.pop(trial, None)
+        if not self.keeps_ended:
+            self.attempts.pop(trial, None)
+            return
+        for attempt in attempts.values():
+            attempt.reports = PackedReports(attempt.reports)
+
     def _begin(self, worker: SimWorker, attempt: SimAttempt) -> None:
         if attempt.outcome is not None:
             return
@@ -310,6 +326,7 @@ class World:
         attempt.seconds += self.now - before
         milestone = int(attempt.progress)
         report = self._reported(attempt, milestone)
+        assert isinstance(attempt.reports, list), "the trial has ended"
         attempt.reports.append(report)
         every = attempt.spec.checkpoint_every
         if every and milestone % every == 0:
