@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -35,9 +35,14 @@ ONE = ("search.trials=1", "queue.workers=1", "pruner=none")
 
 
 @contextmanager
-def on(condition: object, act: object) -> Iterator[None]:
+def once(condition: Callable[[], bool], act: Callable[[], object]) -> Iterator[None]:
     """While the block runs, act once the condition holds."""
-    thread = threading.Thread(target=lambda: (until(condition), act()))  # type: ignore[arg-type, operator]
+
+    def wait() -> None:
+        until(condition)
+        act()
+
+    thread = threading.Thread(target=wait)
     thread.start()
     yield
     thread.join()
@@ -56,7 +61,7 @@ def test_two_living_attempts_of_a_trial_are_seen(rooms: Path, monkeypatch: pytes
         return jobs
 
     monkeypatch.setattr(FastDispatcher, "poll", wrong)
-    with on(room.attempt(0, 2).reports.exists, (room.root / HOLD).unlink):
+    with once(room.attempt(0, 2).reports.exists, (room.root / HOLD).unlink):
         assert run_here(room).how is Finished.DONE
     wait_for_workers(room)
     assert {mark.attempt for mark in read_marks(executions_dir(room.root))} == {1, 2}

@@ -29,6 +29,7 @@ import logging
 import math
 import os
 import shlex
+import shutil
 import signal
 import sys
 import tempfile
@@ -39,6 +40,8 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+
+from optuna.trial import FrozenTrial
 
 from sweep.cli import foreground, line_log
 from sweep.cli.foreground import drive
@@ -54,7 +57,7 @@ from sweep.queues.slurm import dispatcher as slurm_dispatch
 from sweep.queues.slurm.dispatcher import SlurmDispatcher
 from sweep.queues.slurm.section import SlurmQueue
 from sweep.report.reader import open_reader, read_evaluation
-from sweep.search.storage import winners
+from sweep.search.storage import load_study, winners
 from sweep.wiring import creation, session
 from sweep.wiring.compose import Composed, compose_config, freeze
 from sweep.wiring.rooms import change_settings, check_same_sweep, load_settings
@@ -320,16 +323,15 @@ class Runner:
         for number in best:
             evaluation = read_evaluation(room, number)
             assert dict(evaluation.scores) == {"loss": values[number]}, f"evaluation of trial {number}: {evaluation}"
-        check_executions(executions_dir(inner.root))
+        if best:
+            check_executions(executions_dir(inner.root))
 
     def _tail(self) -> str:
         return (read_text(self._log) or "")[-6000:]
 
 
-def _frozen(room: Room, settings: Settings) -> list[object]:
-    from sweep.search.storage import load_study
-
-    return load_study(session.reading_storage(room, settings), settings.name).get_trials(deepcopy=False)  # type: ignore[return-value]
+def _frozen(room: Room, settings: Settings) -> list[FrozenTrial]:
+    return load_study(session.reading_storage(room, settings), settings.name).get_trials(deepcopy=False)
 
 
 def _signal_after_effects(life: Life) -> None:
@@ -351,7 +353,7 @@ def _signal_after_effects(life: Life) -> None:
                 for number in signals:
                     os.kill(os.getpid(), number)
 
-        listener.done = counted  # type: ignore[method-assign, assignment]
+        listener.done = counted  # type: ignore[method-assign]
 
 
 # --- queues -----------------------------------------------------------------------------------------------------------
@@ -419,17 +421,11 @@ def run_many(queue: str, schedules: int, seed: int, minutes: float, keep: Path) 
                 print(f"FAILED {schedule}\n{error}\nrepeat: {schedule.command}\nfiles: {folder}\n", flush=True)
                 end_workers(folder)
             else:
-                _remove(folder)
+                shutil.rmtree(folder, ignore_errors=True)
             if (index + 1) % 20 == 0:
                 print(f"{index + 1} schedules, {len(failed)} failed, {time.monotonic() - began:.0f} s", flush=True)
     print(f"{schedules} schedules, {len(failed)} failed, {time.monotonic() - began:.0f} s", flush=True)
     return failed
-
-
-def _remove(folder: Path) -> None:
-    import shutil
-
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 def main() -> None:
