@@ -29,3 +29,7 @@ class FirstSeen:
     def restart(self) -> None:
         """Forget everything: what was not observed for long says nothing of the time in between."""
         self._values.clear()
+
+    def forget(self, kind: str, key: object) -> None:
+        """Drop the value of a key that is not asked for again."""
+        self._values.pop((kind, key), None)

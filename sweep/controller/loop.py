@@ -122,6 +122,8 @@ class Controller:
             case Tell(trial):
                 observer.trials.forget(trial)
                 ports.study.tell(effect, *observer.trials.usage.remove(trial))
+                observer.trials.end(trial)
+                ports.channel.forget(trial)
             case Drain(worker):
                 ports.channel.drain(worker)
             case Finish():

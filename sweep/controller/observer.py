@@ -33,6 +33,8 @@ from trainer.room import worker_number
 
 # An observation that comes later after the last one than this share of `Limits.silence` is late.
 LATE_SHARE = 0.25
+# Workers that have ended of which something is kept: looking for them costs more than they do.
+KEPT_WORKERS = 32
 
 
 @dataclass
@@ -95,6 +97,7 @@ class Observer:
         trials = tuple(self._reports.process(observed, self.trials.facts))
         no_space = self._no_space = self._ask_disk()  # anew: a trial may have ended because no space was left
         workers = tuple([self._worker(worker, self._jobs[name]) for name, worker in observed_workers.items()])
+        self._forget_workers(observed_workers)
         failed = _failed_starts([worker for worker in workers if worker.name not in self._excused])
         if no_space:
             self._excused |= {worker.name for worker in failed}
@@ -130,8 +133,11 @@ class Observer:
         def restore(number: int, attempts: Sequence[ObservedAttempt]) -> None:
             pausing.restore_reports(number, [report for attempt in attempts for report in attempt.reports])
 
-        observed, _ = self._reports.observe(pausing.trials_without_reports(), [])
+        ended = pausing.trials_without_reports()
+        observed, _ = self._reports.observe(ended, [])
         self._reports.process(observed, restore)
+        for number in ended:
+            self.ports.channel.forget(number)
         self._restored = True
 
     def _ask_disk(self) -> str:
@@ -172,6 +178,15 @@ class Observer:
         if cached is None or cached[0] is not worker or cached[1] is not job:
             cached = self._workers[worker.name] = (worker, job, self._worker_facts(worker, job))
         return cached[2]
+
+    def _forget_workers(self, observed: Mapping[str, ObservedWorker]) -> None:
+        """Drop what is kept of workers that are not watched any more, once they are as many as the others."""
+        if len(self._workers) <= 2 * len(observed) + KEPT_WORKERS:
+            return
+        for name in [name for name in self._workers if name not in observed]:
+            del self._workers[name]
+            for kind in ("job", "beat"):
+                self._first_seen.forget(kind, name)
 
     def _worker_facts(self, worker: ObservedWorker, job: Job) -> WorkerFacts:
         return WorkerFacts(

@@ -140,6 +140,12 @@ class Channel(Protocol):
             RetryLater, OSError: nothing can be observed now. Reports read in a failed call are shown by the next one.
         """
 
+    def forget(self, trial: int) -> None:
+        """Drop what is kept of a trial that has ended and is not observed again.
+
+        A trial that is observed all the same is shown as to a new controller, with all its reports.
+        """
+
     def wait(self, clock: Clock, seconds: float) -> None:
         """Wait this long, or until an attempt of the last observation ends or one of its workers becomes ready."""
 

@@ -59,6 +59,11 @@ class RoomChannel:
         if not drain.exists():  # an existing file may say more: that the worker is not waited for
             write_atomic(drain, "", root=self._room.root)
 
+    def forget(self, trial: int) -> None:
+        for number in self._room.attempts(trial):
+            for kept in (self._tails, self._workers, self._not_shown):
+                kept.pop((trial, number), None)
+
     def observe(
         self, trials: Sequence[int], workers: Sequence[str]
     ) -> tuple[dict[int, list[ObservedAttempt]], dict[str, ObservedWorker]]:

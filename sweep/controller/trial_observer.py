@@ -39,6 +39,7 @@ class TrialObserver:
         _verdicts: by trial the last verdict that was passed to the ledger.
         _without_space: attempts that found no space left, of which the disk was told.
         _handled_stops: attempts whose pause this controller decided itself, or has restored already.
+        _last_attempts: by open trial the number of its last attempt.
     """
 
     study: Study
@@ -54,6 +55,7 @@ class TrialObserver:
     _verdicts: dict[int, Verdict] = field(default_factory=dict)
     _without_space: set[tuple[int, int]] = field(default_factory=set)
     _handled_stops: set[tuple[int, int]] = field(default_factory=set)
+    _last_attempts: dict[int, int] = field(default_factory=dict)
 
     def facts(self, number: int, attempts: list[ObservedAttempt]) -> TrialFacts:
         """The facts of a trial from its attempts, oldest first; its new reports go to the study and the listener."""
@@ -78,10 +80,19 @@ class TrialObserver:
         """Drop the facts of all trials, since the times in them begin anew. Verdicts stand."""
         self._facts.clear()
 
+    def end(self, trial: int) -> None:
+        """Drop everything of a trial that has ended."""
+        self.forget(trial)
+        for attempt in range(1, self._last_attempts.pop(trial, 0) + 1):
+            self._handled_stops.discard((trial, attempt))
+            self.first_seen.forget("stop", (trial, attempt))
+
     # --- one trial --------------------------------------------------------------------------------------------------
 
     def _new_facts(self, number: int, attempts: list[ObservedAttempt]) -> TrialFacts:
         self._note_no_space(number, attempts)
+        if attempts:
+            self._last_attempts[number] = attempts[-1].number
         verdict = self._process(number, attempts)
         if verdict is not None:
             self._enter(number, verdict)

@@ -1,7 +1,8 @@
 """The learning curves of a sweep, and the strategy that judges them.
 
 Invariants: independent of Optuna; does no input or output. A verdict stands: reports after a stop are not added, and
-reports after a pause are added only when the trial is promoted. So the curves do not depend on how fast a stop was.
+reports after a pause are added only when the trial is promoted. So the curves do not depend on how fast a stop was. The
+reports of ended trials are kept packed.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Any
 
 from sweep.model.facts import Verdict
 from sweep.model.states import Ruling
+from sweep.search.strategy.packed_reports import PackedReports
 from sweep.search.strategy.protocol import Curve, CurveStatus, Promotion, Strategy
 from sweep.search.strategy.rungs import RankedCurves
 from trainer.contract import Report
@@ -37,12 +39,18 @@ class Curves:
         """Add a report of a trial from a worker. Does nothing unless it is newer than the last one."""
         curve = self._curves[number]
         if not curve.reports or report.milestone > curve.reports[-1].milestone:
-            self._curves[number] = replace(curve, reports=(*curve.reports, report), worker=worker)
+            self._set(replace(curve, reports=(*curve.reports, report), worker=worker))
 
     def set_status(self, number: int, status: CurveStatus) -> None:
         """Change the status of a trial."""
         if self._curves[number].status is not status:
-            self._curves[number] = replace(self._curves[number], status=status)
+            self._set(replace(self._curves[number], status=status))
+
+    def _set(self, curve: Curve) -> None:
+        ended = curve.status not in (CurveStatus.RUNNING, CurveStatus.PAUSED)
+        if ended and not isinstance(curve.reports, PackedReports):
+            curve = replace(curve, reports=PackedReports(curve.reports))
+        self._curves[curve.number] = curve
 
     def verdict(self, number: int, new_allowed: bool = True) -> Verdict | None:
         """The strategy's verdict on the newest report of a trial, whose status changes accordingly.

@@ -9,13 +9,14 @@ Invariant: nothing here keeps state, except what a `FilteredStudy` is told to sh
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection, Container, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Generator, Mapping, Sequence
 from typing import Any
 
 import optuna
 from optuna.samplers import GridSampler, TPESampler
 from optuna.search_space import IntersectionSearchSpace
 from optuna.storages import BaseStorage
+from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
 # System attributes of a trial, as Optuna's `GridSampler` and its `enqueue_trial` name them.
@@ -40,6 +41,20 @@ class FilteredStudy(optuna.Study):
             return super()._get_trials(deepcopy, states, use_cache)
         trials = [trial for trial in self.view() if states is None or trial.state in states]
         return copy.deepcopy(trials) if deepcopy else trials
+
+
+class ForwardJournalBackend(JournalFileBackend):
+    """The file of a journal, read forwards only, by one storage.
+
+    Overrides `JournalFileBackend.read_logs` and reads `_log_number_offset`: Optuna keeps the place of every line for as
+    long as the process lives, over a hundred bytes a line, and asks only for that of the next one.
+    """
+
+    def read_logs(self, log_number_from: int) -> Generator[dict[str, Any], None, None]:
+        place = self._log_number_offset.get(log_number_from)
+        if place is not None:
+            self._log_number_offset = {log_number_from: place}
+        yield from super().read_logs(log_number_from)
 
 
 def filtered(

@@ -16,16 +16,18 @@ from typing import Any
 import optuna
 from optuna.exceptions import DuplicatedStudyError, OptunaError
 from optuna.storages import BaseStorage, InMemoryStorage, JournalStorage
-from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
 from sweep.errors import ConfigError, GiveUp
+from sweep.search.optuna_private import ForwardJournalBackend
 from trainer.room import cut_torn_line
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 
+# User attribute of a study: the token of the room that it was created for.
+ROOM = "room"
 # User attributes of a trial.
 IMPORTED = "imported_from"
 REASON = "reason"
@@ -114,7 +116,7 @@ def absolute_url(url: str) -> str:
     return f"{relative[1]}{Path(relative[2]).absolute()}" if relative else url
 
 
-class WholeLinesBackend(JournalFileBackend):
+class WholeLinesBackend(ForwardJournalBackend):
     """A journal file to which lines are appended whole or not at all, for its only writer."""
 
     def __init__(self, path: Path) -> None:
@@ -148,7 +150,7 @@ def journal_storage(path: Path) -> BaseStorage:
 
 def reading_storage(path: Path) -> BaseStorage:
     """The journal file of a room, for a reader; a controller may be writing, so nothing is repaired."""
-    return JournalStorage(JournalFileBackend(str(path)))
+    return JournalStorage(ForwardJournalBackend(str(path)))
 
 
 def memory_storage() -> BaseStorage:
@@ -174,6 +176,16 @@ def winners(trials: Sequence[FrozenTrial]) -> list[int]:
             best = trial.value
             numbers.append(trial.number)
     return numbers
+
+
+def check_no_study(url: str, name: str) -> None:
+    """Check that the storage at a URL holds no study of this name.
+
+    Raises:
+        DuplicatedStudyError: it does.
+    """
+    if name in optuna.get_all_study_names(url):
+        raise DuplicatedStudyError(name)
 
 
 def load_study(storage: BaseStorage | str, name: str) -> optuna.Study:

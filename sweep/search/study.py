@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import optuna
+from optuna.exceptions import DuplicatedStudyError
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
@@ -39,6 +40,7 @@ from sweep.search.storage import (
     IMPORTED,
     PROMOTED,
     REASON,
+    ROOM,
     SECONDS,
     STOPPED,
     TOKENS,
@@ -233,6 +235,18 @@ class OptunaStudy:
     @property
     def optuna_study(self) -> optuna.Study:
         return self._study
+
+    def claim(self, token: str) -> None:
+        """Make this the study of the room with a token.
+
+        Raises:
+            DuplicatedStudyError: it is another room's, or has trials and no token.
+        """
+        owner = self._study.user_attrs.get(ROOM)
+        if owner is None and not self._asked:
+            self._study.set_user_attr(ROOM, token)
+        elif owner != token:
+            raise DuplicatedStudyError(self._study.study_name)
 
     def enqueue(self, params: Mapping[str, Any], again: bool = False) -> None:
         """Have these hyperparameters tried next. Does nothing if a trial has them already, unless `again`."""

@@ -99,6 +99,9 @@ class StoreChannel:
             self._local.drain(worker)
             self.sync.push([])
 
+    def forget(self, trial: int) -> None:
+        self._local.forget(trial)
+
     def observe(
         self, trials: Sequence[int], workers: Sequence[str]
     ) -> tuple[Mapping[int, list[ObservedAttempt]], Mapping[str, ObservedWorker]]:

@@ -30,7 +30,7 @@ from sweep.wiring.rooms import (
     save_settings,
     whereabouts,
 )
-from sweep.wiring.session import open_study, reading_storage
+from sweep.wiring.session import CREATION_NOTE, open_study, reading_storage
 from trainer.room import Room, take_lock, write_atomic, write_lock
 
 if TYPE_CHECKING:
@@ -112,6 +112,7 @@ def create_held_room(composed: Composed, trial_tokens: int, stem: str | None = N
         for source, trials in sources:
             study.import_trials(source, trials)
         save_settings(room, settings)
+        (room.root / CREATION_NOTE).unlink(missing_ok=True)
         return opened
 
 

@@ -5,7 +5,9 @@ Invariant: what is expensive to import is imported when it is used.
 
 from __future__ import annotations
 
+import json
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -20,7 +22,7 @@ from sweep.wiring.backends import backend_of, on_gpu, open_channel, worker_count
 from sweep.wiring.rooms import journal_path, presence_check, save_settings
 from sweep.wiring.specifications import spec_factory
 from trainer.clock import WallAges, boot_seconds
-from trainer.room import Room, make_directory
+from trainer.room import Room, make_directory, read_json, write_atomic
 
 if TYPE_CHECKING:
     from optuna.storages import BaseStorage
@@ -32,6 +34,10 @@ if TYPE_CHECKING:
     from sweep.queues.backend import OpenQueue
     from sweep.search.study import OptunaStudy
     from sweep.search.study_config import StudyConfig
+
+
+# In the room of a sweep with `storage`, only while it is being created: the storage's URL, and the study's token.
+CREATION_NOTE = "creating.json"
 
 
 class BootClock:
@@ -75,7 +81,7 @@ def open_study(room: Room, settings: Settings, new: bool = False) -> OptunaStudy
     """The study of a room, for its only controller, which holds the room's lock.
 
     Args:
-        new: the room is being created.
+        new: the room is being created, perhaps once more after a process that died while it did so.
 
     Raises:
         ConfigError: another sweep's study has this name in the storage, or the storage cannot be opened.
@@ -87,8 +93,31 @@ def open_study(room: Room, settings: Settings, new: bool = False) -> OptunaStudy
     config = study_config(settings)
     if settings.storage is not None:
         with opening(settings.storage, config.name):
-            return OptunaStudy(config, settings.storage, exists=not new)
+            return _new_study(room, config, settings.storage) if new else OptunaStudy(config, settings.storage, True)
     return OptunaStudy(config, journal_storage(journal_path(room)), exists=not new)
+
+
+def _new_study(room: Room, config: StudyConfig, url: str) -> OptunaStudy:
+    """The study of a room that is being created, in a storage that other sweeps use too.
+
+    The room notes a token before the study is created, and the study gets the token before its first trial. So a later
+    process that creates the same room tells a study that an earlier one left from that of another sweep.
+
+    Raises:
+        DuplicatedStudyError: the storage holds a study of this name that was not created for this room.
+    """
+    from sweep.search.storage import check_no_study
+    from sweep.search.study import OptunaStudy
+
+    note = room.root / CREATION_NOTE
+    noted = read_json(note)
+    if not isinstance(noted, dict) or noted.get("storage") != url:
+        check_no_study(url, config.name)
+        noted = {"storage": url, "token": uuid.uuid4().hex}
+        write_atomic(note, json.dumps(noted), root=room.root)
+    study = OptunaStudy(config, url)
+    study.claim(str(noted["token"]))
+    return study
 
 
 def reading_storage(room: Room, settings: Settings) -> BaseStorage | str:

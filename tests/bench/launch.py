@@ -30,8 +30,8 @@ from sweep.tracking.stopped_runs import stopped_runs
 from sweep.wiring import backends, creation, session
 from sweep.wiring.compose import compose_config, freeze
 from sweep.wiring.rooms import load_settings
+from sweep.wiring.simulate import Silent
 from sweep.wiring.specifications import trial_spec
-from tests.helpers.kill_points import Quiet
 from tests.standin.model import Item, ItemState, Run
 from tests.standin.plugin import here
 from tests.standin.server import StandIn
@@ -192,7 +192,7 @@ def control(room: Room) -> Controller:
         ports=Ports(study, opened.channel, dispatcher, session.BootClock()),
         limits=settings.limits(backends.worker_count(settings)),
         spec=lambda t, a, w: trial_spec(settings, study.params(t), AttemptId(t, a, w), stopped=stopped_runs(room)),
-        listener=Quiet(),
+        listener=Silent(),
         mode=lambda: Mode.RUN,
         created=session.created_at(settings),
         poll_seconds=settings.queue.poll_seconds,

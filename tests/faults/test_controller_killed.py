@@ -8,7 +8,10 @@ import pytest
 
 from sweep.model.states import Finished, Mode
 from sweep.report.reader import open_reader
-from tests.helpers.kill_points import check_sweep, die_at_write, make_room, run_here, run_killed, wait_for_workers
+from tests.helpers.fakes import HOLD
+from tests.helpers.kill_points import die_at_write, make_room, run_here, run_killed
+from tests.helpers.sweep_checks import check_sweep, wait_for_workers
+from trainer.room import Room
 
 TRIALS = 8
 
@@ -19,8 +22,8 @@ def finish(rooms: Path, *overrides: str) -> list[tuple[object, ...]]:
     return outline(room)
 
 
-def outline(room: object) -> list[tuple[object, ...]]:
-    rows = open_reader(room).state().rows  # type: ignore[arg-type]
+def outline(room: Room) -> list[tuple[object, ...]]:
+    rows = open_reader(room).state().rows
     return [(row.number, row.state, dict(row.params), row.value) for row in rows]
 
 
@@ -59,13 +62,11 @@ def test_killed_at_every_durable_write(rooms: Path, every: int, more: tuple[str,
 
 @pytest.mark.parametrize("pruner", [("pruner=none",), ("pruner=successive_halving",), PAUSING], ids=lambda p: p[0])
 def test_a_sweep_on_one_worker_proposes_the_same_however_often_it_was_killed(
-    rooms: Path, pruner: tuple[str, ...]
+    rooms: Path, pruner: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     overrides = ("queue.workers=1", *pruner, "sampler.n_startup_trials=3")
     undisturbed = finish(rooms / "a", *overrides)
-    import os
-
-    os.environ["SWEEP_ROOMS"] = str(rooms / "b")
+    monkeypatch.setenv("SWEEP_ROOMS", str(rooms / "b"))
     room = make_room(rooms / "b", *overrides)
     while not run_killed(room, lambda: 2):
         pass
@@ -83,18 +84,27 @@ def test_detach_and_resume_lose_nothing(rooms: Path) -> None:
     check_sweep(room, TRIALS)
 
 
+def stop_in_the_middle(room: Room, mode: Mode, how: Finished) -> None:
+    """Kill a controller once it has assigned two trials, and end the sweep while both wait after a milestone."""
+    (room.root / HOLD).touch()
+    assert not run_killed(room, lambda: 5)
+    assert run_here(room, mode).how is how
+    (room.root / HOLD).unlink()
+
+
 def test_stop_keeps_trials_open_and_resume_goes_on_with_their_numbers(rooms: Path) -> None:
     room = make_room(rooms)
-    run_killed(room, lambda: 8)
-    assert run_here(room, Mode.STOP).how is Finished.STOPPED
-    assert {row.state for row in open_reader(room).state().rows} <= {"waiting", "complete", "pruned"}
+    stop_in_the_middle(room, Mode.STOP, Finished.STOPPED)
+    states = {row.state for row in open_reader(room).state().rows}
+    assert "waiting" in states, "a trial was stopped, and goes on later"
+    assert states <= {"waiting", "complete", "pruned"}
     assert run_here(room).how is Finished.DONE
     check_sweep(room, TRIALS)
 
 
 def test_cancel_tells_everything(rooms: Path) -> None:
     room = make_room(rooms)
-    run_killed(room, lambda: 8)
-    assert run_here(room, Mode.CANCEL).how is Finished.CANCELLED
+    stop_in_the_middle(room, Mode.CANCEL, Finished.CANCELLED)
     states = {row.state for row in open_reader(room).state().rows}
+    assert "cancelled" in states, "a trial was running"
     assert states <= {"cancelled", "complete", "pruned"}

@@ -1,6 +1,6 @@
 """A sweep whose workers share only an object store with the controller, and what may happen to it.
 
-The queue is `FarDispatcher`: a directory that only the tests' processes know, as a cluster's scheduler would.
+The queue is `StoreDispatcher`: a directory that only the tests' processes know, as a cluster's scheduler would.
 """
 
 from __future__ import annotations
@@ -29,10 +29,13 @@ from sweep.store.lease import Lease
 from sweep.store.remote import LEASE_RECORD, download
 from sweep.wiring import backends, session
 from sweep.wiring.rooms import controller_lock, load_settings, save_settings
+from sweep.wiring.simulate import Silent
 from sweep.wiring.specifications import trial_spec
-from tests.helpers.fakes import FarDispatcher
-from tests.helpers.kill_points import STEP_SECONDS, Quiet, check_ledger, check_sweep, make_room, wait_for_workers
+from tests.helpers.executions import check_executions, executions_dir
+from tests.helpers.fakes import StoreDispatcher
+from tests.helpers.kill_points import STEP_SECONDS, KillingListener, ended_by_itself, make_room
 from tests.helpers.stores import Faulty, faulty, s3_server
+from tests.helpers.sweep_checks import check_sweep, wait_for_workers
 from trainer.identity import process_id
 from trainer.room import Room, held, hold, read_text
 
@@ -40,7 +43,7 @@ TRIALS = 8
 GRACE = 0.5
 
 
-class Far:
+class StoreSweep:
     """A sweep over a store: the controller's room, what the queue knows, and the store's URL."""
 
     def __init__(self, rooms: Path, url: str, *overrides: str, grace: float = GRACE) -> None:
@@ -57,11 +60,11 @@ class Far:
             channel.min_interval = 0.01
             yield channel
 
-    def controller(self, channel: StoreChannel, listener: Quiet, mode: Mode = Mode.RUN) -> Controller:
+    def controller(self, channel: StoreChannel, listener: Silent, mode: Mode = Mode.RUN) -> Controller:
         settings = load_settings(self.room)
         study = session.open_study(self.room, settings)
         env = {"STEP_SECONDS": STEP_SECONDS, **settings.queue.env}
-        dispatcher = FarDispatcher(self.queue, (), 1, settings.queue.trials_per_worker or 0, env=env, url=self.url)
+        dispatcher = StoreDispatcher(self.queue, (), 1, settings.queue.trials_per_worker or 0, env=env, url=self.url)
         return Controller(
             ports=Ports(study, channel, dispatcher, session.BootClock()),
             limits=settings.limits(backends.worker_count(settings)),
@@ -73,14 +76,14 @@ class Far:
         )
 
     @contextmanager
-    def controllers(self, channel: StoreChannel, listener: Quiet) -> Iterator[Controller | CombinedController]:
+    def controllers(self, channel: StoreChannel, listener: Silent) -> Iterator[Controller | CombinedController]:
         yield self.controller(channel, listener)
 
     def run(self, die_after: int | None = None, store: Faulty | None = None) -> Finished:
         with (
             hold(controller_lock(self.room), "test") as mine,
             self.channel(store or faulty(self.url)) as channel,
-            self.controllers(channel, Quiet(die_after)) as controllers,
+            self.controllers(channel, KillingListener(die_after)) as controllers,
         ):
             assert mine
             return controllers.run().how
@@ -94,9 +97,7 @@ class Far:
                 code = 0 if self.run(die_after) is Finished.DONE else 2
             finally:
                 os._exit(code)
-        _, status = os.waitpid(pid, 0)
-        assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0, "the controller failed by itself"
-        return not os.WIFSIGNALED(status)
+        return ended_by_itself(pid)
 
     def move(self) -> None:
         """Give up this machine's disk, and go on from what the store has."""
@@ -107,33 +108,33 @@ class Far:
         """What must hold in the end, as anybody sees it who has only the store."""
         wait_for_workers(self.queue)
         self.move()
-        shutil.copy(self.queue.root / "ledger", self.room.root / "ledger")
+        shutil.copytree(executions_dir(self.queue.root), executions_dir(self.room.root))
         check_sweep(self.room, trials)
 
 
-class Judged(Far):
-    """The same with its evaluations beside it, as `session.with_evaluations` puts them together."""
+class EvaluatedStoreSweep(StoreSweep):
+    """The same with its evaluations, as `session.with_evaluations` puts them together."""
 
     def __init__(self, rooms: Path, url: str, *overrides: str) -> None:
         words = ("evaluate=heldout", "evaluate.dataset._component_=torchtune.datasets.alpaca_dataset")
         super().__init__(rooms, url, *words, *overrides)
-        self.judges = Room(self.queue.root / "evaluations")
-        self.judges.root.mkdir()
+        self.evaluation_queue = Room(self.queue.root / "evaluations")
+        self.evaluation_queue.root.mkdir()
 
     @contextmanager
-    def controllers(self, channel: StoreChannel, listener: Quiet) -> Iterator[Controller | CombinedController]:
+    def controllers(self, channel: StoreChannel, listener: Silent) -> Iterator[Controller | CombinedController]:
         main, settings = self.controller(channel, listener), load_settings(self.room)
         assert isinstance(main.ports.study, OptunaStudy)
-        beside, inner = evaluations_room(self.room), evaluation_settings(settings)
-        if not beside.sweep.exists():
-            save_settings(beside, inner)
+        inner_room, inner = evaluations_room(self.room), evaluation_settings(settings)
+        if not inner_room.sweep.exists():
+            save_settings(inner_room, inner)
         env = {"STEP_SECONDS": STEP_SECONDS}
-        dispatcher = FarDispatcher(self.judges, (), 1, 0, env=env, url=f"{self.url}/evaluations")
+        dispatcher = StoreDispatcher(self.evaluation_queue, (), 1, 0, env=env, url=f"{self.url}/evaluations")
         evaluation_mode = EvaluationMode(main.mode)
-        with channel.within(beside, "evaluations") as judging:
-            study = EvaluationStudy(beside, main.ports.study.winners)
+        with channel.within(inner_room, "evaluations") as inner_channel:
+            study = EvaluationStudy(inner_room, main.ports.study.winners)
             evaluations = Controller(
-                ports=Ports(study, judging, dispatcher, session.BootClock()),
+                ports=Ports(study, inner_channel, dispatcher, session.BootClock()),
                 limits=inner.limits(1),
                 spec=lambda t, a, w: evaluation_spec(settings, self.room, AttemptId(t, a, w)),
                 listener=listener,
@@ -144,7 +145,7 @@ class Judged(Far):
             yield CombinedController(main, evaluations, evaluation_mode, waits=False)
 
     def check(self, trials: int = TRIALS) -> None:
-        wait_for_workers(self.judges)
+        wait_for_workers(self.evaluation_queue)
         super().check(trials)
         winners = session.open_study(self.room, load_settings(self.room)).winners()
         assert evaluations_room(self.room).trials() == sorted(winners)
@@ -152,55 +153,54 @@ class Judged(Far):
             if row.number in winners:
                 assert row.evaluation == "complete"
                 assert row.scores == {"loss": pytest.approx(row.value)}
-        shutil.copy(self.judges.root / "ledger", evaluations_room(self.room).root / "ledger")
-        check_ledger(evaluations_room(self.room))
+        check_executions(executions_dir(self.evaluation_queue.root))
 
 
 @pytest.mark.parametrize("moves", [False, True], ids=["on one machine", "each on another machine"])
 def test_evaluations_in_a_store_are_made_once_each_however_often_the_controller_dies(
     rooms: Path, tmp_path: Path, moves: bool
 ) -> None:
-    judged = Judged(rooms, str(tmp_path / "store"))
+    sweep = EvaluatedStoreSweep(rooms, str(tmp_path / "store"))
     lives = 1
-    while not judged.run_killed(5 + lives % 7):
+    while not sweep.run_killed(5 + lives % 7):
         lives += 1
         assert lives < 200
         if moves:
-            judged.move()
+            sweep.move()
     assert lives > 3
-    judged.check()
+    sweep.check()
 
 
 def test_a_sweep_over_a_directory_store_ends_as_any_other(rooms: Path, tmp_path: Path) -> None:
-    far = Far(rooms, str(tmp_path / "store"))
-    assert far.run() is Finished.DONE
-    far.check()
+    sweep = StoreSweep(rooms, str(tmp_path / "store"))
+    assert sweep.run() is Finished.DONE
+    sweep.check()
 
 
 @pytest.mark.parametrize(
     ("moves", "trials_per_worker"), [(False, "null"), (True, "1")], ids=["on one machine", "each on another machine"]
 )
 def test_killed_after_every_effect(rooms: Path, tmp_path: Path, moves: bool, trials_per_worker: str) -> None:
-    far = Far(rooms, str(tmp_path / "store"), f"queue.trials_per_worker={trials_per_worker}")
+    sweep = StoreSweep(rooms, str(tmp_path / "store"), f"queue.trials_per_worker={trials_per_worker}")
     lives = 1
-    while not far.run_killed(4 + lives % 9 if moves else 1):
+    while not sweep.run_killed(4 + lives % 9 if moves else 1):
         # with a disk goes what its controller had not put yet, an ask or a tell; to come further it takes a few more
         lives += 1
         assert lives < 400
         if moves:
-            far.move()
+            sweep.move()
     assert lives > 3
-    far.check()
+    sweep.check()
 
 
-def kill_workers(far: Far, times: int) -> None:
+def kill_workers(sweep: StoreSweep, times: int) -> None:
     """Kill a worker that the controller has seen at work, again and again."""
-    queue = far.queue
+    queue = sweep.queue
     deadline = time.monotonic() + 600
     while times and time.monotonic() < deadline:
         time.sleep(0.3)
         for name in queue.workers():
-            files = far.room.worker(name)
+            files = sweep.room.worker(name)
             if not (files.beat.exists() and files.assignments()):
                 continue
             pid = process_id(read_text(queue.worker(name).lock) or "")
@@ -212,37 +212,37 @@ def kill_workers(far: Far, times: int) -> None:
 
 def test_workers_killed_in_the_middle_of_their_puts(rooms: Path, tmp_path: Path) -> None:
     options = ("pruner=none", "search.max_attempts=20", "queue.env={STEP_SECONDS: '0.1'}")
-    far = Far(rooms, str(tmp_path / "store"), *options)
-    killer = threading.Thread(target=kill_workers, args=(far, 4))
+    sweep = StoreSweep(rooms, str(tmp_path / "store"), *options)
+    killer = threading.Thread(target=kill_workers, args=(sweep, 4))
     killer.start()
-    assert far.run() is Finished.DONE
+    assert sweep.run() is Finished.DONE
     killer.join()
-    far.check()
-    assert any(row.attempts > 1 for row in open_reader(far.room).state().rows)
+    sweep.check()
+    assert any(row.attempts > 1 for row in open_reader(sweep.room).state().rows)
 
 
 @pytest.mark.parametrize("lose_answer", [False, True])
 def test_a_store_that_fails_now_and_then_costs_time_only(rooms: Path, tmp_path: Path, lose_answer: bool) -> None:
-    far = Far(rooms, str(tmp_path / "store"))
-    store = faulty(far.url)
+    sweep = StoreSweep(rooms, str(tmp_path / "store"))
+    store = faulty(sweep.url)
     store.fail_share, store.lose_answer = 0.2, lose_answer
-    assert far.run(store=store) is Finished.DONE
-    far.check()
+    assert sweep.run(store=store) is Finished.DONE
+    sweep.check()
 
 
 def test_a_store_that_answers_late_costs_time_only(rooms: Path, tmp_path: Path) -> None:
     """Every answer comes after what a worker does in the meantime: two milestones."""
-    far = Far(rooms, str(tmp_path / "store"), "search.trials=4", grace=5.0)
-    store = faulty(far.url)
+    sweep = StoreSweep(rooms, str(tmp_path / "store"), "search.trials=4", grace=5.0)
+    store = faulty(sweep.url)
     store.slow = 2 * float(STEP_SECONDS)
-    assert far.run(store=store) is Finished.DONE
-    far.check(4)
+    assert sweep.run(store=store) is Finished.DONE
+    sweep.check(4)
 
 
 @pytest.mark.slow
 def test_over_s3(rooms: Path) -> None:
     with s3_server() as s3:
-        far = Far(rooms, f"{s3}/rooms/demo", grace=5.0)  # a server in Python on a busy machine
-        assert not far.run_killed(9)
-        assert far.run() is Finished.DONE
-        far.check()
+        sweep = StoreSweep(rooms, f"{s3}/rooms/demo", grace=5.0)  # a server in Python on a busy machine
+        assert not sweep.run_killed(9)
+        assert sweep.run() is Finished.DONE
+        sweep.check()

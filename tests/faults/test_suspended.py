@@ -12,8 +12,10 @@ import pytest
 
 from sweep.report.reader import open_reader
 from sweep.wiring.rooms import controller_lock
+from sweep.wiring.simulate import Silent
 from tests.helpers.fakes import HOLD
-from tests.helpers.kill_points import Quiet, check_sweep, controller, make_room, wait_for_workers
+from tests.helpers.kill_points import controller, make_room
+from tests.helpers.sweep_checks import check_sweep, wait_for_workers
 from tests.helpers.waiting import until
 from trainer.room import Room, hold, read_text
 
@@ -28,7 +30,7 @@ def forked_controller(room: Room) -> int:
         try:
             with hold(controller_lock(room), "test") as mine:
                 assert mine
-                controller(room, Quiet()).run()
+                controller(room, Silent()).run()
             code = 0
         finally:
             os._exit(code)

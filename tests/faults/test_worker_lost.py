@@ -25,7 +25,8 @@ from sweep.report.reader import open_reader
 from sweep.wiring import session
 from sweep.wiring.rooms import controller_lock, journal_path, load_settings
 from tests.helpers.fakes import FastDispatcher
-from tests.helpers.kill_points import check_sweep, make_room, run_here, run_killed, wait_for_workers
+from tests.helpers.kill_points import make_room, run_here, run_killed
+from tests.helpers.sweep_checks import check_sweep, wait_for_workers
 from trainer.room import Room, held, hold, read_text
 
 

@@ -1,27 +1,33 @@
-"""Runs controllers that are killed at chosen moments, over a real room, study and worker processes."""
+"""Runs controllers that are killed at chosen moments, over a real room, study and worker processes.
+
+A moment is the end of an effect, or the beginning or end of a durable act. `tests.helpers.sweep_checks` says what must
+hold afterwards.
+"""
 
 from __future__ import annotations
 
 import os
 import signal
 import subprocess
-import time
-from collections import Counter
+import sys
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-import optuna
+import sqlalchemy
 from optuna.storages.journal import JournalFileBackend
+from sqlalchemy.engine import Engine
 
 from sweep.config.settings import Settings
 from sweep.controller import room_channel
-from sweep.controller.ledger import RoomLedger, read_ledger
+from sweep.controller.ledger import RoomLedger
 from sweep.controller.loop import Controller
 from sweep.controller.ports import Channel, Ports
-from sweep.evaluation import controller as evaluation_controller
+from sweep.evaluation.controller import CombinedController, EvaluationMode, EvaluationStudy
+from sweep.evaluation.jobs import evaluation_settings, evaluation_spec, evaluations_room, is_enabled
 from sweep.model.effects import Effect, Finish
-from sweep.model.facts import View
 from sweep.model.identifiers import AttemptId
 from sweep.model.states import Mode
 from sweep.queues.launch import channel as wandbchannel
@@ -29,82 +35,72 @@ from sweep.queues.launch import dispatcher as launch_dispatch
 from sweep.queues.launch.dispatcher import LaunchDispatcher
 from sweep.queues.launch.runs import Runs
 from sweep.queues.launch.section import LaunchQueue
-from sweep.queues.local import dispatcher as local
-from sweep.queues.slurm import dispatcher as slurm_dispatch
 from sweep.queues.slurm.dispatcher import SlurmDispatcher
 from sweep.queues.slurm.section import SlurmQueue
 from sweep.queues.slurm.submit import Submission
-from sweep.report.reader import open_reader
-from sweep.search.strategy.protocol import Promotion
+from sweep.search.study import OptunaStudy
 from sweep.tracking.stopped_runs import stopped_runs
 from sweep.wiring import backends, creation, session
-from sweep.wiring.compose import compose_config, freeze
-from sweep.wiring.rooms import controller_lock, journal_path, load_settings
-from sweep.wiring.specifications import trial_spec
+from sweep.wiring.compose import Composed, compose_config, freeze
+from sweep.wiring.rooms import controller_lock, load_settings
+from sweep.wiring.simulate import Silent
+from sweep.wiring.specifications import spec_factory
 from tests.helpers.fakes import FastDispatcher, serve_fast
 from tests.helpers.launch_fakes import FakeLaunchApi
-from trainer import room as trainer_room
-from trainer.contract import Report
-from trainer.room import Room, held, hold
+from trainer import files
+from trainer.room import Room, hold
 
 STEP_SECONDS = "0.01"
+PATH_EVENTS = ("os.rename", "os.remove", "os.mkdir", "os.link", "os.symlink", "os.truncate", "os.rmdir")
+WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 
 
-class Quiet:
-    """A listener that may kill its own process after a number of effects."""
+class KillingListener(Silent):
+    """A listener that may kill its own process after a number of effects.
+
+    Args:
+        die_after: how many effects; None: it does nothing.
+    """
 
     def __init__(self, die_after: int | None = None) -> None:
-        self.left = die_after
-
-    def reported(self, trial: int, report: Report) -> None:
-        pass
+        self._left = die_after
 
     def done(self, effect: Effect) -> None:
-        if self.left is not None and not isinstance(effect, Finish):  # the end itself does nothing
-            self.left -= 1
-            if self.left <= 0:
+        if self._left is not None and not isinstance(effect, Finish):  # the end itself does nothing
+            self._left -= 1
+            if self._left <= 0:
                 os.kill(os.getpid(), signal.SIGKILL)
-
-    def waited(self, view: View) -> None:
-        pass
-
-    def promoted(self, promotion: Promotion) -> None:
-        pass
-
-    def round_failed(self, message: str) -> None:
-        pass
 
 
 def make_room(rooms: Path, *overrides: str) -> Room:
-    """A new sweep over made-up curves, without pauses unless they are asked for; nothing of it needs torch."""
+    """The room of a new sweep; see `composed`."""
+    rooms.mkdir(parents=True, exist_ok=True)
+    return creation.create_room(composed(*overrides), 40)
+
+
+def composed(*overrides: str) -> Composed:
+    """A sweep over made-up curves, without pauses unless they are asked for; nothing of it needs torch."""
     words = ["objective=loss", "objective.milestone_tokens=10", "search.trials=8", "queue.workers=2", *overrides]
     for group, option in (("sampler", "tpe"), ("pruner", "successive_halving")):
         if not any(word.startswith(f"{group}=") for word in overrides):
             words.append(f"{group}={option}")
     words.append("space.optimizer.lr=tag(log,interval(1e-5,1e-1))")
     words += ["space.model.lora_rank=null", "space.gradient_accumulation_steps=null", "derive.model.lora_alpha=null"]
-    rooms.mkdir(parents=True, exist_ok=True)
-    return creation.create_room(freeze(compose_config(words), "s"), 40)
+    return freeze(compose_config(words), "s")
 
 
-def controller(room: Room, listener: Quiet, mode: Mode = Mode.RUN) -> Controller:
+def controller(room: Room, listener: Silent, mode: Mode = Mode.RUN) -> Controller:
+    """The controller of a room, as `session.make_controller` makes it, with workers that need no torch."""
     settings = load_settings(room)
     study = session.open_study(room, settings)
-    workers = backends.worker_count(settings)
-    env = {"STEP_SECONDS": STEP_SECONDS, **settings.queue.env}
-    dispatcher: FastDispatcher | SlurmDispatcher | LaunchDispatcher
     channel: Channel = room_channel.RoomChannel(room)
-    if isinstance(settings.queue, SlurmQueue):
-        dispatcher = fast_slurm(room, settings.queue)
-    elif isinstance(settings.queue, LaunchQueue):
-        dispatcher = fast_launch(room, settings, settings.queue)
+    dispatcher = fast_dispatcher(room, settings)
+    if isinstance(dispatcher, LaunchDispatcher):
         channel = wandbchannel.make_channel(room, dispatcher)
-    else:
-        dispatcher = FastDispatcher(room, (), 1, settings.queue.trials_per_worker or 0, env=env)
     return Controller(
         ports=Ports(study, channel, dispatcher, session.BootClock()),
-        limits=settings.limits(workers),
-        spec=lambda t, a, w: trial_spec(settings, study.params(t), AttemptId(t, a, w), stopped=stopped_runs(room)),
+        limits=settings.limits(backends.worker_count(settings)),
+        spec=spec_factory(settings, study.params, study.seed_of, partial(stopped_runs, room)),
         listener=listener,
         mode=lambda: mode,
         created=session.created_at(settings),
@@ -113,11 +109,48 @@ def controller(room: Room, listener: Quiet, mode: Mode = Mode.RUN) -> Controller
     )
 
 
+def controllers(room: Room, listener: Silent, mode: Mode = Mode.RUN) -> Controller | CombinedController:
+    """The controller of a room, with that of its evaluations if it has any; see `session.with_evaluations`."""
+    settings = load_settings(room)
+    main = controller(room, listener, mode)
+    if not is_enabled(settings.evaluate):
+        return main
+    assert isinstance(main.ports.study, OptunaStudy)
+    inner_room, inner = evaluations_room(room), evaluation_settings(settings)
+    inner_room.root.mkdir(exist_ok=True)
+    evaluation_mode = EvaluationMode(main.mode)
+    study = EvaluationStudy(inner_room, main.ports.study.winners)
+    evaluations = Controller(
+        ports=Ports(
+            study, room_channel.RoomChannel(inner_room), fast_dispatcher(inner_room, inner), session.BootClock()
+        ),
+        limits=inner.limits(1),
+        spec=lambda trial, attempt, worker: evaluation_spec(settings, room, AttemptId(trial, attempt, worker)),
+        listener=listener,
+        mode=evaluation_mode,
+        created=session.created_at(settings),
+        poll_seconds=0.005,
+    )
+    return CombinedController(main, evaluations, evaluation_mode, waits=False)
+
+
+def fast_dispatcher(room: Room, settings: Settings) -> FastDispatcher | SlurmDispatcher | LaunchDispatcher:
+    """The dispatcher of a sweep's queue, with workers that need no torch."""
+    queue = settings.queue
+    if isinstance(queue, SlurmQueue):
+        return fast_slurm(room, queue)
+    if isinstance(queue, LaunchQueue):
+        return fast_launch(room, settings, queue)
+    env = {"STEP_SECONDS": STEP_SECONDS, **queue.env}
+    return FastDispatcher(room, (), 1, queue.trials_per_worker or 0, slots=max(1, queue.worker_slots), env=env)
+
+
 def fast_slurm(room: Room, queue: SlurmQueue) -> SlurmDispatcher:
     """The SLURM dispatcher, submitting workers that need no torch."""
     env = {"STEP_SECONDS": STEP_SECONDS, **queue.env}
     seconds = queue.timeout_min * 60 - queue.slurm_signal_delay_s
     options = {"trials": queue.trials_per_worker or 0, "idle_seconds": 20, "seconds": seconds, "env": env}
+    options["slots"] = max(1, queue.worker_slots)
     submission = Submission(room, "s", queue.job, options, queue.python, serve_fast)
     return SlurmDispatcher(room, submission, queue.query_seconds)
 
@@ -135,7 +168,7 @@ def fast_launch(room: Room, settings: Settings, queue: LaunchQueue) -> LaunchDis
 def run_here(room: Room, mode: Mode = Mode.RUN) -> Finish:
     with hold(controller_lock(room), "test") as mine:
         assert mine
-        return controller(room, Quiet(), mode).run()
+        return controllers(room, Silent(), mode).run()
 
 
 def run_killed(room: Room, prepare: Callable[[], int | None]) -> bool:
@@ -151,19 +184,43 @@ def run_killed(room: Room, prepare: Callable[[], int | None]) -> bool:
             die_after = prepare()
             with hold(controller_lock(room), "test") as mine:
                 assert mine, "another controller holds the room"
-                controller(room, Quiet(die_after)).run()
+                controllers(room, KillingListener(die_after)).run()
             code = 0
         finally:
             os._exit(code)
+    return ended_by_itself(pid)
+
+
+def killed_before_act(act: Callable[[], object], count: int, below: Path) -> bool:
+    """Run a function in a child process that dies before its count-th durable act; whether it came to its end."""
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            die_before_act(count, below)
+            act()
+            code = 0
+        finally:
+            os._exit(code)
+    return ended_by_itself(pid)
+
+
+def ended_by_itself(pid: int) -> bool:
+    """Wait for a child; whether it came to its end, and was not killed.
+
+    Raises:
+        AssertionError: it failed, or ended by another signal than SIGKILL.
+    """
     _, status = os.waitpid(pid, 0)
-    assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0, "the controller failed by itself"
-    return not os.WIFSIGNALED(status)
+    code = os.waitstatus_to_exitcode(status)
+    assert code in (0, -signal.SIGKILL), f"the controller failed by itself, with exit code {code}"
+    return code == 0
 
 
 def die_at_write(count: int) -> Callable[[], None]:
     """Make this process kill itself right before or right after its count-th durable act, alternately.
 
-    Durable acts are whole files, lines of the study's journal, and the start of a process.
+    Durable acts are whole files, lines of the ledger and of the study's journal, and the start of a process.
     """
     left = [count]
 
@@ -180,17 +237,8 @@ def die_at_write(count: int) -> Callable[[], None]:
         return act
 
     def install() -> None:
-        write = wrap(trainer_room.write_atomic)
-        for module in (
-            trainer_room,
-            room_channel,
-            local,
-            slurm_dispatch,
-            launch_dispatch,
-            wandbchannel,
-            evaluation_controller,
-        ):
-            module.write_atomic = write  # type: ignore[attr-defined]
+        _replace(files.write_atomic, wrap(files.write_atomic), ("sweep.", "trainer."))
+        _replace(files.append_line, wrap(files.append_line), ("sweep.",))
         JournalFileBackend.append_logs = wrap(JournalFileBackend.append_logs)  # type: ignore[method-assign, assignment]
         for name in ("push", "stop", "configure", "delete_item"):
             setattr(FakeLaunchApi, name, wrap(getattr(FakeLaunchApi, name)))
@@ -199,56 +247,35 @@ def die_at_write(count: int) -> Callable[[], None]:
     return install
 
 
-def wait_for_workers(room: Room, seconds: float = 300.0) -> None:
-    deadline = time.monotonic() + seconds
-    while any(held(room.worker(name).lock) for name in room.workers()):
-        assert time.monotonic() < deadline, "a worker lives on"
-        time.sleep(0.01)
+def _replace(function: Callable[..., object], other: Callable[..., object], packages: tuple[str, ...]) -> None:
+    """Put another function in the place of one in every module of these packages that has imported it."""
+    for module in list(sys.modules.values()):
+        if module.__name__.startswith(packages) and getattr(module, function.__name__, None) is function:
+            setattr(module, function.__name__, other)
 
 
-def tell_counts(room: Room) -> Counter[int]:
-    """How often the journal says that each trial ended, by Optuna's internal id."""
-    told: Counter[int] = Counter()
-    for log in JournalFileBackend(str(journal_path(room))).read_logs(0):
-        if log.get("op_code") == 6 and optuna.trial.TrialState(log["state"]).is_finished():
-            told[log["trial_id"]] += 1
-    return told
+def die_before_act(count: int, below: Path) -> None:
+    """Make this process kill itself before its count-th durable act, whatever function does it.
+
+    Acts are what Python's audit events tell: a file below a directory that is opened for writing, renamed, linked or
+    deleted; a directory that is made there; a process that is started; and a transaction that a database commits.
+    Locks do not count: whether one is held is asked in every round. There is no way back for this process.
+    """
+    left = [count]
+
+    def act() -> None:
+        left[0] -= 1
+        if left[0] == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def hook(event: str, args: tuple[Any, ...]) -> None:
+        writes = event == "open" and args[2] & WRITING and not str(args[0]).endswith("lock")
+        if event == "subprocess.Popen" or ((writes or event in PATH_EVENTS) and _is_below(args, below)):
+            act()
+
+    sys.addaudithook(hook)
+    sqlalchemy.event.listen(Engine, "commit", lambda connection: act())
 
 
-def check_ledger(room: Room) -> None:
-    """No trial was trained by two processes at the same time, and no attempt was trained twice."""
-    lines = (room.root / "ledger").read_text().splitlines()
-    open_now: dict[str, tuple[str, str]] = {}
-    begun: Counter[tuple[str, str]] = Counter()
-    for line in lines:
-        what, trial, number, pid = line.split()
-        if what == "begin":
-            begun[trial, number] += 1
-            if trial in open_now:
-                assert not Path(f"/proc/{open_now[trial][1]}").exists() or open_now[trial][1] != pid
-                assert open_now[trial][0] != number, f"attempt {number} of trial {trial} began twice"
-            open_now[trial] = (number, pid)
-        elif open_now.get(trial, ("", ""))[0] == number:
-            del open_now[trial]
-    assert max(begun.values()) == 1
-
-
-def check_sweep(room: Room, trials: int) -> None:
-    """Everything that must hold of a finished sweep, however often its controller died."""
-    settings: Settings = load_settings(room)
-    state = open_reader(room).state()
-    assert [row.number for row in state.rows] == list(range(trials))
-    assert all(row.state in ("complete", "pruned") for row in state.rows), [(r.number, r.state) for r in state.rows]
-    assert all(count == 1 for count in tell_counts(room).values())
-    study = optuna.load_study(study_name=settings.name, storage=session.reading_storage(room, settings))
-    for row, trial in zip(state.rows, study.trials, strict=True):
-        reported = {report.milestone: report.loss for report in row.reports}
-        assert trial.intermediate_values.items() <= reported.items()
-        if row.state == "complete":
-            assert trial.intermediate_values == reported, "no report is lost"
-            assert sorted(reported) == [1, 2, 3, 4]
-    check_ledger(room)
-    stopped = {entry.trial for entry in read_ledger(room) if entry.ruling == "stop"}
-    assert not stopped & {row.number for row in state.rows if row.state == "complete"}, "a stop stands"
-    rulings = Counter((entry.trial, entry.ruling, entry.milestone) for entry in read_ledger(room) if entry.milestone)
-    assert all(count == 1 for count in rulings.values()), "each verdict is kept once"
+def _is_below(args: tuple[Any, ...], directory: Path) -> bool:
+    return any(isinstance(arg, str | os.PathLike) and os.fspath(arg).startswith(str(directory)) for arg in args)

@@ -28,6 +28,7 @@ from typing import Any, Self
 
 from sweep.errors import GiveUp, RetryLater
 from sweep.queues.launch.api import ObservedRun, Push
+from tests.helpers.executions import executions_dir
 from tests.helpers.fakes import serve_fast
 from trainer.contract import JOB_KEY, OUTCOME_KEY, REPORTS_KEY, STOP_TAG, Outcome, StopCause, TrialSpec, decode, encode
 from trainer.entry.launch_job import JobSpec, claim, write_assignments
@@ -247,7 +248,9 @@ class FakeJob:
             alone = self.job.channel == "wandb"
             room = Room(Path(directory) if alone else Path(self.job.room))
             if alone:
-                (room.root / "ledger").symlink_to(self.api.root.parent / "ledger")
+                marks = executions_dir(self.api.root.parent)
+                marks.mkdir(exist_ok=True)
+                executions_dir(room.root).symlink_to(marks)
                 write_assignments(room, self.job.worker, tuple(self._without_checkpoint(raw) for raw in self.job.specs))
             if not claim(room.worker(self.job.worker)) or (alone and self._name_was_served()):
                 return

@@ -36,7 +36,14 @@ from pathlib import Path
 from typing import Any, Self
 
 # The programs, each by the module that `python -m` runs.
-MODULES = ("sweep.cli", "trainer", "trainer.entry.launch_job", "torchtune._cli.tune", "tests.helpers.store_worker")
+MODULES = (
+    "sweep.cli",
+    "trainer",
+    "trainer.entry.launch_job",
+    "torchtune._cli.tune",
+    "tests.helpers.fakes",
+    "tests.helpers.store_worker",
+)
 # What they import. None of it is a program itself: `runpy` warns of a program that is imported already.
 IMPORTS = (
     "torch",

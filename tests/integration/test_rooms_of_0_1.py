@@ -34,9 +34,9 @@ from sweep.store.remote import download
 from sweep.wiring import session
 from sweep.wiring.compose import compose_config, freeze
 from sweep.wiring.rooms import controller_lock, load_settings
+from sweep.wiring.simulate import Silent
 from sweep.wiring.specifications import trial_spec
 from tests.helpers.cli import sweep
-from tests.helpers.kill_points import Quiet
 from tests.helpers.stores import worker_command
 from tests.helpers.warm import warm_processes
 from trainer.contract import Outcome, OutcomeKind, TrialSpec, decode, encode
@@ -153,7 +153,7 @@ def test_a_sweep_in_a_store_is_resumed_from_its_checkpoints(restore: Any, tmp_pa
             ports=Ports(study, channel, StoreDispatcher(queue, (), 1, url=url), session.BootClock()),
             limits=settings.limits(1),
             spec=lambda t, a, w: replace(trial_spec(settings, study.params(t), AttemptId(t, a, w)), tracking=None),
-            listener=Quiet(),
+            listener=Silent(),
             mode=mode,
             created=session.created_at(settings),
             poll_seconds=0.2,

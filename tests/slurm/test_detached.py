@@ -9,8 +9,8 @@ import pytest
 
 from sweep.report.reader import open_reader
 from tests.helpers.cli import SMALL, status, sweep
-from tests.helpers.kill_points import tell_counts
 from tests.helpers.slurm_sweeps import SLOW, training, use
+from tests.helpers.sweep_checks import check_told_once
 from tests.helpers.waiting import until
 from tests.slurm.cluster import Cluster
 from trainer.room import Room, read_json
@@ -49,7 +49,7 @@ def test_a_detached_controller_hands_over_before_its_time_limit(cluster: Cluster
     assert int(str(controller(room)["number"])) > 1
     log = (room.root / "submitit" / f"{first}_0_log.out").read_text()
     assert "the next controller is job" in log
-    assert all(count == 1 for count in tell_counts(room).values())
+    check_told_once(room, range(5))
     assert [row.attempts for row in open_reader(room).state().rows] == [1] * 5, "no trial noticed"
     until(lambda: cluster.run("squeue", "-h") == "")
 

@@ -18,16 +18,10 @@ from sweep.queues.slurm import dispatcher as slurm_dispatch
 from sweep.queues.slurm.section import SlurmQueue
 from sweep.report.reader import open_reader
 from sweep.wiring.rooms import change_settings, load_settings, worker_log
-from tests.helpers.kill_points import (
-    check_ledger,
-    check_sweep,
-    die_at_write,
-    fast_slurm,
-    run_here,
-    run_killed,
-    tell_counts,
-)
+from tests.helpers.executions import check_executions, executions_dir
+from tests.helpers.kill_points import die_at_write, fast_slurm, run_here, run_killed
 from tests.helpers.slurm_sweeps import ends, fast_room, held, job_of, node_of, running, submitted, training, use
+from tests.helpers.sweep_checks import check_sweep, check_told_once
 from tests.helpers.waiting import until
 from tests.slurm.cluster import Cluster
 from trainer.room import Room
@@ -46,10 +40,10 @@ def attempts(room: Room) -> list[int]:
     return [row.attempts for row in open_reader(room).state().rows]
 
 
-def check_told_once(room: Room, trials: int = TRIALS) -> None:
+def check_complete(room: Room, trials: int = TRIALS) -> None:
     rows = open_reader(room).state().rows
     assert [(row.number, row.state) for row in rows] == [(number, "complete") for number in range(trials)]
-    assert all(count == 1 for count in tell_counts(room).values())
+    check_told_once(room, range(trials))
     assert [sorted(report.milestone for report in row.reports) for row in rows] == [[1, 2, 3, 4]] * trials
 
 
@@ -89,8 +83,8 @@ def test_a_requeued_job_is_another_worker_and_its_trial_goes_on(rooms: Path, clu
         worker, trial = next(iter(training(room).items()))
         cluster.run("scontrol", "requeue", job_of(room, worker))
         until(room.worker(f"{worker}r1").beat.exists)
-    check_told_once(room)
-    check_ledger(room)
+    check_complete(room)
+    check_executions(executions_dir(room.root))
     assert attempts(room)[trial] == 2
     assert ends(room)[worker] == "SLURM requeued its job"
     assert room.worker(f"{worker}r1").assignments(), "it took trials again"
@@ -113,7 +107,7 @@ def test_a_node_dies_and_another_loses_its_network(rooms: Path, cluster: Cluster
         for node in (dead, lost):  # at once, as an administrator would; `test_cluster` waits until SLURM notices
             cluster.run("scontrol", "update", f"nodename={node}", "state=down", "reason=test")
         until(room.attempt(second, 1).fence.exists)
-    check_told_once(room, 2)
+    check_complete(room, 2)
     assert attempts(room) == [2, 2]
     assert ends(room)[dies].startswith("NODE_FAIL")
     fenced = room.attempt(second, 1)
@@ -129,8 +123,8 @@ def test_a_job_is_cancelled_from_outside(rooms: Path, cluster: Cluster) -> None:
         worker, trial = next(iter(training(room).items()))
         cluster.run("scancel", job_of(room, worker))
         until(lambda: len(room.attempts(trial)) == 2)
-    check_told_once(room, 4)
-    check_ledger(room)
+    check_complete(room, 4)
+    check_executions(executions_dir(room.root))
     assert ends(room)[worker].startswith("CANCELLED")
 
 
@@ -141,8 +135,8 @@ def test_preempted_jobs_stop_with_a_checkpoint_within_their_grace(rooms: Path, c
         until(lambda: len(training(room)) == 2)
         cluster.run("sbatch", "-p", "high", "-w", "n0", "--exclusive", "-o", "/dev/null", "--wrap=sleep 1")
         until(lambda: all(room.attempt(trial, 1).outcome.exists() for trial in (0, 1)))
-    check_told_once(room, 2)
-    check_ledger(room)
+    check_complete(room, 2)
+    check_executions(executions_dir(room.root))
     assert min(attempts(room)) >= 2
     assert all(room.attempt(trial, 1).outcome.exists() for trial in (0, 1)), "nothing was lost"
 
@@ -151,8 +145,8 @@ def test_workers_stop_before_their_time_limit_and_are_replaced(rooms: Path) -> N
     words = ("queue.workers=1", "queue.timeout_min=1", "queue.slurm_signal_delay_s=53", "search.trials=3")
     room = fast_room(rooms, *words, step=1.2)
     assert run_here(room).how is Finished.DONE
-    check_told_once(room, 3)
-    check_ledger(room)
+    check_complete(room, 3)
+    check_executions(executions_dir(room.root))
     assert len(room.workers()) > 1
     assert any("time limit" in end or "told to end" in end or "COMPLETED" in end for end in ends(room).values())
     assert max(attempts(room)) > 1, "a trial went on from its checkpoint"
@@ -163,7 +157,7 @@ def test_a_node_on_which_nothing_starts_is_kept_away_from(rooms: Path) -> None:
     bad = "queue.slurm_setup=['[ $SLURMD_NODENAME != n1 ] || exit 7']"
     room = fast_room(rooms, *words, bad, step=0.5)
     assert run_here(room).how is Finished.DONE
-    check_told_once(room)
+    check_complete(room)
     assert attempts(room) == [1] * TRIALS
     failed = [name for name, end in ends(room).items() if end.startswith("FAILED")]
     assert len(failed) == 1, "it drew one job, and no other"
@@ -181,7 +175,7 @@ def test_what_cannot_start_anywhere_ends_the_sweep_with_a_word_and_resume_goes_o
     assert open_reader(room).state().rows == ()
     change_settings(room, ["queue.slurm_setup=[]"])
     assert run_here(room).how is Finished.DONE
-    check_told_once(room, 2)
+    check_complete(room, 2)
 
 
 def test_a_refused_submission_is_told_in_slurm_s_words_and_leaves_nothing(rooms: Path, cluster: Cluster) -> None:
@@ -216,7 +210,7 @@ def test_a_scheduler_that_does_not_answer_is_waited_for(rooms: Path, monkeypatch
 
     monkeypatch.setattr(commands, "command", busy)
     assert run_here(room).how is Finished.DONE
-    check_told_once(room, 4)
+    check_complete(room, 4)
 
 
 def test_stop_cancels_what_waits_and_resume_goes_on(rooms: Path, cluster: Cluster) -> None:
@@ -226,7 +220,7 @@ def test_stop_cancels_what_waits_and_resume_goes_on(rooms: Path, cluster: Cluste
     assert run_here(room, Mode.STOP).how is Finished.STOPPED
     until(lambda: cluster.run("squeue", "-h") == "")
     assert run_here(room).how is Finished.DONE
-    check_told_once(room, 3)
+    check_complete(room, 3)
 
 
 def test_a_job_that_the_scheduler_has_forgotten_is_looked_up_in_accounting(

@@ -15,8 +15,8 @@ import pytest
 from sweep.report.reader import open_reader, read_outcome, read_steps
 from tests.conftest import SHARED
 from tests.helpers.cli import SMALL, outline, start, status, sweep
-from tests.helpers.kill_points import tell_counts
 from tests.helpers.slurm_sweeps import SLOW, ends, job_of, node_of, training, use
+from tests.helpers.sweep_checks import check_told_once
 from tests.helpers.waiting import until
 from tests.slurm.cluster import Cluster
 from trainer.contract import OutcomeKind
@@ -86,7 +86,7 @@ def test_twelve_trials_through_all_that_a_cluster_does(on: Any, cluster: Cluster
     rows = open_reader(room).state().rows
     assert [row.number for row in rows] == list(range(12))
     assert {row.state for row in rows} == {"complete", "pruned"}
-    assert all(count == 1 for count in tell_counts(room).values())
+    check_told_once(room, range(12))
     assert ends(room)[requeued] == "SLURM requeued its job"
     assert ends(room)[dead] in ("SLURM requeued its job", f"NODE_FAIL on {node}")
     again = [row for row in rows if row.attempts > 1]

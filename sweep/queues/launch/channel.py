@@ -78,6 +78,9 @@ class WandbChannel:
         self._notify_worker(worker, drain=True)
         self.inner.drain(worker)
 
+    def forget(self, trial: int) -> None:
+        self.inner.forget(trial)
+
     def observe(
         self, trials: Sequence[int], workers: Sequence[str]
     ) -> tuple[dict[int, list[ObservedAttempt]], dict[str, ObservedWorker]]:

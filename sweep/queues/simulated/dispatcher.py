@@ -72,7 +72,7 @@ class SimulatedChannel:
 
     world: World
     look_seconds: float = 0.2
-    _shown: dict[tuple[int, int], int] = field(default_factory=dict)
+    _shown: dict[int, dict[int, int]] = field(default_factory=dict)
     _attempts: dict[int, list[ObservedAttempt]] = field(default_factory=dict)
     _with_reports: set[int] = field(default_factory=set)
     _workers: dict[str, ObservedWorker] = field(default_factory=dict)
@@ -91,6 +91,12 @@ class SimulatedChannel:
 
     def drain(self, worker: str) -> None:
         self.world.drain(worker)
+
+    def forget(self, trial: int) -> None:
+        self._shown.pop(trial, None)
+        self._attempts.pop(trial, None)
+        self._with_reports.discard(trial)
+        self.world.forget(trial)
 
     def observe(
         self, trials: Sequence[int], workers: Sequence[str]
@@ -125,7 +131,7 @@ class SimulatedChannel:
         clock.sleep(max(0.0, min(seen, end) - clock.now()))
 
     def _trial(self, trial: int) -> list[ObservedAttempt]:
-        attempts = self.world.attempts.get(trial, {})
+        attempts = self.world.attempts.get(trial) or self.world.recorded(trial)
         observed = [self._attempt(attempts[number]) for number in sorted(attempts)]
         if any(attempt.reports for attempt in observed):
             self._with_reports.add(trial)  # reports are shown once
@@ -134,9 +140,9 @@ class SimulatedChannel:
 
     def _attempt(self, attempt: SimulatedAttempt) -> ObservedAttempt:
         spec = attempt.spec
-        key = (spec.trial, spec.attempt)
-        shown = self._shown.get(key, 0)
-        self._shown[key] = len(attempt.reports)
+        of_trial = self._shown.setdefault(spec.trial, {})
+        shown = of_trial.get(spec.attempt, 0)
+        of_trial[spec.attempt] = len(attempt.reports)
         return ObservedAttempt(
             number=spec.attempt,
             worker=spec.worker,

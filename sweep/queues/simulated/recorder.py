@@ -26,7 +26,7 @@ def world_of(room: Room, make: Callable[[], World]) -> World:
         world = make()
         _recover(room, world)
         recorder = Recorder(room, world)
-        world.ended = recorder.write
+        world.ended, world.recorded, world.keeps_ended = recorder.write, recorder.read, False
         _worlds[room.root] = world
     return _worlds[room.root]
 
@@ -48,6 +48,13 @@ class Recorder:
             files.outcome.write_text(encode(attempt.outcome))
         (self.room.root / CLOCK).write_text(repr(self.world.now))
         files.spec.write_text(encode(attempt.spec))  # last: an attempt exists once its specification does
+
+    def read(self, trial: int) -> dict[int, SimulatedAttempt]:
+        """The attempts of a trial that were written, by number."""
+        attempts = (
+            (number, _read_attempt(self.room, self.world, trial, number)) for number in self.room.attempts(trial)
+        )
+        return {number: attempt for number, attempt in attempts if attempt is not None}
 
 
 def simulated_seconds(room: Room) -> float:

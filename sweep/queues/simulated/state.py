@@ -6,6 +6,7 @@ Invariant: nothing here reads a clock, schedules an event or calls an observer.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from sweep.model.facts import Job
@@ -40,7 +41,7 @@ class SimulatedAttempt:
     slowness: float = 1.0
     dies: float = math.inf
     preempted: bool = False
-    reports: list[Report] = field(default_factory=list)
+    reports: Sequence[Report] = field(default_factory=list)
     stop: StopCause | None = None
     stop_reason: str = ""
     outcome: Outcome | None = None

@@ -31,6 +31,7 @@ from sweep.queues.simulated.events import (
 from sweep.queues.simulated.section import SimulationModel
 from sweep.queues.simulated.state import SimulatedAttempt, SimulatedWorker
 from sweep.queues.simulated.tables import Table
+from sweep.search.strategy.packed_reports import PackedReports
 from trainer.contract import Outcome, OutcomeKind, StopCause, TrialSpec
 
 # The reason of an attempt that ends because its row has no further milestones.
@@ -41,7 +42,8 @@ class World:
     """Workers, attempts and the time.
 
     The configuration of a specification is flat: a value for each key of the table's grid, and perhaps a `seed`.
-    `ended` is called with each attempt that gets an outcome or loses its worker.
+    `ended` is called with each attempt that gets an outcome or loses its worker. `recorded` returns the attempts of a
+    trial that was forgotten. Unless it can, `keeps_ended` is True.
 
     Args:
         slots: attempts that one worker trains side by side.
@@ -63,6 +65,8 @@ class World:
         self.jobs: dict[str, Job] = {}
         self.changes = Changes()
         self.ended: Callable[[SimulatedAttempt], None] = lambda attempt: None
+        self.recorded: Callable[[int], dict[int, SimulatedAttempt]] = lambda trial: {}
+        self.keeps_ended = True
         self._timeline = Timeline()
         self._curves = Curves(table)
         self._checkpoints: dict[int, float] = {}  # by trial, the progress from which its next attempt resumes
@@ -204,6 +208,18 @@ class World:
         self._checkpoints[trial] = max(reached, self._checkpoints.get(trial, 0.0))
         self.changes.trial(attempt.spec.trial)
 
+    def forget(self, trial: int) -> None:
+        """Keep little of a trial that the study was told the end of."""
+        attempts = self.attempts.get(trial, {})
+        if any(attempt.running for attempt in attempts.values()):
+            return
+        self._checkpoints.pop(trial, None)
+        if not self.keeps_ended:
+            self.attempts.pop(trial, None)
+            return
+        for attempt in attempts.values():
+            attempt.reports = PackedReports(attempt.reports)
+
     def _fence(self, attempt: SimulatedAttempt) -> None:
         """End an attempt that was taken for lost and still runs; nothing that it does counts any more."""
         if attempt.outcome is None:
@@ -240,6 +256,7 @@ class World:
         worker = self.workers[attempt.spec.worker]
         attempt.end_milestone(self.now)
         report = self._curves.report(attempt)
+        assert isinstance(attempt.reports, list), "the trial has ended"
         attempt.reports.append(report)
         if attempt.saves(report.milestone):
             self._checkpoints[attempt.spec.trial] = attempt.progress

@@ -6,7 +6,7 @@ no input or output.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Protocol
@@ -36,7 +36,7 @@ class Curve:
 
     number: int
     params: Mapping[str, Any]
-    reports: tuple[Report, ...]
+    reports: Sequence[Report]
     status: CurveStatus
     worker: str = ""
 

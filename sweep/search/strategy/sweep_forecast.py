@@ -16,7 +16,7 @@ from sweep.search.strategy.encoding import Floats, axes_of, encode
 from sweep.search.strategy.forecast import forecast
 from sweep.search.strategy.observations import TrialData
 from sweep.search.strategy.protocol import Curve, CurveStatus
-from sweep.search.strategy.trial_data import trial_data
+from sweep.search.strategy.trial_data import CurveNumbers, trial_data
 from sweep.search.strategy.worker_speed import WorkerSpeeds, relative_speeds, worker_speeds
 
 ENDED = (CurveStatus.COMPLETE, CurveStatus.FAILED)
@@ -134,6 +134,10 @@ class ForecastCache:
     _key: object = None
     _trials: dict[int, TrialData] = field(default_factory=dict)
     _acquisition: Acquisition | None = None
+    _numbers: CurveNumbers = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._numbers = CurveNumbers(self.metric)
 
     def get(self, curves: Mapping[int, Curve], milestones: int, judged: int | None = None) -> SweepForecast | None:
         """The forecast of a sweep; None if too little is observed.
@@ -143,7 +147,7 @@ class ForecastCache:
         """
         ends = [(n, len(c.reports), c.status if c.status in ENDED else None) for n, c in sorted(curves.items())]
         if self._key != (milestones, ends):
-            self._trials = trial_data(curves, self.metric, self.with_features)
+            self._trials = trial_data(curves, self.metric, self.with_features, self._numbers)
             axes = axes_of([trial.params for trial in self._trials.values()])
             fitted = forecast(list(self._trials.values()), axes, milestones)
             self._acquisition = acquisition(fitted) if fitted is not None else None

@@ -14,8 +14,9 @@ from sweep.model.states import JobState
 from sweep.queues.launch.dispatcher import LaunchDispatcher
 from sweep.wiring import session
 from sweep.wiring.rooms import load_settings
+from sweep.wiring.simulate import Silent
 from tests.helpers.hand_played import HandPlayed
-from tests.helpers.kill_points import Quiet, controller, make_room
+from tests.helpers.kill_points import controller, make_room
 from tests.helpers.waiting import until
 from trainer import clock
 from trainer.clock import WallAges
@@ -153,7 +154,7 @@ def test_a_step_of_the_wall_clock_ends_no_launch_job_that_waits(
     rooms: Path, monkeypatch: pytest.MonkeyPatch, step: float
 ) -> None:
     room = make_room(rooms, *LAUNCH, "queue.pending_seconds=250")
-    rounds = controller(room, Quiet())
+    rounds = controller(room, Silent())
     for _ in range(5):
         rounds.step()
     dispatcher = rounds.ports.dispatcher
@@ -172,7 +173,7 @@ def test_the_beat_of_another_machine_is_compared_with_no_clock_of_ours(
     rooms: Path, monkeypatch: pytest.MonkeyPatch, step: float
 ) -> None:
     room = make_room(rooms, *LAUNCH)
-    dispatcher = controller(room, Quiet()).ports.dispatcher
+    dispatcher = controller(room, Silent()).ports.dispatcher
     assert isinstance(dispatcher, LaunchDispatcher)
     beat = room.worker("w0001").beat
     write_atomic(beat, "1")

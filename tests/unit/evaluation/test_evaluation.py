@@ -372,6 +372,9 @@ class World:
     def drain(self, worker: str) -> None:
         self.drained.add(worker)
 
+    def forget(self, trial: int) -> None:
+        pass
+
     def observe(
         self, trials: Sequence[int], workers: Sequence[str]
     ) -> tuple[dict[int, list[ObservedAttempt]], dict[str, ObservedWorker]]:
