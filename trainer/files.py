@@ -97,7 +97,7 @@ def make_directory(path: Path, root: Path | None = None) -> list[Path]:
     """Make a directory and those between it and `root`, which is never made; without a root all of them.
 
     Returns:
-        the directories that have a new entry by that.
+        the directories that have a new entry by that, the deepest first.
 
     Raises:
         FileNotFoundError: the root does not exist.
@@ -115,7 +115,7 @@ def make_directory(path: Path, root: Path | None = None) -> list[Path]:
             raise
         new = make_directory(path.parent, root)
         path.mkdir(exist_ok=True)
-        return [*new, path.parent]
+        return [path.parent, *new]
     return [path.parent]
 
 

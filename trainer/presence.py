@@ -1,7 +1,7 @@
 """Whether a room is still that of the sweep that a process was started for.
 
 A person may delete a room, and create another sweep under the same name, while workers and a controller of the old one
-still run. Every creation of a room draws a token, which `sweep.json` holds. Whoever serves the room was started with
+still run. Every creation of a room draws a token, which `sweep.json` holds. A process that serves the room was started with
 that token, and ends when the room has another one.
 
 Invariants: standard library only. A file system that fails for a moment never looks like a deleted

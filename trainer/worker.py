@@ -99,7 +99,7 @@ class Worker:
             RoomLostError: its room was deleted, or is another sweep's.
         """
         self.check_room()
-        if self.dir.lock.exists():  # whoever deletes it takes the worker's name away
+        if self.dir.lock.exists():  # a process that deletes it takes the worker's name away
             self._presence.own = self.dir.lock
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2):
             signal.signal(number, self._on_signal)

@@ -15,7 +15,7 @@ from pathlib import Path
 from sweep.errors import ConfigError
 from trainer.room import make_private_directory
 
-# Of the directory of the rooms: whoever may write there may put a room of their own in the place of another one.
+# Of the directory of the rooms: a user who may write there may replace a room by one of their own.
 ROOMS_MODE = 0o755
 GROUP_MODE = 0o2770
 

@@ -123,11 +123,11 @@ def _claimed(settings: Settings, stem: str | None) -> Iterator[OpenRoom]:
     If the block fails, the lock is released, and the directory is removed if this process made it.
     """
     group = group_id(settings.room.group)
-    opened, made = _claim_numbered(stem, group) if stem is not None else _claim_named(settings.name, group)
+    opened, is_new = _claim_numbered(stem, group) if stem is not None else _claim_named(settings.name, group)
     try:
         yield opened
     except BaseException:
-        if made:
+        if is_new:
             shutil.rmtree(opened.room.root, ignore_errors=True)
         opened.release()
         raise
@@ -145,18 +145,18 @@ def _claim_numbered(stem: str, group: int | None) -> tuple[OpenRoom, bool]:
 
 
 def _claim_named(name: str, group: int | None) -> tuple[OpenRoom, bool]:
-    room, made = _room(name), False
+    room, is_new = _room(name), False
     deadline = time.monotonic() + CREATION_SECONDS
     while True:
-        made = make_room_directory(room.root, group) or made
+        is_new = make_room_directory(room.root, group) or is_new
         lock = _try_lock(room)
         if room.sweep.exists():  # looked at after the lock was taken, or could not be
             if lock is not None:
                 lock.close()
             return OpenRoom(room, None), False
         if lock is not None:
-            return OpenRoom(room, lock), made
-        made = False
+            return OpenRoom(room, lock), is_new
+        is_new = False
         if time.monotonic() > deadline:
             raise RetryLater(
                 f"another process is creating the sweep {name} in {room.root}; wait, or choose another name"

@@ -17,6 +17,7 @@ from tests.helpers.fakes import HOLD
 from tests.helpers.kill_points import controller, make_room
 from tests.helpers.sweep_checks import check_sweep, wait_for_workers
 from tests.helpers.waiting import until
+from trainer.identity import process_id
 from trainer.room import Room, hold, read_text
 
 SILENCE = 2.0
@@ -38,7 +39,8 @@ def forked_controller(room: Room) -> int:
 
 
 def worker_pids(room: Room) -> list[int]:
-    return [int(text) for name in room.workers() if (text := (read_text(room.worker(name).lock) or "").strip())]
+    locks = (read_text(room.worker(name).lock) or "" for name in room.workers())
+    return [pid for text in locks if (pid := process_id(text)) is not None]
 
 
 @pytest.fixture

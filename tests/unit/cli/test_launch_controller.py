@@ -101,7 +101,7 @@ def test_the_job_logs_at_the_level_of_the_command(
         monkeypatch.setenv(logs.LEVEL_ENV, level)
     push_controller(make_room(rooms, *WORDS))
     ((_, job),) = pushed(api)
-    assert job.options == {"env": {} if level is None else {logs.LEVEL_ENV: level}}
+    assert job.options["env"] == ({} if level is None else {logs.LEVEL_ENV: level})
 
 
 def test_while_a_controller_runs_here_no_other_is_pushed(rooms: Path, api: FakeLaunchApi) -> None:
