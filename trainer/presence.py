@@ -1,8 +1,8 @@
 """Whether a room is still that of the sweep that a process was started for.
 
 A person may delete a room, and create another sweep under the same name, while workers and a controller of the old one
-still run. Every creation of a room draws a token, which `sweep.json` holds. A process that serves the room was started with
-that token, and ends when the room has another one.
+still run. Every creation of a room draws a token, which `sweep.json` holds. A process that serves the room was started
+with that token, and ends when the room has another one.
 
 Invariants: standard library only. A file system that fails for a moment never looks like a deleted
 room. Sweeps that versions 0.1 and 0.2 created have no token, which counts as an empty one.
