@@ -32,8 +32,10 @@ from trainer.contract import Step
 from trainer.data import build_loader, validation_batches
 from trainer.progress import MicroBatch
 
-for _noisy in ("torchtune", "torchtune.utils._logging", "torchao"):
+for _noisy in ("torchtune", "torchao"):
     logging.getLogger(_noisy).setLevel(logging.ERROR)
+# A filter, since torchtune sets the level of its one logger anew whenever one more of its modules is imported.
+logging.getLogger("torchtune.utils._logging").addFilter(lambda record: record.levelno >= logging.ERROR)
 
 
 class LoraRecipe:

@@ -77,6 +77,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         _discard_output()
         return 0
+    except OSError as error:
+        return _failed(_file_error(error), 1)
 
 
 def _run(args: list[str]) -> int:
@@ -89,6 +91,15 @@ def _run(args: list[str]) -> int:
 def _failed(text: str, code: int) -> int:
     print(harmless(f"sweep: {text}"), file=sys.stderr)
     return code
+
+
+def _file_error(error: OSError) -> str:
+    """An error of the file system in one sentence: the file, the reason, and what to do."""
+    reason = (error.strerror or str(error) or type(error).__name__).lower()
+    if error.filename is None:
+        return f"the operating system refuses: {reason}"
+    hint = "; ask its owner, or set SWEEP_ROOMS to a directory of yours" if isinstance(error, PermissionError) else ""
+    return f"{error.filename} cannot be used: {reason}{hint}"
 
 
 def _discard_output() -> None:
