@@ -32,6 +32,7 @@ from tests.helpers.executions import executions_dir
 from tests.helpers.fakes import serve_fast
 from trainer.contract import JOB_KEY, OUTCOME_KEY, REPORTS_KEY, STOP_TAG, Outcome, StopCause, TrialSpec, decode, encode
 from trainer.entry.launch_job import JobSpec, claim, write_assignments
+from trainer.presence import write_token
 from trainer.room import Room, append_line, read_json, read_text, write_atomic
 from trainer.tracking.summary import exit_code, summary_of
 
@@ -251,6 +252,7 @@ class FakeJob:
                 marks = executions_dir(self.api.root.parent)
                 marks.mkdir(exist_ok=True)
                 executions_dir(room.root).symlink_to(marks)
+                write_token(room, self.job.token)
                 write_assignments(room, self.job.worker, tuple(self._without_checkpoint(raw) for raw in self.job.specs))
             if not claim(room.worker(self.job.worker)) or (alone and self._name_was_served()):
                 return
