@@ -64,7 +64,8 @@ class StoreSweep:
         settings = load_settings(self.room)
         study = session.open_study(self.room, settings)
         env = {"STEP_SECONDS": STEP_SECONDS, **settings.queue.env}
-        dispatcher = StoreDispatcher(self.queue, (), 1, settings.queue.trials_per_worker or 0, env=env, url=self.url)
+        trials = settings.queue.trials_per_worker or 0
+        dispatcher = StoreDispatcher(self.queue, (), 1, trials, env=env, url=self.url, token=settings.token)
         return Controller(
             ports=Ports(study, channel, dispatcher, session.BootClock()),
             limits=settings.limits(backends.worker_count(settings)),
@@ -126,10 +127,12 @@ class EvaluatedStoreSweep(StoreSweep):
         main, settings = self.controller(channel, listener), load_settings(self.room)
         assert isinstance(main.ports.study, OptunaStudy)
         inner_room, inner = evaluations_room(self.room), evaluation_settings(settings)
+        inner_room.root.mkdir(exist_ok=True)
         if not inner_room.sweep.exists():
             save_settings(inner_room, inner)
         env = {"STEP_SECONDS": STEP_SECONDS}
-        dispatcher = StoreDispatcher(self.evaluation_queue, (), 1, 0, env=env, url=f"{self.url}/evaluations")
+        url = f"{self.url}/evaluations"
+        dispatcher = StoreDispatcher(self.evaluation_queue, (), 1, 0, env=env, url=url, token=settings.token)
         evaluation_mode = EvaluationMode(main.mode)
         with channel.within(inner_room, "evaluations") as inner_channel:
             study = EvaluationStudy(inner_room, main.ports.study.winners)

@@ -72,7 +72,7 @@ class StoreDispatcher(FastDispatcher):
     url: str = ""
 
     def _command(self, name: str) -> list[str]:
-        return [*FastDispatcher._command(self, name), "--store", self.url]
+        return [*FastDispatcher._command(self, name), "--store", self.url, "--token", self.token]
 
 
 def serve_fast(room: str, worker: str, options: Mapping[str, Any]) -> None:
@@ -251,6 +251,7 @@ def main() -> None:
     parser.add_argument("--slots", type=int, default=1)
     parser.add_argument("--step-seconds", type=float, default=0.01)
     parser.add_argument("--store", help="URL of the room in an object store; --room then names the queue's directory")
+    parser.add_argument("--token", default="", help="of the sweep whose room the store holds")
     args = parser.parse_args()
     options = {"slots": max(1, args.slots)}
     if args.store is None:
@@ -261,7 +262,7 @@ def main() -> None:
     Room(args.room).worker(args.worker).lock.write_text(f"{os.getpid()}\n")
     with tempfile.TemporaryDirectory() as copy:
         Room(Path(copy)).worker(args.worker).path.mkdir(parents=True)
-        with synced_room(args.store, Path(copy), args.worker, FAST) as room:
+        with synced_room(args.store, Path(copy), args.worker, FAST, args.token) as room:
             marks = executions_dir(args.room)
             FastWorker(room, args.worker, args.trials, args.step_seconds, marks=marks, **options).run()
 
