@@ -162,11 +162,11 @@ def test_a_full_disk_fails_the_trial_with_that_reason(
 def test_a_checkpoint_waits_for_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tries: list[int] = []
 
-    def full_twice(path: Path, data: bytes) -> None:
+    def full_twice(path: Path, data: bytes, root: Path) -> None:
         tries.append(len(data))
         if len(tries) < 3:
             raise OSError(errno.EDQUOT, "Disk quota exceeded")
-        write_atomic(path, data)
+        write_atomic(path, data, root=root)
 
     monkeypatch.setattr(checkpoint, "write_atomic", full_twice)
     monkeypatch.setattr(space, "RETRY_SECONDS", 0.0)
