@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
+from trainer import environment
+
 pytest.register_assert_rewrite("tests.helpers")  # so that a failed assertion there says its values too
 
 from tests.helpers.schedule import FileScheduling, in_order  # noqa: E402
@@ -109,3 +111,9 @@ def embedded_config(**changes: Any) -> dict[str, Any]:
     }
     dotted = {key.replace("__", "."): value for key, value in changes.items()}
     return resolve(raw, {**small, **dotted}, {})
+
+
+@pytest.fixture(autouse=True)
+def no_revealed_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No value of the environment that an earlier test read in this process is masked in the texts of this one."""
+    monkeypatch.setattr(environment, "_revealed", {})
