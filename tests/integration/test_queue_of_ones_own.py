@@ -55,7 +55,7 @@ def test_plan_shows_what_it_would_start(conf: Path, rooms: Path) -> None:
         ("queue.command=[]", "queue.command=[] does not begin with a program; try [nice, -n, '10']"),
         ("queue.command=[no-such-program]", "does not begin with a program"),
         ("+queue.comand=[nice]", "queue: there is no key comand (did you mean command?)"),
-        ("queue.workers=0", "queue.workers=0 is not allowed; it must be at least 1"),
+        ("queue.workers=0", "queue.workers=0 is not allowed; it must be between 1 and 100,000"),
         (
             "queue.kind=lsf",
             "it must be launch or local or simulated or slurm or wrapped",
