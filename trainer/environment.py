@@ -46,9 +46,25 @@ def reference(name: str, *default: object) -> str:
     return text
 
 
+def texts(value: Any, at: str = "") -> Iterator[tuple[str, str]]:
+    """The dotted key and the text of every string in plain values.
+
+    Args:
+        at: the key of `value` itself.
+    """
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from texts(item, _join(at, key))
+    elif isinstance(value, list | tuple):
+        for index, item in enumerate(value):
+            yield from texts(item, f"{at}[{index}]")
+    elif isinstance(value, str):
+        yield at, value
+
+
 def references(value: Any, at: str = "") -> Iterator[tuple[str, str]]:
     """The dotted key and the text of every string in plain values that has a reference."""
-    for key, text in _texts(value, at):
+    for key, text in texts(value, at):
         if _REFERENCE.search(text):
             yield key, text
 
@@ -77,7 +93,7 @@ def check_plain(value: Any, at: str = "") -> None:
     Raises:
         InterpolationLeftError: with the key and the text.
     """
-    for key, text in _texts(value, at):
+    for key, text in texts(value, at):
         if "${" in _REFERENCE.sub("", text):
             raise InterpolationLeftError(
                 f"{key}={text} still has ${{…}} after all interpolations were resolved; torchtune would resolve it "
@@ -103,17 +119,6 @@ def _value(match: re.Match[str], env: Mapping[str, str], at: str) -> str:
             f"{at}={match[0]}: the environment variable {name} is not set for this process; set it where the trial runs"
         )
     return "" if default == "null" else default[1:-1]
-
-
-def _texts(value: Any, at: str) -> Iterator[tuple[str, str]]:
-    if isinstance(value, Mapping):
-        for key, item in value.items():
-            yield from _texts(item, _join(at, key))
-    elif isinstance(value, list | tuple):
-        for index, item in enumerate(value):
-            yield from _texts(item, f"{at}[{index}]")
-    elif isinstance(value, str):
-        yield at, value
 
 
 def _join(at: str, key: object) -> str:

@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from sweep.config.resolvers import environment_stays
 from sweep.errors import ConfigError
-from trainer.environment import references
+from trainer.environment import references, texts
 
 # Sections whose references stay references when they are frozen.
 REFERRING = ("recipe", "evaluate", "space", "derive", "given")
@@ -35,6 +35,7 @@ _SECRET_KEYS = {
     "token",
     "use_auth_token",
 }
+_INDICES = re.compile(r"(\[\d+\])+$")
 _NAME = re.compile(r"\$\{oc\.env:(\w+)")
 
 
@@ -76,7 +77,7 @@ def check_torchtune(config: Mapping[str, Any]) -> None:
     Raises:
         ConfigError: with the key, and how to refer to an environment variable.
     """
-    for key, name, text in _texts(config, ""):
+    for key, name, text in _named_texts(config, ""):
         if name.lower() in _SECRET_KEYS and not any(references(text)):
             raise ConfigError(
                 f"{key} holds a secret, which would be written into the room and W&B; write "
@@ -90,20 +91,15 @@ def check_wandb(arguments: Mapping[str, Any], section: str) -> None:
     Raises:
         ConfigError: with the key, and where the client reads its key.
     """
-    for key, name, _ in _texts(arguments, section):
+    for key, name, _ in _named_texts(arguments, section):
         if name.lower() in _SECRET_KEYS:
             raise ConfigError(
                 f"{key} would be written into the room; leave it out: the client of W&B reads WANDB_API_KEY or ~/.netrc"
             )
 
 
-def _texts(value: Any, at: str, name: str = "") -> Iterator[tuple[str, str, str]]:
-    """Every text with its dotted key and the last part of that key."""
-    if isinstance(value, Mapping):
-        for key, item in value.items():
-            yield from _texts(item, f"{at}.{key}" if at else str(key), str(key).rpartition(".")[2])
-    elif isinstance(value, list):
-        for index, item in enumerate(value):
-            yield from _texts(item, f"{at}[{index}]", name)
-    elif isinstance(value, str) and value:
-        yield at, name, value
+def _named_texts(value: Any, at: str) -> Iterator[tuple[str, str, str]]:
+    """Every text that is not empty, with its dotted key and the last name in that key."""
+    for key, text in texts(value, at):
+        if text:
+            yield key, _INDICES.sub("", key).rpartition(".")[2], text

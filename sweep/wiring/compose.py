@@ -165,9 +165,10 @@ def check(settings: Settings) -> None:
             "search has no limit: set search.trials, search.tokens, search.seconds, search.target, search.gpu_hours "
             "or search.min_gain_per_gpu_hour"
         )
-    secrets.check_torchtune(torchtune_recipe.resolve(settings.torchtune, {}, {}))
+    base = torchtune_recipe.resolve(settings.torchtune, {}, {})
+    secrets.check_torchtune(base)
     secrets.check_environment("queue.env", settings.queue.env)
-    _check_base(torchtune_recipe.resolve(settings.torchtune, {}, {}))
+    _check_base(base)
     backend(settings.queue.kind).check(settings)
     if settings.derive:
         first = {p.key: _any_value(p.domain) for p in space if not p.when}
