@@ -70,6 +70,7 @@ from tests.helpers.kill_points import die_before_act, fast_dispatcher, fast_slur
 from tests.helpers.tables import write_table
 from tests.helpers.warm import start_server, warm_processes
 from tests.slurm.cluster import Cluster, missing
+from trainer.identity import process_id
 from trainer.room import Room, held, read_text
 
 NOT_SEARCHED = ("space.model.lora_rank", "space.gradient_accumulation_steps", "derive.model.lora_alpha")
@@ -312,8 +313,15 @@ class Runner:
             at_once = schedule.workers * schedule.slots
             spent, allowed = sum(row.tokens for row in searched), (schedule.tokens + at_once) * self._trial_tokens
             assert spent <= allowed, f"{spent} tokens were spent; {allowed} are the most that can be"
-        wanted = min(schedule.finals, len(values)) * settings.search.seeds
-        assert len(finals) == wanted, f"{len(finals)} finals were trained, and {wanted} are wanted"
+        ranks = sorted(
+            (row.value, row.number) for row in searched if row.state is TrialStatus.COMPLETE and row.value is not None
+        )
+        wanted = {(number, seed) for _, number in ranks[: schedule.finals] for seed in range(settings.search.seeds)}
+        trained = [row.final for row in finals]
+        assert len(set(trained)) == len(trained), f"a final was trained twice: {trained}"
+        assert wanted <= set(trained), f"the finals {trained} were trained, and {wanted} are wanted"
+        if schedule.change is None:  # with a larger budget, another trial may take the place of a finalist
+            assert len(trained) == len(wanted), f"the finals {trained} were trained, and only {wanted} are wanted"
         assert all(row.state is TrialStatus.COMPLETE for row in finals), "a final is never pruned"
 
     def _check_evaluations(self) -> None:
@@ -396,9 +404,9 @@ def use_fast_workers() -> None:
 def end_workers(root: Path) -> None:
     """End what a failed schedule has left, by the locks that its workers hold."""
     for lock in root.rglob("workers/*/lock"):
-        pid = (read_text(lock) or "").strip()
-        if held(lock) and pid.isdigit() and int(pid) != os.getpid():
-            os.kill(int(pid), signal.SIGKILL)
+        pid = process_id(read_text(lock) or "")
+        if held(lock) and pid not in (None, os.getpid()):
+            os.kill(pid, signal.SIGKILL)
 
 
 def run_many(queue: str, schedules: int, seed: int, minutes: float, keep: Path) -> list[Schedule]:
