@@ -21,7 +21,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from sweep.config import secrets
+from sweep.config import recipe_values, secrets
 from sweep.config import torchtune as torchtune_recipe
 from sweep.config.overrides import GIVEN, hydra_error, keyed_section, section_of, split_overrides
 from sweep.config.resolvers import environment_stays
@@ -38,6 +38,8 @@ from sweep.search.build import build_pruner, build_sampler
 from sweep.tracking import runs
 from sweep.wiring.access import group_id
 from trainer.names import is_name
+
+CORNERS = 16  # of a space, at which derived values are checked
 
 
 @dataclass(frozen=True)
@@ -169,10 +171,8 @@ def check(settings: Settings) -> None:
     secrets.check_torchtune(base)
     secrets.check_environment("queue.env", settings.queue.env)
     _check_base(base)
+    _check_values(settings, base)
     backend(settings.queue.kind).check(settings)
-    if settings.derive:
-        first = {p.key: _any_value(p.domain) for p in space if not p.when}
-        torchtune_recipe.resolve(settings.torchtune, first, settings.derive)
     runs.check(settings)
     group_id(settings.room.group)
     if settings.controller not in ("here", "launch"):
@@ -214,8 +214,13 @@ def _check_base(base: Mapping[str, Any]) -> None:
             )
 
 
-def _any_value(domain: Any) -> Any:
-    return domain.values[0] if hasattr(domain, "values") else (int(domain.low) if domain.integer else domain.low)
+def _check_values(settings: Settings, base: Mapping[str, Any]) -> None:
+    """Refuse values that the recipe cannot take: of the base, of the space, and derived at the space's corners."""
+    recipe_values.check_base(base, settings.changes, Path(settings.recipe.config).name)
+    recipe_values.check_space(settings.space)
+    for params in recipe_values.corners(settings.space, CORNERS) if settings.derive else ():
+        derived = torchtune_recipe.trial_changes(settings.torchtune, params, settings.derive)
+        recipe_values.check_derived({key: derived[key] for key in derived if key not in params}, params)
 
 
 def _recipe(cfg: DictConfig, config_dir: Path | None) -> Recipe:

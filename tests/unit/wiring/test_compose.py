@@ -310,7 +310,7 @@ def test_overrides_on_the_command_line(words: list[str], changes: dict[str, Any]
     [
         (["derive.model.lora_alpha=16"], {"model.lora_alpha": 16}),
         (["derive={model.lora_alpha: 0.5}"], {"model.lora_alpha": 0.5}),
-        (["derive.model.lora_alpha='16'"], {"model.lora_alpha": "16"}),
+        (["derive.model.lora_alpha=null", "+derive.model.foo='16'"], {"+model.foo": "16"}),
         (["derive.model.lora_alpha=${mul:2,${model.lora_rank}}"], {"model.lora_alpha": "${mul:2,${model.lora_rank}}"}),
         (["~derive.model.lora_alpha"], {}),
         (["derive.model.lora_alpha=null", "+derive.model.foo=16"], {"+model.foo": 16}),
