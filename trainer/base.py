@@ -74,11 +74,7 @@ def build_model(cfg: DictConfig, cache: Cache, device: torch.device, dtype: torc
     Raises:
         FileNotFoundError: the configuration names a base that does not exist.
     """
-    common_utils._use_low_cpu_ram = cfg.get("low_cpu_ram", False)
-    with training.set_default_dtype(dtype), device:
-        model: nn.Module = config.instantiate(cfg.model)
-    adapter = get_adapter_params(model)
-    set_trainable_params(model, adapter)
+    model = instantiate_model(cfg, device, dtype)
     if cfg.get("compile"):
         _compile_without_limit()
         training.compile_model(model)
@@ -89,11 +85,20 @@ def build_model(cfg: DictConfig, cache: Cache, device: torch.device, dtype: torc
     base_files = {k: v for k, v in cfg.checkpointer.items() if k not in ("output_dir", "recipe_checkpoint")}
     key = [base_model, base_files, str(device), str(dtype), sorted(_frozen(model))]
     # the first model loads the base; every later one gets the same parameter objects
-    _share(model, cache.get("base", key, lambda: _load_base(cfg, model, scratch)))
+    _share(model, cache.get("base", key, lambda: load_base(cfg, model, scratch)))
     for module in model.modules():
         if initialize := getattr(module, "initialize_dora_magnitude", None):
             initialize()
-    training.validate_expected_param_dtype(adapter.items(), dtype=dtype)
+    training.validate_expected_param_dtype(get_adapter_params(model).items(), dtype=dtype)
+    return model
+
+
+def instantiate_model(cfg: DictConfig, device: torch.device, dtype: torch.dtype) -> nn.Module:
+    """A LoRA model without the weights of its base, of which only the adapter trains."""
+    common_utils._use_low_cpu_ram = cfg.get("low_cpu_ram", False)
+    with training.set_default_dtype(dtype), device:
+        model: nn.Module = config.instantiate(cfg.model)
+    set_trainable_params(model, get_adapter_params(model))
     return model
 
 
@@ -108,7 +113,8 @@ def _compile_without_limit() -> None:
     limits.cache_size_limit = limits.accumulated_cache_size_limit = 2**31  # torch 2.6 has these names too
 
 
-def _load_base(cfg: DictConfig, model: nn.Module, scratch: str) -> dict[str, nn.Parameter]:
+def load_base(cfg: DictConfig, model: nn.Module, scratch: str) -> dict[str, nn.Parameter]:
+    """Load the base's weights into a model, by its checkpointer; returns the frozen parameters by name."""
     checkpointer = config.instantiate(OmegaConf.merge(cfg.checkpointer, {"output_dir": scratch}))
     state = checkpointer.load_checkpoint()[training.MODEL_KEY]
     missing, unexpected = model.load_state_dict(state, strict=False)

@@ -75,7 +75,7 @@ class Builder:
         if not _within(str(thing.__module__), self.module):
             return False
         if inspect.isclass(thing):
-            return "class" in self.kinds and (not self.base or issubclass(thing, _look_up(self.base)))
+            return "class" in self.kinds and (not self.base or issubclass(thing, look_up(self.base)))
         return inspect.isfunction(thing) and "function" in self.kinds
 
 
@@ -184,7 +184,7 @@ def load_components(config: Any, extra: Sequence[str] = ()) -> None:
     for key, path in components(config):
         current = current_path(path)
         try:
-            thing = _look_up(current)
+            thing = look_up(current)
         except ComponentError as error:
             if key.split(".")[0] not in UNUSED:
                 raise ComponentError(f"{key}={path} cannot be used: {error}") from error
@@ -201,7 +201,7 @@ def load_function(key: str, path: str, extra: Sequence[str]) -> Any:
     check_prefixes(extra)
     check_path(key, path, extra)
     try:
-        thing = _look_up(path)
+        thing = look_up(path)
     except ComponentError as error:
         raise ComponentError(f"{key}={path} cannot be used: {error}") from error
     _check_definition(key, path, thing, extra)
@@ -246,8 +246,8 @@ def _check_remote_code(config: Any, at: str = "") -> None:
         _check_remote_code(value, path)
 
 
-def _look_up(path: str) -> Any:
-    """The object at a dotted path, by torchtune's rule: attributes first, then modules.
+def look_up(path: str) -> Any:
+    """The object at a dotted path, by torchtune's rule: attributes first, then modules. Imports what it must.
 
     Raises:
         ComponentError: there is none. Says which part is missing.

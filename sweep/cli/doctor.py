@@ -169,4 +169,4 @@ def _queue(settings: Settings) -> str:
 def _data(settings: Settings) -> str:
     data = probe_data(settings)
     rows = f"{data.rows:,} rows, {data.validation_rows:,} for validation"
-    return f"{rows}; a trial sees {data.trial_tokens:,} label tokens"
+    return "; ".join([f"{rows}; a trial sees {data.trial_tokens:,} label tokens", *data.notes])

@@ -132,7 +132,10 @@ def _room_of(composed: Composed, prefork: PreforkServer, stem: str | None) -> Op
         check_base(settings)
     if settings.objective.milestone_tokens is None or settings.queue.offline:
         print("counting the data …", file=sys.stderr, flush=True)
-        tokens = probe_data(settings, prefork).trial_tokens
+        data = probe_data(settings, prefork)
+        for note in data.notes:
+            print(f"note: {note}", file=sys.stderr)
+        tokens = data.trial_tokens
     return creation.create_held_room(composed, tokens, stem)
 
 

@@ -21,8 +21,6 @@ from sweep.controller.ports import WorkerSpec
 from sweep.errors import ConfigError, UntrustedCodeError
 from sweep.report.formatting import duration, param, short_keys
 from sweep.report.terminal import add_plain_row, table_of
-from sweep.search.storage import memory_storage
-from sweep.search.study import OptunaStudy
 from sweep.wiring import backends, rooms, session
 from sweep.wiring.probe import DataProbe, probe_data
 from trainer.room import Room
@@ -110,15 +108,8 @@ def _probe(settings: Settings, measure: bool) -> tuple[DataProbe | None, str]:
 
 def sample_trials(settings: Settings, count: int) -> list[dict[str, Any]]:
     """The torchtune overrides of the first trials that the sampler would propose, as if none of them had a result."""
-    study = OptunaStudy(session.study_config(settings), memory_storage())
-    for params in settings.warm_start.enqueue:
-        study.enqueue(params)
-    changes = []
-    for _ in range(count):
-        if study.facts().exhausted:
-            break
-        changes.append(trial_changes(settings.torchtune, study.params(study.ask()), settings.derive))
-    return changes
+    proposed = session.first_params(settings, count)
+    return [trial_changes(settings.torchtune, params, settings.derive) for params in proposed]
 
 
 def plan_view(plan: Plan) -> RenderableType:
@@ -162,6 +153,8 @@ def _budget(plan: Plan) -> Table:
         rows = plan.data.validation_rows
         add_plain_row(table, "data", f"{plan.data.rows:,} rows; {trial}")
         add_plain_row(table, "validation", f"{rows:,} rows" if rows else "none")
+        for note in plan.data.notes:
+            add_plain_row(table, "note", Text(note, style="yellow"))
     else:
         add_plain_row(table, "data", Text(f"unknown here: {plan.unknown}", style="yellow"))
     unlimited = "no limit" if plan.data else "unknown"

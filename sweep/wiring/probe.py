@@ -13,10 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sweep.config.recipe_values import corners
 from sweep.config.settings import Settings
 from sweep.config.torchtune import resolve, resolve_here
 from sweep.errors import ConfigError, UntrustedCodeError
 from sweep.processes import OWN_ENV, PreforkServer, clean_env
+
+# Of these many trials at the corners of the space and of these many first ones it is checked that they can be built.
+CORNERS = 24
+FIRST_TRIALS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,10 +33,13 @@ class DataProbe:
     trial_rows: int
     trial_tokens: int
     tokens_per_second: float = 0.0
+    notes: tuple[str, ...] = ()
 
 
 def probe_data(settings: Settings, prefork: PreforkServer | None = None, speed: bool = False) -> DataProbe:
-    """Rows and label tokens of the base configuration of a sweep.
+    """Rows and label tokens of the base configuration of a sweep, after a check that its trials can be built.
+
+    The base, the corners of the space and the first trials that the sampler proposes are checked.
 
     Args:
         prefork: the server that counts; None: a process that ends afterwards.
@@ -39,12 +47,14 @@ def probe_data(settings: Settings, prefork: PreforkServer | None = None, speed: 
 
     Raises:
         UntrustedCodeError: it names code that is not on the allow-list.
-        ConfigError: the data, the tokenizer or (for the speed) the base cannot be loaded, or there is no step to train.
+        ConfigError: a trial cannot be built, or there is no step to train.
     """
     request: dict[str, Any] = {
         "verb": "probe",
         "config": resolve(settings.torchtune, {}, {}),
         "components": settings.recipe.components,
+        "cases": _cases(settings),
+        "device_here": settings.queue.on_this_machine,
         "speed": speed,
     }
     answer = prefork.ask(request) if prefork and not speed else _ask_once(request, settings.queue.worker_env)
@@ -57,7 +67,18 @@ def probe_data(settings: Settings, prefork: PreforkServer | None = None, speed: 
         elif settings.objective.milestone_tokens is None:
             how += ", or set objective.milestone_tokens if the data are on other machines only"
         raise ConfigError(f"the torchtune configuration cannot train here: {answer['error']}; {how}")
-    return DataProbe(**answer)
+    return DataProbe(**{**answer, "notes": tuple(answer["notes"])})
+
+
+def _cases(settings: Settings) -> list[dict[str, Any]]:
+    """Trials that the search may propose, with their resolved configurations."""
+    from sweep.wiring.session import first_params
+
+    cases: dict[str, dict[str, Any]] = {}
+    for params in [*corners(settings.space, CORNERS), *first_params(settings, FIRST_TRIALS)]:
+        config = resolve(settings.torchtune, params, settings.derive)
+        cases.setdefault(json.dumps(config, sort_keys=True), {"params": dict(params), "config": config})
+    return list(cases.values())
 
 
 def check_base(settings: Settings) -> str:

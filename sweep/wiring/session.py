@@ -10,8 +10,9 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sweep.config.settings import Settings
 from sweep.evaluation.jobs import DIRECTORY, evaluation_settings, evaluation_spec, evaluations_room, is_enabled
@@ -75,6 +76,23 @@ def study_config(settings: Settings) -> StudyConfig:
         finalists=settings.search.finalists,
         seeds=settings.search.seeds,
     )
+
+
+def first_params(settings: Settings, count: int) -> list[dict[str, Any]]:
+    """The parameters of the first trials that the sampler would propose, as if none of them had a result.
+
+    The trials of `warm_start.enqueue` come first.
+    """
+    from sweep.search.storage import memory_storage
+    from sweep.search.study import OptunaStudy
+
+    study = OptunaStudy(study_config(settings), memory_storage())
+    for params in settings.warm_start.enqueue:
+        study.enqueue(params)
+    proposed: list[dict[str, Any]] = []
+    while len(proposed) < count and not study.facts().exhausted:
+        proposed.append(dict(study.params(study.ask())))
+    return proposed
 
 
 def open_study(room: Room, settings: Settings, new: bool = False) -> OptunaStudy:
@@ -207,7 +225,7 @@ def with_evaluations(
         judges = EvaluationStudy(inner_room, study.winners)
         controller = Controller(
             ports=Ports(judges, channel, queue.dispatcher, main.ports.clock, main.ports.disk),
-            limits=inner.limits(1),
+            limits=replace(inner.limits(1), first_alone=False, needs_complete=False),
             spec=lambda trial, attempt, worker: evaluation_spec(
                 settings, room, AttemptId(trial, attempt, worker), stopped_runs(inner_room)
             ),

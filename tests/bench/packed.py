@@ -248,7 +248,7 @@ def main() -> int:
     parser.add_argument("--profile", action="store_true", help="of each case's largest pack")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    base._load_base = lambda cfg, model, scratch: base._frozen(model)  # no checkpoint: the random draws stay
+    base.load_base = lambda cfg, model, scratch: base._frozen(model)  # no checkpoint: the random draws stay
     lines: list[dict[str, Any]] = []
     if args.device == "cuda":
         product, copied = ceilings()

@@ -92,7 +92,7 @@ def main() -> int:
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     if args.case:
-        base._load_base = lambda cfg, model, scratch: base._frozen(model)  # no checkpoint: the random draws stay
+        base.load_base = lambda cfg, model, scratch: base._frozen(model)  # no checkpoint: the random draws stay
         LoraRecipe.save_adapter = lambda *_: True  # type: ignore[method-assign]
     if args.memory_gib:
         torch.cuda.set_per_process_memory_fraction(args.memory_gib * 2**30 / torch.cuda.mem_get_info()[1])

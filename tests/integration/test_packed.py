@@ -66,7 +66,7 @@ def test_positions_of_another_kind_are_not_packed(cache: Cache, tmp_path: Path) 
     sizes = {"vocab_size": 1024, "num_layers": 2, "num_heads": 4, "num_kv_heads": 2, "embed_dim": 64}
     qwen = {"_component_": "torchtune.models.qwen2.lora_qwen2", "intermediate_dim": 96, "max_seq_len": 256}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(base, "_load_base", lambda cfg, model, scratch: base._frozen(model))
+        patch.setattr(base, "load_base", lambda cfg, model, scratch: base._frozen(model))
         refused = Pack().refusal_reason(make(Cache(), tmp_path, {"model": {**qwen, **sizes, **lora}}))
     assert refused == "layer 0 has Qwen2RotaryPositionalEmbeddings for positions"
 

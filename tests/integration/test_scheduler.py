@@ -248,7 +248,7 @@ def test_no_memory_for_one_more_trial_makes_it_wait(
 def one_base(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """A device on which a model's own base has no room beside a kept one; how often that was met."""
     kept, met = list[weakref.ref[Any]](), list[int]()
-    instantiate, load = config.instantiate, base._load_base
+    instantiate, load = config.instantiate, base.load_base
 
     def tight(cfg: Any, *args: Any, **kwargs: Any) -> Any:
         if "lora_" in cfg.get("_component_", "") and any(one() is not None for one in kept):
@@ -262,7 +262,7 @@ def one_base(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         return frozen
 
     monkeypatch.setattr(config, "instantiate", tight)
-    monkeypatch.setattr(base, "_load_base", loaded)
+    monkeypatch.setattr(base, "load_base", loaded)
     return met
 
 

@@ -56,7 +56,7 @@ def main(fileno: int, forks: bool) -> int:
         if request is None:
             return 0
         if request["verb"] == "probe":
-            channel.send(answer(request["config"], request["components"], request["speed"]).encode())
+            channel.send(answer(request).encode())
         elif not forks or os.fork() == 0:
             channel.close()
             _become_worker(request, files)

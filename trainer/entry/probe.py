@@ -1,4 +1,4 @@
-"""Counts the data of a torchtune configuration, and measures its training speed on request.
+"""Checks that trials can be built, counts their data, and measures the training speed on request.
 
 Invariant: it leaves no file behind, and trains at most `SPEED_BATCHES` micro-batches.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import tempfile
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,13 @@ from omegaconf import DictConfig
 
 from trainer.attempt import describe
 from trainer.base import Cache
-from trainer.components import UntrustedError
+from trainer.build_check import BuildCheck, BuildError, Case, steps_per_epoch
+from trainer.components import ComponentError, UntrustedError
 from trainer.configuration import trusted_config
-from trainer.data import build_dataset
+from trainer.environment import mask
 from trainer.recipe import LoraRecipe
+from trainer.rows import RowError
 
-SAMPLE_ROWS = 512
 SPEED_BATCHES = 6
 
 
@@ -32,8 +34,9 @@ class Probe:
     Args:
         rows, validation_rows: rows of the training data, and of `dataset_val`.
         trial_rows: rows that one trial trains on, repeats over epochs included.
-        trial_tokens: label tokens of these, estimated from a sample of about `SAMPLE_ROWS` rows.
+        trial_tokens: label tokens of these, estimated from a sample (see `trainer.rows`).
         tokens_per_second: label tokens that a trial trains in a second; 0 if it was not measured.
+        notes: sentences on rows that a person should know of.
     """
 
     rows: int
@@ -41,51 +44,56 @@ class Probe:
     trial_rows: int
     trial_tokens: int
     tokens_per_second: float = 0.0
+    notes: tuple[str, ...] = ()
 
 
-def probe(cfg: DictConfig, speed: bool) -> Probe:
-    """Count the data of a resolved configuration.
+def probe(
+    config: Mapping[str, Any], cases: Sequence[Case], components: Sequence[str], *, device_here: bool, speed: bool
+) -> Probe:
+    """Check that trials can be built, and count the data of the base configuration.
 
     Args:
+        config: the resolved base configuration.
+        cases: trials that the search may propose.
+        components: further allowed prefixes of components.
+        device_here: trials train on this machine.
         speed: also measure the speed.
 
     Raises:
-        ValueError: the configuration would train zero steps.
-        FileNotFoundError: it names files that do not exist. torchtune raises further errors.
+        UntrustedError: a configuration names code that is not trusted.
+        BuildError, RowError, ComponentError: a trial cannot be built, or its data cannot be used.
     """
-    cache = Cache()
-    dataset = build_dataset(cfg.dataset, cfg, cache, "dataset")
-    rows = len(dataset)
-    stride = max(1, rows // SAMPLE_ROWS)
-    sample = [dataset[index]["labels"] for index in range(0, rows, stride)]
-    tokens_per_row = sum(sum(1 for label in labels if int(label) != -100) for labels in sample) / max(1, len(sample))
-    if sample and not tokens_per_row:
-        raise ValueError(
-            f"none of {len(sample)} rows of dataset has a label token, so that there is nothing to learn: prompts fill "
-            "tokenizer.max_seq_len; raise it, or name data with shorter prompts"
-        )
-    batch, accumulation = int(cfg.batch_size), int(cfg.gradient_accumulation_steps)
-    steps = rows // batch // accumulation
-    if cfg.get("max_steps_per_epoch") is not None:
-        steps = min(steps, int(cfg.max_steps_per_epoch))
-    trial_rows = steps * accumulation * batch * int(cfg.epochs)
-    if trial_rows < 1:
-        raise ValueError(
-            f"this configuration trains zero steps: {rows} rows make no step of batch_size={batch} and "
-            f"gradient_accumulation_steps={accumulation}; lower one of them or add data"
-        )
-    validation = cfg.get("dataset_val")
-    validation_rows = 0 if validation is None else len(build_dataset(validation, cfg, cache, "dataset_val"))
-    rate = _speed(cfg, cache) if speed else 0.0
-    return Probe(rows, validation_rows, trial_rows, round(trial_rows * tokens_per_row), rate)
+    check = BuildCheck(components, device_here)
+    rows, validation = check.base(config)
+    for case in cases:
+        check.case(case)
+    cfg = trusted_config(config, components)
+    trial_batches = steps_per_epoch(cfg, rows.count) * int(cfg.gradient_accumulation_steps) * int(cfg.epochs)
+    trial_rows = trial_batches * int(cfg.batch_size)
+    return Probe(
+        rows=rows.count,
+        validation_rows=validation.count if validation else 0,
+        trial_rows=trial_rows,
+        trial_tokens=round(trial_rows * rows.label_tokens),
+        tokens_per_second=_speed(cfg, Cache()) if speed else 0.0,
+        notes=tuple(check.notes),
+    )
 
 
-def answer(config: dict[str, Any], components: list[str], speed: bool) -> str:
-    """A `Probe` as JSON, or `{"error": sentence}`, with `"untrusted": true` if it names code that is not trusted."""
+def answer(request: Mapping[str, Any]) -> str:
+    """A `Probe` as JSON, or `{"error": sentence}`, with `"untrusted": true` if it names code that is not trusted.
+
+    Args:
+        request: config, components, cases, device_here and speed; see `probe`.
+    """
+    cases = [Case(case["params"], case["config"]) for case in request.get("cases", ())]
+    here, speed = bool(request.get("device_here", True)), bool(request.get("speed"))
     try:
-        return json.dumps(asdict(probe(trusted_config(config, components), speed)))
+        return json.dumps(asdict(probe(request["config"], cases, request["components"], device_here=here, speed=speed)))
     except UntrustedError as error:
-        return json.dumps({"error": str(error), "untrusted": True})
+        return json.dumps({"error": mask(str(error)), "untrusted": True})
+    except (BuildError, RowError, ComponentError) as error:
+        return json.dumps({"error": mask(str(error))})
     except Exception as error:
         return json.dumps({"error": describe(error)})
 
@@ -96,8 +104,7 @@ def main(text: str, speed: bool) -> int:
     Args:
         text: the request, as JSON.
     """
-    request = json.loads(text)
-    line = answer(request["config"], request["components"], speed)
+    line = answer({**json.loads(text), "speed": speed})
     print(line)
     return 2 if "error" in json.loads(line) else 0
 
