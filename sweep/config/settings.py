@@ -136,6 +136,7 @@ class Settings:
             stop_grace=queue.stop_grace_seconds,
             silence=queue.silence_seconds,
             start_grace=queue.start_seconds,
+            first_alone=not self.trial_tokens,  # this machine has not counted the data, nor built the configuration
         )
 
     def to_json(self) -> dict[str, Any]:

@@ -152,8 +152,12 @@ class _Decision:
             return
         waiting = deque(self._endings.waiting)
         new, finals, asked = self._budget.new_trials, self._situation.finals, False
+        first_has_begun = bool(self._occupancy.running)
         for worker in self._occupancy.live:
             for _ in range(self._slots_to_fill(worker)):
+                if self._situation.first_alone and first_has_begun:
+                    return
+                first_has_begun = True
                 if waiting:
                     trial = waiting.popleft()
                     number = trial.attempts[-1].number + 1 if trial.attempts else 1
@@ -186,6 +190,8 @@ class _Decision:
             count = min(len(places), math.ceil((trials - free) / (slots if quota is None else min(slots, quota))))
         else:
             count = len(places)
+        if self._situation.first_alone:
+            count = min(count, 1 - len(self._occupancy.live))
         if count > 0:
             yield StartWorkers(tuple(sorted(places)[:count]))
 
@@ -198,7 +204,8 @@ class _Decision:
         if not self._occupancy.planned or not self._situation.may_start:
             return
         for worker in self._occupancy.live:
-            gets_more = self._occupancy.free_slots[worker.name] > 0 and self._has_work
+            is_full = self._situation.first_alone or self._occupancy.free_slots[worker.name] <= 0
+            gets_more = not is_full and self._has_work
             if worker.job is JobState.PLANNED and worker.name in self._occupancy.loads and not gets_more:
                 yield Send(worker.name)
 
@@ -227,7 +234,20 @@ class _Decision:
             return self._interrupted(Finished.STOPPED, STOPPED_REASON)
         if view.mode is Mode.CANCEL and not open_trials:
             return Finish(Finished.CANCELLED, "the sweep was stopped")
-        return None if left else Finish(Finished.DONE, self._budget.reason)
+        return None if left else self._done()
+
+    def _done(self) -> Finish:
+        """How a run ends that has nothing left to do: as a failure if no trial is complete."""
+        study = self._view.study
+        if study.complete or not study.ended or not self._limits.needs_complete:
+            return Finish(Finished.DONE, self._budget.reason)
+        kinds = {"failed": study.failed, "were pruned": study.pruned, "were cancelled": study.cancelled}
+        counts = " and ".join(f"{count} {kind}" for kind, count in kinds.items() if count)
+        last = f", the last failure was: {study.failure}" if study.failure else ""
+        return Finish(
+            Finished.FAILED,
+            f"{self._budget.reason}, and none is complete: {counts}{last}; see `sweep status` for each reason",
+        )
 
     def _interrupted(self, how: Finished, reason: str) -> Finish:
         """How a run ends that the user has interrupted: as a failure if the sweep waited for space."""

@@ -17,6 +17,9 @@ from sweep.model.facts import TrialFacts
 from sweep.model.states import Ending, Mode
 from trainer.contract import FailureKind, Outcome, OutcomeKind, StopCause
 
+# Failures before the first step that another attempt would repeat.
+UNBUILDABLE = (FailureKind.BAD_CONFIG, FailureKind.MISSING_FILE)
+
 
 class Endings:
     """Which open trials have ended, and which wait for a worker."""
@@ -75,7 +78,8 @@ class Endings:
             case OutcomeKind.FAILED if outcome.resumable:
                 return self._after_failure(trial, pruned)
             case OutcomeKind.FAILED:
-                return Tell(trial.number, Ending.FAIL, outcome.reason)
+                unbuildable = outcome.failure in UNBUILDABLE and not outcome.step
+                return Tell(trial.number, Ending.FAIL, outcome.reason, unbuildable=unbuildable)
             case OutcomeKind.STOPPED if outcome.cause is StopCause.CANCELLED:
                 return Tell(trial.number, Ending.FAIL, outcome.reason, cancelled=True)
             case OutcomeKind.STOPPED if pruned is None and outcome.resumable:

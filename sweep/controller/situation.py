@@ -47,10 +47,18 @@ class Situation:
                 f"{study.failed} of {ended} trials failed, more than search.max_failure_share="
                 f"{limits.max_failure_share:g}; see their reasons, fix the cause, raise the share and resume"
             )
+        if self.first_alone and study.unbuildable:
+            return f"the first trial cannot be built: {study.failure}; correct the cause, and start the sweep anew"
         if self.view.start_failures >= limits.max_start_failures:
             last = f" ({self.view.start_failure})" if self.view.start_failure else ""
             return f"{self.view.start_failures} workers in a row ended before they were ready{last}; see `sweep logs`"
         return None
+
+    @cached_property
+    def first_alone(self) -> bool:
+        """Whether nobody knows yet that the configuration builds, so that one trial goes first and the others wait."""
+        study = self.view.study
+        return self.limits.first_alone and not (self.view.tokens or study.complete or study.pruned)
 
     @cached_property
     def has_paused(self) -> bool:

@@ -77,12 +77,14 @@ class Tell:
     Args:
         reason: one sentence for a person.
         cancelled: the trial was cancelled, by the user or as the search ended; it is told as FAIL and marked.
+        unbuildable: it failed before it trained, by its configuration or a file that it lacks.
     """
 
     trial: int
     ending: Ending
     reason: str
     cancelled: bool = False
+    unbuildable: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -136,6 +136,8 @@ class StudyFacts:
         open: numbers of the trials that were asked for and not told, ascending, without the `suspended` ones.
         suspended: numbers of paused trials whose attempts have ended; they are not observed until they are promoted.
         complete, pruned, failed, cancelled: how many trials ended in each way.
+        unbuildable: how many of the failed ones failed by their configuration, or by a file that they lack.
+        failure: why the last of the failed ones failed.
         best: the lowest objective of a complete trial; `best_trial` is its number.
         tokens: label tokens of the ended trials.
         exhausted: the sampler has nothing left to propose.
@@ -152,6 +154,8 @@ class StudyFacts:
     pruned: int = 0
     failed: int = 0
     cancelled: int = 0
+    unbuildable: int = 0
+    failure: str = ""
     best: float | None = None
     best_trial: int | None = None
     tokens: int = 0

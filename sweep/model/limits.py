@@ -26,6 +26,9 @@ class Limits:
         stop_grace: seconds that an attempt has to obey a stop before its worker is cancelled.
         silence: seconds without a heartbeat after which a worker is cancelled.
         start_grace: seconds that a running job has until its worker is ready.
+        first_alone: this machine could not check that the configuration builds, so the first trial does: all others
+            wait until a trial has trained, and if the first one cannot be built, the sweep ends.
+        needs_complete: a sweep without a complete trial ends with an error.
     """
 
     trials: int | None = None
@@ -44,3 +47,5 @@ class Limits:
     stop_grace: float = 60.0
     silence: float = 120.0
     start_grace: float = 600.0
+    first_alone: bool = False
+    needs_complete: bool = True

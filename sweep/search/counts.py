@@ -89,6 +89,8 @@ class TrialCounts:
             pruned=counts[TrialState.PRUNED],
             failed=counts[TrialState.FAIL] - statistics.cancelled,
             cancelled=statistics.cancelled,
+            unbuildable=statistics.unbuildable,
+            failure=statistics.failure,
             best=statistics.best,
             best_trial=statistics.best_trial,
             tokens=statistics.tokens,

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from optuna.trial import FrozenTrial, TrialState
 
-from sweep.search.storage import CANCELLED, FINAL, SECONDS, TOKENS
+from sweep.search.storage import CANCELLED, FINAL, REASON, SECONDS, TOKENS, UNBUILDABLE
 
 # The gain of the next trial is estimated from the last `GAIN_WINDOW` trials, if at least `GAIN_VALUES` completed.
 GAIN_WINDOW = 20
@@ -26,6 +26,8 @@ class Statistics:
     Args:
         counts: ended trials by state, finals left out.
         cancelled: those of the failed ones that were cancelled.
+        unbuildable: those of the failed ones that could not be built.
+        failure: why the last of the other failed ones failed.
         tokens: label tokens of all ended trials, finals included.
         seconds: training time of all ended trials, finals included.
         ranks: value and number of the complete trials, best first.
@@ -34,6 +36,8 @@ class Statistics:
 
     counts: dict[TrialState, int] = field(default_factory=lambda: dict.fromkeys(TrialState, 0))
     cancelled: int = 0
+    unbuildable: int = 0
+    failure: str = ""
     best: float | None = None
     best_trial: int | None = None
     tokens: int = 0
@@ -49,13 +53,21 @@ class Statistics:
             self.tokens += int(trial.user_attrs.get(TOKENS, 0))
             return
         self.counts[trial.state] += 1
-        self.cancelled += trial.state is TrialState.FAIL and CANCELLED in trial.user_attrs
+        if trial.state is TrialState.FAIL:
+            self._add_failed(trial)
         self.tokens += int(trial.user_attrs.get(TOKENS, 0))
         value = trial.value if trial.state is TrialState.COMPLETE else None
         self.recent.append((value, seconds))
         if value is not None:
             insort(self.ranks, (value, trial.number))
             self.best, self.best_trial = self.ranks[0]
+
+    def _add_failed(self, trial: FrozenTrial) -> None:
+        if CANCELLED in trial.user_attrs:
+            self.cancelled += 1
+            return
+        self.unbuildable += UNBUILDABLE in trial.user_attrs
+        self.failure = str(trial.user_attrs.get(REASON, ""))
 
     @property
     def gain(self) -> float | None:

@@ -44,6 +44,7 @@ from sweep.search.storage import (
     SECONDS,
     STOPPED,
     TOKENS,
+    UNBUILDABLE,
     load_study,
     own_trials,
     winners,
@@ -153,7 +154,13 @@ class OptunaStudy:
             return
         for report, worker in trial.held_back:  # made before the pause reached the trial, perhaps up to its end
             self._judge.add(trial, report, worker)
-        attributes = {REASON: result.reason, CANCELLED: result.cancelled, TOKENS: tokens, SECONDS: seconds}
+        attributes = {
+            REASON: result.reason,
+            CANCELLED: result.cancelled,
+            UNBUILDABLE: result.unbuildable,
+            TOKENS: tokens,
+            SECONDS: seconds,
+        }
         stored = self._stored(trial).user_attrs  # by a controller that died before it could tell
         for key, value in attributes.items():
             if value and stored.get(key) != value:

@@ -228,7 +228,7 @@ LEFT = "it was paused, and not promoted before the end"
         ),
         pytest.param(
             view(trial(0, attempt(Outcome(OutcomeKind.FAILED, "no file", failure=FailureKind.MISSING_FILE)))),
-            [Tell(0, Ending.FAIL, "no file"), ASK],
+            [Tell(0, Ending.FAIL, "no file", unbuildable=True), ASK],
             id="a failed trial is told FAIL",
         ),
         pytest.param(
@@ -625,3 +625,87 @@ def test_a_trial_laid_aside_in_this_very_observation_is_told_once() -> None:
         Tell(3, Ending.PRUNED, LEFT),
         Tell(5, Ending.PRUNED, LEFT),
     ]
+
+
+NONE_COMPLETE = "all 4 trials have ended, and none is complete: "
+
+
+@pytest.mark.parametrize(
+    ("study", "why"),
+    [
+        (StudyFacts(failed=4, failure="KeyError: x"), "4 failed, the last failure was: KeyError: x"),
+        (
+            StudyFacts(failed=1, pruned=3, failure="no base"),
+            "1 failed and 3 were pruned, the last failure was: no base",
+        ),
+        (StudyFacts(pruned=4), "4 were pruned"),
+        (StudyFacts(pruned=3, cancelled=1), "3 were pruned and 1 were cancelled"),
+    ],
+    ids=["all failed", "one failed", "all pruned", "one was cancelled"],
+)
+def test_a_sweep_without_a_complete_trial_ends_with_an_error_that_says_why(study: StudyFacts, why: str) -> None:
+    facts, limits = view(study=study, workers=(GONE,)), replace(LIMITS, max_failure_share=1.0)
+    assert decide(facts, limits, NOW) == (
+        Finish(Finished.FAILED, f"{NONE_COMPLETE}{why}; see `sweep status` for each reason"),
+    )
+    free = replace(limits, needs_complete=False)
+    assert decide(facts, free, NOW) == (Finish(Finished.DONE, "all 4 trials have ended"),)
+
+
+def test_a_sweep_that_had_nothing_to_train_is_no_failure() -> None:
+    assert decide(view(study=StudyFacts(exhausted=True), workers=()), LIMITS, NOW) == (
+        Finish(Finished.DONE, "the sampler has proposed all it can"),
+    )
+
+
+ALONE = Limits(trials=4, workers=3, slots=2, first_alone=True)
+W2 = replace(W1, name="w0002", place=1)
+
+
+@pytest.mark.parametrize(
+    ("facts", "effects"),
+    [
+        pytest.param(view(workers=()), [StartWorkers((0,))], id="one worker is started"),
+        pytest.param(view(), [ASK], id="and asked for one trial, though it has two slots"),
+        pytest.param(view(trial()), [Assign(0, 1, "w0001")], id="that trial is assigned"),
+        pytest.param(view(trial(0, attempt())), [], id="the others wait while it is built"),
+        pytest.param(
+            view(trial(0, attempt()), trial(1), workers=(W1, W2)), [], id="also those that were asked already"
+        ),
+        pytest.param(
+            view(trial(0, attempt()), workers=(replace(W1, job=JobState.PLANNED),)),
+            [Send("w0001")],
+            id="a job that carries its first trials is submitted with one",
+        ),
+        pytest.param(
+            view(trial(0, attempt()), tokens=10),
+            [ASK, StartWorkers((1,))],
+            id="it has trained: the others start",
+        ),
+        pytest.param(
+            view(study=StudyFacts(pruned=1), workers=()), [StartWorkers((0, 1))], id="one has ended, and was built"
+        ),
+        pytest.param(
+            view(trial(0, attempt(Outcome(OutcomeKind.FAILED, "no base", failure=FailureKind.MISSING_FILE)))),
+            [Tell(0, Ending.FAIL, "no base", unbuildable=True), ASK],
+            id="it cannot be built: that is told",
+        ),
+        pytest.param(
+            view(study=StudyFacts(failed=1, unbuildable=1, failure="no base"), workers=(GONE,)),
+            [
+                Finish(
+                    Finished.FAILED,
+                    "the first trial cannot be built: no base; correct the cause, and start the sweep anew",
+                )
+            ],
+            id="and the sweep ends",
+        ),
+        pytest.param(
+            view(study=StudyFacts(failed=1, failure="out of memory"), workers=(W1,)),
+            [ASK],
+            id="a failure of another kind says nothing of the configuration: the next trial goes first",
+        ),
+    ],
+)
+def test_what_this_machine_could_not_check_is_built_by_one_trial_first(facts: View, effects: list[Effect]) -> None:
+    assert list(decide(facts, ALONE, NOW)) == effects
