@@ -1,16 +1,16 @@
-"""The controller's side of `trainer.entry.prefork`: processes that have imported torch before a worker is needed.
+"""How processes of our own are started, and those that have imported torch before a worker is needed.
 
 On the CPU one process imports torch, counts the data, and then forks every worker in milliseconds. CUDA does not
 survive a fork, and torchtune queries a GPU's capability when it is imported. So on GPUs one process for each place
 is started with that place's environment, and becomes the place's worker itself.
 
-Invariants: no process is started before the first use. They only save time: if none is left, workers are started
-without them. They end with the controller, but workers that were made of them do not.
+Invariants: no process of ours looks for modules in the directory in which it is started (`python_command`). No process
+is started before the first use. They only save time: if none is left, workers are started without them. They end with
+the controller, but workers that were made of them do not.
 """
 
 from __future__ import annotations
 
-import array
 import json
 import os
 import socket
@@ -20,15 +20,50 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from sweep.errors import GiveUp
 from trainer.contract import DROPPED_ENV
+from trainer.process_end import how_it_ended, last_line
+from trainer.socket_messages import receive_message, send_message
 
-ANSWER_BYTES = 1 << 16
 OWN_ENV = {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+# A process that has closed its socket ends within this time, in seconds, or is killed.
+END_SECONDS = 10.0
+LAST_WORDS_BYTES = 1 << 16
+
+
+def python_command(*words: str) -> list[str]:
+    """A command line of this Python, which does not look for modules in the working directory.
+
+    A file such as `random.py` or `trainer.py` in the user's directory would be imported in place of Python's or ours.
+    """
+    return [sys.executable, "-P", *words]
 
 
 def clean_env() -> dict[str, str]:
-    """This process's environment without the variables that a child process must not inherit."""
-    return {key: value for key, value in os.environ.items() if key not in DROPPED_ENV}
+    """This process's environment without the variables that a child process must not inherit.
+
+    Entries of PYTHONPATH are made absolute. An empty one, as `PYTHONPATH=$PYTHONPATH:/x` has it where it was not set,
+    is left out: Python takes it for the working directory.
+    """
+    env = {key: value for key, value in os.environ.items() if key not in DROPPED_ENV}
+    if "PYTHONPATH" in env:
+        entries = [entry for entry in env["PYTHONPATH"].split(os.pathsep) if entry]
+        env["PYTHONPATH"] = os.pathsep.join(map(os.path.abspath, entries))
+    return env
+
+
+def ended_unexpectedly(what: str, code: int, errors: str) -> GiveUp:
+    """The error for a process that ended without an answer.
+
+    Args:
+        what: names the process.
+        code: its exit code; negative for a signal.
+        errors: what it wrote to standard error.
+    """
+    said = last_line(errors)
+    words = f"its last words: {said}" if said else "it wrote nothing"
+    advice = "retry, or run it where its limits are higher" if code < 0 else "`sweep doctor` checks what it needs"
+    return GiveUp(f"{what} ended with {how_it_ended(code)}; {words}; {advice}")
 
 
 class PreforkServer:
@@ -46,10 +81,16 @@ class PreforkServer:
         self._processes: list[_Process] = []
 
     def ask(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Send a request and wait for its answer; `{"error": its last line of output}` if the process has died."""
+        """Send a request and wait for its answer.
+
+        Raises:
+            GiveUp: the process ended without an answer; the text has its signal or exit code and its last words.
+        """
         process = self._at(0)
-        data = process.channel.recv(ANSWER_BYTES) if process.send(request, ()) else b""
-        answer: dict[str, Any] = json.loads(data) if data else {"error": process.last_line()}
+        data = process.receive() if process.send(request, ()) else None
+        if data is None:
+            raise ended_unexpectedly("the process that reads the data", process.end(), process.errors())
+        answer: dict[str, Any] = json.loads(data)
         return answer
 
     def start(self, place: int, request: dict[str, Any], files: Sequence[int]) -> bool:
@@ -79,10 +120,9 @@ class _Process:
 
     def __init__(self, env: Mapping[str, str], forks: bool) -> None:
         self.taken = False
-        # SOCK_SEQPACKET keeps the boundaries of requests
-        self.channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed in close()
-        command = [sys.executable, "-m", "trainer", "prefork", str(theirs.fileno())]
+        command = python_command("-m", "trainer", "prefork", str(theirs.fileno()))
         with theirs:
             self.popen = subprocess.Popen(
                 [*command, *(["--forks"] if forks else [])],
@@ -96,18 +136,33 @@ class _Process:
 
     def send(self, request: dict[str, Any], files: Sequence[int]) -> bool:
         """Send a request with open files; False if the process has ended."""
-        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", files))] if files else []
         try:
-            self.channel.sendmsg([json.dumps(request).encode()], rights)
+            send_message(self.channel, json.dumps(request).encode(), files)
         except OSError:
             return False
         return self.popen.poll() is None
 
-    def last_line(self) -> str:
-        """The last line that the process wrote to standard error."""
-        self._errors.seek(0)
-        lines = self._errors.read().decode(errors="replace").strip().splitlines()
-        return lines[-1] if lines else "no output"
+    def receive(self) -> bytes | None:
+        """The next answer; None if the process has ended without one."""
+        try:
+            return receive_message(self.channel)[0]
+        except OSError:
+            return None
+
+    def end(self) -> int:
+        """Wait for the end of a process that does not answer any more; returns its exit code."""
+        self.channel.close()
+        try:
+            return self.popen.wait(END_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.popen.kill()
+            return self.popen.wait()
+
+    def errors(self) -> str:
+        """The end of what the process wrote to standard error."""
+        size = self._errors.seek(0, os.SEEK_END)
+        self._errors.seek(max(0, size - LAST_WORDS_BYTES))
+        return self._errors.read().decode(errors="replace")
 
     def close(self) -> None:
         self.channel.close()

@@ -24,6 +24,8 @@ from importlib import import_module
 from types import ModuleType
 from typing import Any
 
+from trainer.working_directory import module_places
+
 ALLOWED = ("torchtune.", "torch.optim.", "torch.nn.", "torchao.", "bitsandbytes.")
 # Keys besides `_component_` whose value torchtune imports.
 NAMING_KEYS = ("collate_fn", "prompt_template")
@@ -276,7 +278,10 @@ def _module(name: str, near: Sequence[str] = ()) -> ModuleType:
         if error.name != name:
             raise ComponentError(f"{name} needs the package {error.name}, which is not installed") from error
         if not parent:
-            raise ComponentError(f"the package {name} is not installed, or is not on the path of Python") from error
+            raise ComponentError(
+                f"there is no module {name}: it was looked for {module_places()}; install it, or put it into the "
+                "directory in which the sweep was started"
+            ) from error
         raise ComponentError(f"{parent} has no {part}{f'; did you mean {near[0]}?' if near else ''}") from error
     except Exception as error:  # the module is the user's own, or its package is broken
         raise ComponentError(f"{name} cannot be imported ({type(error).__name__}: {error})") from error

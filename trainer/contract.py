@@ -141,6 +141,8 @@ class TrialSpec:
         components: prefixes that `_component_` may name, besides the built-in ones.
         evaluate: score an adapter of this trial instead of training; None: train.
         token: of the sweep's creation, which `sweep.json` has too; empty: a sweep of an old version.
+        directory: of the sweep's first command; relative paths of the user's own code and modules in `components` mean
+            it (`trainer.working_directory`). Empty: a sweep of an old version.
     """
 
     sweep: str
@@ -156,6 +158,7 @@ class TrialSpec:
     tracking: Tracking | None = None
     evaluate: Evaluation | None = None
     token: str = ""
+    directory: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,6 +40,7 @@ from trainer.room import AttemptDir, Room, WorkerDir, hold, make_directory, read
 from trainer.scheduler import Scheduler
 from trainer.space import is_no_space
 from trainer.task import Task
+from trainer.working_directory import enter_directory
 
 if TYPE_CHECKING:
     from trainer.tracking.tracker import Tracker
@@ -163,6 +164,7 @@ class Worker:
         if self.token and spec.token != self.token:
             raise RoomLostError(f"trial {trial} attempt {number} is another sweep's; this process ends")
         _log.info("trial %d attempt %d starts", trial, number)
+        enter_directory(spec.directory, spec.components)
         try:
             files = RoomReporter(attempt)
         except OSError as error:

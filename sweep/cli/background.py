@@ -7,8 +7,8 @@ successor.
 from __future__ import annotations
 
 import logging
+import os
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import IO
@@ -18,10 +18,10 @@ from sweep.cli.run_control import RunControl
 from sweep.errors import RetryLater, SweepError
 from sweep.model.effects import Finish
 from sweep.model.states import Finished
-from sweep.processes import PreforkServer, clean_env
+from sweep.processes import PreforkServer, clean_env, python_command
 from sweep.queues.controller_job import ControllerJob
 from sweep.wiring.backends import backend_of
-from sweep.wiring.rooms import controller_runs, controller_whereabouts, load_settings, whereabouts
+from sweep.wiring.rooms import controller_runs, controller_whereabouts, load_settings, rooms_dir, whereabouts
 from trainer import logs
 from trainer.exit_guard import limit_exit
 from trainer.presence import room_token
@@ -141,13 +141,14 @@ def _start_process(room: Room, lock: IO[str] | None) -> Path:
     more = ["--lock", *map(str, handed)] if handed else []
     with log.open("ab") as output:
         child = subprocess.Popen(
-            [sys.executable, "-m", "sweep.cli", "resume", str(room.root), *more],
+            python_command("-m", "sweep.cli", "resume", str(room.root), *more),
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
             pass_fds=handed,
-            env=clean_env(),
+            env={**clean_env(), "SWEEP_ROOMS": os.path.abspath(rooms_dir())},  # noqa: PTH100 - `..` and links stay
+            cwd=_working_directory(room),
         )
     if lock is not None:
         lock.close()
@@ -155,6 +156,12 @@ def _start_process(room: Room, lock: IO[str] | None) -> Path:
     while not _holds(room, child) and time.monotonic() < deadline and child.poll() is None:
         time.sleep(0.1)
     return log
+
+
+def _working_directory(room: Room) -> Path:
+    """That of the first command, from which `slurm_setup` and the like read files; the room if it is gone."""
+    directory = Path(load_settings(room).directory)
+    return directory if directory.is_absolute() and directory.is_dir() else room.root
 
 
 def _holds(room: Room, child: subprocess.Popen[bytes]) -> bool:

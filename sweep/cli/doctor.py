@@ -9,7 +9,6 @@ import importlib.metadata
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -20,11 +19,13 @@ from rich.text import Text
 
 from sweep.config.settings import Settings
 from sweep.errors import SweepError
+from sweep.processes import python_command
 from sweep.report.export import TUNE
 from sweep.wiring import backends, rooms
 from sweep.wiring.access import writable_by_others
 from sweep.wiring.compose import compose_config, freeze
 from sweep.wiring.probe import check_base, probe_data
+from trainer.process_end import how_it_ended, last_line
 from trainer.room import read_json
 
 # The versions that torchtune 0.6.1 works with; it fails to import with others.
@@ -111,7 +112,7 @@ def _versions() -> str:
 
 def _try_torchtune() -> Completed:
     """Import torchtune, count torch's GPUs and print the usage of `tune`, in one process since each imports torch."""
-    return subprocess.run([sys.executable, "-c", TRY_TORCHTUNE], capture_output=True, text=True, check=False)
+    return subprocess.run(python_command("-c", TRY_TORCHTUNE), capture_output=True, text=True, check=False)
 
 
 def _imports(process: Completed) -> str:
@@ -129,7 +130,7 @@ def _tune(process: Completed) -> str:
 
 
 def _last_line(process: Completed) -> str:
-    return (process.stderr.strip().splitlines() or ["no output"])[-1]
+    return last_line(process.stderr) or how_it_ended(process.returncode)
 
 
 def _rooms() -> str:

@@ -52,6 +52,8 @@ class Settings:
         controller: "here", or "launch" for a job on the sweep's own Launch queue.
         trial_tokens: label tokens of a trial that runs to its end; 0 if they were not counted yet.
         created: when the sweep was created, in seconds since the epoch; 0 if it has not been.
+        directory: in which the first command was typed, which relative paths mean; empty: a sweep of an old version,
+            whose relative paths mean the directory of each command.
         token: drawn anew for each creation, so that what belongs to a deleted sweep is not taken for this one's; empty:
             it has not been created, or an old version did.
     """
@@ -76,6 +78,7 @@ class Settings:
     controller: str = "here"
     trial_tokens: int = 0
     created: float = 0.0
+    directory: str = ""
     token: str = ""
 
     @cached_property

@@ -11,10 +11,10 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
-from itertools import combinations
 from typing import Any
 
 from sweep.errors import ConfigError
+from trainer.shortening import short_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,11 +30,16 @@ class Choice:
     def __post_init__(self) -> None:
         if len(self.values) < 2:
             raise ConfigError(f"choice({', '.join(map(label, self.values))}) has fewer than two values")
-        for first, second in combinations(self.values, 2):
-            if label(first) == label(second):
-                raise ConfigError(f"choice(…) holds {label(first)} twice; remove one")
-            if first == second:
-                raise ConfigError(f"choice(…) holds {label(first)} twice, once as {label(second)}; remove one")
+        labels: set[str] = set()
+        equal: dict[Any, str] = {}  # of values that are equal, such as 1 and 1.0, the label of the first
+        for value in self.values:
+            text = label(value)
+            if text in labels:
+                raise ConfigError(f"choice(…) holds {short_text(text)} twice; remove one")
+            first = equal.setdefault(_comparable(value), text)
+            if first != text:
+                raise ConfigError(f"choice(…) holds {short_text(first)} twice, once as {short_text(text)}; remove one")
+            labels.add(text)
 
     def __str__(self) -> str:
         return f"choice({', '.join(map(label, self.values))})"
@@ -162,7 +167,9 @@ class Space:
                 known = ", ".join(p.key for p in self.parameters)
                 raise ConfigError(f"{where}: {key} is not in the space; its keys are {known}")
             if not contains(self[key].domain, value):
-                raise ConfigError(f"{where}: {key}={value} is outside {self[key].domain}")
+                raise ConfigError(
+                    f"{where}: {key}={short_text(str(value))} is outside {short_text(str(self[key].domain), 400)}"
+                )
 
     def describe(self) -> dict[str, str]:
         """By key, the domain and its conditions as a text. Spaces with the same texts are equal."""
@@ -189,6 +196,13 @@ def label(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
+def _comparable(value: Any) -> Any:
+    """A value that can be a key of a dictionary, equal for equal values: for 1 and 1.0, and for lists of them."""
+    if isinstance(value, Mapping):
+        return "mapping", frozenset((key, _comparable(item)) for key, item in value.items())
+    return ("list", tuple(map(_comparable, value))) if isinstance(value, list | tuple) else value
+
+
 def _check_condition(parameter: Parameter, other: str, values: tuple[Any, ...], keys: Mapping[str, Parameter]) -> None:
     if other not in keys:
         raise ConfigError(
@@ -198,5 +212,6 @@ def _check_condition(parameter: Parameter, other: str, values: tuple[Any, ...], 
     never = [label(value) for value in values if not contains(keys[other].domain, value)] if values else ["[]"]
     if never:
         raise ConfigError(
-            f"space.{parameter.key}: its condition {other}={never[0]} can never hold; {other} is {keys[other].domain}"
+            f"space.{parameter.key}: its condition {other}={never[0]} can never hold; {other} is "
+            f"{short_text(str(keys[other].domain), 400)}"
         )

@@ -16,6 +16,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from sweep.config.paths import anchored, anchored_keys
 from sweep.config.resolvers import environment_stays
 from sweep.config.space import Choice, Space
 from sweep.config.space_grammar import flatten, merged
@@ -224,16 +225,20 @@ def equal_data(config: Mapping[str, Any], space: Iterable[str]) -> dict[str, str
     return {keys[0]: "${max:1,${floordiv:" + str(rows) + f",{per_step}}}}}"}
 
 
-def resolve(config: Mapping[str, Any], params: Mapping[str, Any], derive: Mapping[str, Any]) -> dict[str, Any]:
+def resolve(
+    config: Mapping[str, Any], params: Mapping[str, Any], derive: Mapping[str, Any], directory: str = ""
+) -> dict[str, Any]:
     """The torchtune configuration of a trial as plain values. Only references to environment variables stay.
 
     Args:
         config: the torchtune configuration of the sweep.
         params: the trial's hyperparameters, by dotted key.
         derive: the section `derive`.
+        directory: relative paths are made absolute from it; empty: they stay.
 
     Raises:
-        ConfigError: an interpolation names nothing or is left in a value, or a derivation fails.
+        ConfigError: an interpolation names nothing or is left in a value, a derivation fails, or a path names an
+            environment variable that is not set.
     """
     cfg = OmegaConf.create(dict(config))
     for key, value in {**params, **{k.removeprefix("+"): v for k, v in derive.items()}}.items():
@@ -247,10 +252,10 @@ def resolve(config: Mapping[str, Any], params: Mapping[str, Any], derive: Mappin
         raise ConfigError(f"torchtune configuration, {error.full_key or 'derive'}: {reason}") from error
     except InterpolationLeftError as error:
         raise ConfigError(f"torchtune configuration: {error}") from error
-    return plain  # type: ignore[return-value]
+    return anchored(plain, directory)  # type: ignore[no-any-return]
 
 
-def resolve_here(config: Mapping[str, Any]) -> dict[str, Any]:
+def resolve_here(config: Mapping[str, Any], directory: str = "") -> dict[str, Any]:
     """The base configuration as a process on this machine reads it, with the values of environment variables.
 
     It is for checks on this machine only: nothing of it is stored, tracked or shown.
@@ -259,7 +264,7 @@ def resolve_here(config: Mapping[str, Any]) -> dict[str, Any]:
         ConfigError: as `resolve`; or an environment variable is not set.
     """
     try:
-        return reveal(resolve(config, {}, {}))  # type: ignore[no-any-return]
+        return reveal(resolve(config, {}, {}, directory))  # type: ignore[no-any-return]
     except MissingVariableError as error:
         raise ConfigError(f"torchtune configuration: {error}") from error
 
@@ -268,6 +273,25 @@ def trial_changes(config: Mapping[str, Any], params: Mapping[str, Any], derive: 
     """The keys of the torchtune configuration that a trial changes, with their values: varied and derived ones."""
     resolved = resolve(config, params, derive)
     return {**params, **{key.removeprefix("+"): value_at(resolved, key.removeprefix("+")) for key in derive}}
+
+
+def path_changes(
+    config: Mapping[str, Any], params: Mapping[str, Any], derive: Mapping[str, Any], directory: str
+) -> dict[str, Any]:
+    """The keys of a trial's configuration that hold relative paths, with the absolute ones.
+
+    A key that follows from another one by an interpolation is left out.
+    """
+    absolute = anchored_keys(resolve(config, params, derive), directory)
+    written = {key: value for key, value in absolute.items() if not _is_interpolated(config, params, key)}
+    left = anchored_keys(resolve(config, {**params, **written}, derive), directory)
+    return {**written, **left}
+
+
+def _is_interpolated(config: Mapping[str, Any], params: Mapping[str, Any], key: str) -> bool:
+    own = next((params[name] for name in params if f"{key}.".startswith(f"{name}.")), None)
+    text = own if own is not None else value_at(config, key) if has_key(config, key) else None
+    return isinstance(text, str) and "${" in text
 
 
 def seed_of_final(seed: int, index: int) -> int:

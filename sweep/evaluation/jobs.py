@@ -20,6 +20,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from sweep.config.evaluate import PLACEHOLDERS, Command, Evaluator, Heldout, LmEval, NoEvaluation, Torchtune
+from sweep.config.paths import anchored
 from sweep.config.settings import Settings
 from sweep.config.torchtune import check_trusted, find_torchtune_config, with_overrides
 from sweep.errors import ConfigError
@@ -109,6 +110,8 @@ def evaluation_spec(settings: Settings, room: Room, identity: AttemptId, stopped
     done = decode(TrialSpec, read_text(room.attempt(trial, judged).spec) or "")
     is_run = settings.queue.jobs_are_runs
     options = {key: value for key, value in dataclasses.asdict(settings.evaluate).items() if key != "kind"}
+    if not isinstance(settings.evaluate, Torchtune):  # whose program runs in that directory
+        options = anchored(options, settings.directory)
     carried = settings.queue.reports_over_wandb
     return TrialSpec(
         sweep=settings.name,
@@ -127,6 +130,7 @@ def evaluation_spec(settings: Settings, room: Room, identity: AttemptId, stopped
             tracking=done.tracking,
         ),
         token=settings.token,
+        directory=done.directory,
     )
 
 

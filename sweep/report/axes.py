@@ -18,6 +18,9 @@ from optuna.trial import FrozenTrial, TrialState
 
 from sweep.report.formatting import param, short_keys
 
+# More labels than this could not be read; then every second or third choice, and so on, has one.
+MOST_TICKS = 40
+
 
 @dataclass(frozen=True, slots=True)
 class Point:
@@ -69,7 +72,9 @@ class Axis:
     def ticks(self) -> list[tuple[float, str]]:
         """Positions between 0 and 1, with their labels: each choice, or both ends and what is between them."""
         if self.choices:
-            return [(self.share(choice), self.label(choice)) for choice in self.choices]
+            step = -(-len(self.choices) // MOST_TICKS)
+            shown = range(0, len(self.choices), step)
+            return [(index / self.high if self.high else 0.5, self.label(self.choices[index])) for index in shown]
         return [(self.share(number), self.label(number)) for number in self._round_numbers()]
 
     def _round_numbers(self) -> list[float]:

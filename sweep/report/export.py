@@ -10,22 +10,24 @@ import math
 import os
 import re
 import subprocess
-import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 from sweep.config.settings import Settings
-from sweep.config.torchtune import export_yaml, seed_of_final, trial_changes
+from sweep.config.torchtune import export_yaml, path_changes, seed_of_final, trial_changes
 from sweep.errors import ConfigError, GiveUp
 from sweep.model.summary import TrialRow
+from sweep.processes import python_command
 from sweep.report.reader import read_outcome, read_steps
 from trainer.contract import Step
+from trainer.process_end import how_it_ended
 from trainer.room import Room, write_atomic
+from trainer.shortening import short_text
 
 RECIPE = "lora_finetune_single_device"
 # The command `tune` by its module, since Ray installs another command of that name.
-TUNE = (sys.executable, "-m", "torchtune._cli.tune")
+TUNE = (*python_command("-m", "torchtune._cli.tune"),)
 # Largest relative difference of two runs that count as the same, by dtype.
 TOLERANCE = {"fp32": 1e-6, "bf16": 2e-2}
 # The same for a trial that may have been packed: its sums have another order, and AdamW amplifies their rounding over
@@ -63,6 +65,8 @@ class Comparison:
 def export_text(room: Room, settings: Settings, row: TrialRow) -> str:
     """The YAML of a trial, with its hyperparameters and its seed."""
     changes = {**settings.changes, **trial_changes(settings.torchtune, row.params, settings.derive)}
+    paths = path_changes(settings.torchtune, row.params, settings.derive, settings.directory)
+    changes |= paths
     seed = changes.get("seed", settings.torchtune.get("seed"))
     if seed is None:
         seed = changes["seed"] = settings.search.seed
@@ -70,7 +74,8 @@ def export_text(room: Room, settings: Settings, row: TrialRow) -> str:
         changes["seed"] = seed_of_final(int(seed), row.final[1])
     header = [
         f"Trial {row.number} of the sweep {settings.name}: {settings.metric} {row.value}",
-        *(f"  {key} = {value}" for key, value in row.params.items()),
+        *(f"  {key} = {short_text(str(value))}" for key, value in row.params.items()),
+        *([f"Paths are absolute: they were relative to {settings.directory}"] if paths else []),
     ]
     outcome = read_outcome(room, row.number)
     if outcome and outcome.leftover_batches:
@@ -144,7 +149,7 @@ def run_tune(config: Path, output: Path, clip_is_set: bool) -> None:
     )
     if result.returncode != 0:
         tail = "\n".join(result.stderr.strip().splitlines()[-4:])
-        raise GiveUp(f"`tune run` on {config} failed:\n{tail}")
+        raise GiveUp(f"`tune run` on {config} failed with {how_it_ended(result.returncode)}:\n{tail}")
 
 
 def read_tune_log(directory: Path) -> dict[int, dict[str, float]]:

@@ -14,6 +14,7 @@ from typing import Any
 
 from sweep.model.states import TrialStatus
 from sweep.model.summary import TrialRow
+from trainer.shortening import short_list, short_text
 
 BLOCKS = "▁▂▃▄▅▆▇█"
 ABBREVIATIONS = {"gradient_accumulation_steps": "accum"}
@@ -65,12 +66,12 @@ def short_keys(keys: Sequence[str]) -> dict[str, str]:
 
 
 def param(value: Any, key: str = "") -> str:
-    """A hyperparameter's value as text; of a component's dotted path, the last name."""
+    """A hyperparameter's value as a short text; of a component's dotted path, the last name."""
     if isinstance(value, float):
         return f"{value:.3g}"
     if isinstance(value, str) and key.endswith("_component_") and re.fullmatch(r"\w+(\.\w+)+", value):
         return value.rpartition(".")[2]
-    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
+    return short_list([str(item) for item in value]) if isinstance(value, list) else short_text(str(value))
 
 
 def params_text(params: Mapping[str, Any]) -> str:

@@ -24,6 +24,10 @@ from sweep.report.terminal import add_plain_row, table_of
 from sweep.wiring import backends, rooms, session
 from sweep.wiring.probe import DataProbe, probe_data
 from trainer.room import Room
+from trainer.shortening import short_text
+
+# Of the values of a key that are shown.
+SPACE_CHARACTERS = 400
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +125,7 @@ def plan_view(plan: Plan) -> RenderableType:
 def _space(settings: Settings) -> Table:
     table = table_of(("torchtune key", "values"), title="space")
     for key, text in settings.space.describe().items():
-        add_plain_row(table, key, text)
+        add_plain_row(table, key, short_text(text, SPACE_CHARACTERS))
     for key, text in settings.derive.items():
         add_plain_row(table, key, Text(f"= {text}", style="dim"))
     return table

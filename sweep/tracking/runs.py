@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sweep.config.paths import FORMATS, unescaped
 from sweep.config.secrets import check_wandb
 from sweep.config.settings import Settings
 from sweep.errors import ConfigError
@@ -180,13 +181,15 @@ def _data_uris(dataset: Any) -> Iterator[str]:
     for part in dataset if isinstance(dataset, list) else [dataset]:
         if not isinstance(part, Mapping):
             continue
-        files = part.get("data_files")
-        if any(references([files, part.get("source")])):
+        files, source = part.get("data_files"), part.get("source")
+        if any(references([files, source])):
             continue
-        if isinstance(files, str):
-            yield Path(files).resolve().as_uri()
-        elif part.get("source"):
-            yield f"hf://datasets/{part['source']}"
+        if isinstance(files, str) and source in (None, *FORMATS):
+            yield Path(unescaped(files)).resolve().as_uri()
+        elif isinstance(source, str) and source.startswith("/"):
+            yield Path(source).as_uri()
+        elif source and source not in FORMATS:
+            yield f"hf://datasets/{source}"
 
 
 def _run_id(settings: Settings, suffix: str) -> str:

@@ -11,7 +11,6 @@ import contextlib
 import math
 import os
 import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -21,11 +20,12 @@ from typing import Any
 from sweep.config.settings import Settings
 from sweep.errors import ConfigError, GiveUp, RetryLater, SweepError
 from sweep.model.summary import SweepState, TrialRow
-from sweep.processes import clean_env
+from sweep.processes import clean_env, python_command
 from sweep.tracking.client import client, summary, translated
 from sweep.tracking.runs import adapter_name, mode, wandb_location
 from trainer.contract import ContractError, Outcome, Tracking, TrialSpec, decode
 from trainer.names import is_name
+from trainer.process_end import how_it_ended, last_line
 from trainer.room import AttemptDir, Room, read_text, write_atomic
 from trainer.tracking.runs import declare_inputs
 from trainer.tracking.summary import REASON, STATE, exit_code, score_summary
@@ -76,11 +76,11 @@ def upload(part: Upload) -> None:
     Raises:
         RetryLater: it did not arrive; the next `sweep sync` tries again.
     """
-    command = [sys.executable, "-m", "wandb", "sync", "--no-skip-online", str(part.directory)]
+    command = python_command("-m", "wandb", "sync", "--no-skip-online", str(part.directory))
     done = subprocess.run(command, env=clean_env(), capture_output=True, text=True, check=False)
     if done.returncode != 0:
-        last = (done.stderr or done.stdout).strip().splitlines()[-1:] or ["no output"]
-        raise RetryLater(f"{part.directory.name} did not arrive at W&B: {last[0]}")
+        last = last_line(done.stderr or done.stdout) or how_it_ended(done.returncode)
+        raise RetryLater(f"{part.directory.name} did not arrive at W&B: {last}")
     if part.directory.name.startswith("offline-"):
         _declare(part)
     marker = part.attempt.path / SYNCED

@@ -104,6 +104,7 @@ def freeze(cfg: DictConfig, name: str, config_dir: Path | None = None) -> Compos
         derive = torchtune_recipe.equal_data(torchtune, [key.removeprefix("+") for key in space]) | derive
     settings = Settings(
         name=name,
+        directory=current_directory(),
         recipe=Recipe(str(path), recipe.overrides, recipe.components),
         torchtune=torchtune,
         changes=changes,
@@ -140,6 +141,18 @@ def check_name(name: str) -> None:
         )
 
 
+def current_directory() -> str:
+    """The directory that relative paths mean.
+
+    Raises:
+        ConfigError: it was deleted.
+    """
+    try:
+        return str(Path.cwd())
+    except OSError as error:
+        raise ConfigError("the current directory does not exist any more; change to another one") from error
+
+
 def check(settings: Settings) -> None:
     """Refuse settings whose sections do not fit each other.
 
@@ -167,7 +180,7 @@ def check(settings: Settings) -> None:
             "search has no limit: set search.trials, search.tokens, search.seconds, search.target, search.gpu_hours "
             "or search.min_gain_per_gpu_hour"
         )
-    base = torchtune_recipe.resolve(settings.torchtune, {}, {})
+    base = torchtune_recipe.resolve(settings.torchtune, {}, {}, settings.directory)
     secrets.check_torchtune(base)
     secrets.check_environment("queue.env", settings.queue.env)
     _check_base(base)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from sweep.config.recipe_values import corners
 from sweep.config.settings import Settings
 from sweep.config.torchtune import resolve, resolve_here
 from sweep.errors import ConfigError, UntrustedCodeError
-from sweep.processes import OWN_ENV, PreforkServer, clean_env
+from sweep.processes import OWN_ENV, PreforkServer, clean_env, ended_unexpectedly, python_command
 
 # Of these many trials at the corners of the space and of these many first ones it is checked that they can be built.
 CORNERS = 24
@@ -48,10 +47,12 @@ def probe_data(settings: Settings, prefork: PreforkServer | None = None, speed: 
     Raises:
         UntrustedCodeError: it names code that is not on the allow-list.
         ConfigError: a trial cannot be built, or there is no step to train.
+        GiveUp: the process that counts ended without an answer.
     """
     request: dict[str, Any] = {
         "verb": "probe",
-        "config": resolve(settings.torchtune, {}, {}),
+        "config": resolve(settings.torchtune, {}, {}, settings.directory),
+        "directory": settings.directory,
         "components": settings.recipe.components,
         "cases": _cases(settings),
         "device_here": settings.queue.on_this_machine,
@@ -76,7 +77,7 @@ def _cases(settings: Settings) -> list[dict[str, Any]]:
 
     cases: dict[str, dict[str, Any]] = {}
     for params in [*corners(settings.space, CORNERS), *first_params(settings, FIRST_TRIALS)]:
-        config = resolve(settings.torchtune, params, settings.derive)
+        config = resolve(settings.torchtune, params, settings.derive, settings.directory)
         cases.setdefault(json.dumps(config, sort_keys=True), {"params": dict(params), "config": config})
     return list(cases.values())
 
@@ -87,7 +88,7 @@ def check_base(settings: Settings) -> str:
     Raises:
         ConfigError: the directory or one of its files does not exist on this machine.
     """
-    checkpointer = resolve_here(settings.torchtune)["checkpointer"]
+    checkpointer = resolve_here(settings.torchtune, settings.directory)["checkpointer"]
     directory = Path(str(checkpointer["checkpoint_dir"]))
     files = checkpointer.get("checkpoint_files")
     missing = [name for name in (files if isinstance(files, list) else []) if not (directory / str(name)).exists()]
@@ -98,12 +99,13 @@ def check_base(settings: Settings) -> str:
 
 
 def _ask_once(request: dict[str, Any], env: Mapping[str, str]) -> dict[str, Any]:
-    command = [sys.executable, "-m", "trainer", "probe", *(["--speed"] if request["speed"] else [])]
+    command = python_command("-m", "trainer", "probe", *(["--speed"] if request["speed"] else []))
     result = subprocess.run(
         command,
         input=json.dumps(request),
         capture_output=True,
-        text=True,
+        encoding="utf-8",
+        errors="replace",
         env=OWN_ENV | clean_env() | dict(env),
         check=False,
     )
@@ -111,4 +113,4 @@ def _ask_once(request: dict[str, Any], env: Mapping[str, str]) -> dict[str, Any]
     if lines and lines[-1].startswith("{"):
         answer: dict[str, Any] = json.loads(lines[-1])
         return answer
-    return {"error": (result.stderr.strip().splitlines() or ["no output"])[-1]}
+    raise ended_unexpectedly("the process that reads the data", result.returncode, result.stderr)

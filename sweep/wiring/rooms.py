@@ -124,15 +124,26 @@ def check_same_sweep(room: Room, settings: Settings) -> None:
     Raises:
         ConfigError: it names the first sections that differ.
     """
-    measured = {"trial_tokens": 0, "created": 0.0, "token": ""}
-    old = {**load_settings(room).to_json(), **measured}
+    measured = {"trial_tokens": 0, "created": 0.0, "token": "", "directory": ""}
+    frozen = load_settings(room)
+    old = {**frozen.to_json(), **measured}
     new = {**json.loads(json.dumps(settings.to_json())), **measured}
     differing = [key for key in new if new[key] != old.get(key)]
+    if not differing and frozen.directory and _paths(frozen) != _paths(settings):
+        differing = [f"directory: its relative paths mean {frozen.directory}"]
     if differing:
         raise ConfigError(
             f"there is a sweep {settings.name} already, with another {', '.join(differing[:3])}; "
             f"resume it with `sweep resume {settings.name}`, or choose another name"
         )
+
+
+def _paths(settings: Settings) -> dict[str, Any]:
+    """The relative paths of a sweep, by key, as absolute ones."""
+    from sweep.config.paths import anchored_keys
+    from sweep.config.torchtune import resolve
+
+    return anchored_keys(resolve(settings.torchtune, {}, {}), settings.directory)
 
 
 def change_settings(

@@ -56,7 +56,7 @@ def trial_spec(
         final_seed: number of the final's seed; the seed itself differs from the one that the search trained with.
         stopped: see `spec_factory`.
     """
-    config = resolve(settings.torchtune, params, settings.derive)
+    config = resolve(settings.torchtune, params, settings.derive, settings.directory)
     if config.get("seed") is None:
         config["seed"] = settings.search.seed  # torchtune would draw one, and the trial could not be repeated
     if final_seed is not None:
@@ -75,4 +75,5 @@ def trial_spec(
         adapter_every=1 if tracking and settings.wandb.artifacts == "milestones" else 0,
         tracking=tracking,
         token=settings.token,
+        directory=settings.directory,
     )

@@ -2,7 +2,8 @@
 
 A process that imports torch and torchtune needs seven seconds of processor time before it does anything, and the tests
 start more than a hundred of them. `WarmPopen` is `subprocess.Popen` for commands of the form
-`[sys.executable, "-m", MODULE, …]`: a fork server makes the process, which then runs MODULE as `python -m` does.
+`[sys.executable, "-m", MODULE, …]`, with or without a `-P` before: a fork server makes the process, which then runs
+MODULE as `python -m` does.
 It starts a fresh process if there is no server, if MODULE is not one of `MODULES`, or if a variable that libraries read
 while they are imported differs from the server's.
 
@@ -110,7 +111,7 @@ def write_python(directory: Path) -> None:
 def be_python() -> None:
     """Do what Python would do with this process's arguments, in a process of the server's; end as that one does."""
     command = [sys.executable, *sys.argv[1:]]
-    if len(command) < 3 or command[1] != "-m" or command[2] not in MODULES:
+    if _module_words(command) is None:
         os.execv(sys.executable, command)
     process = WarmPopen(command)
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -153,7 +154,8 @@ class WarmPopen(subprocess.Popen):  # type: ignore[type-arg]
             asked[name] if asked[name] != -1 else at for at, name in enumerate(("p2cread", "c2pwrite", "errwrite"))
         ]
         request = {
-            "words": list(asked["args"])[2:],
+            "words": _module_words(asked["args"]),
+            "safe": list(asked["args"])[1] == "-P",
             "directory": str(asked["cwd"] or Path.cwd()),
             "environment": dict(os.environ if asked["env"] is None else asked["env"]),
             "session": asked["start_new_session"],
@@ -209,7 +211,13 @@ def _can_be_warm(asked: Mapping[str, Any]) -> bool:
     plain = not any(asked[name] for name in ("preexec_fn", "executable", "shell"))
     if SOCKET not in os.environ or not plain or isinstance(args, str | bytes | os.PathLike):
         return False
-    return list(args[:2]) == [sys.executable, "-m"] and args[2] in MODULES
+    return _module_words(args) is not None
+
+
+def _module_words(args: Sequence[str]) -> list[str] | None:
+    """The module and the arguments of a command that runs one of `MODULES`; None for any other command."""
+    words = [word for at, word in enumerate(args) if (at, word) != (1, "-P")]
+    return words[2:] if words[:2] == [sys.executable, "-m"] and words[2:3] and words[2] in MODULES else None
 
 
 # --- the server ------------------------------------------------------------------------------------------------------
@@ -221,12 +229,14 @@ class Request:
 
     Args:
         words: the module and its arguments.
+        safe: modules are not looked for in its directory.
         session: whether it leads a session of its own; else it joins the process group, if it may.
         kept: numbers of the open files that it has beside the first three.
         files: the open files as they came: the first three, then those.
     """
 
     words: Sequence[str]
+    safe: bool
     directory: str
     environment: Mapping[str, str]
     session: bool
@@ -246,7 +256,7 @@ class Request:
             for stream in (sys.stdout, sys.stderr):
                 stream.reconfigure(write_through=True)  # type: ignore[union-attr]
         path = [part for part in self.environment.get("PYTHONPATH", "").split(os.pathsep) if part]
-        sys.path[:] = [self.directory, *path, *BASE_PATH]
+        sys.path[:] = [*([] if self.safe else [self.directory]), *path, *BASE_PATH]
         sys.argv[:] = list(self.words)
         subprocess.Popen = WarmPopen  # type: ignore[misc]
         runpy.run_module(self.words[0], run_name="__main__", alter_sys=True)

@@ -54,6 +54,9 @@ SHARED = {
     "trainer.names",
     "trainer.presence",
     "trainer.identity",
+    "trainer.process_end",
+    "trainer.shortening",
+    "trainer.socket_messages",
 }
 # What needs no other package than Python's own.
 STANDARD = {
@@ -65,6 +68,7 @@ STANDARD = {
     "trainer.environment",
 }
 STANDARD |= {"trainer.names", "trainer.presence", "trainer.identity"}
+STANDARD |= {"trainer.process_end", "trainer.shortening", "trainer.socket_messages", "trainer.working_directory"}
 FURTHER = {
     "sweep.queues.slurm.submit": {"trainer.entry.slurm_job"},  # a job is pickled by its name
     "sweep.store": {"trainer.store.objects", "trainer.store.layout"},

@@ -49,6 +49,17 @@ def test_it_ends_as_one_of_pythons_own(how: str) -> None:
     assert end(WarmPopen, how) == end(subprocess.Popen, how)
 
 
+def test_it_looks_for_no_module_in_its_directory_if_it_was_told_so(tmp_path: Path) -> None:
+    def where(popen: type[subprocess.Popen[str]]) -> list[str]:
+        process = popen([sys.executable, "-P", "-m", FACTS, "0"], cwd=tmp_path, env=dict(os.environ), **PIPES)
+        assert (popen is WarmPopen) == (getattr(process, "_server", None) is not None)
+        path: list[str] = json.loads(process.communicate("some input", timeout=60)[0].partition("\n")[0])["path"]
+        return path
+
+    assert where(WarmPopen) == where(subprocess.Popen)
+    assert str(tmp_path) not in where(WarmPopen)
+
+
 @pytest.mark.parametrize("session", [False, True])
 def test_it_has_its_own_directory_environment_and_session(session: bool, tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}/somewhere", "MINE": "1"}

@@ -34,6 +34,7 @@ from trainer.entry.slurm_job import serve
 from trainer.exit_guard import limit_exit
 from trainer.names import name_or_empty
 from trainer.presence import RoomPresence, write_token
+from trainer.process_end import how_it_ended
 from trainer.room import UNWANTED, Room, WorkerDir, make_directory, read_text, write_atomic
 
 _log = logging.getLogger("trainer.entry.launch_job")  # also when it runs as `__main__`
@@ -147,7 +148,7 @@ def _control(job: JobSpec) -> int:
     """Run the sweep's controller as a child process. A signal or a stop in W&B ends it, so that another can resume."""
     os.environ.update(job.options.get("env", {}))
     logs.configure()
-    command = [sys.executable, "-m", "sweep.cli", "resume", job.controller, "--in-job"]
+    command = [sys.executable, "-P", "-m", "sweep.cli", "resume", job.controller, "--in-job"]
     command += ["--token", job.token] if job.token else []
     with _own_run(job) as stopped:
         with subprocess.Popen(command) as process:
@@ -158,7 +159,7 @@ def _control(job: JobSpec) -> int:
                     process.terminate()
                     stopped.clear()
         if process.returncode != 0:
-            raise JobError(f"the controller of {job.controller} ended with exit code {process.returncode}")
+            raise JobError(f"the controller of {job.controller} ended with {how_it_ended(process.returncode)}")
     return 0
 
 

@@ -11,7 +11,6 @@ ends when the other end of its socket is closed.
 
 from __future__ import annotations
 
-import array
 import contextlib
 import gc
 import json
@@ -22,17 +21,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-REQUEST_BYTES = 1 << 20
-
-
-def receive(channel: socket.socket) -> tuple[dict[str, Any] | None, list[int]]:
-    """One request, with the open files that came with it; None if the other end is closed."""
-    data, ancillary, _, _ = channel.recvmsg(REQUEST_BYTES, socket.CMSG_SPACE(4 * array.array("i").itemsize))
-    files = array.array("i")
-    for level, kind, payload in ancillary:
-        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-            files.frombytes(payload[: len(payload) - len(payload) % files.itemsize])
-    return (json.loads(data) if data else None), list(files)
+from trainer.socket_messages import receive_message, send_message
 
 
 def main(fileno: int, forks: bool) -> int:
@@ -46,17 +35,23 @@ def main(fileno: int, forks: bool) -> int:
 
     from trainer import worker  # noqa: F401
     from trainer.entry.probe import answer
+    from trainer.working_directory import enter_directory
 
     gc.collect()
     gc.freeze()  # the pages of all imports stay shared with the workers
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # so that no worker stays as a zombie, as nothing waits for it
     channel = socket.socket(fileno=fileno)
     while True:
-        request, files = receive(channel)
-        if request is None:
+        try:
+            data, files = receive_message(channel)
+        except ConnectionError:  # the controller ended with an answer unread
             return 0
+        if data is None:
+            return 0
+        request = json.loads(data)
         if request["verb"] == "probe":
-            channel.send(answer(request).encode())
+            enter_directory(request.get("directory", ""), request["components"])
+            send_message(channel, answer(request).encode())
         elif not forks or os.fork() == 0:
             channel.close()
             _become_worker(request, files)

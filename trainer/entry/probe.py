@@ -23,6 +23,7 @@ from trainer.configuration import trusted_config
 from trainer.environment import mask
 from trainer.recipe import LoraRecipe
 from trainer.rows import RowError
+from trainer.working_directory import enter_directory
 
 SPEED_BATCHES = 6
 
@@ -104,7 +105,9 @@ def main(text: str, speed: bool) -> int:
     Args:
         text: the request, as JSON.
     """
-    line = answer({**json.loads(text), "speed": speed})
+    request = json.loads(text)
+    enter_directory(request.get("directory", ""), request["components"])
+    line = answer({**request, "speed": speed})
     print(line)
     return 2 if "error" in json.loads(line) else 0
 

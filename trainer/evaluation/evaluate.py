@@ -14,6 +14,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 import math
+import re
 import shutil
 import sys
 import time
@@ -43,7 +44,7 @@ _log = logging.getLogger(__name__)
 
 # Makes a recipe that never trains need as little as possible.
 IDLE = {"epochs": 1, "batch_size": 1, "gradient_accumulation_steps": 1, "max_steps_per_epoch": 1, "dataset_val": None}
-TUNE_RUN = (sys.executable, "-m", "torchtune._cli.tune", "run")
+TUNE_RUN = (sys.executable, "-P", "-m", "torchtune._cli.tune", "run")
 # Arguments of a LoRA model's builder that the builder of its base does not take.
 LORA_ARGUMENTS = (*LORA_KEYS, "use_dora", "quantize_base")
 NO_LM_EVAL = "evaluate=lm_eval needs lm-eval on this machine: pip install 'sweeps-on-launch[lm-eval]'"
@@ -193,7 +194,7 @@ class EvaluationRun:
         changes = {**defaults, **(options.get("overrides") or {})}
         overrides = [f"{key}={'null' if value is None else value}" for key, value in changes.items()]
         path = self.scratch / "evaluation.yaml"
-        cfg = with_overrides(options["config"], fill_placeholders(overrides, self._values(overrides)))
+        cfg = with_overrides(options["config"], overrides, self._values(overrides))
         trusted_config(OmegaConf.to_container(cfg, resolve=True), self.spec.components)  # type: ignore[arg-type]
         OmegaConf.save(cfg, path)  # unresolved: the recipe reads the environment by itself
         recipe = str(options["recipe"])
@@ -229,10 +230,14 @@ class EvaluationRun:
         return values
 
 
-def with_overrides(config: Mapping[str, Any], overrides: Sequence[str]) -> DictConfig:
+def with_overrides(config: Mapping[str, Any], overrides: Sequence[str], values: Mapping[str, str]) -> DictConfig:
     """A torchtune configuration with overrides `KEY=VALUE`, by the rules of `tune run`, unresolved.
 
     `model=PATH` replaces the `_component_` of `model`. Values are YAML.
+
+    Args:
+        values: by name, what placeholders stand for: `merged_files` for a list in YAML, any other for a text, in which
+            no character is YAML's.
     """
     cfg = OmegaConf.create(dict(config))
     words = []
@@ -241,9 +246,27 @@ def with_overrides(config: Mapping[str, Any], overrides: Sequence[str]) -> DictC
         node = OmegaConf.select(cfg, key)
         inner = "._component_" if isinstance(node, DictConfig) and "_component_" in node else ""
         words.append(f"{key}{inner}={value}")
-    merged = OmegaConf.merge(cfg, OmegaConf.from_dotlist(words))
+    words = fill_placeholders(words, {name: values[name] if name == "merged_files" else _mark(name) for name in values})
+    changes = OmegaConf.to_container(OmegaConf.from_dotlist(words))
+    merged = OmegaConf.merge(cfg, OmegaConf.create(_unmarked(changes, values)))
     assert isinstance(merged, DictConfig)
     return merged
+
+
+def _mark(name: str) -> str:
+    """A word that YAML reads as a text, in place of a path with any characters."""
+    return f"placeholder-{name}-"
+
+
+def _unmarked(value: Any, values: Mapping[str, str]) -> Any:
+    """The values with the texts of placeholders in place of their marks."""
+    if isinstance(value, dict):
+        return {key: _unmarked(item, values) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_unmarked(item, values) for item in value]
+    if not isinstance(value, str):
+        return value
+    return re.sub(r"placeholder-(\w+)-", lambda match: values.get(match[1], match[0]), value)
 
 
 def lm_eval_config(trial: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import errno
 import json
 import math
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from typing import Any
 
 from trainer.contract import DROPPED_ENV, StopCause, StopSignal
 from trainer.evaluation import supervisor
+from trainer.process_end import how_it_ended, last_line
 
 POLL_SECONDS = 0.1
 END_SECONDS = 10.0  # from SIGTERM to SIGKILL
@@ -39,12 +41,7 @@ class StoppedError(Exception):
 
 def fill_placeholders(command: Sequence[str], values: Mapping[str, str]) -> list[str]:
     """A command with `{name}` replaced by its value, for these names only."""
-    filled = []
-    for word in command:
-        for name, value in values.items():
-            word = word.replace(f"{{{name}}}", value)  # noqa: PLW2901 - the word as filled so far
-        filled.append(word)
-    return filled
+    return [re.sub(r"\{(\w+)\}", lambda match: values.get(match[1], match[0]), word) for word in command]
 
 
 def run_program(command: Sequence[str], log: Path, seconds: float | None, should_stop: StopSignal) -> None:
@@ -84,10 +81,8 @@ def run_program(command: Sequence[str], log: Path, seconds: float | None, should
         finally:
             _end(child)
     if child.returncode != 0:
-        lines = log.read_text(errors="replace").strip().splitlines() or ["it printed nothing"]
-        raise EvaluationError(
-            f"{Path(command[0]).name} failed with exit code {child.returncode}: {lines[-1].strip()[:300]}"
-        )
+        said = last_line(log.read_text(errors="replace")) or "it printed nothing"
+        raise EvaluationError(f"{Path(command[0]).name} failed with {how_it_ended(child.returncode)}: {said}")
 
 
 def read_scores(output: Path, log: Path) -> dict[str, float]:

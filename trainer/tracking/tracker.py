@@ -38,6 +38,7 @@ from trainer.contract import (
     encode,
 )
 from trainer.room import Room, read_text, write_atomic
+from trainer.shortening import short_values
 from trainer.tracking.runs import await_others, declare_inputs, stop_cause
 from trainer.tracking.summary import exit_code, summary_of
 
@@ -204,7 +205,7 @@ class Tracker:
     def _config(self) -> dict[str, Any]:
         spec = self._spec
         sweep = {"name": spec.sweep, "trial": spec.trial, "attempt": spec.attempt, "worker": spec.worker}
-        return {**spec.config, "sweep": sweep}
+        return {**short_values(spec.config), "sweep": sweep}  # the whole one is a file of the run
 
     def _save_config(self, run: Any) -> None:
         path = self._files.path / "torchtune_config.yaml"

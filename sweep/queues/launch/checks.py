@@ -53,7 +53,7 @@ def check_settings(settings: Settings) -> None:
 def _check_sagemaker(settings: Settings, queue: LaunchQueue) -> None:
     """Refuse more slots than a job can be given first trials for: these travel in its environment."""
     first = min(queue.worker_slots or 1, queue.trials_per_worker or math.inf)
-    config = resolve(settings.torchtune, {}, {})
+    config = resolve(settings.torchtune, {}, {}, settings.directory)
     tracking = tracking_of(settings, 0, config)
     spec = TrialSpec(settings.name, 0, 1, "w0001", config, settings.milestone_tokens, tracking=tracking)
     variables = SAGEMAKER_VARIABLES - AGENT_VARIABLES - len(queue.template.get("Environment", {}))

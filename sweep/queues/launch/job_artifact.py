@@ -8,15 +8,16 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import sys
 import tempfile
 from importlib import metadata
 from pathlib import Path
 
 from sweep.errors import ConfigError, RetryLater, SweepError
+from sweep.processes import python_command
 from sweep.queues.launch.connection import KEYLIKE, Connection, asking
 from sweep.queues.launch.section import LaunchQueue
 from sweep.resources import trainer_dir
+from trainer.process_end import how_it_ended, last_line
 
 ENTRY_POINT = "python -m trainer.entry.launch_job"
 JOB_SECONDS = 300.0
@@ -89,12 +90,11 @@ def _wandb(words: list[str], home: str) -> str:
     environment = {key: value for key, value in os.environ.items() if key != "WANDB_SERVICE"}
     environment |= {"WANDB_SILENT": "false", "WANDB_CONSOLE": "off"}
     entity, _, project = home.partition("/")
-    line = [sys.executable, "-m", "wandb", *words, "-e", entity, "-p", project]
+    line = python_command("-m", "wandb", *words, "-e", entity, "-p", project)
     try:
         done = subprocess.run(
             line, env=environment, capture_output=True, text=True, timeout=JOB_SECONDS, check=False, cwd="/"
         )
     except subprocess.TimeoutExpired:
         raise RetryLater(f"`wandb {words[0]} {words[1]}` took longer than {JOB_SECONDS:g} s; retry") from None
-    said = (done.stderr + done.stdout).strip().splitlines()
-    return KEYLIKE.sub("…", said[-1] if said else f"exit code {done.returncode}")[:300]
+    return KEYLIKE.sub("…", last_line(done.stderr + done.stdout) or how_it_ended(done.returncode))

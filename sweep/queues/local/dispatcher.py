@@ -13,7 +13,6 @@ import json
 import logging
 import os
 import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,7 +21,7 @@ from sweep.controller.ports import WorkerSpec
 from sweep.errors import RetryLater
 from sweep.model.facts import Job
 from sweep.model.states import JobState
-from sweep.processes import PreforkServer, clean_env
+from sweep.processes import PreforkServer, clean_env, python_command
 from trainer.identity import kill_group
 from trainer.room import Room, held, read_json, read_text, write_atomic
 
@@ -122,7 +121,7 @@ class LocalDispatcher:
         }
 
     def _command(self, name: str) -> list[str]:
-        command = [sys.executable, "-m", "trainer", "serve", "--room", str(self.room.root), "--worker", name]
+        command = python_command("-m", "trainer", "serve", "--room", str(self.room.root), "--worker", name)
         command += ["--trials", str(self.trials), "--idle-seconds", f"{self.idle_seconds:g}"]
         command += ["--token", self.token] if self.token else []
         return [*command, "--slots", str(self.slots), "--lock-held"]

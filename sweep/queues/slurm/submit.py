@@ -163,7 +163,7 @@ def submit_calls(
     before = set(folder.glob("*"))
     with _as_submitter():
         try:
-            executor = submitit.SlurmExecutor(folder, max_num_timeout=0, python=python)
+            executor = submitit.SlurmExecutor(folder, max_num_timeout=0, python=safe_python(python))
             executor.update_parameters(**parameters)
             with executor.batch() if len(calls) > 1 else contextlib.nullcontext():
                 jobs = [executor.submit(function, *arguments) for function, arguments in calls]
@@ -199,11 +199,20 @@ def complete_call(folder: Path, job: str, timeout_min: int, call: tuple[Callable
         delayed.dump(path)
 
 
+def safe_python(python: str | None) -> str:
+    """The interpreter on the nodes as words of a shell; it does not look for modules in the job's working directory.
+
+    Args:
+        python: that of the configuration, which may be a command that ends with an interpreter; None: this one.
+    """
+    return f"{python or shlex.quote(sys.executable)} -P"
+
+
 def batch_script(folder: Path, parameters: Mapping[str, Any], python: str | None, jobs: int = 1) -> str:
     """The batch script that submitit passes to sbatch."""
     from submitit.slurm.slurm import _make_sbatch_string
 
-    command = f"{python or shlex.quote(sys.executable)} -u -m submitit.core._submit {shlex.quote(str(folder))}"
+    command = f"{safe_python(python)} -u -m submitit.core._submit {shlex.quote(str(folder))}"
     array: dict[str, Any] = {"map_count": jobs} if jobs > 1 else {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -298,6 +298,7 @@ def test_scores_are_read_from_json_or_else_from_tables(tmp_path: Path) -> None:
 
 def test_only_known_placeholders_are_filled() -> None:
     assert fill_placeholders(["{a}/x", '{"b": "{a}"}', "{c}"], {"a": "1"}) == ["1/x", '{"b": "1"}', "{c}"]
+    assert fill_placeholders(["{a} {b}"], {"a": "/{b}/x", "b": "\\1"}) == ["/{b}/x \\1"]
 
 
 # --- which trials ----------------------------------------------------------------------------------------------------

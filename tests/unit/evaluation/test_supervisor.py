@@ -94,7 +94,7 @@ def test_a_worker_that_is_killed_takes_the_group_along(tmp_path: Path) -> None:
 
 def test_how_a_program_ends_is_passed_on(tmp_path: Path) -> None:
     log = tmp_path / "log"
-    with pytest.raises(EvaluationError, match=r"failed with exit code -9"):
+    with pytest.raises(EvaluationError, match=r"failed with signal SIGKILL"):
         run_program([sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"], log, None, lambda: None)
     with pytest.raises(FileNotFoundError, match="no-such-program"):
         run_program(["no-such-program"], log, None, lambda: None)
