@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
@@ -26,20 +26,24 @@ class Choice:
     """
 
     values: tuple[Any, ...]
+    _by_label: dict[str, Any] = field(init=False, repr=False, compare=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         if len(self.values) < 2:
             raise ConfigError(f"choice({', '.join(map(label, self.values))}) has fewer than two values")
-        labels: set[str] = set()
         equal: dict[Any, str] = {}  # of values that are equal, such as 1 and 1.0, the label of the first
         for value in self.values:
             text = label(value)
-            if text in labels:
+            if text in self._by_label:
                 raise ConfigError(f"choice(…) holds {short_text(text)} twice; remove one")
             first = equal.setdefault(_comparable(value), text)
             if first != text:
                 raise ConfigError(f"choice(…) holds {short_text(first)} twice, once as {short_text(text)}; remove one")
-            labels.add(text)
+            self._by_label[text] = value
+
+    def __contains__(self, value: object) -> bool:
+        text = label(value)
+        return text in self._by_label and isinstance(value, str) == isinstance(self._by_label[text], str)
 
     def __str__(self) -> str:
         return f"choice({', '.join(map(label, self.values))})"
@@ -182,8 +186,8 @@ class Space:
 def contains(domain: Domain, value: Any) -> bool:
     """Whether a value belongs to a domain."""
     match domain:
-        case Choice(values):
-            return any(label(value) == label(own) and isinstance(value, str) == isinstance(own, str) for own in values)
+        case Choice():
+            return value in domain
         case Interval(low, high, _, step, integer):
             if isinstance(value, bool) or not isinstance(value, int | float):
                 return False

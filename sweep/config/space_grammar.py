@@ -12,6 +12,7 @@ Invariant: every error names the key, what was written and what is allowed.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator, Mapping
 from decimal import Decimal
@@ -23,6 +24,7 @@ from hydra.errors import HydraException
 
 from sweep.config.space import Choice, Domain, Interval, Parameter, Space
 from sweep.errors import ConfigError
+from trainer.shortening import short_text
 
 FORMS = (
     "choice(a, b, …), interval(low, high), tag(log, interval(low, high)), int(interval(low, high)), "
@@ -74,25 +76,35 @@ def parse_domain(key: str, text: Any) -> Domain:
     Raises:
         ConfigError: the text cannot be read, does not vary, or describes an impossible domain.
     """
-    integer = isinstance(text, str) and "int(" in text.replace(" ", "")
     try:
-        override = OverridesParser.create().parse_override(f"key={text}")
+        domain = _domain(str(text), isinstance(text, str))
     except HydraException as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(f"space.{key}={text} cannot be read ({reason}); write one of {FORMS}") from error
-    try:
-        match override.value():
-            case ChoiceSweep(list=values):
-                return Choice(tuple(_plain(value) for value in values))
-            case IntervalSweep(start=low, end=high, tags=tags):
-                return _interval(low, high, tags, integer)
-            case RangeSweep(start=start, stop=stop, step=step, tags=tags):
-                return _range(start, stop, step, tags)
+        reason = short_text(str(error).splitlines()[0], 400)
+        raise ConfigError(
+            f"space.{key}={short_text(str(text), 400)} cannot be read ({reason}); write one of {FORMS}"
+        ) from error
     except ConfigError as error:
         raise ConfigError(f"space.{key}: {error}") from error
-    raise ConfigError(
-        f"space.{key}={text} does not vary; write one of {FORMS}, or put a fixed value into recipe.overrides"
-    )
+    if domain is None:
+        raise ConfigError(
+            f"space.{key}={short_text(str(text), 400)} does not vary; write one of {FORMS}, or put a fixed value into "
+            "recipe.overrides"
+        )
+    return domain
+
+
+@functools.lru_cache(maxsize=256)  # a choice of thousands of values takes seconds to parse
+def _domain(text: str, is_text: bool) -> Domain | None:
+    """The domain of a text in Hydra's grammar; None if it does not vary."""
+    integer = is_text and "int(" in text.replace(" ", "")
+    match OverridesParser.create().parse_override(f"key={text}").value():
+        case ChoiceSweep(list=values):
+            return Choice(tuple(_plain(value) for value in values))
+        case IntervalSweep(start=low, end=high, tags=tags):
+            return _interval(low, high, tags, integer)
+        case RangeSweep(start=start, stop=stop, step=step, tags=tags):
+            return _range(start, stop, step, tags)
+    return None
 
 
 def _joined(before: Any, value: Any) -> Any:

@@ -6,6 +6,7 @@ Invariants: no study is changed. A value that is encoded, stored, read and decod
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import optuna
@@ -31,8 +32,8 @@ def suggest(trial: optuna.Trial, key: str, domain: Domain) -> Any:
     """The value of a trial for a parameter; the value that it already has, if any."""
     match domain:
         case Choice(values):
-            chosen = trial.suggest_categorical(key, [encode(domain, value) for value in values])
-            return next(value for value in values if encode(domain, value) == chosen)
+            stored = _stored(values)
+            return values[stored.index(trial.suggest_categorical(key, stored))]
         case Interval(low, high, log, step, integer) if integer:
             return trial.suggest_int(key, int(low), int(high), step=int(step or 1), log=log)
         case Interval(low, high, log, step, _):
@@ -43,7 +44,7 @@ def distribution(domain: Domain) -> BaseDistribution:
     """The Optuna distribution of a domain."""
     match domain:
         case Choice(values):
-            return CategoricalDistribution([encode(domain, value) for value in values])
+            return CategoricalDistribution(_stored(values))
         case Interval(low, high, log, step, integer) if integer:
             return IntDistribution(int(low), int(high), log=log, step=int(step or 1))
         case Interval(low, high, log, step, _):
@@ -52,9 +53,16 @@ def distribution(domain: Domain) -> BaseDistribution:
 
 def encode(domain: Domain, value: Any) -> Any:
     """What Optuna stores for a value: the value, or its text if any choice is not a plain value."""
-    if isinstance(domain, Choice) and not all(isinstance(v, PRIMITIVE) for v in domain.values):
-        return label(value)
-    return value
+    return label(value) if isinstance(domain, Choice) and not _is_plain(domain.values) else value
+
+
+def _stored(values: Sequence[Any]) -> list[Any]:
+    """What Optuna stores for each value of a choice; see `encode`."""
+    return list(values) if _is_plain(values) else [label(value) for value in values]
+
+
+def _is_plain(values: Sequence[Any]) -> bool:
+    return all(isinstance(value, PRIMITIVE) for value in values)
 
 
 def decode_params(space: Space, trial: FrozenTrial) -> dict[str, Any]:
@@ -64,7 +72,8 @@ def decode_params(space: Space, trial: FrozenTrial) -> dict[str, Any]:
         domain = space[key].domain if key in space else None
         params[key] = stored
         if isinstance(domain, Choice):
-            params[key] = next((v for v in domain.values if encode(domain, v) == stored), stored)
+            values = domain.values
+            params[key] = next((v for v, own in zip(values, _stored(values), strict=True) if own == stored), stored)
     return params
 
 
@@ -81,7 +90,7 @@ def grid_of(space: Space) -> dict[str, list[Any]]:
             raise ConfigError(f"sampler=grid cannot walk {parameter.key}, which exists only sometimes; use another")
         if isinstance(domain, Choice):
             _check_cells(parameter.key, len(domain.values), cells)
-            grid[parameter.key] = [encode(domain, value) for value in domain.values]
+            grid[parameter.key] = _stored(domain.values)
         elif domain.step is not None or domain.integer:
             step = domain.step or 1
             count = int((domain.high - domain.low) / step + 1e-9) + 1
@@ -106,8 +115,9 @@ def _check_cells(key: str, values: int, cells: int) -> None:
 
 def same_space(study: optuna.Study, space: Space) -> bool:
     """Whether every stored trial of a study could have been proposed in this space."""
+    own = {parameter.key: distribution_to_json(distribution(parameter.domain)) for parameter in space}
     return all(
-        key in space and distribution_to_json(distribution(space[key].domain)) == distribution_to_json(dist)
+        own.get(key) == distribution_to_json(dist)
         for trial in study.get_trials(deepcopy=False)
         for key, dist in trial.distributions.items()
     )

@@ -46,7 +46,7 @@ def composed(conf: Path, *words: str) -> Composed:
 def test_plan_shows_what_it_would_start(conf: Path, rooms: Path) -> None:
     plan = make_plan(composed(conf).settings, 1, measure=False)
     assert plan.workers == 2
-    assert re.match(r"nice -n 10 \S+ -m trainer serve --lock-held --room \S+ --worker w0001", plan.preview)
+    assert re.match(r"nice -n 10 \S+ -P -m trainer serve --lock-held --room \S+ --worker w0001", plan.preview)
 
 
 @pytest.mark.parametrize(

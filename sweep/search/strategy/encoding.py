@@ -48,8 +48,12 @@ class Axis:
         """The coordinates of values, shape (len(values), width)."""
         if self.categories:
             # Two different categories are one apart, as are the ends of a range.
-            apart = math.sqrt(0.5)
-            return np.array([[apart * (str(value) == name) for name in self.categories] for value in values])
+            columns = {name: column for column, name in enumerate(self.categories)}
+            points = np.zeros((len(values), self.width))
+            for row, value in enumerate(values):
+                if (column := columns.get(str(value))) is not None:
+                    points[row, column] = math.sqrt(0.5)
+            return points
         if set(map(type, values)) <= {int, float}:
             at = np.array(values, dtype=np.float64)
             at[~np.isfinite(at)] = math.nan

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import pkgutil
+from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -260,15 +263,16 @@ def test_the_lists_are_those_of_the_libraries() -> None:
     from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES
     from torchtune import models, training
 
+    families = []
+    for info in pkgutil.iter_modules(models.__path__):
+        with suppress(ModuleNotFoundError):  # those for pictures need torchvision
+            families.append(import_module(f"torchtune.models.{info.name}"))
     assert set(_PACKAGED_DATASETS_MODULES) == FORMATS
     parameters = {
         name
-        for thing in [
-            *(getattr(models, family) for family in dir(models)),
-            training,
-        ]
-        for part in vars(thing).values()
-        if inspect.isclass(part) or inspect.isfunction(part)
+        for module in (*families, training, import_module("torchtune.training.metric_logging"))
+        for part in vars(module).values()
+        if (inspect.isclass(part) or inspect.isfunction(part)) and part.__module__.startswith("torchtune")
         for name in inspect.signature(part).parameters
     }
     assert {"checkpoint_dir", "output_dir", "merges_file", "log_dir"} <= parameters

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sweep.config import space as module
 from sweep.config.space import Choice, Domain, Interval, Parameter, Space, contains, label
 from sweep.errors import ConfigError
 
@@ -253,6 +254,23 @@ def test_check(params: dict[str, Any], complaint: str | None) -> None:
         return
     with pytest.raises(ConfigError, match=complaint):
         space.check(params, "here")
+
+
+def test_thousands_of_values_are_looked_at_once_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(module, "label", lambda value: asked.append(value) or label(value))
+    choice = Choice(tuple(range(1500)))
+    assert len(asked) == 1500
+    assert contains(choice, 1499)
+    assert len(asked) == 1501
+
+
+def test_a_long_domain_is_shortened_in_an_error() -> None:
+    files = Space((Parameter("data_files", Choice(tuple(f"file{at}.jsonl" for at in range(2000)))),))
+    with pytest.raises(ConfigError) as refused:
+        files.check({"data_files": "x" * 5000}, "warm_start.enqueue[0]")
+    assert len(str(refused.value)) < 800
+    assert "file0.jsonl" in str(refused.value)
 
 
 def test_describe_tells_conditions_apart() -> None:
