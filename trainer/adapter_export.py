@@ -1,6 +1,7 @@
 """Writes an adapter in PEFT format, as torchtune's checkpointer does.
 
-Invariant: nothing but the adapter's files remains, no copies of the base's.
+Invariants: nothing but the adapter's files remains, no copies of the base's. Whatever `safe_serialization` says, PEFT's
+file is one of safetensors: the other kind is a pickle, which no reader of a room opens.
 """
 
 from __future__ import annotations
@@ -39,7 +40,10 @@ def write_adapter(cfg: DictConfig, adapter: dict[str, torch.Tensor], scratch: Pa
     }
     if any("magnitude" in name for name in adapter):
         adapter_config["use_dora"] = True
-    checkpointer = config.instantiate(OmegaConf.merge(cfg.checkpointer, {"output_dir": str(scratch)}))
+    own: dict[str, Any] = {"output_dir": str(scratch)}
+    if "safe_serialization" in cfg.checkpointer:
+        own["safe_serialization"] = True
+    checkpointer = config.instantiate(OmegaConf.merge(cfg.checkpointer, own))
     if getattr(checkpointer, "repo_id", "") is None:
         checkpointer.repo_id = str(Path(cfg.checkpointer.checkpoint_dir).resolve())
     state = {training.ADAPTER_KEY: adapter, training.ADAPTER_CONFIG: adapter_config}

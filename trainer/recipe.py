@@ -54,7 +54,8 @@ class LoraRecipe:
         leftover_batches: micro-batches of an epoch that fill no optimizer step.
 
     Raises:
-        ValueError: the dtype is fp16, or the configuration would train zero steps.
+        ValueError: the dtype is fp16, the configuration would train zero steps, or it offloads activations where
+            torchtune does not.
         FileNotFoundError: the configuration names a base, a tokenizer or data that do not exist.
     """
 
@@ -64,6 +65,7 @@ class LoraRecipe:
         if str(cfg.dtype) == "fp16":
             raise ValueError("dtype=fp16 is not supported by torchtune's LoRA recipe; use bf16 or fp32")
         dtype = training.get_dtype(cfg.dtype, device=self.device)
+        _check_offloading(cfg, self.device)
         training.set_seed(seed=cfg.seed, debug_mode=cfg.get("cudnn_deterministic_mode", None))
         self.model: nn.Module = build_model(cfg, cache, self.device, dtype, str(scratch))
         self._offload = training.get_act_offloading_ctx_manager(
@@ -377,6 +379,24 @@ class LoraRecipe:
             labels, logits = labels.reshape(-1), logits.reshape(-1, logits.size(-1))
         loss: torch.Tensor = self.loss(logits, labels)
         return loss
+
+
+def _check_offloading(cfg: DictConfig, device: torch.device) -> None:
+    """Refuse what torchtune's recipe refuses, so that an exported configuration is one that it takes.
+
+    Raises:
+        ValueError: activations are offloaded without a GPU, or without checkpointing.
+    """
+    if not cfg.get("enable_activation_offloading"):
+        return
+    if device.type != "cuda":
+        raise ValueError(
+            f"enable_activation_offloading=True needs device=cuda, and this is {device.type}; set it to False"
+        )
+    if not cfg.get("enable_activation_checkpointing"):
+        raise ValueError(
+            "enable_activation_offloading=True needs enable_activation_checkpointing=True; set both or none"
+        )
 
 
 def mark_stepped(optimizer: torch.optim.Optimizer) -> None:

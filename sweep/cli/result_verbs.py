@@ -5,10 +5,12 @@ Invariant: as in `run_verbs`.
 
 from __future__ import annotations
 
+import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
@@ -25,7 +27,9 @@ from sweep.cli.options import (
 )
 
 if TYPE_CHECKING:
+    from sweep.config.settings import Settings
     from sweep.model.summary import SweepState, TrialRow
+    from trainer.room import Room
 
 
 @click.command(cls=Verb, examples=("sweep best first", "sweep best first --json"))
@@ -56,9 +60,11 @@ def best(name: str | None, as_json: bool) -> int:
 @output_option("best.yaml or trial-N.yaml in the room; -: standard output")
 @click.option("--verify", is_flag=True, help="train it with `tune run` and compare every step")
 def export(name: str | None, trial: int | None, output: Path | None, verify: bool) -> int:
-    """Write the YAML of the best trial, or of another, for `tune run`."""
-    from sweep.report.export import export_text, tune_run_line, verify_text, write_export
-    from sweep.report.export import verify as train_and_compare
+    """Write the YAML of the best trial, or of another, for `tune run`.
+
+    With `-o -`, --verify trains a copy of what was printed, and writes its result to standard error.
+    """
+    from sweep.report.export import export_text, tune_run_line, write_export
     from sweep.report.reader import open_reader
     from sweep.wiring.rooms import current_room
 
@@ -66,16 +72,27 @@ def export(name: str | None, trial: int | None, output: Path | None, verify: boo
     reader = open_reader(room)
     state = reader.state()
     row = _row_of(state, trial)
-    if str(output) == "-":
-        print(export_text(room, reader.settings, row), end="")
-    else:
+    if str(output) != "-":
         with _writing(output):
             path = write_export(room, reader.settings, row, output, best=row is state.best)
         print(f"{path}\ntrain it with\n  {tune_run_line(path)}")
+        return _verified(room, reader.settings, row, path, sys.stdout) if verify else 0
+    print(export_text(room, reader.settings, row), end="", flush=True)
     if not verify:
         return 0
-    comparison = train_and_compare(room, reader.settings, row)
-    print(verify_text(comparison))
+    with tempfile.TemporaryDirectory() as scratch:
+        copy = write_export(room, reader.settings, row, Path(scratch) / "trial.yaml")
+        return _verified(room, reader.settings, row, copy, sys.stderr)
+
+
+def _verified(room: Room, settings: Settings, row: TrialRow, path: Path, out: TextIO) -> int:
+    """Train an exported YAML with `tune run`, print the result, and return the exit code."""
+    from sweep.report.export import verify, verify_text
+    from sweep.wiring.trust import check_owner
+
+    check_owner(room, settings, used=("recipe.components",))
+    comparison = verify(room, settings, row, path)
+    print(verify_text(comparison), file=out)
     return 0 if comparison.ok else 1
 
 

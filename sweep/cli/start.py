@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from sweep.errors import ConfigError
 from sweep.model.effects import Finish
 from sweep.model.states import Finished
-from sweep.wiring import backends, creation, rooms
+from sweep.wiring import backends, creation, rooms, trust
 from sweep.wiring.creation import OpenRoom
 from trainer.room import Room
 
@@ -76,6 +76,8 @@ def resume_sweep(
     settings = rooms.load_settings(room)
     if token is not None and token != settings.token:
         raise ConfigError(f"the sweep that this job was to control was deleted; {room.root} is another one's now")
+    if not in_job and lock is None:  # else the process that started this one has checked it
+        trust.check_owner(room, settings)
     opened = OpenRoom(room, None if lock is None else rooms.adopt_lock(room, lock))
     if changes:
         rooms.change_settings(room, changes, _check_controller)
@@ -124,6 +126,7 @@ def _room_of(composed: Composed, prefork: PreforkServer, stem: str | None) -> Op
     existing = Room((rooms.rooms_dir() / settings.name).resolve())
     if stem is None and existing.sweep.exists():
         rooms.check_same_sweep(existing, settings)
+        trust.check_owner(existing, settings)
         return OpenRoom(existing, None)
     tokens = settings.trial_tokens  # of a recorded table
     if settings.queue.simulated:

@@ -78,6 +78,10 @@ class Queue:
         "stop_grace_seconds": POSITIVE,
         "poll_seconds": POSITIVE,
     }
+    # Keys that name programs, lines of scripts, or what starts and surrounds programs (docs/security.md).
+    PROGRAMS: ClassVar[tuple[str, ...]] = ("env",)
+    # Whether jobs unpickle files of the room.
+    UNPICKLES: ClassVar[bool] = False
 
     # --- what a worker is started with --------------------------------------------------------------------------
 

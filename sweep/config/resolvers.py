@@ -75,6 +75,7 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "int": int,
     "embedded": lambda *path: str(embedded_dir().joinpath(*path)),
 }
+OWN_RESOLVERS = tuple(_FUNCTIONS)  # those that OmegaConf does not have by itself
 for _name, _function in _FUNCTIONS.items():
     OmegaConf.register_new_resolver(_name, _on_values(_function), replace=True)
 OmegaConf.register_new_resolver("oc.env", _environment, replace=True)

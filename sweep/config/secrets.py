@@ -35,6 +35,10 @@ _SECRET_KEYS = {
     "token",
     "use_auth_token",
 }
+# Settings of W&B's client with which a configuration could have its key sent elsewhere, or read over its shoulder.
+_WANDB_CONNECTION = re.compile(
+    r"base_url|app_url|prox(?:y|ies)|ssl|header|identity_token|credentials|access_key|executable"
+)
 _INDICES = re.compile(r"(\[\d+\])+$")
 _NAME = re.compile(r"\$\{oc\.env:(\w+)")
 
@@ -86,15 +90,24 @@ def check_torchtune(config: Mapping[str, Any]) -> None:
 
 
 def check_wandb(arguments: Mapping[str, Any], section: str) -> None:
-    """Refuse a secret among the arguments of `wandb.init`, which its client reads by itself.
+    """Refuse a secret among the arguments of `wandb.init`, which its client reads by itself, and what connects it.
+
+    The client would send the user's key to whatever server a configuration names.
 
     Raises:
-        ConfigError: with the key, and where the client reads its key.
+        ConfigError: with the key, and where the client reads it.
     """
     for key, name, _ in _named_texts(arguments, section):
         if name.lower() in _SECRET_KEYS:
             raise ConfigError(
                 f"{key} would be written into the room; leave it out: the client of W&B reads WANDB_API_KEY or ~/.netrc"
+            )
+    settings = arguments.get("settings")
+    for key in settings if isinstance(settings, Mapping) else ():
+        if _WANDB_CONNECTION.search(str(key).lower()):
+            raise ConfigError(
+                f"{section}.settings.{key} is not allowed: it decides where W&B's client sends your key; leave it out, "
+                f"and set WANDB_{str(key).removeprefix('x_').upper()} in the environment of `sweep`"
             )
 
 

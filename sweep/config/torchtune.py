@@ -41,10 +41,12 @@ REQUIRED_KEYS = (
     "model.lora_rank",
     "model.lora_alpha",
     "model.lora_attn_modules",
+    "model.apply_lora_to_mlp",
     "tokenizer._component_",
     "checkpointer._component_",
     "checkpointer.checkpoint_dir",
     "dataset",
+    "shuffle",
     "batch_size",
     "optimizer._component_",
     "lr_scheduler._component_",
@@ -123,11 +125,20 @@ def _check_kind(path: Path, config: Mapping[str, Any]) -> None:
         others.append(f"loss._component_={loss}, which is lora_dpo_single_device's")
     if others:
         raise ConfigError(f"{start} has {others[0]}; name a configuration for LoRA fine-tuning, `tune ls` shows them")
-    if config.get("resume_from_checkpoint") is True:
+    if "config" in config:
+        raise ConfigError(f"{path} has the key config, which `tune run` keeps for itself; give the key another name")
+    if _resumes(config):
         raise ConfigError(
             f"{path}: resume_from_checkpoint=True must be False, as a trial starts from the base and the sweep "
             "resumes it from checkpoints of its own; set recipe.overrides.resume_from_checkpoint=False"
         )
+
+
+def _resumes(config: Mapping[str, Any]) -> bool:
+    try:
+        return bool(OmegaConf.create(dict(config)).get("resume_from_checkpoint"))
+    except OmegaConfBaseException:
+        return False  # an interpolation that cannot be resolved is refused where all are
 
 
 def _set(config: DictConfig, key: str, value: Any, where: str) -> None:
@@ -353,7 +364,7 @@ def export_yaml(original: str, changes: Mapping[str, Any], header: str) -> str:
 
     Args:
         original: the text of the user's YAML.
-        header: lines to put above it as a comment.
+        header: lines to put above it as a comment; what YAML cannot hold is written as Python writes it.
 
     Raises:
         ConfigError: a key cannot be changed in this YAML.
@@ -361,8 +372,13 @@ def export_yaml(original: str, changes: Mapping[str, Any], header: str) -> str:
     named = [(re.sub(r"\[(\d+)\]", r".\1", key), path) for key, path in components(yaml.safe_load(original))]
     named += [(key, path) for key, path in changes.items() if key.endswith("_component_") and isinstance(path, str)]
     moved = {key: current_path(path) for key, path in named if current_path(path) != path or key in changes}
-    comment = "".join(f"# {line}\n" for line in header.splitlines())
+    original = original.removeprefix("\ufeff")  # a byte order mark is none below a comment
+    comment = "".join(f"# {_printable(line)}\n" for line in header.splitlines())
     try:
         return comment + edit_yaml(original, {**changes, **moved})
     except KeyError as error:
         raise ConfigError(f"the torchtune configuration cannot be exported: {error.args[0]}") from error
+
+
+def _printable(text: str) -> str:
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)

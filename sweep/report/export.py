@@ -1,39 +1,47 @@
 """Exports a trial as a YAML for `tune run`, and verifies that torchtune reproduces it.
 
-Invariants: the YAML differs from the user's own only in the changed keys. The verification runs torchtune's own recipe
-through its command line and compares each optimizer step with the one that the trial recorded.
+Invariants: the YAML differs from the user's own only in the changed keys and in those that torchtune needs besides. The
+verification runs the command that a person is told to run, on the file that the person gets, and compares each
+optimizer step with the one that the trial recorded.
 """
 
 from __future__ import annotations
 
+import json
 import math
-import os
-import re
+import shlex
 import subprocess
 import tempfile
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from sweep.config.exported_yaml import exported_yaml
 from sweep.config.settings import Settings
-from sweep.config.torchtune import export_yaml, path_changes, seed_of_final, trial_changes
+from sweep.config.torchtune import path_changes, resolve, seed_of_final, trial_changes
 from sweep.errors import ConfigError, GiveUp
 from sweep.model.summary import TrialRow
-from sweep.processes import python_command
+from sweep.processes import clean_env, python_command
 from sweep.report.reader import read_outcome, read_steps
 from trainer.contract import Step
-from trainer.process_end import how_it_ended
+from trainer.entry.tune_run import FAILURE, STEPS, TRUSTED, remove_places
+from trainer.environment import MissingVariableError, mask, reveal
+from trainer.process_end import how_it_ended, last_line
 from trainer.room import Room, write_atomic
 from trainer.shortening import short_text
 
 RECIPE = "lora_finetune_single_device"
 # The command `tune` by its module, since Ray installs another command of that name.
 TUNE = (*python_command("-m", "torchtune._cli.tune"),)
-# Largest relative difference of two runs that count as the same, by dtype.
-TOLERANCE = {"fp32": 1e-6, "bf16": 2e-2}
+# The same, with a log of each step.
+OBSERVED_TUNE = (*python_command("-m", "trainer.entry.tune_run"),)
+# Largest relative difference of two runs that count as the same, by dtype. Losses are computed in fp32 for fp64 too.
+TOLERANCE = {"fp64": 1e-6, "fp32": 1e-6, "bf16": 2e-2}
 # The same for a trial that may have been packed: its sums have another order, and AdamW amplifies their rounding over
 # the steps. In bf16 it is twice the largest difference that stable trials showed (docs/performance.md).
-PACKED_TOLERANCE = {"fp32": 1e-4, "bf16": 5e-2}
-_FIELD = re.compile(r"(\w+):\s*([-+.\w]+)")
+PACKED_TOLERANCE = {"fp64": 1e-4, "fp32": 1e-4, "bf16": 5e-2}
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,15 +71,16 @@ class Comparison:
 
 
 def export_text(room: Room, settings: Settings, row: TrialRow) -> str:
-    """The YAML of a trial, with its hyperparameters and its seed."""
+    """The YAML of a trial, with its hyperparameters, its seed, and what torchtune needs besides."""
     changes = {**settings.changes, **trial_changes(settings.torchtune, row.params, settings.derive)}
     paths = path_changes(settings.torchtune, row.params, settings.derive, settings.directory)
     changes |= paths
-    seed = changes.get("seed", settings.torchtune.get("seed"))
-    if seed is None:
-        seed = changes["seed"] = settings.search.seed
-    if row.final is not None:
-        changes["seed"] = seed_of_final(int(seed), row.final[1])
+    trained = _trained(settings, row)
+    added: dict[str, Any] = {}
+    if settings.torchtune.get("seed") is None and "seed" not in changes:
+        added["seed"] = trained["seed"]
+    elif row.final is not None:
+        changes["seed"] = trained["seed"]
     header = [
         f"Trial {row.number} of the sweep {settings.name}: {settings.metric} {row.value}",
         *(f"  {key} = {short_text(str(value))}" for key, value in row.params.items()),
@@ -80,8 +89,19 @@ def export_text(room: Room, settings: Settings, row: TrialRow) -> str:
     outcome = read_outcome(room, row.number)
     if outcome and outcome.leftover_batches:
         # The trial skipped an epoch's last micro-batches, which fill no step; torchtune adds them to the next epoch.
-        changes["max_steps_per_epoch"] = outcome.steps_per_epoch
-    return export_yaml((room.root / "recipe.yaml").read_text(), changes, "\n".join(header))
+        added["max_steps_per_epoch"] = trained["max_steps_per_epoch"] = outcome.steps_per_epoch
+    original = (room.root / "recipe.yaml").read_text(encoding="utf-8")
+    return exported_yaml(original, changes, added, trained, "\n".join(header))
+
+
+def _trained(settings: Settings, row: TrialRow) -> dict[str, Any]:
+    """The configuration that a trial was trained with, as plain values; references to the environment stay."""
+    trained = resolve(settings.torchtune, row.params, settings.derive, settings.directory)
+    if trained.get("seed") is None:
+        trained["seed"] = settings.search.seed
+    if row.final is not None:
+        trained["seed"] = seed_of_final(int(trained["seed"]), row.final[1])
+    return trained
 
 
 def write_export(room: Room, settings: Settings, row: TrialRow, output: Path | None, best: bool = True) -> Path:
@@ -97,77 +117,84 @@ def write_export(room: Room, settings: Settings, row: TrialRow, output: Path | N
 
 
 def tune_run_line(path: Path) -> str:
-    """The command that trains with an exported YAML."""
-    return f"tune run {RECIPE} --config {path}"
+    """The command that trains with an exported YAML, as a shell takes it."""
+    return shlex.join(["tune", "run", RECIPE, "--config", str(path)])
 
 
-def verify(room: Room, settings: Settings, row: TrialRow) -> Comparison:
-    """Train the exported YAML with `tune run` and compare every optimizer step with the trial's.
+def verify(room: Room, settings: Settings, row: TrialRow, path: Path) -> Comparison:
+    """Train an exported YAML with `tune run` and compare every optimizer step with the trial's.
+
+    Args:
+        path: the file that `write_export` wrote.
 
     Raises:
-        ConfigError: the trial has recorded no step. GiveUp: `tune run` failed; the text has its last lines.
+        ConfigError: the trial has recorded no step. GiveUp: `tune run` failed; the text has its last words.
     """
     recorded = read_steps(room, row.number)
     if not recorded:
         raise ConfigError(
             f"trial {row.number} has recorded no optimizer step to compare with; choose a trial that has trained"
         )
-    with tempfile.TemporaryDirectory() as scratch:
-        path = Path(scratch) / "trial.yaml"
-        path.write_text(export_text(room, settings, row))
-        run_tune(path, Path(scratch), clip_is_set=settings.torchtune.get("clip_grad_norm") is not None)
-        logged = read_tune_log(Path(scratch) / "logs")
+    trained = _trained(settings, row)
+    with suppress(MissingVariableError):  # `tune run` will say so
+        reveal(trained)  # so that no value of the environment is shown
+    logged = run_tune(tune_run_line(path), settings.recipe.components)
     tolerance = TOLERANCE if settings.queue.slots == 1 else PACKED_TOLERANCE
-    return compare(recorded, logged, tolerance[str(settings.torchtune["dtype"])])
+    return compare(recorded, logged, tolerance.get(str(trained["dtype"]), tolerance["fp32"]))
 
 
-def run_tune(config: Path, output: Path, clip_is_set: bool) -> None:
-    """Run torchtune's own recipe, with a log of each step in `output`/logs.
+def run_tune(line: str, trusted: Sequence[str] = ()) -> dict[int, dict[str, float]]:
+    """Run a command as `tune_run_line` returns it; see `trainer.entry.tune_run`.
 
     Args:
-        clip_is_set: the configuration has a `clip_grad_norm`.
+        trusted: further prefixes of components, as in `recipe.components`.
+
+    Returns:
+        loss and grad_norm by optimizer step.
 
     Raises:
-        GiveUp: the recipe failed.
+        GiveUp: the recipe failed, or was ended.
     """
-    overrides = [
-        f"output_dir={output / 'out'}",
-        f"checkpointer.output_dir={output / 'out'}",  # the YAML may not derive it from output_dir
-        "metric_logger._component_=torchtune.training.metric_logging.DiskLogger",
-        f"metric_logger.log_dir={output / 'logs'}",
-        "log_every_n_steps=1",
-        "resume_from_checkpoint=False",
-        *([] if clip_is_set else ["clip_grad_norm=inf"]),  # makes torchtune log grad_norm, and clips nothing
-    ]
-    env = {"TIKTOKEN_CACHE_DIR": "", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", **os.environ}
-    result = subprocess.run(
-        [*TUNE, "run", RECIPE, "--config", str(config), *overrides],
-        capture_output=True,
-        text=True,
-        env=env,
-        check=False,
-    )
-    if result.returncode != 0:
-        tail = "\n".join(result.stderr.strip().splitlines()[-4:])
-        raise GiveUp(f"`tune run` on {config} failed with {how_it_ended(result.returncode)}:\n{tail}")
+    env = {"TIKTOKEN_CACHE_DIR": "", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", **clean_env()}
+    with tempfile.TemporaryDirectory(prefix="sweep-verify-") as scratch:
+        directory = Path(scratch)
+        (directory / TRUSTED).write_text(json.dumps(list(trusted)), encoding="utf-8")
+        try:
+            result = subprocess.run(
+                [*OBSERVED_TUNE, scratch, *shlex.split(line)[1:]],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                env=env,
+                check=False,
+            )
+        finally:
+            remove_places(directory)
+        if result.returncode != 0:
+            raise GiveUp(f"`{line}` failed: {mask(_last_words(directory, result.returncode, result.stderr))}")
+        return read_steps_log(directory / STEPS)
 
 
-def read_tune_log(directory: Path) -> dict[int, dict[str, float]]:
-    """Metrics by step, from the newest file of torchtune's DiskLogger in a directory."""
-    files = sorted(directory.glob("*.txt"))
-    metrics: dict[int, dict[str, float]] = {}
-    for line in files[-1].read_text().splitlines() if files else []:
-        match = re.match(r"Step (\d+) \| (.*)", line)
-        if match:
-            metrics[int(match[1])] = {key: float(value) for key, value in _FIELD.findall(match[2])}
-    return metrics
+def _last_words(directory: Path, code: int, errors: bytes) -> str:
+    """Why `tune run` ended: its error, else the signal or the exit code with the last line of its output."""
+    with suppress(OSError):
+        return (directory / FAILURE).read_text(encoding="utf-8")
+    words = last_line(errors.decode(errors="replace"))
+    return f"it ended with {how_it_ended(code)}; its last words: {words or 'none'}"
+
+
+def read_steps_log(path: Path) -> dict[int, dict[str, float]]:
+    """Metrics by step, as `trainer.entry.tune_run` has written them; empty without a file."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    steps: list[dict[str, Any]] = [json.loads(line) for line in lines]
+    return {int(step.pop("step")): step for step in steps}
 
 
 def compare(recorded: list[Step], logged: dict[int, dict[str, float]], tolerance: float) -> Comparison:
     """The largest relative differences between recorded steps and torchtune's log of steps.
 
     Args:
-        logged: torchtune's metrics by step, as `read_tune_log` returns them.
+        logged: torchtune's metrics by step, as `run_tune` returns them.
     """
     both = [(step, logged[step.step]) for step in recorded if step.step in logged]
     # torchtune logs NaN for a step with a micro-batch without labels, though it trains as we do

@@ -22,6 +22,7 @@ from sweep.tracking.stopped_runs import stopped_runs
 from sweep.wiring.backends import backend_of, on_gpu, open_channel, worker_count
 from sweep.wiring.rooms import journal_path, presence_check, save_settings
 from sweep.wiring.specifications import spec_factory
+from sweep.wiring.trust import check_owner
 from trainer.clock import WallAges, boot_seconds
 from trainer.room import Room, make_directory, read_json, write_atomic
 
@@ -139,9 +140,14 @@ def _new_study(room: Room, config: StudyConfig, url: str) -> OptunaStudy:
 
 
 def reading_storage(room: Room, settings: Settings) -> BaseStorage | str:
-    """The storage of the study, for a process that reads while a controller may be running."""
+    """The storage of the study, for a process that reads while a controller may be running.
+
+    Raises:
+        ConfigError: another person's room names a database, to which this user's passwords would be sent.
+    """
     from sweep.search import storage
 
+    check_owner(room, settings, used=("storage",))
     return settings.storage or storage.reading_storage(journal_path(room))
 
 

@@ -20,13 +20,14 @@ from typing import Any
 import yaml
 
 from sweep.config.torchtune import resolve
-from sweep.report.export import RECIPE, read_tune_log
+from sweep.report.export import RECIPE
 from sweep.report.plan import sample_trials
 from sweep.report.reader import read_steps
 from sweep.wiring.compose import compose_config, freeze
 from sweep.wiring.probe import probe_data
 from tests.bench.clocks import ArmFailed, FirstWrites, run_to_end
 from tests.bench.results import Measured, Trained
+from tests.helpers.tune_log import read_tune_log
 from trainer.room import Room, read_json
 
 CHECKOUT = Path(__file__).resolve().parents[2]

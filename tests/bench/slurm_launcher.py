@@ -21,12 +21,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sweep.report.export import read_tune_log
 from tests.bench.arms import NAME, Job, Prepared, prepare, warm
 from tests.bench.clocks import ArmFailed, FirstWrites, run_to_end
 from tests.bench.dispatch import BATCH_SIZE, OVERRIDES
 from tests.bench.results import Measured, Trained, p90, sameness
 from tests.bench.slurm_lab import Calls, Lab
+from tests.helpers.tune_log import read_tune_log
 from trainer.room import read_json
 
 AIM = 5.0

@@ -10,7 +10,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from sweep.report.export import compare, read_tune_log, run_tune
+from sweep.report.export import compare, run_tune, tune_run_line
 from tests.conftest import embedded_config
 from tests.helpers.attempts import run, spec
 from tests.helpers.cli import SMALL, status, sweep
@@ -30,10 +30,10 @@ def test_same_numbers_as_tune_run(dtype: str, tolerance: float, tmp_path: Path) 
     config = embedded_config(**CUDA, dtype=dtype)
     path = tmp_path / "config.yaml"
     OmegaConf.save(OmegaConf.create(config), path)
-    run_tune(path, tmp_path, clip_is_set=True)
+    logged = run_tune(tune_run_line(path))
     recipe = LoraRecipe(OmegaConf.create(config), Cache(), tmp_path / "scratch")
     recorded = [batch.step for batch in recipe.train() if batch.step]
-    found = compare(recorded, read_tune_log(tmp_path / "logs"), tolerance)
+    found = compare(recorded, logged, tolerance)
     print(dtype, found)
     assert found.ok, found
 

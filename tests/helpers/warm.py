@@ -41,6 +41,7 @@ MODULES = (
     "sweep.cli",
     "trainer",
     "trainer.entry.launch_job",
+    "trainer.entry.tune_run",
     "torchtune._cli.tune",
     "tests.helpers.fakes",
     "tests.helpers.store_worker",

@@ -14,8 +14,10 @@ from typing import Any
 import pytest
 import torch
 import torch._dynamo
+from omegaconf import OmegaConf
 from torch._dynamo.utils import counters
 
+from tests.conftest import embedded_config
 from tests.helpers.attempts import reports, run, spec, steps, stop_after
 from trainer import checkpoint, space
 from trainer.base import Cache
@@ -326,3 +328,27 @@ def validation_batches(wanted: TrialSpec) -> list[dict[str, torch.Tensor]]:
     tokenizer = config.instantiate(cfg.tokenizer)
     data = config.instantiate(cfg.dataset_val, tokenizer)
     return [padded_collate_sft([data[i]], padding_idx=tokenizer.pad_id, ignore_idx=-100) for i in range(len(data))]
+
+
+def test_an_adapter_is_no_pickle_whatever_the_checkpointer_says(tmp_path: Path) -> None:
+    """torchtune would write PEFT's form as `adapter_model.bin`, which no reader of a room opens."""
+    config = OmegaConf.create(embedded_config(**{"checkpointer.safe_serialization": False}))
+    recipe = LoraRecipe(config, Cache(), tmp_path / "scratch")
+    assert recipe.save_adapter(tmp_path / "adapter")
+    assert sorted(path.name for path in (tmp_path / "adapter").iterdir()) == [
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    ]
+    assert config.checkpointer.safe_serialization is False
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"enable_activation_offloading": True}, "needs device=cuda, and this is cpu"),
+        ({"dtype": "fp16"}, "dtype=fp16 is not supported"),
+    ],
+)
+def test_what_torchtune_refuses_is_refused(changes: dict[str, Any], complaint: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        LoraRecipe(OmegaConf.create(embedded_config(**changes)), Cache(), tmp_path)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from sweep.report.export import compare, read_tune_log, run_tune
+from sweep.report.export import compare, run_tune, tune_run_line
 from sweep.resources import embedded_dir
 from tests.conftest import embedded_config
 from tests.helpers.packs import TOLERANCE, alone, drive, make, worst
@@ -58,12 +58,11 @@ def test_same_numbers_as_tune_run(case: str, tmp_path: Path) -> None:
     changes = {key: value for key, value in CASES[case].items() if key != "loss__component"}
     if "loss__component" in CASES[case]:
         changes["loss"] = {"_component_": "torch.nn.CrossEntropyLoss"}
-    config = embedded_config(**changes)
+    config = embedded_config(**changes, output_dir=str(tmp_path / "out"))
     path = tmp_path / "config.yaml"
     OmegaConf.save(OmegaConf.create(config), path)
     with warm_processes():
-        run_tune(path, tmp_path, clip_is_set=config["clip_grad_norm"] is not None)
-    logged = read_tune_log(tmp_path / "logs")
+        logged = run_tune(tune_run_line(path))
     cache = Cache()
     train(config, cache, tmp_path)  # the second trial of a worker must not differ from one alone
     recorded = train(config, cache, tmp_path)
@@ -84,12 +83,11 @@ def long_prompts(path: Path) -> dict[str, Any]:
 def test_a_micro_batch_without_labels_weighs_nothing(tmp_path: Path) -> None:
     """torchtune logs NaN for its step and trains with the gradient of the others."""
     changes = long_prompts(tmp_path / "rows.jsonl")
-    config = embedded_config(**changes, batch_size=1, gradient_accumulation_steps=8)
+    config = embedded_config(**changes, batch_size=1, gradient_accumulation_steps=8, output_dir=str(tmp_path / "out"))
     path = tmp_path / "config.yaml"
     OmegaConf.save(OmegaConf.create(config), path)
     with warm_processes():
-        run_tune(path, tmp_path, clip_is_set=True)
-    logged = read_tune_log(tmp_path / "logs")
+        logged = run_tune(tune_run_line(path))
     assert any(math.isnan(metrics["loss"]) for metrics in logged.values())
     recorded = train(config, Cache(), tmp_path)
     assert all(math.isfinite(step.loss) and math.isfinite(step.grad_norm) for step in recorded)

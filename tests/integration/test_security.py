@@ -10,6 +10,7 @@ import yaml
 
 from sweep.resources import embedded_dir
 from tests.helpers.cli import SMALL, status, sweep
+from tests.helpers.warm import SOCKET
 
 
 class Touch:
@@ -127,3 +128,39 @@ def test_a_variable_that_a_worker_lacks_is_named(tmp_path: Path, monkeypatch: py
     word = "recipe.overrides.dataset.split=${oc.env:SPLIT_OF_MINE}"
     said = sweep("run", *SMALL, word, "name=secret", "search.trials=1", code=None)
     assert "the environment variable SPLIT_OF_MINE is not set" in said.stdout + said.stderr
+
+
+AUDIT = """\
+import os, sys
+def hook(event, arguments):
+    if event in ("subprocess.Popen", "os.exec", "os.posix_spawn"):
+        with open(os.environ["AUDIT_LOG"], "a") as log:
+            log.write(repr(arguments[:2]) + "\\n")
+sys.addaudithook(hook)
+"""
+SECRETS = ("HF_TOKEN", "WANDB_API_KEY", "AWS_SECRET_ACCESS_KEY", "PGPASSWORD", "SPLIT_OF_MINE")
+
+
+def test_no_process_has_a_secret_among_its_arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every process that a sweep starts, and all that these start, says what it starts; and no file has a secret."""
+    monkeypatch.delenv(SOCKET, raising=False)  # in processes of Python's own, which read sitecustomize
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(AUDIT)
+    log = tmp_path / "audit.log"
+    given = {name: f"{number}{'f' * 39}" for number, name in enumerate(SECRETS)} | {"SPLIT_OF_MINE": "train[:61]"}
+    paths = {"SWEEP_ROOMS": tmp_path / "rooms", "PYTHONPATH": tmp_path / "site", "AUDIT_LOG": log}
+    for name, value in (given | paths).items():
+        monkeypatch.setenv(name, str(value))
+    (tmp_path / "scores.json").write_text('{"accuracy": 1}')
+    score = f'evaluate.command="cp {tmp_path}/scores.json {{output}}"'
+    word = "recipe.overrides.dataset.split=${oc.env:SPLIT_OF_MINE}"
+    shown = sweep("run", *SMALL, word, "name=secret", "search.trials=1", "wandb=offline", "evaluate=command", score)
+    started = log.read_text()
+    assert "trainer" in started
+    assert "supervisor" in started
+    files = {path: path.read_bytes() for path in (tmp_path / "rooms").rglob("*") if path.is_file()}
+    assert files
+    for name, value in given.items():
+        for text in (started, shown.stdout, shown.stderr):
+            assert value not in text, name
+        assert [path for path, data in files.items() if value.encode() in data] == []

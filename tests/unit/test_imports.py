@@ -70,6 +70,7 @@ STANDARD = {
 STANDARD |= {"trainer.names", "trainer.presence", "trainer.identity"}
 STANDARD |= {"trainer.process_end", "trainer.shortening", "trainer.socket_messages", "trainer.working_directory"}
 FURTHER = {
+    "sweep.report.export": {"trainer.entry.tune_run"},  # it starts this program, and reads what it leaves
     "sweep.queues.slurm.submit": {"trainer.entry.slurm_job"},  # a job is pickled by its name
     "sweep.store": {"trainer.store.objects", "trainer.store.layout"},
     "sweep.tracking.sync": {"trainer.tracking.runs", "trainer.tracking.summary"},  # what a run could not say offline

@@ -88,6 +88,7 @@ class LaunchQueue(Queue):
         "query_seconds": POSITIVE,
         "pending_seconds": POSITIVE,
     }
+    PROGRAMS: ClassVar[tuple[str, ...]] = (*Queue.PROGRAMS, "docker_image", "job", "resource_args", "template")
 
     @property
     def on_this_machine(self) -> bool:

@@ -139,6 +139,16 @@ class SlurmQueue(Queue, Submitit):
     controller: dict[str, Any] = field(default_factory=dict)
 
     RANGES: ClassVar[Mapping[str, Range]] = {**Queue.RANGES, **Submitit.RANGES, "query_seconds": POSITIVE}
+    PROGRAMS: ClassVar[tuple[str, ...]] = (
+        *Queue.PROGRAMS,
+        "controller",
+        "python",
+        "slurm_additional_parameters",
+        "slurm_setup",
+        "slurm_srun_args",
+        "slurm_teardown",
+    )
+    UNPICKLES: ClassVar[bool] = True  # submitit's
 
     @property
     def on_this_machine(self) -> bool:

@@ -137,3 +137,14 @@ def test_the_key_of_wandb_is_no_argument() -> None:
         check_wandb({"settings": {"api_key": SECRET}}, "wandb.init")
     assert SECRET not in str(caught.value)
     check_wandb({"settings": {"console": "off"}, "notes": "token"}, "wandb.init")
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["base_url", "app_url_override", "https_proxy", "x_proxies", "insecure_disable_ssl", "x_extra_http_headers"],
+)
+@pytest.mark.parametrize("section", ["wandb.init", "metric_logger"])
+def test_no_configuration_says_where_the_key_of_wandb_goes(key: str, section: str) -> None:
+    """Whoever wrote it would be sent the key of whoever runs it."""
+    with pytest.raises(ConfigError, match=rf"^{section}\.settings\.{key} is not allowed: it decides where"):
+        check_wandb({"settings": {"console": "off", key: "https://elsewhere.example"}}, section)
