@@ -60,19 +60,40 @@ def exported_yaml(
     """
     trained = _current(trained)
     text = export_yaml(original, {**changes, **added}, "")
-    written = dict(_unlike(text, trained))
-    text = export_yaml(text, written, "")
+    text, written = _settled(text, trained)
     needs = dict(_needs(_raw(text)))
     text = export_yaml(text, needs, "")
-    for key, value in _unlike(text, trained):
-        raise ConfigError(
-            f"the torchtune configuration cannot be exported: {key}={value} cannot be set without changing more of the "
-            "YAML; set it there by hand"
-        )
     lines = [header] if header else []
     lines += _comment("Written out, with the values that the trial was trained with:", {**added, **written})
     lines += _comment("Added, since `tune run` needs these keys:", needs)
     return export_yaml(text, {}, "\n".join(lines))
+
+
+def _settled(text: str, trained: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The text with the values of the trial where torchtune would read others, and these keys.
+
+    Values are written before interpolations, which may refer to them and then stay as they are.
+
+    Raises:
+        ConfigError: a key cannot be set in this YAML.
+    """
+    written: dict[str, Any] = {}
+    while unlike := dict(_unlike(text, trained)):
+        raw = _raw(text)
+        plain = {key: value for key, value in unlike.items() if "${" not in str(_value(raw, key))}
+        wanted = plain or unlike
+        if again := next((key for key in wanted if key in written), None):
+            raise ConfigError(
+                f"the torchtune configuration cannot be exported: {again}={wanted[again]} cannot be set without "
+                "changing more of the YAML; set it there by hand"
+            )
+        written |= wanted
+        text = export_yaml(text, wanted, "")
+    return text, written
+
+
+def _value(config: Any, key: str) -> Any:
+    return value_at(config, key) if has_key(config, key) else None
 
 
 def _comment(title: str, keys: Mapping[str, Any]) -> list[str]:
