@@ -12,14 +12,17 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from pathlib import Path
 from typing import Any, TypeVar
 
 from trainer.json_values import pack, plain, unpack
+from trainer.reading import NOT_THE_VALUE, Damage, json_object, kind_of, read, reason_of
 
 # Environment variables that no process hands down to a worker. With this one, the worker would attach to the W&B
 # service of the process that started it, and its run would never end.
 DROPPED_ENV = ("WANDB_SERVICE",)
 SCHEMA_VERSION = 1
+MAX_NUMBER = 2**63
 # If controller and jobs share W&B only: the key of a job in its run's configuration, the keys of reports and outcome in
 # a trial's summary (both name their attempt), and the beginning of the tag that names the cause of a stop.
 JOB_KEY = "sweep_job"
@@ -30,7 +33,7 @@ STOP_TAG = "stop:"
 T = TypeVar("T")
 
 
-class ContractError(Exception):
+class ContractError(ValueError):
     """A message is torn, of another schema version, or lacks a field."""
 
 
@@ -251,6 +254,23 @@ class Outcome:
         return again or (self.cause is not None and self.cause.resumable)
 
 
+@dataclass(frozen=True, slots=True)
+class WorkerExit:
+    """What a worker in a job writes when it ends, in the file `exit`.
+
+    Args:
+        reason: why it ended, one sentence.
+        node: the host that it ran on.
+        signalled: its job was told to end, and may be requeued.
+        failed: it ended by an error.
+    """
+
+    reason: str
+    node: str = ""
+    signalled: bool = False
+    failed: bool = False
+
+
 def encode(message: Any) -> str:
     """One line of JSON for a message of this module."""
     raw = {"v": SCHEMA_VERSION, **plain(dataclasses.asdict(message))}
@@ -268,10 +288,10 @@ def decode(kind: type[T], text: str) -> T:
         ContractError: the text is no JSON object, has another schema version, or lacks a field.
     """
     try:
-        raw = json.loads(text)
-        version = raw.pop("v")
-    except (ValueError, AttributeError, KeyError, TypeError) as error:
-        raise ContractError(f"no {kind.__name__}: {text[:80]!r}") from error
+        raw = json_object(text)
+    except (ValueError, RecursionError) as error:
+        raise ContractError(f"no {kind.__name__}: {reason_of(error)}") from error
+    version = raw.pop("v", None)
     if version != SCHEMA_VERSION:
         raise ContractError(f"{kind.__name__} has schema version {version}; this program reads {SCHEMA_VERSION}")
     return from_plain(kind, raw)
@@ -288,8 +308,40 @@ def from_plain(kind: type[T], raw: Any) -> T:
     fields = {f.name: str(f.type) for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
     try:
         return kind(**{name: _read(fields[name], value) for name, value in raw.items() if name in fields})
-    except (TypeError, ValueError) as error:
-        raise ContractError(f"no {kind.__name__}: {error}") from error
+    except NOT_THE_VALUE as error:
+        raise ContractError(f"no {kind.__name__}: {reason_of(error)}") from error
+
+
+def read_message(kind: type[T], path: Path) -> T | Damage | None:
+    """The message of this kind in a file, the file's damage, or None if there is no file.
+
+    Raises:
+        OSError: the file system fails, perhaps for a moment.
+    """
+    return read(path, lambda text: decode(kind, text))
+
+
+def read_stop(path: Path) -> tuple[StopCause, str] | Damage | None:
+    """The cause and the reason in a file `stop`, its damage, or None if there is no file.
+
+    Raises:
+        OSError: the file system fails, perhaps for a moment.
+    """
+    return read(path, _stop)
+
+
+def read_exit(path: Path) -> WorkerExit | Damage | None:
+    """What a file `exit` says, its damage, or None if there is no file.
+
+    Raises:
+        OSError: the file system fails, perhaps for a moment.
+    """
+    return read(path, lambda text: from_plain(WorkerExit, json_object(text)))
+
+
+def _stop(text: str) -> tuple[StopCause, str]:
+    cause, _, reason = text.partition("\n")
+    return StopCause(cause), reason
 
 
 def _read(kind: str, value: Any) -> Any:
@@ -313,17 +365,37 @@ def _exactly(kind: type[T]) -> Callable[[Any], T]:
     return read
 
 
+def _whole(value: Any) -> int:
+    """A whole number, none of which a sweep has below zero or beyond 64 bits."""
+    number = _exactly(int)(value)
+    if not 0 <= number < MAX_NUMBER:
+        raise ValueError(f"{number!s:.40} is out of range")
+    return number
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise TypeError(f"{kind_of(value)} is no mapping")
+    return value
+
+
+def _texts(value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list):
+        raise TypeError(f"{kind_of(value)} is no list")
+    return tuple(map(_exactly(str), value))
+
+
 _READERS: dict[str, Callable[[Any], Any]] = {
-    "int": _exactly(int),
+    "int": _whole,
     "str": _exactly(str),
     "bool": _exactly(bool),
     "float": float,
     "Guard": lambda raw: from_plain(Guard, raw),
     "Tracking": lambda raw: from_plain(Tracking, raw),
     "Evaluation": lambda raw: from_plain(Evaluation, raw),
-    "Mapping[str, float]": lambda raw: {str(key): float(value) for key, value in raw.items()},
-    "Mapping[str, Any]": unpack,
-    "tuple[str, ...]": tuple,
+    "Mapping[str, float]": lambda raw: {str(key): float(value) for key, value in _mapping(raw).items()},
+    "Mapping[str, Any]": lambda raw: _mapping(unpack(_mapping(raw))),
+    "tuple[str, ...]": _texts,
     "OutcomeKind": OutcomeKind,
     "StopCause": StopCause,
     "FailureKind": FailureKind,

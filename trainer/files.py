@@ -1,24 +1,31 @@
-"""Reads, writes, appends to and locks files that several processes share.
+"""Writes and appends to files that several processes share, and reads appended ones.
 
-Invariants: standard library only. A whole file appears by rename. An appended file is read up to its last complete
-line, and a line that could not be written whole is cut off again before the next one. What is durable survives a power
-cut together with its directory's entry, in the order in which it was written.
+Invariants: standard library only. A whole file appears by rename, from a name that nobody can guess. Nothing is written
+through a symbolic link in a file's place, nor below a link that leads out of the room, if that is named as the root. An
+appended file is read up to its last complete line, and a line that could not be written whole is cut off again before
+the next one. What is durable survives a power cut together with its directory's entry, in the order in which it was
+written.
 """
 
 from __future__ import annotations
 
 import errno
-import fcntl
-import json
 import os
+import re
+import secrets
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
-LOCK_TRIES = 10
-LOCK_PAUSE_SECONDS = 0.05
+from trainer.reading import MAX_BYTES, Damage, open_file
+
+# Of a file that only its writer opens: nothing is followed, awaited or handed down.
+OWN_FILE = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+SCRATCH_BYTES = 8
+STALE_SECONDS = 3600.0
+# Names of half-written files, those of versions 0.1 and 0.2 too, which end in a process id.
+_SCRATCH = re.compile(r"\..+\.([0-9a-f]{16}|[0-9]+)")
 # What a file system answers that does not sync directories.
 NO_DIRECTORY_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EACCES)
 
@@ -36,21 +43,75 @@ def write_atomic(path: Path, text: str | bytes, durable: bool = True, root: Path
         FileNotFoundError: the root does not exist.
     """
     data = text.encode() if isinstance(text, str) else text
+    if root is not None:
+        check_inside(path.parent, root)
     new = make_directory(path.parent, root)
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    scratch = path.with_name(f".{path.name}.{secrets.token_hex(SCRATCH_BYTES)}")
+    handle = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
     try:
-        with scratch.open("wb") as file:
+        with os.fdopen(handle, "wb") as file:
             file.write(data)
             file.flush()
             if durable:
                 os.fsync(file.fileno())
-        scratch.replace(path)
+        try:
+            scratch.replace(path)
+        except IsADirectoryError:
+            if root is None:
+                raise
+            set_aside(path)
+            scratch.replace(path)
     except BaseException:
         scratch.unlink(missing_ok=True)
         raise
     if durable:
         for directory in [path.parent, *new]:
             sync_directory(directory)
+
+
+def check_inside(directory: Path, root: Path) -> None:
+    """Refuse to write into a directory that a symbolic link places outside of a room.
+
+    Raises:
+        OSError: it does.
+    """
+    real, real_root = os.path.realpath(directory), os.path.realpath(root)
+    if real != real_root and not real.startswith(f"{real_root.rstrip(os.sep)}{os.sep}"):
+        raise OSError(errno.ELOOP, "a symbolic link leads out of the room", str(directory))
+
+
+def set_aside(path: Path) -> Path:
+    """Rename what stands at a path to `NAME.damaged-1`, or the next free number; returns the new path.
+
+    Raises:
+        OSError: the directory cannot be written to.
+    """
+    number = 1
+    while os.path.lexists(aside := path.with_name(f"{path.name}.damaged-{number}")):
+        number += 1
+    path.rename(aside)
+    return aside
+
+
+def stale_scratch(directory: Path, seconds: float = STALE_SECONDS) -> list[Path]:
+    """The half-written files that a killed process left in a directory, this long ago at least."""
+    oldest = time.time() - seconds
+    with suppress(OSError), os.scandir(directory) as entries:
+        return sorted(
+            Path(entry.path)
+            for entry in entries
+            if _SCRATCH.fullmatch(entry.name)
+            and entry.is_file(follow_symlinks=False)
+            and entry.stat(follow_symlinks=False).st_mtime <= oldest
+        )
+    return []
+
+
+def remove_stale_scratch(directory: Path) -> None:
+    """Remove `stale_scratch` from a directory, for the process that writes there."""
+    for path in stale_scratch(directory):
+        with suppress(OSError):
+            path.unlink()
 
 
 def sync_directory(path: Path) -> None:
@@ -119,23 +180,6 @@ def make_directory(path: Path, root: Path | None = None) -> list[Path]:
     return [path.parent]
 
 
-def read_text(path: Path) -> str | None:
-    """The text of a file; None if it does not exist. Bytes that are no UTF-8 are replaced."""
-    try:
-        return path.read_text(encoding="utf-8", errors="replace")
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-
-
-def read_json(path: Path) -> Any:
-    """The JSON value of a file; None if the file is absent or holds no JSON."""
-    text = read_text(path)
-    try:
-        return None if text is None else json.loads(text)
-    except ValueError:
-        return None
-
-
 class Tail:
     """Returns each complete line of an appended file once.
 
@@ -144,16 +188,22 @@ class Tail:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.damage: Damage | None = None  # what stood in the file's place at the last call
         self._offset = 0
 
     def lines(self, end: int | None = None) -> list[str]:
-        """New complete lines. Lines that end behind byte `end` are never returned."""
-        try:
-            with self.path.open("rb") as file:
-                file.seek(self._offset)
-                data = file.read() if end is None else file.read(max(0, end - self._offset))
-        except FileNotFoundError:
+        """New complete lines. Lines that end behind byte `end` are never returned.
+
+        Raises:
+            OSError: the file system fails, perhaps for a moment.
+        """
+        handle = open_file(self.path)
+        self.damage = handle if isinstance(handle, Damage) else None
+        if not isinstance(handle, int):
             return []
+        with os.fdopen(handle, "rb") as file:
+            file.seek(self._offset)
+            data = file.read(MAX_BYTES if end is None else min(MAX_BYTES, max(0, end - self._offset)))
         complete = data[: data.rfind(b"\n") + 1]
         self._offset += len(complete)
         return complete.decode(errors="replace").splitlines()
@@ -161,9 +211,11 @@ class Tail:
 
 def cut_torn_line(path: Path) -> None:
     """Delete an incomplete last line that a crash left. Only the file's one writer may call it, before it appends."""
-    if not path.exists():
+    try:
+        handle = os.open(path, os.O_RDWR | OWN_FILE)
+    except FileNotFoundError:
         return
-    with path.open("r+b") as file:
+    with os.fdopen(handle, "r+b") as file:
         size = file.seek(0, os.SEEK_END)
         file.seek(max(0, size - 1))
         if file.read(1) in (b"", b"\n"):
@@ -180,7 +232,7 @@ class LineFile:
     """
 
     def __init__(self, path: Path) -> None:
-        self._handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+        self._handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | OWN_FILE, 0o666)
         cut_torn_line(path)
 
     def append(self, line: str, durable: bool = False) -> None:
@@ -229,62 +281,3 @@ def append_line(file: IO[str], line: str) -> None:
     """Append one line and hand it to the operating system, so that it survives if the writer is killed."""
     file.write(line + "\n")
     file.flush()
-
-
-def take_lock(path: Path) -> IO[str] | None:
-    """Take an exclusive lock on a file, whose directory must exist; None if another process holds it.
-
-    The lock ends when the file is closed here and in all processes that have inherited it, however they die. The file's
-    content stays; see `write_lock`.
-    """
-    for _ in range(LOCK_TRIES):  # `held` takes the lock for a moment, which must not look like another holder
-        file = path.open("a+")
-        with suppress(OSError):
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if _is_file_at(file, path):
-                return file
-        file.close()
-        time.sleep(LOCK_PAUSE_SECONDS)
-    return None
-
-
-def write_lock(file: IO[str], text: str) -> None:
-    """Write who holds a lock into its file."""
-    file.truncate(0)
-    append_line(file, text)
-
-
-def _is_file_at(file: IO[str], path: Path) -> bool:
-    """Whether an open file still has this path. A lock on a deleted file excludes nobody."""
-    with suppress(FileNotFoundError):
-        return os.path.samestat(os.fstat(file.fileno()), path.stat())
-    return False
-
-
-@contextmanager
-def hold(path: Path, text: str) -> Iterator[bool]:
-    """Hold an exclusive lock on a file while the block runs; yields False if another process holds it.
-
-    Args:
-        text: becomes the file's content, and says who holds the lock.
-    """
-    file = take_lock(path)
-    try:
-        if file is not None:
-            write_lock(file, text)
-        yield file is not None
-    finally:
-        if file is not None:
-            file.close()
-
-
-def held(path: Path) -> bool:
-    """Whether a living process holds the lock of this file."""
-    try:
-        with path.open("r+") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except OSError:
-        return True
-    return False

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trainer.room import Room, write_atomic
+from trainer.room import Damage, Room, open_file, read_json, write_atomic
 
 # How long a room must be absent before it counts as deleted: a file system may be mounted anew.
 GONE_SECONDS = 5.0
@@ -60,7 +60,7 @@ class RoomPresence:
             self.absent = not self._exists()
         except FileNotFoundError:
             other, self.absent = False, bool(self.token) or not self._exists()
-        except (OSError, ValueError):  # a shared file system fails for a moment
+        except (OSError, ValueError, RecursionError):  # a shared file system fails for a moment
             return ""
         if other:
             return f"the room {self.room.root} was deleted and is another sweep's now"
@@ -89,7 +89,12 @@ class RoomPresence:
     def _reads_other_token(self) -> bool:
         """Whether `sweep.json` has another token. The file is opened each time, as a shared file system may answer a
         question for its attributes from memory, and read when it has changed."""
-        with self.room.sweep.open() as file:
+        handle = open_file(self.room.sweep)
+        if handle is None:
+            raise FileNotFoundError(self.room.sweep)
+        if isinstance(handle, Damage):  # it proves nothing
+            return False
+        with os.fdopen(handle) as file:
             stat = os.fstat(file.fileno())
             if self._seen is not None and _is_same(stat, self._seen):
                 return False
@@ -104,8 +109,8 @@ class RoomPresence:
 def room_token(room: Room) -> str:
     """The token of the sweep that a room is now; empty if it has none or cannot be read."""
     try:
-        return token_of(json.loads(room.sweep.read_text()))
-    except (OSError, ValueError):
+        return token_of(read_json(room.sweep))
+    except OSError:
         return ""
 
 

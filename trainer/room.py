@@ -32,6 +32,7 @@ outcome, so that no later file survives a power cut without the earlier ones. No
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from contextlib import suppress
@@ -40,40 +41,73 @@ from functools import cache
 from pathlib import Path
 
 from trainer.files import (
+    OWN_FILE,
     LineFile,
     Tail,
     append_line,
+    check_inside,
     cut_torn_line,
-    held,
-    hold,
     make_directory,
     make_private_directory,
-    read_json,
-    read_text,
+    remove_stale_scratch,
+    set_aside,
+    stale_scratch,
     sync_tree,
-    take_lock,
     write_atomic,
-    write_lock,
 )
+from trainer.locks import LockState, held, hold, lock_state, open_lock, take_lock, write_lock
 from trainer.names import is_name
+from trainer.reading import (
+    ABSENT,
+    NOT_THE_VALUE,
+    Damage,
+    DamageKind,
+    json_object,
+    open_file,
+    read,
+    read_bytes,
+    read_json,
+    read_object,
+    read_text,
+    reason_of,
+    usable,
+)
 
 __all__ = [
+    "NOT_THE_VALUE",
+    "OWN_FILE",
     "UNWANTED",
     "AttemptDir",
+    "Damage",
+    "DamageKind",
     "LineFile",
+    "LockState",
     "Room",
     "Tail",
     "WorkerDir",
     "append_line",
+    "check_inside",
     "cut_torn_line",
     "held",
     "hold",
+    "json_object",
+    "lock_state",
     "make_directory",
     "make_private_directory",
+    "open_file",
+    "open_lock",
+    "read",
+    "read_bytes",
     "read_json",
+    "read_object",
     "read_text",
+    "reason_of",
+    "remove_stale_scratch",
+    "set_aside",
+    "stale_scratch",
     "sync_tree",
     "take_lock",
+    "usable",
     "worker_number",
     "write_atomic",
     "write_lock",
@@ -82,8 +116,10 @@ __all__ = [
 # The content of `drain` if no controller waits for this worker any more: its job must not begin at all.
 UNWANTED = "unwanted"
 
-_NUMBER = re.compile(r"[0-9]+")
-_ASSIGNMENT = re.compile(r"([0-9]+)-([0-9]+)")
+# Names of directories as the controller makes them: any other name is not its own, and nothing is read from there.
+_TRIAL = re.compile(r"[0-9]{5}|[1-9][0-9]{5,8}")
+_ATTEMPT = re.compile(r"[1-9][0-9]{0,5}")
+_ASSIGNMENT = re.compile(rf"({_TRIAL.pattern})-({_ATTEMPT.pattern})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,22 +171,37 @@ class AttemptDir:
         first process of a job that was requeued. The checkpoint is moved first, so that every milestone in it has a
         report that counts.
         """
-        if self.fence.exists():
+        if os.path.lexists(self.fence):  # also if it is damaged: the checkpoint was moved before
             return
         if not self.fenced.exists():
             with suppress(FileNotFoundError):
                 self.checkpoint.replace(self.fenced)
-        written = self.reports.read_bytes() if self.reports.exists() else b""
-        write_atomic(self.fence, str(written.rfind(b"\n") + 1), root=self.path)
+        write_atomic(self.fence, str(self.complete_bytes()), root=self.path)
+
+    def complete_bytes(self) -> int:
+        """How many bytes the complete lines of the reports take."""
+        written = read_bytes(self.reports)
+        return written.rfind(b"\n") + 1 if isinstance(written, bytes) else 0
 
     def counted(self) -> int | None:
-        """How many bytes of the reports count; None if all do."""
-        text = read_text(self.fence)
-        return None if text is None else int(text)
+        """How many bytes of the reports count; None if all do.
+
+        Behind a fence that is damaged no report counts any more: the study has those that did.
+        """
+        end = self.read_fence()
+        return 0 if isinstance(end, Damage) else end
+
+    def read_fence(self) -> int | Damage | None:
+        """What the fence says, its damage, or None if there is none.
+
+        Raises:
+            OSError: the file system fails, perhaps for a moment.
+        """
+        return read(self.fence, _byte_count)
 
     def resume_point(self) -> Path:
         """The path of the checkpoint from which a later attempt resumes, whether or not it exists."""
-        return self.fenced if self.fence.exists() else self.checkpoint
+        return self.fenced if os.path.lexists(self.fence) else self.checkpoint
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,12 +270,12 @@ class Room:
         return AttemptDir(self.trial(trial) / str(attempt))
 
     def attempts(self, trial: int) -> list[int]:
-        """Numbers of the attempts that have a spec, ascending."""
-        numbers = [int(entry.name) for entry in _entries(self.trial(trial)) if _NUMBER.fullmatch(entry.name)]
-        return sorted(number for number in numbers if self.attempt(trial, number).spec.exists())
+        """Numbers of the attempts that have a spec, ascending; a damaged one counts, since the attempt was made."""
+        numbers = [int(entry.name) for entry in _entries(self.trial(trial)) if _ATTEMPT.fullmatch(entry.name)]
+        return sorted(number for number in numbers if os.path.lexists(self.attempt(trial, number).spec))
 
     def trials(self) -> list[int]:
-        return sorted(int(entry.name) for entry in _entries(self.root / "trials") if _NUMBER.fullmatch(entry.name))
+        return sorted(int(entry.name) for entry in _entries(self.root / "trials") if _TRIAL.fullmatch(entry.name))
 
     def worker(self, name: str) -> WorkerDir:
         """The files of a worker.
@@ -248,8 +299,17 @@ def worker_number(name: str) -> int:
 
 
 def _entries(path: Path) -> list[os.DirEntry[str]]:
+    """What a directory holds; nothing if there is none, or something else stands in its place."""
     try:
         with os.scandir(path) as entries:
             return list(entries)
-    except FileNotFoundError:
-        return []
+    except OSError as error:
+        if error.errno in (*ABSENT, errno.ELOOP):
+            return []
+        raise
+
+
+def _byte_count(text: str) -> int:
+    if not text.strip().isascii() or not 0 <= int(text) < 2**63:
+        raise ValueError(f"{text[:20]!r} is no number of bytes")
+    return int(text)

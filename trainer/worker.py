@@ -9,6 +9,7 @@ when its room was deleted or is another sweep's (`trainer.presence`). It never m
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import threading
 import time
@@ -22,7 +23,6 @@ from typing import TYPE_CHECKING
 from trainer.attempt import Attempt, describe
 from trainer.base import Cache
 from trainer.contract import (
-    ContractError,
     FailureKind,
     Outcome,
     OutcomeKind,
@@ -30,13 +30,24 @@ from trainer.contract import (
     Step,
     StopCause,
     TrialSpec,
-    decode,
     encode,
+    read_message,
+    read_stop,
 )
 from trainer.identity import own_identity
 from trainer.presence import RoomLostError, RoomPresence
 from trainer.reporter import Reporters, RoomReporter
-from trainer.room import AttemptDir, Room, WorkerDir, hold, make_directory, read_text, write_atomic
+from trainer.room import (
+    AttemptDir,
+    Room,
+    WorkerDir,
+    check_inside,
+    hold,
+    make_directory,
+    open_lock,
+    write_atomic,
+    write_lock,
+)
 from trainer.scheduler import Scheduler
 from trainer.space import is_no_space
 from trainer.task import Task
@@ -156,16 +167,17 @@ class Worker:
 
     def _begin(self, scheduler: Scheduler, trial: int, number: int) -> None:
         attempt = self.room.attempt(trial, number)
-        try:
-            spec = decode(TrialSpec, read_text(attempt.spec) or "")
-        except ContractError as error:
-            self._end(attempt, Outcome(OutcomeKind.FAILED, str(error), failure=FailureKind.BAD_CONFIG))
+        spec = read_message(TrialSpec, attempt.spec)
+        if not isinstance(spec, TrialSpec):
+            reason = f"its specification cannot be read ({spec or 'it is gone'})"
+            self._end(attempt, Outcome(OutcomeKind.FAILED, reason, failure=FailureKind.PASSING))
             return
         if self.token and spec.token != self.token:
             raise RoomLostError(f"trial {trial} attempt {number} is another sweep's; this process ends")
         _log.info("trial %d attempt %d starts", trial, number)
         enter_directory(spec.directory, spec.components)
         try:
+            check_inside(attempt.path, self.room.root)
             files = RoomReporter(attempt)
         except OSError as error:
             failure = FailureKind.NO_SPACE if is_no_space(error) else FailureKind.PASSING
@@ -299,13 +311,12 @@ class StopPoll:
             return StopCause.PREEMPTED, f"its worker ends: {reason}"
         if not polls:
             return None
-        if self.attempt.fence.exists():
+        if os.path.lexists(self.attempt.fence):
             return StopCause.CANCELLED, "a newer attempt has replaced this one"
-        text = read_text(self.attempt.stop)
-        if text is None:
-            return self.tracker.stop_request() if self.tracker is not None else None
-        cause, _, reason = text.partition("\n")
-        return StopCause(cause), reason
+        stop = read_stop(self.attempt.stop)
+        if isinstance(stop, tuple):
+            return stop
+        return self.tracker.stop_request() if self.tracker is not None else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -345,7 +356,8 @@ def run_worker(room: Room, worker: Worker, lock_held: bool) -> int:
     worker.check_room()
     lock = room.worker(worker.name).lock
     if lock_held:
-        lock.write_text(f"{own_identity()}\n")
+        with open_lock(lock) as file:
+            write_lock(file, own_identity())
         worker.run()
         return 0
     make_directory(lock.parent, room.root)

@@ -25,7 +25,7 @@ from sweep.wiring.rooms import controller_runs, controller_whereabouts, load_set
 from trainer import logs
 from trainer.exit_guard import limit_exit
 from trainer.presence import room_token
-from trainer.room import Room
+from trainer.room import OWN_FILE, Room
 
 START_SECONDS = 30.0
 # Seconds for which a controller's job waits until an earlier controller has released the room.
@@ -139,7 +139,7 @@ def _start_process(room: Room, lock: IO[str] | None) -> Path:
     log = _process_log(room)
     handed = () if lock is None else (lock.fileno(),)
     more = ["--lock", *map(str, handed)] if handed else []
-    with log.open("ab") as output:
+    with os.fdopen(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | OWN_FILE, 0o666), "ab") as output:
         child = subprocess.Popen(
             python_command("-m", "sweep.cli", "resume", str(room.root), *more),
             stdin=subprocess.DEVNULL,

@@ -10,14 +10,13 @@ Invariants:
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
 from sweep.config.settings import Settings
 from sweep.errors import ConfigError, SweepError
-from sweep.queues.controller_job import CONTROLLER_RECORD, controller_record, record_controller
+from sweep.queues.controller_job import CONTROLLER_RECORD, checked_record, controller_record, record_controller
 from sweep.queues.launch.api import LaunchApi, Push
 from sweep.queues.launch.jobs import job_name
 from sweep.queues.launch.section import is_launch, launch_queue
@@ -92,7 +91,7 @@ def withdraw_controller(room: Room) -> str:
     if settings.store_url is not None:
         from sweep.store.remote import read_file
 
-        shared = json.loads(read_file(settings.store_url, CONTROLLER_RECORD) or b"{}")
+        shared = checked_record(read_file(settings.store_url, CONTROLLER_RECORD) or b"{}")
         if shared.get("number", 0) > record.get("number", 0):  # another machine pushed the last job
             record = shared
     if not record:

@@ -15,10 +15,14 @@ from sweep.cli.groups import Verb
 from sweep.cli.options import json_option, name_argument, trial_option
 
 if TYPE_CHECKING:
+    from sweep.model.facts import WorkerFacts
     from sweep.model.summary import SweepState
     from trainer.room import Room
 
 WATCH_SECONDS = 1.0
+# A sweep of which nobody can see whether it runs is followed until nothing has changed for so long.
+UNSEEN_SECONDS = 30.0
+MAX_LOG_BYTES = 2**32
 
 
 @click.command(cls=Verb, examples=("sweep status", "sweep status first --json"))
@@ -57,17 +61,45 @@ def watch(name: str | None) -> int:
     out = console()
     with Live(console=out, auto_refresh=False, transient=out.is_terminal) as live:
         queued, asked_at = "", float("-inf")
+        follow = UnseenController()
         while True:
             state = reader.state()
             if not state.controller and time.monotonic() - asked_at > COMING_SECONDS:
                 queued, asked_at = coming_controller(room), time.monotonic()
-            live.update(live_view(state, [queued] if queued else [], out.height), refresh=True)
-            if not state.controller and not state.workers and not queued:
+            live.update(live_view(state, [line for line in (queued, state.unseen) if line], out.height), refresh=True)
+            if state.unseen:
+                if follow.is_over(state):
+                    break
+            elif not state.controller and not queued and not any(runs_or_waits(worker) for worker in state.workers):
                 break
             time.sleep(WATCH_SECONDS)
     room = current_room(name)
     show_status(room, open_reader(room).state())
     return 0
+
+
+class UnseenController:
+    """Whether a sweep is over whose locks this user cannot open: nothing of it has changed for a while."""
+
+    def __init__(self) -> None:
+        self._last: Any = None
+        self._since = 0.0
+
+    def is_over(self, state: SweepState) -> bool:
+        """Whether `UNSEEN_SECONDS` have passed without a new report, a new trial or another end."""
+        import time
+
+        now, seen = time.monotonic(), [(row.state, row.tokens, row.attempts) for row in state.rows]
+        if seen != self._last:
+            self._last, self._since = seen, now
+        return now - self._since >= UNSEEN_SECONDS
+
+
+def runs_or_waits(worker: WorkerFacts) -> bool:
+    """Whether a worker is seen to run or to wait; not if its lock cannot be opened by this user."""
+    from sweep.model.facts import CANNOT_BE_SEEN
+
+    return not worker.reason.startswith(CANNOT_BE_SEEN)
 
 
 @click.command(cls=Verb, examples=("sweep logs first --trial 3", "sweep logs first --controller -n 200"))
@@ -111,6 +143,20 @@ def show_status(room: Room, state: SweepState) -> None:
         out.print(workers_table(state, {worker.name: str(worker_log(room, worker.name)) for worker in state.workers}))
     for line in _failures(state):
         out.print(line, markup=False, soft_wrap=True)
+    print_notes(state)
+
+
+def print_notes(state: SweepState) -> None:
+    """Print what is damaged in the room, and what can be done."""
+    from sweep.report.terminal import console
+
+    out = console()
+    for note in state.notes:
+        out.print(f"damaged: {note}", soft_wrap=True)
+    if state.unsure:
+        out.print(state.unsure, soft_wrap=True)
+    if state.notes or state.unsure:
+        out.print(f"`sweep doctor --room {state.name}` lists what is damaged", soft_wrap=True)
 
 
 def _controller_text(room: Room, state: SweepState) -> str:
@@ -120,6 +166,8 @@ def _controller_text(room: Room, state: SweepState) -> str:
 
     if state.controller:
         return f"controller: {controller_whereabouts(room)}"
+    if state.unseen:
+        return state.unseen
     if elsewhere := controller_elsewhere(room):
         return f"controller: {elsewhere}, unless it was killed there"
     return coming_controller(room) or "no controller is running"
@@ -162,9 +210,13 @@ def _trial_logs(room: Room, trial: int) -> list[Path]:
 
 def _print_log(path: Path, lines: int) -> None:
     from trainer.names import harmless
+    from trainer.room import read_bytes
 
     print(harmless(f"==> {path} <=="))
-    text = path.read_text(errors="replace") if path.exists() else "(nothing is written yet)"
+    data = read_bytes(path, MAX_LOG_BYTES)
+    text = "(nothing is written yet)" if data is None else str(data)
+    if isinstance(data, bytes):
+        text = data.decode("utf-8", errors="replace")
     print(harmless("\n".join(text.splitlines()[-lines:])))
 
 

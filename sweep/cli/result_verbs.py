@@ -41,12 +41,19 @@ def best(name: str | None, as_json: bool) -> int:
     from sweep.report.formatting import json_text
     from sweep.report.reader import open_reader
     from sweep.wiring.rooms import current_room
+    from trainer.names import harmless
 
     room = current_room(name, light=False)
     reader = open_reader(room)
     state = reader.state()
     row = _row_of(state, None)
-    path = write_export(room, reader.settings, row, None)
+    path = None
+    try:
+        path = write_export(room, reader.settings, row, None)
+    except OSError as error:  # another user's room, or a file system that is read-only or full
+        print(harmless(f"best.yaml could not be written: {error.strerror or error} ({room.root})"), file=sys.stderr)
+    for note in state.notes:
+        print(harmless(f"damaged: {note}"), file=sys.stderr)
     if as_json:
         print(json_text(_best_json(state, row, path)))
     else:
@@ -163,13 +170,18 @@ def _row_of(state: SweepState, trial: int | None) -> TrialRow:
     from sweep.errors import ConfigError
 
     row = state.best if trial is None else next((row for row in state.rows if row.number == trial), None)
+    if row is None and trial is None and state.unsure:
+        raise ConfigError(
+            f"{state.unsure}; `sweep doctor --room {state.name}` lists what is damaged; name a trial that you trust: "
+            f"`sweep export {state.name} --trial N`"
+        )
     if row is None:
         missing = "no complete trial yet" if trial is None else f"no trial {trial}"
         raise ConfigError(f"{state.name} has {missing}; see `sweep status {state.name}`")
     return row
 
 
-def _best_json(state: SweepState, row: TrialRow, path: Path) -> dict[str, Any]:
+def _best_json(state: SweepState, row: TrialRow, path: Path | None) -> dict[str, Any]:
     from sweep.report.export import tune_run_line
     from sweep.search.significance import rank_finalists
 
@@ -179,13 +191,13 @@ def _best_json(state: SweepState, row: TrialRow, path: Path) -> dict[str, Any]:
         "params": dict(row.params),
         "scores": dict(row.scores),
         "tied": [other.number for other in rank_finalists(state.finals) if other.tied and other.number != row.number],
-        "yaml": str(path),
+        "yaml": str(path) if path else None,
         "adapter": row.adapter,
-        "tune_run": tune_run_line(path),
+        "tune_run": tune_run_line(path) if path else None,
     }
 
 
-def _show_best(state: SweepState, row: TrialRow, path: Path) -> None:
+def _show_best(state: SweepState, row: TrialRow, path: Path | None) -> None:
     from sweep.report.export import tune_run_line
     from sweep.report.terminal import console, trials_table
     from sweep.search.significance import finalists_text
@@ -194,8 +206,9 @@ def _show_best(state: SweepState, row: TrialRow, path: Path) -> None:
     out.print(trials_table(state, [row]))
     if state.finals:
         out.print(finalists_text(state.finals, state.metric), markup=False, highlight=False, soft_wrap=True)
+    how = f"sweep export {state.name} -o best.yaml" if path is None else tune_run_line(path)
     out.print(
-        f"adapter  {row.adapter}\nyaml     {path}\ntrain it again with\n  {tune_run_line(path)}",
+        f"adapter  {row.adapter}\nyaml     {path or 'not written'}\ntrain it again with\n  {how}",
         soft_wrap=True,
     )
 

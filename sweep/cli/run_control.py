@@ -6,16 +6,17 @@ that another process asked for; on a full disk, the name of an empty file `contr
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
 from sweep.model.states import Mode
-from trainer.room import Room, read_text, write_atomic
+from trainer.room import OWN_FILE, Room, read_text, write_atomic
 from trainer.space import is_no_space
 
 # Modes that a person asks for.
@@ -78,7 +79,7 @@ def request_mode(room: Room, mode: Mode) -> None:
     except OSError as error:
         if not is_no_space(error):
             raise
-        _empty_request(room, mode).touch()
+        os.close(os.open(_empty_request(room, mode), os.O_WRONLY | os.O_CREAT | OWN_FILE, 0o666))
 
 
 def requested_mode(room: Room) -> Mode:
@@ -90,13 +91,14 @@ def requested_mode(room: Room) -> Mode:
 
 def has_request(room: Room) -> bool:
     """Whether a mode was asked for, and no controller has removed the request."""
-    return control_path(room).exists() or any(_empty_request(room, mode).exists() for mode in REQUESTED)
+    return control_path(room).is_file() or any(_empty_request(room, mode).exists() for mode in REQUESTED)
 
 
 def clear_request(room: Room) -> None:
     """Remove what was asked of a controller that has ended."""
     for path in (control_path(room), *(_empty_request(room, mode) for mode in REQUESTED)):
-        path.unlink(missing_ok=True)
+        with suppress(IsADirectoryError):  # damage, which asks for nothing
+            path.unlink(missing_ok=True)
 
 
 def _empty_request(room: Room, mode: Mode) -> Path:

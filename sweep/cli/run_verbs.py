@@ -105,13 +105,25 @@ def plan(overrides: tuple[str, ...], config_dir: Path | None, samples: int, meas
     return 0
 
 
-@click.command(cls=Verb, examples=("sweep doctor", "sweep doctor experiment=demo queue=slurm"))
+@click.command(
+    cls=Verb,
+    examples=("sweep doctor", "sweep doctor experiment=demo queue=slurm", "sweep doctor --room first --repair"),
+)
 @overrides_argument()
 @config_dir_option
+@click.option("--room", metavar="NAME", help="check every file of a sweep's room instead")
+@click.option("--repair", is_flag=True, help="with --room: mend what can be mended, and keep the originals beside it")
 @json_option
-def doctor(overrides: tuple[str, ...], config_dir: Path | None, as_json: bool) -> int:
-    """Check that this machine and its queue can run a sweep."""
+def doctor(overrides: tuple[str, ...], config_dir: Path | None, room: str | None, repair: bool, as_json: bool) -> int:
+    """Check that this machine and its queue can run a sweep, or that a room can be read."""
     import dataclasses
+
+    if room is not None:
+        from sweep.cli.room_doctor import room_doctor
+
+        return room_doctor(room, repair, as_json)
+    if repair:
+        raise click.UsageError("--repair mends a room; name it with --room NAME")
 
     from sweep.cli.doctor import checks, checks_table
     from sweep.report.formatting import json_text

@@ -9,7 +9,14 @@ import time
 from dataclasses import dataclass
 
 from sweep.cli.run_control import RunControl
-from sweep.controller.disk import FIRST_RETRY_SECONDS, MAX_RETRY_SECONDS, has_space, no_space_text
+from sweep.controller.disk import (
+    FIRST_RETRY_SECONDS,
+    LIMIT_SECONDS,
+    MAX_RETRY_SECONDS,
+    given_up_text,
+    has_space,
+    no_space_text,
+)
 from sweep.model.effects import Finish
 from sweep.model.states import Finished, Mode
 from trainer.room import Room
@@ -25,6 +32,7 @@ class SpaceWait:
 
     Args:
         _ended: when the last wait ended, on the monotonic clock.
+        _began: when the first wait began after which no controller ran for `CALM_SECONDS`.
         _interrupted: the user has interrupted the run, and a controller was to end it in the space that there was.
     """
 
@@ -32,6 +40,7 @@ class SpaceWait:
     control: RunControl
     _pause: float = FIRST_RETRY_SECONDS
     _ended: float = float("-inf")
+    _began: float | None = None
     _interrupted: bool = False
 
     def where(self, error: Exception) -> str:
@@ -51,7 +60,10 @@ class SpaceWait:
         failed = Finish(Finished.FAILED, f"{where}; free some, then `sweep resume`")
         if self._interrupted:
             return failed
+        self._began = time.monotonic() if self._began is None or calm else self._began
         while True:
+            if time.monotonic() - self._began > LIMIT_SECONDS:
+                return Finish(Finished.FAILED, given_up_text(where, LIMIT_SECONDS))
             mode = self._mode_after(self._pause)
             if mode is Mode.HANDOVER:
                 return Finish(Finished.HANDED_OVER, "another controller goes on")

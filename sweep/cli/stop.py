@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from sweep.cli.background import take_over
 from sweep.cli.foreground import drive
 from sweep.cli.run_control import RunControl, has_request, request_mode
+from sweep.errors import GiveUp
 from sweep.model.facts import Job
 from sweep.model.states import Finished, JobState, Mode
 from sweep.processes import PreforkServer
@@ -25,7 +26,7 @@ def stop_sweep(name: str | None, mode: Mode) -> int:
     """Bring a sweep to this mode and wait for it; returns the exit code.
 
     Raises:
-        ConfigError: there is no such sweep.
+        ConfigError: there is no such sweep. GiveUp: this user cannot see whether a controller runs.
     """
     room = rooms.find_room(name)
     if withdrawn := _withdraw_controller(room):
@@ -62,6 +63,8 @@ def stop_elsewhere(room: Room, mode: Mode) -> bool:
 
 def _stop_here(room: Room, mode: Mode) -> bool:
     """Ask a controller on this machine for this mode and wait until it ends; False if no controller obeyed."""
+    if unseen := rooms.unseen_controller(room):
+        raise GiveUp(f"{unseen}; ask the owner of {room.root} to stop the sweep")
     if not rooms.controller_runs(room):
         return False
     request_mode(room, mode)

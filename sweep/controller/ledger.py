@@ -128,6 +128,11 @@ def account(state: SweepState, entries: Sequence[Entry]) -> Account:
     )
 
 
+def is_entry(line: str) -> bool:
+    """Whether a line of the ledger can be read."""
+    return _parsed(line) is not None
+
+
 def _parsed(line: str) -> Entry | None:
     """The entry in a line; None if it is damaged, or a value has another type."""
     try:
@@ -141,5 +146,5 @@ def _parsed(line: str) -> Entry | None:
             reason=str(raw["reason"]),
             basis={str(key): float(value) for key, value in raw["basis"].items()},
         )
-    except (ValueError, TypeError, KeyError, AttributeError, OverflowError):
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
         return None

@@ -20,10 +20,14 @@ from trainer.contract import (
     TrialSpec,
     decode,
     encode,
+    read_message,
+    read_stop,
 )
 from trainer.names import name_or_empty
-from trainer.room import Room, Tail, read_json, read_text, write_atomic
+from trainer.room import Damage, Room, Tail, read_object, read_text, write_atomic
 
+# What a worker can choose.
+MAX_SLOTS = 4096
 # How often a waiting controller checks for an outcome or a first beat; each check takes a few system calls.
 WAIT_SECONDS = 0.01
 
@@ -51,7 +55,7 @@ class RoomChannel:
 
     def stop(self, trial: int, attempt: int, cause: StopCause, reason: str) -> None:
         path = self._room.attempt(trial, attempt).stop
-        if not path.exists():
+        if not isinstance(read_stop(path), tuple):  # a damaged one asks for nothing
             write_atomic(path, f"{cause}\n{reason}", root=self._room.root)
 
     def drain(self, worker: str) -> None:
@@ -96,14 +100,15 @@ class RoomChannel:
             if number < spec.attempt and not earlier.outcome.exists():
                 earlier.raise_fence()
                 # without reports its worker has not begun it yet, or failed to start; such a worker is not drained
-                if earlier.reports.exists():
-                    self.drain(self._worker_of(spec.trial, number))
+                if earlier.reports.exists() and (worker := self._worker_of(spec.trial, number)):
+                    self.drain(worker)
 
     def _attempt(self, trial: int, number: int, inboxes: dict[str, set[tuple[int, int]]]) -> ObservedAttempt:
         files = self._room.attempt(trial, number)
         worker = self._worker_of(trial, number)
-        outcome = _outcome(read_text(files.outcome))  # before the reports, so that it is never shown without them
-        cause, _, reason = (read_text(files.stop) or "").partition("\n")
+        outcome = _outcome(read_message(Outcome, files.outcome))  # before the reports: never shown without them
+        stop = read_stop(files.stop)
+        cause, reason = stop if isinstance(stop, tuple) else (None, "")
         inbox = inboxes.get(worker)
         reports = self._new_reports(trial, number)
         return ObservedAttempt(
@@ -111,7 +116,7 @@ class RoomChannel:
             worker=worker,
             delivered=inbox is None or (trial, number) in inbox,
             begun=outcome is not None or files.reports.exists(),
-            stop=StopCause(cause) if cause else None,
+            stop=cause,
             stop_reason=reason,
             outcome=outcome,
             reports=reports,
@@ -127,30 +132,33 @@ class RoomChannel:
     def _worker_of(self, trial: int, number: int) -> str:
         key = (trial, number)
         if key not in self._workers:
-            spec = read_json(self._room.attempt(trial, number).spec) or {}
-            self._workers[key] = name_or_empty(spec.get("worker"))
+            spec = read_object(self._room.attempt(trial, number).spec)
+            self._workers[key] = name_or_empty(spec.get("worker")) if isinstance(spec, dict) else ""
         return self._workers[key]
 
     def _worker(self, name: str, assigned: int) -> ObservedWorker:
         files = self._room.worker(name)
-        slots = (read_text(files.slots) or "").strip()
         return ObservedWorker(
             name=name,
             beat=read_text(files.beat),
             assigned=assigned,
             draining=files.drain.exists(),
-            slots=int(slots) if slots.isdigit() else None,
+            slots=_slots(read_text(files.slots) or ""),
         )
 
 
-def _outcome(text: str | None) -> Outcome | None:
-    """The outcome in a file; a failure that another attempt repairs if the file is damaged."""
-    if text is None:
-        return None
-    try:
-        return decode(Outcome, text)
-    except ContractError as error:
-        return Outcome(OutcomeKind.FAILED, f"its outcome cannot be read: {error}", failure=FailureKind.PASSING)
+def _outcome(outcome: Outcome | Damage | None) -> Outcome | None:
+    """The outcome that was read; a failure that another attempt repairs if its file is damaged."""
+    if isinstance(outcome, Damage):
+        return Outcome(OutcomeKind.FAILED, f"its outcome cannot be read ({outcome})", failure=FailureKind.PASSING)
+    return outcome
+
+
+def _slots(text: str) -> int | None:
+    """The number of slots that a worker has chosen; None if it has chosen none, or its file is damaged."""
+    text = text.strip()
+    number = int(text) if text.isascii() and text.isdigit() and len(text) < 8 else 0
+    return number if 1 <= number <= MAX_SLOTS else None
 
 
 def _report(line: str) -> Report | None:

@@ -20,7 +20,7 @@ from sweep.model.effects import Effect, Finish, Tell
 from sweep.model.facts import StudyFacts, Verdict
 from sweep.model.states import Ending, Finished, Mode
 from trainer.contract import Report
-from trainer.room import Room, read_json, write_atomic
+from trainer.room import Damage, Room, json_object, read, usable, write_atomic
 from trainer.space import is_no_space
 
 ASKED_FILE = "asked"
@@ -49,7 +49,7 @@ class EvaluationStudy:
             if (folder / ASKED_FILE).exists():
                 self._asked.add(number)
                 if (ending := read_ending(self.room, number)) is not None:
-                    self._endings[number] = ending["ending"]
+                    self._endings[number] = ending.ending.value
 
     def ask(self) -> int:
         number = self._candidates()[-1]
@@ -89,15 +89,32 @@ class EvaluationStudy:
         return [number for number in self.winners() if number not in self._asked]
 
 
-def read_ending(room: Room, number: int) -> dict[str, str] | None:
-    """How an evaluation ended: a mapping with the keys `ending` and `reason`; None if it has not ended.
+@dataclass(frozen=True, slots=True)
+class EvaluationEnding:
+    """How an evaluation ended, and why."""
+
+    ending: Ending
+    reason: str
+
+
+def read_ending(room: Room, number: int) -> EvaluationEnding | None:
+    """How an evaluation ended; None if it has not ended, or its file is damaged: then it is told again.
 
     Args:
         room: of the evaluations.
         number: of the trial that is judged.
     """
-    raw = read_json(room.trial(number) / ENDING_FILE)
-    return raw if isinstance(raw, dict) else None
+    return usable(ending_of(room, number))
+
+
+def ending_of(room: Room, number: int) -> EvaluationEnding | Damage | None:
+    """How an evaluation ended, the damage of its file, or None if it has not ended; see `read_ending`."""
+    return read(room.trial(number) / ENDING_FILE, _ending)
+
+
+def _ending(text: str) -> EvaluationEnding:
+    raw = json_object(text)
+    return EvaluationEnding(Ending(raw["ending"]), str(raw["reason"]))
 
 
 @dataclass

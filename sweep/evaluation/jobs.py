@@ -23,11 +23,11 @@ from sweep.config.evaluate import PLACEHOLDERS, Command, Evaluator, Heldout, LmE
 from sweep.config.paths import anchored
 from sweep.config.settings import Settings
 from sweep.config.torchtune import check_trusted, find_torchtune_config, with_overrides
-from sweep.errors import ConfigError
+from sweep.errors import ConfigError, GiveUp
 from sweep.model.identifiers import AttemptId
 from sweep.tracking.runs import adapter_name, tracking_of, wandb_location
-from trainer.contract import Evaluation, TrialSpec, decode
-from trainer.room import Room, read_text
+from trainer.contract import Evaluation, TrialSpec, read_message
+from trainer.room import Room
 
 DIRECTORY = "evaluations"
 
@@ -107,7 +107,7 @@ def evaluation_spec(settings: Settings, room: Room, identity: AttemptId, stopped
     """
     trial = identity.trial
     judged = room.attempts(trial)[-1]
-    done = decode(TrialSpec, read_text(room.attempt(trial, judged).spec) or "")
+    done = _judged_spec(room, trial, judged)
     is_run = settings.queue.jobs_are_runs
     options = {key: value for key, value in dataclasses.asdict(settings.evaluate).items() if key != "kind"}
     if not isinstance(settings.evaluate, Torchtune):  # whose program runs in that directory
@@ -132,6 +132,18 @@ def evaluation_spec(settings: Settings, room: Room, identity: AttemptId, stopped
         token=settings.token,
         directory=done.directory,
     )
+
+
+def _judged_spec(room: Room, trial: int, attempt: int) -> TrialSpec:
+    """The specification by which the adapter was trained that is to be judged.
+
+    Raises:
+        GiveUp: it is lost.
+    """
+    spec = read_message(TrialSpec, room.attempt(trial, attempt).spec)
+    if not isinstance(spec, TrialSpec):
+        raise GiveUp(f"trial {trial} cannot be evaluated: {spec or 'its spec.json is gone'}")
+    return spec
 
 
 def is_enabled(evaluator: Evaluator) -> bool:

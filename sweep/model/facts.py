@@ -12,6 +12,9 @@ from typing import Any
 from sweep.model.states import JobState, Mode, Ruling
 from trainer.contract import Outcome, StopCause
 
+# How the reason of a job begins of which nobody can say whether it runs.
+CANNOT_BE_SEEN = "cannot be seen"
+
 
 @dataclass(frozen=True, slots=True)
 class Job:

@@ -68,6 +68,9 @@ class SweepState:
         trial_tokens: label tokens of a trial that runs to its end, measured before the sweep began; 0 if unknown.
         controller: whether a controller is running the sweep now.
         waits: what that controller waits for, if not for its workers.
+        unseen: why nobody can say whether a controller is running; empty if it can be said.
+        unsure: why nobody can say which trial is the best, since files contradict each other; empty if it can be said.
+        notes: what is damaged in the room, a sentence for each trial.
     """
 
     name: str
@@ -79,13 +82,18 @@ class SweepState:
     trial_tokens: int = 0
     controller: bool = False
     waits: str = ""
+    unseen: str = ""
+    unsure: str = ""
+    notes: tuple[str, ...] = ()
 
     @property
     def best(self) -> TrialRow | None:
-        """The complete trial with the lowest objective, finals left out; None if no trial is complete.
+        """The complete trial with the lowest objective, finals left out; None if no trial is complete, or `unsure`.
 
         If finals have been trained, it is the finalist whose finals have the lowest mean objective.
         """
+        if self.unsure:
+            return None
         done = [row for row in self.rows if row.state is TrialStatus.COMPLETE and row.value is not None]
         done = [row for row in done if row.final is None]
         means = {number: sum(values.values()) / len(values) for number, values in self.finals.items()}

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from trainer.room import Room, read_json, write_atomic
+from trainer.room import Room, json_object, read_bytes, write_atomic
 
 CONTROLLER_RECORD = "controller.json"
 # What a controller's job runs: a module-level function of the room's directory and the token of the sweep's creation.
@@ -70,8 +70,19 @@ def controller_record(room: Room) -> dict[str, Any]:
     Always its `number`. On SLURM its `name`, its `id` (empty until the scheduler has answered) and until then the id of
     the job `before`. On a Launch queue its `run`, its `item` once it is pushed, and whether it was `withdrawn`.
     """
-    record = read_json(room.root / CONTROLLER_RECORD)
-    return record if isinstance(record, dict) else {}
+    data = read_bytes(room.root / CONTROLLER_RECORD)
+    return checked_record(data) if isinstance(data, bytes) else {}
+
+
+def checked_record(data: bytes) -> dict[str, Any]:
+    """The record in the bytes of a file or an object; empty if they are damaged. See `controller_record`."""
+    try:
+        record = json_object(data.decode())
+    except (ValueError, RecursionError):
+        return {}
+    if type(record.get("number")) is not int:
+        return {}
+    return {key: value for key, value in record.items() if type(value) in (int, str, bool)}
 
 
 def record_controller(room: Room, record: Mapping[str, Any]) -> None:

@@ -45,7 +45,7 @@ class Section:
     """A heading of the page with what stands below it.
 
     Args:
-        kind: `finalists`, `plot`, `reasons`, `ledger` or `trials`: how the template shows the content.
+        kind: `text`, `finalists`, `plot`, `reasons`, `ledger` or `trials`: how the template shows the content.
     """
 
     heading: str
@@ -119,6 +119,8 @@ def page(state: SweepState, drawn: Sequence[Plot] = (), entries: Sequence[Entry]
 
 def _sections(state: SweepState, drawn: Sequence[Plot], entries: Sequence[Entry]) -> list[Section]:
     sections = []
+    if state.notes or state.unsure:
+        sections.append(Section("Damaged files", "text", "\n".join(filter(None, (*state.notes, state.unsure)))))
     if state.finals:
         sections.append(Section("Finals", "finalists", finalists_text(state.finals, state.metric)))
     sections += [Section(plot.heading, "plot", plot) for plot in drawn]

@@ -7,28 +7,44 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, TypeVar
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from sweep.config.settings import Settings
 from sweep.controller.disk import read_notice
+from sweep.controller.ledger import read_ledger
 from sweep.evaluation.controller import read_ending
 from sweep.evaluation.jobs import evaluations_room
 from sweep.model.facts import Job, WorkerFacts
-from sweep.model.states import Ending, EvaluationStatus, JobState, TrialStatus
+from sweep.model.states import Ending, EvaluationStatus, JobState, Ruling, TrialStatus
 from sweep.model.summary import SweepState, TrialRow
+from sweep.report.contradictions import Doubt, doubt_of, overlooked, unsure_text
 from sweep.wiring.backends import backend_of, job_viewer
-from sweep.wiring.rooms import controller_runs, journal_path, load_settings, worker_of
+from sweep.wiring.rooms import controller_runs, journal_path, load_settings, unseen_controller
 from sweep.wiring.session import reading_storage
-from trainer.contract import ContractError, Outcome, Report, Step, StopCause, decode
-from trainer.room import Room, Tail, read_text
+from trainer.contract import (
+    ContractError,
+    Outcome,
+    OutcomeKind,
+    Report,
+    Step,
+    StopCause,
+    decode,
+    read_message,
+    read_stop,
+)
+from trainer.names import harmless, name_or_empty
+from trainer.room import Damage, DamageKind, Room, Tail, read_object, usable
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
 T = TypeVar("T")
+# Milestones of a report beyond this many times those of a whole trial are damage.
+MILESTONES_MARGIN, LEAST_MILESTONES = 64, 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +54,63 @@ class EvaluationState:
     state: EvaluationStatus = EvaluationStatus.NONE
     reason: str = ""
     scores: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass
+class TrialFiles:
+    """What the files of a trial say at one moment, and which of them are damaged.
+
+    Args:
+        attempts: their numbers, oldest first.
+    """
+
+    room: Room
+    number: int
+    attempts: list[int]
+    damages: list[Damage] = field(default_factory=list)
+
+    @cached_property
+    def spec(self) -> dict[str, Any]:
+        """The specification of the last attempt as plain JSON; empty if there is none that can be read."""
+        if not self.attempts:
+            return {}
+        return self._noted(read_object(self.room.attempt(self.number, self.attempts[-1]).spec)) or {}
+
+    @property
+    def worker(self) -> str:
+        """The name of the worker that the last attempt was assigned to."""
+        return name_or_empty(self.spec.get("worker"))
+
+    @property
+    def config(self) -> Any:
+        """The configuration that the last attempt was trained with, as JSON."""
+        return self.spec.get("config")
+
+    @cached_property
+    def outcome(self) -> Outcome | None:
+        """The outcome of the last attempt; None before that has ended, or if it cannot be read."""
+        if not self.attempts:
+            return None
+        return self._noted(read_message(Outcome, self.room.attempt(self.number, self.attempts[-1]).outcome))
+
+    def counted(self, attempt: int) -> int | None:
+        """How many bytes of an attempt's reports count; None if all do."""
+        files = self.room.attempt(self.number, attempt)
+        fence = files.read_fence()
+        if isinstance(fence, Damage):
+            self.damages.append(fence)
+        return files.counted()
+
+    def was_stopped(self) -> bool:
+        """Whether any attempt was asked to stop because its trial was pruned, or the last one because it was paused."""
+        stops = [read_stop(self.room.attempt(self.number, attempt).stop) for attempt in self.attempts]
+        causes = [stop[0] if isinstance(stop, tuple) else None for stop in stops]
+        return StopCause.PRUNED in causes or causes[-1:] == [StopCause.PAUSED]
+
+    def _noted(self, value: T | Damage | None) -> T | None:
+        if isinstance(value, Damage):
+            self.damages.append(value)
+        return usable(value)
 
 
 @dataclass(slots=True)
@@ -57,15 +130,20 @@ class SweepReader:
     _evaluations: dict[int, EvaluationState] = field(default_factory=dict)
     _tails: dict[tuple[int, int], Tail] = field(default_factory=dict)
     _reports: dict[int, dict[int, Report]] = field(default_factory=dict)
+    _bad_lines: dict[int, dict[Path, int]] = field(default_factory=dict)
+    _notes: dict[int, str] = field(default_factory=dict)
+    _doubts: dict[int, Doubt] = field(default_factory=dict)
 
     def state(self) -> SweepState:
         """The state of the sweep at this moment."""
         workers = self._workers()
-        running = controller_runs(self.room)
+        unseen = unseen_controller(self.room)
+        running = not unseen and controller_runs(self.room)
         alive = {worker.name for worker in workers}
         evaluated = set(evaluations_room(self.room).trials())
+        with_files = self.room.trials()  # before the study, which knows a trial before the room does
         rows = tuple(self._with_evaluation(self._row(trial, alive), evaluated) for trial in self.trials())
-        return SweepState(
+        state = SweepState(
             name=self.settings.name,
             metric=self.settings.metric,
             rows=rows,
@@ -75,7 +153,45 @@ class SweepReader:
             trial_tokens=self.settings.trial_tokens,
             controller=running,
             waits=read_notice(self.room) if running else "",
+            unseen=unseen,
+            notes=tuple(note for row in rows if (note := self._notes.get(row.number))),
         )
+        self._doubt_unknown(set(with_files) - {row.number for row in rows})
+        best = state.best
+        unsure = unsure_text(None if best is None or state.finals else best.value, self._doubts)
+        return replace(state, unsure=unsure) if unsure else state
+
+    @property
+    def doubts(self) -> list[str]:
+        """Of the last state, a sentence for each trial of which study and files say different things."""
+        return [f"trial {number}: {doubt.text}" for number, doubt in sorted(self._doubts.items())]
+
+    def _doubt_unknown(self, numbers: Collection[int]) -> None:
+        """Note trials that have completed and that the study does not know: its journal has lost its end."""
+        for number in numbers:
+            files = TrialFiles(self.room, number, self.room.attempts(number))
+            has_completed = files.outcome is not None and files.outcome.kind is OutcomeKind.COMPLETED
+            doubt = overlooked(self.settings.metric, self._read_reports(files)) if has_completed else None
+            if doubt is not None:
+                self._doubts[number] = doubt
+
+    def _doubt(self, trial: FrozenTrial, status: TrialStatus, files: TrialFiles, reports: tuple[Report, ...]) -> None:
+        """Note what the files of an ended trial say against the study."""
+        doubt = None
+        if status is TrialStatus.COMPLETE:
+            doubt = doubt_of(self.settings, trial, files.config, reports)
+        elif status.is_final and files.outcome is not None and files.outcome.kind is OutcomeKind.COMPLETED:
+            doubt = overlooked(self.settings.metric, reports)
+            if doubt is not None and (files.was_stopped() or self._was_judged(trial.number)):
+                doubt = None
+        self._doubts.pop(trial.number, None)
+        if doubt is not None:
+            self._doubts[trial.number] = doubt
+
+    def _was_judged(self, trial: int) -> bool:
+        """Whether the ledger says that a trial was stopped, or paused at last."""
+        rulings = [entry.ruling for entry in read_ledger(self.room) if entry.trial == trial]
+        return Ruling.STOP in rulings or rulings[-1:] == [Ruling.PAUSE]
 
     def _seconds(self, running: bool) -> float:
         """Since the sweep was created, on its own clock."""
@@ -95,24 +211,31 @@ class SweepReader:
         return row
 
     def _read_row(self, trial: FrozenTrial, alive: set[str]) -> TrialRow:
+        from sweep.search.attributes import REASON
         from sweep.search.distributions import decode_params
-        from sweep.search.storage import FINAL, REASON, final_of
+        from sweep.search.storage import final_of
 
         number, attempts = trial.number, self.room.attempts(trial.number)
-        worker = worker_of(self.room, number, attempts[-1]) if attempts else ""
-        reports = self._read_reports(number, attempts)
-        status = final_status(trial) or open_status(read_outcome(self.room, number), has_worker=worker in alive)
+        files = TrialFiles(self.room, number, attempts)
+        worker = files.worker
+        reports = self._read_reports(files)
+        outcome = files.outcome  # also of a trial that has ended: its damage is noted
+        status = final_status(trial) or open_status(outcome, has_worker=worker in alive)
+        self._doubt(trial, status, files, reports)
+        doubt = self._doubts.get(number)
+        self._notes[number] = note_of(number, files.damages, doubt.text if doubt else "")
+        is_doubtful = doubt is not None and status is TrialStatus.COMPLETE
         return TrialRow(
             number=number,
             state=status,
             params=decode_params(self.settings.space, trial),
-            value=self._value(trial, status, reports),
+            value=None if is_doubtful else self._value(trial, status, reports),
             reason=str(trial.user_attrs.get(REASON, "")),
             attempts=len(attempts),
             worker=worker,
             reports=reports,
             adapter=self._adapter(number, attempts),
-            final=final_of(trial) if FINAL in trial.user_attrs else None,
+            final=final_of(trial),
         )
 
     def _value(self, trial: FrozenTrial, status: TrialStatus, reports: tuple[Report, ...]) -> float | None:
@@ -139,13 +262,23 @@ class SweepReader:
             self._evaluations[row.number] = evaluation
         return replace(row, evaluation=evaluation.state, evaluation_reason=evaluation.reason, scores=evaluation.scores)
 
-    def _read_reports(self, trial: int, attempts: list[int]) -> tuple[Report, ...]:
+    def _read_reports(self, files: TrialFiles) -> tuple[Report, ...]:
         """All reports of a trial by milestone; a later attempt's report replaces an earlier one's."""
-        merged = self._reports.setdefault(trial, {})
-        for number in attempts:
-            files = self.room.attempt(trial, number)
-            tail = self._tails.setdefault((trial, number), Tail(files.reports))
-            merged.update({report.milestone: report for report in _decoded(Report, tail.lines(files.counted()))})
+        trial = files.number
+        longest = max(LEAST_MILESTONES, MILESTONES_MARGIN * self.settings.reports_per_trial)
+        merged, bad = self._reports.setdefault(trial, {}), self._bad_lines.setdefault(trial, {})
+        for number in files.attempts:
+            path = self.room.attempt(trial, number).reports
+            tail = self._tails.setdefault((trial, number), Tail(path))
+            for line in tail.lines(files.counted(number)):
+                report = _decode_or_none(Report, line)
+                if report is not None and 1 <= report.milestone <= longest:
+                    merged[report.milestone] = report
+                else:
+                    bad[path] = bad.get(path, 0) + 1
+            if tail.damage is not None:
+                files.damages.append(tail.damage)
+        files.damages += [bad_lines(path, count) for path, count in bad.items()]
         return tuple(merged[milestone] for milestone in sorted(merged))
 
     def _workers(self) -> tuple[WorkerFacts, ...]:
@@ -170,7 +303,7 @@ def final_status(trial: FrozenTrial) -> TrialStatus | None:
     """The status of a trial that the study knows the end of; None if the trial is open."""
     from optuna.trial import TrialState
 
-    from sweep.search.storage import CANCELLED
+    from sweep.search.attributes import CANCELLED
 
     unsuccessful = TrialStatus.CANCELLED if CANCELLED in trial.user_attrs else TrialStatus.FAILED
     statuses = {
@@ -211,11 +344,7 @@ def open_reader(room: Room) -> SweepReader:
 def read_outcome(room: Room, trial: int) -> Outcome | None:
     """The outcome of a trial's last attempt; None if that has not ended, or its file cannot be decoded."""
     attempts = room.attempts(trial)
-    text = read_text(room.attempt(trial, attempts[-1]).outcome) if attempts else None
-    try:
-        return decode(Outcome, text) if text is not None else None
-    except ContractError:
-        return None
+    return usable(read_message(Outcome, room.attempt(trial, attempts[-1]).outcome)) if attempts else None
 
 
 def read_evaluation(room: Room, trial: int) -> EvaluationState:
@@ -223,8 +352,8 @@ def read_evaluation(room: Room, trial: int) -> EvaluationState:
     evaluations = evaluations_room(room)
     ended, outcome = read_ending(evaluations, trial), read_outcome(evaluations, trial)
     scores = outcome.scores if outcome else {}
-    if ended is not None and ended["ending"] != Ending.COMPLETE:
-        return EvaluationState(EvaluationStatus.FAILED, ended["reason"], scores)
+    if ended is not None and ended.ending is not Ending.COMPLETE:
+        return EvaluationState(EvaluationStatus.FAILED, ended.reason, scores)
     if ended is not None or scores:  # with scores alone, no controller has recorded the end yet
         return EvaluationState(EvaluationStatus.COMPLETE, "", scores)
     attempts = evaluations.attempts(trial)
@@ -247,8 +376,23 @@ def read_steps(room: Room, trial: int) -> list[Step]:
 
 def _decoded(kind: type[T], lines: list[str]) -> list[T]:
     """The values of these lines, without the lines that cannot be decoded."""
-    values = []
-    for line in lines:
-        with suppress(ContractError):
-            values.append(decode(kind, line))
-    return values
+    return [value for line in lines if (value := _decode_or_none(kind, line)) is not None]
+
+
+def _decode_or_none(kind: type[T], line: str) -> T | None:
+    try:
+        return decode(kind, line)
+    except ContractError:
+        return None
+
+
+def bad_lines(path: Path, count: int) -> Damage:
+    """The damage of a file in which this many lines cannot be read."""
+    return Damage(path, DamageKind.NO_VALUE, f"{count} {'lines' if count > 1 else 'line'} cannot be read")
+
+
+def note_of(trial: int, damages: Sequence[Damage], doubt: str = "") -> str:
+    """What is damaged of a trial, as one sentence; empty if nothing is."""
+    said = [*dict.fromkeys(f"{damage.path.parent.name}/{damage.path.name}: {damage.reason}" for damage in damages)]
+    said += [doubt] if doubt else []
+    return harmless(f"trial {trial}: {'; '.join(said)}") if said else ""

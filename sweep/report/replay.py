@@ -23,8 +23,9 @@ from sweep.queues.simulated.section import SimulationModel
 from sweep.queues.simulated.tables import Table
 from sweep.queues.simulated.world import RECORD_ENDS, World
 from sweep.report.formatting import number
+from sweep.search.attributes import REASON
 from sweep.search.build import build_pruner
-from sweep.search.storage import REASON, memory_storage
+from sweep.search.storage import memory_storage
 from sweep.search.study import OptunaStudy
 from sweep.wiring.compose import compose_config
 from sweep.wiring.session import study_config
@@ -113,6 +114,8 @@ def replay(state: SweepState, settings: Settings, pruner: Mapping[str, Any]) -> 
         ConfigError: the section names no pruner, or the sweep has no complete trial.
     """
     winner = state.best
+    if state.unsure:
+        raise ConfigError(f"{state.unsure}; a replay compares with the best one")
     if winner is None:
         raise ConfigError(f"{state.name} has no complete trial yet; a replay compares with the best one")
     rows = [row for row in state.rows if row.reports and row.final is None]

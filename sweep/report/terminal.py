@@ -19,7 +19,7 @@ from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
-from sweep.model.facts import WorkerFacts
+from sweep.model.facts import CANNOT_BE_SEEN, WorkerFacts
 from sweep.model.states import JobState, TrialStatus
 from sweep.model.summary import SweepState, TrialRow
 from sweep.report.formatting import curve, duration, number, param, params_text, ranked, short_keys, sparkline
@@ -136,6 +136,8 @@ def worker_status(worker: WorkerFacts) -> str:
     """The state of a worker in a few words, with the queue's reason if its job is pending."""
     if worker.job is JobState.PENDING:
         return f"pending: {worker.reason}" if worker.reason else "pending"
+    if worker.reason.startswith(CANNOT_BE_SEEN):
+        return worker.reason
     return "draining" if worker.draining else ("ready" if worker.ready else "starting")
 
 
@@ -198,6 +200,8 @@ def _best_line(state: SweepState) -> RenderableType:
     if best is not None:
         details = f"  {state.metric} {number(best.value)}  {params_text(best.params)}"
         return Text.assemble(("best ", "bold"), (f"trial {best.number}", "green"), details)
+    if state.unsure:
+        return Text(state.unsure, style="yellow")
     reported = [(row.value, row.number) for row in state.rows if row.value is not None]
     if not reported:
         return Text("no trial is complete yet", style="dim")

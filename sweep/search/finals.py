@@ -9,7 +9,8 @@ from collections.abc import Sequence
 
 from optuna.trial import FrozenTrial, TrialState
 
-from sweep.search.storage import FINAL, final_of
+from sweep.search.attributes import FINAL
+from sweep.search.storage import final_of
 
 # The number of the trial that is repeated, and the index of the seed.
 Final = tuple[int, int]
@@ -27,8 +28,9 @@ class FinalsPlan:
     def __init__(self, finalists: int, seeds: int, trials: Sequence[FrozenTrial]) -> None:
         finals = [trial for trial in trials if FINAL in trial.user_attrs]
         self._finalists, self._seeds = finalists, seeds
-        self._enqueued = {final_of(trial): trial.number for trial in finals if trial.state is TrialState.WAITING}
-        self._started = {final_of(trial) for trial in finals if trial.state is not TrialState.WAITING}
+        named = [(final, trial) for trial in finals if (final := final_of(trial)) is not None]
+        self._enqueued = {final: trial.number for final, trial in named if trial.state is TrialState.WAITING}
+        self._started = {final for final, trial in named if trial.state is not TrialState.WAITING}
 
     def remaining(self, ranks: Sequence[tuple[float, int]]) -> list[Final]:
         """The finals that were not asked yet: each of the best trials with each seed, seed by seed.

@@ -15,10 +15,10 @@ from optuna.trial import FrozenTrial, TrialState
 
 from sweep.model.facts import Verdict
 from sweep.model.states import Ruling
+from sweep.search.attributes import STOPPED
 from sweep.search.curves import Curves
 from sweep.search.open_trial import OpenTrial
 from sweep.search.ranking import Ranking
-from sweep.search.storage import STOPPED
 from sweep.search.strategy.protocol import CurveStatus, Promotion, Strategy
 from trainer.contract import Report
 

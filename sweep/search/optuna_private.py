@@ -15,9 +15,11 @@ from typing import Any
 import optuna
 from optuna.samplers import GridSampler, TPESampler
 from optuna.search_space import IntersectionSearchSpace
-from optuna.storages import BaseStorage
-from optuna.storages.journal import JournalFileBackend
+from optuna.storages import BaseStorage, JournalStorage
+from optuna.storages.journal import BaseJournalBackend, JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
+
+from trainer.room import NOT_THE_VALUE
 
 # System attributes of a trial, as Optuna's `GridSampler` and its `enqueue_trial` name them.
 GRID_POINT, GRID_SPACE, ENQUEUED_PARAMS = "grid_id", "search_space", "fixed_params"
@@ -55,6 +57,27 @@ class ForwardJournalBackend(JournalFileBackend):
         if place is not None:
             self._log_number_offset = {log_number_from: place}
         yield from super().read_logs(log_number_from)
+
+
+class CheckedJournalStorage(JournalStorage):
+    """The storage of a journal whose damaged lines end in one error.
+
+    Overrides `JournalStorage._sync_with_backend`, through which every read goes: Optuna raises whatever an entry of
+    another shape makes its code raise.
+
+    Args:
+        damaged: makes the error from what Optuna raised.
+    """
+
+    def __init__(self, backend: BaseJournalBackend, damaged: Callable[[Exception], Exception]) -> None:
+        self._damaged = damaged
+        super().__init__(backend)
+
+    def _sync_with_backend(self) -> None:
+        try:
+            super()._sync_with_backend()
+        except (AssertionError, MemoryError, *NOT_THE_VALUE) as error:
+            raise self._damaged(error) from error
 
 
 def filtered(

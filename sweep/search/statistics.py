@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from optuna.trial import FrozenTrial, TrialState
 
-from sweep.search.storage import CANCELLED, FINAL, REASON, SECONDS, TOKENS, UNBUILDABLE
+from sweep.search.attributes import CANCELLED, FINAL, REASON, SECONDS, TOKENS, UNBUILDABLE
 
 # The gain of the next trial is estimated from the last `GAIN_WINDOW` trials, if at least `GAIN_VALUES` completed.
 GAIN_WINDOW = 20

@@ -6,39 +6,25 @@ Invariant: nothing here writes a trial; only `study.OptunaStudy` does.
 from __future__ import annotations
 
 import math
-import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import optuna
 from optuna.exceptions import DuplicatedStudyError, OptunaError
-from optuna.storages import BaseStorage, InMemoryStorage, JournalStorage
+from optuna.storages import BaseStorage, InMemoryStorage
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
 from sweep.errors import ConfigError, GiveUp
-from sweep.search.optuna_private import ForwardJournalBackend
-from trainer.room import cut_torn_line
+from sweep.search.attributes import (
+    FINAL,
+    IMPORTED,
+)
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
-
-# User attribute of a study: the token of the room that it was created for.
-ROOM = "room"
-# User attributes of a trial.
-IMPORTED = "imported_from"
-REASON = "reason"
-CANCELLED = "cancelled"
-UNBUILDABLE = "unbuildable"
-TOKENS = "tokens"
-SECONDS = "seconds"
-FINAL = "final"
-PROMOTED = "promoted_at"
-STOPPED = "stopped"
-
 
 # A database file with a path relative to the current directory; a database without a file.
 _RELATIVE = re.compile(r"(sqlite(?:\+\w+)?:///)(?!/|:memory:)(.+)")
@@ -117,43 +103,6 @@ def absolute_url(url: str) -> str:
     return f"{relative[1]}{Path(relative[2]).absolute()}" if relative else url
 
 
-class WholeLinesBackend(ForwardJournalBackend):
-    """A journal file to which lines are appended whole or not at all, for its only writer."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(str(path))
-        self._path = path
-
-    def append_logs(self, logs: list[dict[str, Any]]) -> None:
-        """Append entries.
-
-        Raises:
-            OSError: the disk is full, or fails. The file is as before.
-        """
-        size = self._path.stat().st_size
-        try:
-            super().append_logs(logs)
-        except BaseException:
-            os.truncate(self._path, size)  # a nearly full disk has taken a part
-            raise
-
-
-def journal_storage(path: Path) -> BaseStorage:
-    """The journal file of a room, for its only writer, which holds the room's lock.
-
-    A line that a crash left incomplete is cut off first.
-    """
-    cut_torn_line(path)
-    if path.exists():
-        Path(f"{path}.lock").unlink(missing_ok=True)  # a killed writer left it; the room's lock excludes another one
-    return JournalStorage(WholeLinesBackend(path))
-
-
-def reading_storage(path: Path) -> BaseStorage:
-    """The journal file of a room, for a reader; a controller may be writing, so nothing is repaired."""
-    return JournalStorage(ForwardJournalBackend(str(path)))
-
-
 def memory_storage() -> BaseStorage:
     """A storage in memory, which ends with the process."""
     return InMemoryStorage()
@@ -198,10 +147,15 @@ def load_study(storage: BaseStorage | str, name: str) -> optuna.Study:
     try:
         return optuna.load_study(study_name=name, storage=storage)
     except KeyError as error:
-        raise GiveUp(f"the storage holds no study named {name}") from error
+        raise GiveUp(
+            f"the storage holds no study named {name}; `sweep doctor --room {name}` says what the room's files still "
+            "tell of it"
+        ) from error
 
 
-def final_of(trial: FrozenTrial) -> tuple[int, int]:
-    """The number of the trial that a final repeats, and the index of its seed."""
-    number, seed = trial.user_attrs[FINAL]
-    return int(number), int(seed)
+def final_of(trial: FrozenTrial) -> tuple[int, int] | None:
+    """The number of the trial that a final repeats, and the index of its seed; None if it is no final."""
+    match trial.user_attrs.get(FINAL):
+        case [int(number), int(seed)]:
+            return number, seed
+    return None

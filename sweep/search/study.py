@@ -20,6 +20,18 @@ from optuna.trial import FrozenTrial, TrialState
 from sweep.model.effects import Tell
 from sweep.model.facts import StudyFacts, Verdict
 from sweep.model.states import Ending, Ruling
+from sweep.search.attributes import (
+    CANCELLED,
+    FINAL,
+    IMPORTED,
+    PROMOTED,
+    REASON,
+    ROOM,
+    SECONDS,
+    STOPPED,
+    TOKENS,
+    UNBUILDABLE,
+)
 from sweep.search.counts import TrialCounts
 from sweep.search.distributions import decode_params, encode
 from sweep.search.finals import FinalsPlan
@@ -34,25 +46,16 @@ from sweep.search.optuna_private import (
     stored_trial_of,
 )
 from sweep.search.sampling import TrialSampler
-from sweep.search.storage import (
-    CANCELLED,
-    FINAL,
-    IMPORTED,
-    PROMOTED,
-    REASON,
-    ROOM,
-    SECONDS,
-    STOPPED,
-    TOKENS,
-    UNBUILDABLE,
-    load_study,
-    own_trials,
-    winners,
-)
+from sweep.search.storage import load_study, own_trials, winners
 from sweep.search.strategy.protocol import Promotion
 from sweep.search.study_config import StudyConfig
 from sweep.search.warm_start import importable_trials
 from trainer.contract import Report
+
+
+def create_or_load(storage: BaseStorage, name: str) -> optuna.Study:
+    """The study of this name in a storage, as it is or a new one."""
+    return optuna.create_study(storage=storage, study_name=name, load_if_exists=True, direction="minimize")
 
 
 class OptunaStudy:

@@ -11,8 +11,8 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from sweep.config.space import Space
+from sweep.search.attributes import IMPORTED
 from sweep.search.distributions import distribution
-from sweep.search.storage import IMPORTED
 
 
 def importable_trials(

@@ -7,13 +7,12 @@ what of the workers' files is read.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import InitVar, dataclass, field
 
 from sweep.errors import ConfigError
-from sweep.store.download import is_other_sweep
+from sweep.store.download import is_other_sweep, stored_sweep
 from sweep.store.keys import SWEEP, file_contents
 from sweep.store.room_pull import RoomPull
 from sweep.store.room_push import RoomPush
@@ -124,7 +123,7 @@ class ControllerSync:
         (self.room.root / CONTROL).unlink(missing_ok=True)
 
     def _check_same_sweep(self) -> None:
-        stored = json.loads(self.store.get([SWEEP])[SWEEP])
+        stored = stored_sweep(self.store.get([SWEEP])[SWEEP])
         if is_other_sweep(self.room, stored):
             raise ConfigError(
                 f"the store holds a sweep {stored.get('name')} already, which is not the one in {self.room.root}; "

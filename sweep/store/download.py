@@ -11,7 +11,7 @@ from typing import Any
 
 from sweep.errors import ConfigError
 from sweep.store.keys import SWEEP, file_contents
-from trainer.room import Room, make_private_directory, read_json, write_atomic
+from trainer.room import Damage, Room, json_object, make_private_directory, read_object, reason_of, usable, write_atomic
 from trainer.store.layout import base_key, is_appended, is_room_file, join, with_chunks
 from trainer.store.objects import ObjectStore
 
@@ -32,7 +32,7 @@ def download_room(store: ObjectStore, room: Room, light: bool = False) -> int:
         StoreError: the store does not answer.
     """
     listing = store.list()
-    tags = read_json(room.root / TAGS) or {}
+    tags = usable(read_object(room.root / TAGS)) or {}
     if SWEEP not in listing or tags.get(SWEEP) != listing[SWEEP]:
         check_same_sweep(store, room)
     room.root.parent.mkdir(parents=True, exist_ok=True)
@@ -60,7 +60,7 @@ def check_same_sweep(store: ObjectStore, room: Room) -> None:
     raw = store.get([SWEEP]).get(SWEEP)
     if raw is None:
         raise ConfigError("the store holds no sweep at this URL; check the URL, or start one there with `sweep run`")
-    stored = json.loads(raw)
+    stored = stored_sweep(raw)
     if is_other_sweep(room, stored):
         raise ConfigError(
             f"the store holds another sweep {stored.get('name')} than the local room {room.root}, which it would "
@@ -69,10 +69,28 @@ def check_same_sweep(store: ObjectStore, room: Room) -> None:
 
 
 def is_other_sweep(room: Room, stored: Mapping[str, Any]) -> bool:
-    """Whether the local room exists and belongs to another sweep than this `sweep.json` of a store."""
-    local = read_json(room.sweep)
+    """Whether the local room exists and belongs to another sweep than this `sweep.json` of a store.
+
+    Raises:
+        ConfigError: the local one cannot be read.
+    """
+    local = read_object(room.sweep)
     identity = ("name", "created", "token")  # old versions wrote no token
+    if isinstance(local, Damage):
+        raise ConfigError(f"{local}; move {room.root} away, then this command fetches the room anew")
     return local is not None and [local.get(key) or "" for key in identity] != [stored.get(k) or "" for k in identity]
+
+
+def stored_sweep(raw: bytes) -> dict[str, Any]:
+    """The `sweep.json` of a store.
+
+    Raises:
+        ConfigError: it cannot be read.
+    """
+    try:
+        return json_object(raw.decode())
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{SWEEP} in the store cannot be read: {reason_of(error)}; put a copy of it there") from error
 
 
 def _read(store: ObjectStore, keys: list[str]) -> dict[str, bytes]:

@@ -217,5 +217,5 @@ def _decode(raw: bytes | None) -> LeaseText | None:
     """The lease in these bytes; None if there is no object, or it is no lease."""
     try:
         return None if raw is None else LeaseText(**json.loads(raw))
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, RecursionError):
         return None

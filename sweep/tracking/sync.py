@@ -8,6 +8,7 @@ later attempt continues where the one before it ended.
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import os
 import subprocess
@@ -23,14 +24,15 @@ from sweep.model.summary import SweepState, TrialRow
 from sweep.processes import clean_env, python_command
 from sweep.tracking.client import client, summary, translated
 from sweep.tracking.runs import adapter_name, mode, wandb_location
-from trainer.contract import ContractError, Outcome, Tracking, TrialSpec, decode
+from trainer.contract import Outcome, Tracking, TrialSpec, read_message
 from trainer.names import is_name
 from trainer.process_end import how_it_ended, last_line
-from trainer.room import AttemptDir, Room, read_text, write_atomic
+from trainer.room import AttemptDir, Room, read_text, usable, write_atomic
 from trainer.tracking.runs import declare_inputs
 from trainer.tracking.summary import REASON, STATE, exit_code, score_summary
 
 SYNCED = "synced"
+_log = logging.getLogger(__name__)
 # Seconds that the end of a sweep waits for the last upload.
 LAST_SECONDS = 60.0
 
@@ -51,7 +53,10 @@ def pending_uploads(room: Room) -> list[Upload]:
     for trial in room.trials():
         for number in room.attempts(trial):
             files = room.attempt(trial, number)
-            spec = decode(TrialSpec, read_text(files.spec) or "")
+            spec = read_message(TrialSpec, files.spec)
+            if not isinstance(spec, TrialSpec):
+                _log.warning("trial %d attempt %d cannot be uploaded: %s", trial, number, spec)
+                continue
             over = files.outcome.exists() or number < room.attempts(trial)[-1]
             if spec.tracking is not None and over and not (files.path / "tracked").exists():
                 directories = _not_uploaded(files, spec.tracking.run)
@@ -130,8 +135,8 @@ def tracking_finder(room: Room) -> Callable[[int], Tracking | None]:
 
     def find(trial: int) -> Tracking | None:
         attempts = room.attempts(trial)
-        text = read_text(room.attempt(trial, attempts[-1]).spec) if attempts else None
-        return decode(TrialSpec, text).tracking if text else None
+        spec = usable(read_message(TrialSpec, room.attempt(trial, attempts[-1]).spec)) if attempts else None
+        return spec.tracking if spec is not None else None
 
     return find
 
@@ -270,7 +275,4 @@ def _declare(part: Upload) -> None:
 
 def _outcome(attempt: AttemptDir) -> Outcome | None:
     """The outcome of an attempt; None if it has none, or its file cannot be decoded."""
-    try:
-        return decode(Outcome, read_text(attempt.outcome) or "")
-    except ContractError:
-        return None
+    return usable(read_message(Outcome, attempt.outcome))

@@ -19,7 +19,19 @@ from sweep.config.settings import Settings, settings_from_json
 from sweep.errors import ConfigError, GiveUp, RetryLater
 from trainer.names import is_name, name_or_empty
 from trainer.presence import RoomLostError, RoomPresence
-from trainer.room import Room, held, hold, read_json, read_text, write_atomic, write_lock
+from trainer.room import (
+    Damage,
+    LockState,
+    Room,
+    hold,
+    lock_state,
+    read_object,
+    read_text,
+    reason_of,
+    usable,
+    write_atomic,
+    write_lock,
+)
 
 DEFAULT_ROOMS = "sweeps"
 CHANGEABLE = ("search", "queue")
@@ -38,7 +50,7 @@ def find_room(name: str | None) -> Room:
     """
     if name is not None and "://" in name:
         return _fetched(name, light=True)
-    known = sorted(rooms_dir().glob("*/sweep.json"), key=lambda path: path.stat().st_mtime)
+    known = sorted(rooms_dir().glob("*/sweep.json"), key=_changed_at)
     if name is None:
         if not known:
             raise ConfigError(f"there is no sweep in {rooms_dir()}; start one with `sweep run`, or set SWEEP_ROOMS")
@@ -89,6 +101,14 @@ def _fetched(url: str, light: bool) -> Room:
     return download(url, room.root, light)
 
 
+def _changed_at(path: Path) -> float:
+    """When a file was changed; 0 if that cannot be told, as of another user's."""
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
+
+
 def numbered_names(stem: str) -> Iterator[str]:
     """`stem-1`, `stem-2`, … without the names that rooms have now. Only making the directory claims a name."""
     for number in count(1):
@@ -107,10 +127,17 @@ def load_settings(room: Room) -> Settings:
     Raises:
         ConfigError: they cannot be read.
     """
-    raw = read_json(room.sweep)
-    if not isinstance(raw, dict):
-        raise ConfigError(f"{room.sweep} cannot be read as JSON")
-    return settings_from_json(raw, str(room.sweep))
+    raw = read_object(room.sweep)
+    if raw is None:
+        raise ConfigError(f"{room.sweep} is gone; put a copy of it there, without it the sweep cannot be read")
+    if isinstance(raw, Damage):
+        raise ConfigError(f"{raw}; put a copy of the file there, without it the sweep cannot be read")
+    try:
+        return settings_from_json(raw, str(room.sweep))
+    except ConfigError:
+        raise
+    except (Exception, RecursionError) as error:  # a section of another shape
+        raise ConfigError(f"{room.sweep} is no frozen sweep of this program: {reason_of(error)}") from error
 
 
 def save_settings(room: Room, settings: Settings) -> None:
@@ -213,14 +240,14 @@ def _changed(room: Room, overrides: Sequence[str]) -> Settings:
 
 def worker_of(room: Room, trial: int, attempt: int) -> str:
     """The name of the worker that an attempt was assigned to."""
-    spec = read_json(room.attempt(trial, attempt).spec)
-    return name_or_empty(spec.get("worker")) if isinstance(spec, dict) else ""
+    spec = usable(read_object(room.attempt(trial, attempt).spec))
+    return name_or_empty(spec.get("worker")) if spec is not None else ""
 
 
 def worker_log(room: Room, name: str) -> Path:
     """The file with the output of a worker; its queue may have named one, which must lie in the room."""
-    job = read_json(room.worker(name).job)
-    log = Path(os.path.normpath(str(job.get("log", "")))) if isinstance(job, dict) else Path()
+    job = usable(read_object(room.worker(name).job))
+    log = Path(os.path.normpath(str(job.get("log", "")).replace("\0", ""))) if job is not None else Path()
     return log if log.is_relative_to(room.root) else room.worker(name).log
 
 
@@ -268,8 +295,21 @@ def presence_check(room: Room, settings: Settings) -> Callable[[], None]:
 
 
 def controller_runs(room: Room) -> bool:
-    """Whether a controller on this machine holds the room."""
-    return held(controller_lock(room))
+    """Whether a controller on this machine is seen to hold the room."""
+    return controller_state(room) is LockState.HELD
+
+
+def controller_state(room: Room) -> LockState:
+    """Whether a controller on this machine holds the room, as far as this user may see."""
+    return lock_state(controller_lock(room))
+
+
+def unseen_controller(room: Room) -> str:
+    """Why nobody can say whether a controller runs, as a sentence; empty if it can be said."""
+    if controller_state(room) is not LockState.UNSEEN:
+        return ""
+    lock = controller_lock(room)
+    return f"whether a controller runs cannot be seen: {lock} cannot be opened by this user, or is no file"
 
 
 def whereabouts() -> str:

@@ -6,6 +6,7 @@ Invariant: what is expensive to import is imported when it is used.
 from __future__ import annotations
 
 import json
+import os
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sweep.config.settings import Settings
+from sweep.errors import GiveUp
 from sweep.evaluation.jobs import DIRECTORY, evaluation_settings, evaluation_spec, evaluations_room, is_enabled
 from sweep.model.identifiers import AttemptId
 from sweep.model.states import Mode
@@ -24,7 +26,7 @@ from sweep.wiring.rooms import journal_path, presence_check, save_settings
 from sweep.wiring.specifications import spec_factory
 from sweep.wiring.trust import check_owner
 from trainer.clock import WallAges, boot_seconds
-from trainer.room import Room, make_directory, read_json, write_atomic
+from trainer.room import Room, make_directory, read_object, usable, write_atomic
 
 if TYPE_CHECKING:
     from optuna.storages import BaseStorage
@@ -106,14 +108,18 @@ def open_study(room: Room, settings: Settings, new: bool = False) -> OptunaStudy
         ConfigError: another sweep's study has this name in the storage, or the storage cannot be opened.
         GiveUp: the study is gone.
     """
-    from sweep.search.storage import journal_storage, opening
+    from sweep.search.journal import advice, journal_storage
+    from sweep.search.storage import opening
     from sweep.search.study import OptunaStudy
 
     config = study_config(settings)
     if settings.storage is not None:
         with opening(settings.storage, config.name):
             return _new_study(room, config, settings.storage) if new else OptunaStudy(config, settings.storage, True)
-    return OptunaStudy(config, journal_storage(journal_path(room)), exists=not new)
+    journal = journal_path(room)
+    if not new and not os.path.lexists(journal):
+        raise GiveUp(f"{journal} is gone, so that nothing is known of the study; {advice(journal)}")
+    return OptunaStudy(config, journal_storage(journal), exists=not new)
 
 
 def _new_study(room: Room, config: StudyConfig, url: str) -> OptunaStudy:
@@ -129,8 +135,8 @@ def _new_study(room: Room, config: StudyConfig, url: str) -> OptunaStudy:
     from sweep.search.study import OptunaStudy
 
     note = room.root / CREATION_NOTE
-    noted = read_json(note)
-    if not isinstance(noted, dict) or noted.get("storage") != url:
+    noted = usable(read_object(note))
+    if noted is None or noted.get("storage") != url or not isinstance(noted.get("token"), str):
         check_no_study(url, config.name)
         noted = {"storage": url, "token": uuid.uuid4().hex}
         write_atomic(note, json.dumps(noted), root=room.root)
@@ -145,10 +151,10 @@ def reading_storage(room: Room, settings: Settings) -> BaseStorage | str:
     Raises:
         ConfigError: another person's room names a database, to which this user's passwords would be sent.
     """
-    from sweep.search import storage
+    from sweep.search import journal
 
     check_owner(room, settings, used=("storage",))
-    return settings.storage or storage.reading_storage(journal_path(room))
+    return settings.storage or journal.reading_storage(journal_path(room))
 
 
 @contextmanager

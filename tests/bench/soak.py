@@ -34,7 +34,8 @@ from sweep.queues.simulated.recorder import world_of
 from sweep.queues.simulated.section import SimulationModel
 from sweep.queues.simulated.tables import load_table
 from sweep.queues.simulated.world import World
-from sweep.search.storage import journal_storage, memory_storage
+from sweep.search.journal import journal_storage
+from sweep.search.storage import memory_storage
 from sweep.search.strategy.halving import AsynchronousHalving
 from sweep.search.study import OptunaStudy
 from sweep.search.study_config import StudyConfig

@@ -21,7 +21,8 @@ from sweep.model.effects import Tell
 from sweep.model.states import Ending, Ruling
 from sweep.queues.simulated.dispatcher import ChargedStudy
 from sweep.resources import conf_dir
-from sweep.search.storage import journal_storage, memory_storage
+from sweep.search.journal import journal_storage
+from sweep.search.storage import memory_storage
 from sweep.search.strategy.freeze_thaw import FreezeThaw
 from sweep.search.strategy.halving import AsynchronousHalving
 from sweep.search.study import OptunaStudy

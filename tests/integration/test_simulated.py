@@ -30,7 +30,8 @@ from sweep.queues.simulated.section import SimulationModel
 from sweep.queues.simulated.tables import load_table
 from sweep.queues.simulated.world import World
 from sweep.search.forecast_sampler import ForecastSampler
-from sweep.search.storage import journal_storage, memory_storage
+from sweep.search.journal import journal_storage
+from sweep.search.storage import memory_storage
 from sweep.search.strategy.freeze_thaw import FreezeThaw
 from sweep.search.strategy.halving import AsynchronousHalving
 from sweep.search.strategy.protocol import Promotion

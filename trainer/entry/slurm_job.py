@@ -25,7 +25,7 @@ from trainer.contract import DROPPED_ENV
 from trainer.exit_guard import limit_exit
 from trainer.identity import own_identity
 from trainer.presence import RoomLostError, RoomPresence, room_token
-from trainer.room import Room, held, make_directory, write_atomic
+from trainer.room import Room, held, make_directory, open_lock, write_atomic, write_lock
 
 _log = logging.getLogger(__name__)
 
@@ -139,7 +139,8 @@ def _train(room: Room, name: str, options: Mapping[str, Any], ends_at: float) ->
     worker = Worker(room, name, options["trials"], options["idle_seconds"], ends_at, options["slots"], options["token"])
     worker.check_room()
     make_directory(room.worker(name).path, room.root)
-    room.worker(name).lock.write_text(f"{own_identity()}\n")
+    with open_lock(room.worker(name).lock) as lock:
+        write_lock(lock, own_identity())
     return worker.run(), worker.signalled
 
 

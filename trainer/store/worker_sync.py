@@ -286,7 +286,7 @@ class WorkerSync:
         """Whether this content of `sweep.json` is another sweep's; also if there is none."""
         try:
             return raw is None or token_of(json.loads(raw)) != self.token
-        except ValueError:  # it is damaged, and proves nothing
+        except (ValueError, RecursionError):  # it is damaged, and proves nothing
             return False
 
     def _put_small(self, name: str) -> None:

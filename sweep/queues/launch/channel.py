@@ -41,8 +41,10 @@ from trainer.contract import (
     TrialSpec,
     decode,
     encode,
+    read_message,
+    read_stop,
 )
-from trainer.room import AttemptDir, Room, read_json, read_text, write_atomic
+from trainer.room import AttemptDir, Room, read_json, read_text, usable, write_atomic
 
 
 @dataclass(slots=True)
@@ -103,7 +105,8 @@ class WandbChannel:
             return
         files = self.room.worker(worker)
         tasks = sorted({*files.assignments(), *more})
-        inbox = [json.loads(read_text(self.room.attempt(*task).spec) or "{}") for task in tasks]
+        specs = (usable(read_message(TrialSpec, self.room.attempt(*task).spec)) for task in tasks)
+        inbox = [json.loads(encode(spec)) for spec in specs if spec is not None]
         with suppress(GiveUp):  # its run is gone, as the dispatcher will find
             self.api.configure(str(record["run"]), {JOB_KEY: {"inbox": inbox, "drain": drain or files.drain.exists()}})
 
@@ -183,9 +186,10 @@ class WandbChannel:
 
     def _stop_again(self, files: AttemptDir, run: ObservedRun) -> None:
         """Ask again: the attempt was stopped before it had a run that could be asked."""
-        cause, _, _ = (read_text(files.stop) or "").partition("\n")
-        self.stopping(run.id)
-        self.api.stop(run.id, StopCause(cause))
+        stop = read_stop(files.stop)
+        if isinstance(stop, tuple):
+            self.stopping(run.id)
+            self.api.stop(run.id, stop[0])
 
     def _with_cause(self, files: AttemptDir, outcome: Outcome, run: ObservedRun) -> Outcome:
         """The outcome of a stop with its cause: the job knows that it was stopped, and the controller knows why.
@@ -195,12 +199,12 @@ class WandbChannel:
         """
         if outcome.kind is not OutcomeKind.STOPPED or outcome.cause is StopCause.PREEMPTED:
             return outcome
-        cause, _, reason = (read_text(files.stop) or "").partition("\n")
-        if not cause and run.stop_requested:
+        stop = read_stop(files.stop)
+        if isinstance(stop, tuple):
+            return replace(outcome, cause=stop[0], reason=stop[1])
+        if run.stop_requested:
             return replace(outcome, cause=StopCause.INTERRUPTED, reason="its job was told to end")
-        if not cause:
-            return replace(outcome, cause=StopCause.CANCELLED, reason="it was stopped in W&B")
-        return replace(outcome, cause=StopCause(cause), reason=reason)
+        return replace(outcome, cause=StopCause.CANCELLED, reason="it was stopped in W&B")
 
     def _fetch(self, spec: TrialSpec, files: AttemptDir, outcome: Outcome) -> Outcome:
         """Download the adapter and the steps of a complete trial, for `best`, `export` and its verification.
@@ -228,8 +232,7 @@ class WandbChannel:
             write_atomic(files.outcome, encode(outcome), root=self.room.root)
 
     def _spec(self, trial: int, attempt: int) -> TrialSpec | None:
-        text = read_text(self.room.attempt(trial, attempt).spec)
-        return None if text is None else decode(TrialSpec, text)
+        return usable(read_message(TrialSpec, self.room.attempt(trial, attempt).spec))
 
 
 def make_channel(room: Room, dispatcher: LaunchDispatcher) -> Channel:
@@ -251,10 +254,7 @@ def _said_of(spec: TrialSpec, text: Any) -> dict[str, Any]:
 
 def _outcome_of(files: AttemptDir) -> Outcome | None:
     """The outcome in an attempt's directory; None if there is none that can be read."""
-    try:
-        return decode(Outcome, read_text(files.outcome) or "")
-    except ContractError:
-        return None
+    return usable(read_message(Outcome, files.outcome))
 
 
 def _lacks_end(files: AttemptDir) -> bool:

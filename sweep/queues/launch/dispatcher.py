@@ -36,8 +36,8 @@ from sweep.tracking.runs import wandb_location
 from sweep.tracking.stopped_runs import mark_stopped
 from trainer import logs
 from trainer.clock import boot_seconds
-from trainer.contract import StopCause, TrialSpec
-from trainer.room import UNWANTED, Room, read_json, write_atomic
+from trainer.contract import StopCause, TrialSpec, WorkerExit, read_exit
+from trainer.room import UNWANTED, Room, write_atomic
 
 if TYPE_CHECKING:
     from sweep.config.settings import Settings
@@ -94,8 +94,8 @@ class LaunchDispatcher:
         self._records.load()
         open_jobs = [record for record in self._records.by_worker.values() if record.pushed and not record.end]
         for record in open_jobs:
-            if isinstance(exit_word := read_json(self._records.directory(record).exit), dict):
-                self._end(record, str(exit_word["reason"]))
+            if isinstance(said := read_exit(self._records.directory(record).exit), WorkerExit):
+                self._end(record, said.reason)
         open_jobs = [record for record in open_jobs if not record.end]
         if not self.reads and open_jobs:
             self._observe(open_jobs)

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, field
+from functools import partial
 
 from trainer.clock import WallAges
-from trainer.contract import TrialSpec, decode
-from trainer.room import Room, WorkerDir, read_json, read_text, write_atomic
+from trainer.contract import TrialSpec, from_plain, read_message
+from trainer.room import Room, WorkerDir, json_object, read, write_atomic
 
 
 @dataclass(slots=True)
@@ -54,10 +55,9 @@ class LaunchJobRecords:
         """Read the records of workers that are not known yet."""
         for name in self.room.workers():
             if name not in self.by_worker or self.reads:
-                raw = read_json(self.room.worker(name).job)
-                if isinstance(raw, dict):
-                    known = {key: raw[key] for key in LaunchJobRecord.__slots__ if key in raw}
-                    self._add(LaunchJobRecord(**{"place": 0, **known, "worker": name}))
+                record = read(self.room.worker(name).job, partial(_record, name))
+                if isinstance(record, LaunchJobRecord):
+                    self._add(record)
 
     def write(self, record: LaunchJobRecord) -> None:
         """Write a record that was made or changed."""
@@ -84,8 +84,18 @@ class LaunchJobRecords:
     def specs(self, worker: str) -> list[TrialSpec]:
         """The specifications of the trials that a worker was assigned, oldest first."""
         tasks = self.room.worker(worker).assignments()
-        return [decode(TrialSpec, read_text(self.room.attempt(*task).spec) or "") for task in tasks]
+        specs = (read_message(TrialSpec, self.room.attempt(*task).spec) for task in tasks)
+        return [spec for spec in specs if isinstance(spec, TrialSpec)]
 
     def ready(self, record: LaunchJobRecord) -> bool:
         """Whether its worker has sent a heartbeat."""
         return self.directory(record).beat.exists()
+
+
+def _record(worker: str, text: str) -> LaunchJobRecord:
+    """The record of a worker in the text of its file.
+
+    Raises:
+        ValueError, RecursionError: it is damaged.
+    """
+    return from_plain(LaunchJobRecord, {"place": 0, **json_object(text), "worker": worker})

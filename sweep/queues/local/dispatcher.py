@@ -15,16 +15,20 @@ import os
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import IO, Any
 
 from sweep.controller.ports import WorkerSpec
 from sweep.errors import RetryLater
-from sweep.model.facts import Job
+from sweep.model.facts import CANNOT_BE_SEEN, Job
 from sweep.model.states import JobState
 from sweep.processes import PreforkServer, clean_env, python_command
 from trainer.identity import kill_group
-from trainer.room import Room, held, read_json, read_text, write_atomic
+from trainer.room import OWN_FILE, LockState, Room, held, lock_state, open_lock, read_object, read_text, write_atomic
 
+MAX_PLACE = 2**20
+# The reason of a job whose lock may be held by a worker, or not.
+UNSEEN = f"{CANNOT_BE_SEEN}: this user may not read its lock"
 _log = logging.getLogger(__name__)
 
 
@@ -63,12 +67,21 @@ class LocalDispatcher:
             child.poll()  # reap zombies; they hold no lock
         states: dict[str, Job] = {}
         for name in self.room.workers():
-            if name not in self._gone and not held(self.room.worker(name).lock):
-                self._gone[name] = self._place(name)
-            gone = name in self._gone
-            place = self._gone[name] if gone else self._place(name)
-            states[name] = Job(place, JobState.GONE if gone else JobState.RUNNING)
+            lock = LockState.FREE if name in self._gone else self._lock(name)
+            if lock is LockState.FREE:
+                self._gone.setdefault(name, self._place(name))
+                states[name] = Job(self._gone[name], JobState.GONE)
+            else:
+                reason = UNSEEN if lock is LockState.UNSEEN else ""
+                states[name] = Job(self._place(name), JobState.RUNNING, reason=reason)
         return states
+
+    def _lock(self, name: str) -> LockState:
+        """The state of a worker's lock. If no file is there, none can be held: whoever was started with it has lost its
+        name."""
+        lock = self.room.worker(name).lock
+        state = lock_state(lock)
+        return LockState.FREE if state is LockState.UNSEEN and not lock.is_file() else state
 
     def cancel(self, workers: Sequence[str]) -> None:
         for name in workers:
@@ -88,7 +101,7 @@ class LocalDispatcher:
     def _start(self, worker: WorkerSpec) -> None:
         files = self.room.worker(worker.name)
         write_atomic(files.job, json.dumps({"queue": "local", "place": worker.place}), root=self.room.root)
-        with files.lock.open("a+") as lock, files.log.open("ab") as log:
+        with open_lock(files.lock) as lock, _open_log(files.log) as log:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
@@ -134,8 +147,14 @@ class LocalDispatcher:
         return env | dict(self.env)
 
     def _place(self, name: str) -> int:
-        job = read_json(self.room.worker(name).job) or {}
-        return int(job.get("place", 0))
+        job = read_object(self.room.worker(name).job)
+        place = job.get("place") if isinstance(job, dict) else None
+        return place if type(place) is int and 0 <= place <= MAX_PLACE else 0
+
+
+def _open_log(path: Path) -> IO[bytes]:
+    """A worker's log, open to append to it; no symbolic link is followed."""
+    return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | OWN_FILE, 0o666), "ab")
 
 
 def visible_gpus() -> tuple[str, ...]:

@@ -6,14 +6,15 @@ another process continues from them, with all workers gone.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from sweep.queues.simulated.state import SimulatedAttempt
 from sweep.queues.simulated.world import World
-from trainer.contract import ContractError, Outcome, Report, StopCause, TrialSpec, decode, encode
-from trainer.room import Room, read_text
+from trainer.contract import ContractError, Outcome, Report, TrialSpec, decode, encode, read_message, read_stop
+from trainer.room import Damage, Room, read, read_text, usable
 
 CLOCK = "clock"
 
@@ -59,7 +60,14 @@ class Recorder:
 
 def simulated_seconds(room: Room) -> float:
     """The time on the simulated clock of a room, in seconds, when it was last written."""
-    return float(read_text(room.root / CLOCK) or 0.0)
+    return usable(read(room.root / CLOCK, _seconds)) or 0.0
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not math.isfinite(seconds):
+        raise ValueError(f"{text[:40]} is no time")
+    return seconds
 
 
 def _recover(room: Room, world: World) -> None:
@@ -73,14 +81,15 @@ def _recover(room: Room, world: World) -> None:
 
 def _read_attempt(room: Room, world: World, trial: int, number: int) -> SimulatedAttempt | None:
     files = room.attempt(trial, number)
+    spec, outcome = read_message(TrialSpec, files.spec), read_message(Outcome, files.outcome)
     try:
-        spec = decode(TrialSpec, read_text(files.spec) or "")
-        outcome = decode(Outcome, text) if (text := read_text(files.outcome)) is not None else None
         reports = [decode(Report, line) for line in (read_text(files.reports) or "").splitlines()]
     except ContractError:
         return None
-    cause, _, reason = (read_text(files.stop) or "").partition("\n")
+    if not isinstance(spec, TrialSpec) or isinstance(outcome, Damage):
+        return None
+    stop = read_stop(files.stop)
     attempt = world.attempt(spec)
     attempt.reports, attempt.outcome = reports, outcome
-    attempt.stop, attempt.stop_reason = (StopCause(cause) if cause else None), reason
+    attempt.stop, attempt.stop_reason = stop if isinstance(stop, tuple) else (None, "")
     return attempt

@@ -72,7 +72,7 @@ class SlurmControllerJob:
         return recorded if own and recorded != own else ""
 
     def continues(self) -> bool:
-        return controller_record(self.room)["number"] > 1 or commands.restarts() > 0
+        return controller_record(self.room).get("number", 0) > 1 or commands.restarts() > 0
 
     def ends_by(self, signal_number: int) -> bool:
         return signal_number == signal.SIGUSR2
@@ -108,7 +108,7 @@ class SlurmControllerJob:
         if not record.get("id"):
             timeout_min = self.queue.controller_job.timeout_min
             complete_call(submitit_dir(self.room), job.id, timeout_min, self._call)
-            record_controller(self.room, {"name": record["name"], "number": record["number"], "id": job.id})
+            record_controller(self.room, {**record, "id": job.id})
 
     @property
     def _call(self) -> tuple[RunController, tuple[Any, ...]]:

@@ -17,8 +17,8 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 from sweep.controller.ports import WorkerSpec
 from sweep.errors import GiveUp, RetryLater, SweepError
@@ -27,7 +27,8 @@ from sweep.model.states import JobState
 from sweep.queues.slurm import commands
 from sweep.queues.slurm.submit import Submission, job_log
 from trainer.clock import WallAges
-from trainer.room import Room, read_json, write_atomic
+from trainer.contract import WorkerExit, from_plain, read_exit
+from trainer.room import Room, json_object, read, write_atomic
 
 # A submission of a controller that died may reach the scheduler this many seconds later.
 INTENT_SECONDS = 60.0
@@ -92,8 +93,8 @@ class SlurmDispatcher:
         self._load()
         waiting = [record for record in self._records.values() if not record.end]
         for record in waiting:
-            if isinstance(exit_word := read_json(self.room.worker(record.worker).exit), dict):
-                self._take_exit(record, exit_word)
+            if isinstance(said := read_exit(self.room.worker(record.worker).exit), WorkerExit):
+                self._take_exit(record, said)
         if any(not record.end for record in waiting):
             with suppress(SweepError) if self.reads else nullcontext():  # a reader may have no scheduler
                 self._refresh()
@@ -153,10 +154,9 @@ class SlurmDispatcher:
         """Read the records of workers that another controller or a requeued job has added; a reader reads all anew."""
         for name in self.room.workers():
             if name not in self._records or self.reads:
-                raw = read_json(self.room.worker(name).job)
-                if isinstance(raw, dict):
-                    known = {key: raw[key] for key in SlurmJobRecord.__slots__ if key in raw}
-                    self._records[name] = SlurmJobRecord(**{"name": "", "index": 0, **known, "worker": name})
+                record = read(self.room.worker(name).job, partial(_record, name))
+                if isinstance(record, SlurmJobRecord):
+                    self._records[name] = record
                     if not self._records[name].id:
                         self._seconds_since_intent(self._records[name])
 
@@ -217,14 +217,13 @@ class SlurmDispatcher:
                 self._write(after)
         self._take(self._records[after.worker], job)
 
-    def _take_exit(self, record: SlurmJobRecord, exit_word: Mapping[str, Any]) -> None:
+    def _take_exit(self, record: SlurmJobRecord, said: WorkerExit) -> None:
         """Act on what a worker wrote when it ended. If it was signalled, its job may be requeued, which only the
         scheduler knows; the job then stays open."""
-        reason, node = str(exit_word["reason"]), str(exit_word["node"])
-        if not exit_word["signalled"]:
-            self._end(record, reason, node, to_blame=bool(exit_word["failed"]))
+        if not said.signalled:
+            self._end(record, said.reason, said.node, to_blame=said.failed)
             return
-        self._seen[record.worker] = record.job(JobState.RUNNING, node, reason)
+        self._seen[record.worker] = record.job(JobState.RUNNING, said.node, said.reason)
         self._drain(record)  # it takes no further trial
 
     def _miss(self, record: SlurmJobRecord) -> None:
@@ -283,13 +282,13 @@ class SlurmDispatcher:
 
     def _use_controller_answer(self) -> bool:
         """Use the last answer that a controller wrote down; returns whether it is recent and complete."""
-        answer = read_json(self._answer)
+        answer = read(self._answer, _answer)
         # an answer from the future was given before the wall clock was set back
-        if not isinstance(answer, dict) or abs(time.time() - answer["asked"]) > 2 * self.query_seconds:
+        if not isinstance(answer, tuple) or not abs(time.time() - answer[0]) <= 2 * self.query_seconds:
             return False
-        for name, (state, node, reason) in answer["jobs"].items():
+        for name, (state, node, reason) in answer[1].items():
             if name in self._records:
-                self._seen[name] = self._records[name].job(JobState(state), node, reason)
+                self._seen[name] = self._records[name].job(state, node, reason)
         return all(name in self._seen for name in self._open())
 
     def _write(self, record: SlurmJobRecord) -> None:
@@ -300,3 +299,23 @@ class SlurmDispatcher:
         write_atomic(path, json.dumps({"queue": "slurm", **job, **log}), root=self.room.root)
         if not record.id:
             self._seconds_since_intent(record)  # from now on
+
+
+def _record(worker: str, text: str) -> SlurmJobRecord:
+    """The record of a worker in the text of its file.
+
+    Raises:
+        ValueError, RecursionError: it is damaged.
+    """
+    return from_plain(SlurmJobRecord, {"place": 0, "name": "", "index": 0, **json_object(text), "worker": worker})
+
+
+def _answer(text: str) -> tuple[float, dict[str, tuple[JobState, str, str]]]:
+    """When a controller asked the scheduler (seconds since the epoch), and state, node and reason of each worker's job.
+
+    Raises:
+        ValueError, TypeError, KeyError, AttributeError, RecursionError: the text is damaged.
+    """
+    raw = json_object(text)
+    jobs = {str(name): (JobState(state), str(node), str(why)) for name, (state, node, why) in raw["jobs"].items()}
+    return float(raw["asked"]), jobs

@@ -26,7 +26,7 @@ from sweep.queues.simulated.recorder import world_of
 from sweep.queues.simulated.section import SimulationModel
 from sweep.queues.simulated.tables import load_table
 from sweep.queues.simulated.world import World
-from sweep.search.storage import journal_storage
+from sweep.search.journal import journal_storage
 from sweep.search.strategy.halving import AsynchronousHalving
 from sweep.search.strategy.protocol import Strategy
 from sweep.search.study import OptunaStudy

@@ -7,7 +7,7 @@ from optuna.trial import TrialState, create_trial
 
 from sweep.model.states import TrialStatus
 from sweep.report.reader import final_status, open_status
-from sweep.search.storage import CANCELLED
+from sweep.search.attributes import CANCELLED
 from trainer.contract import Outcome, OutcomeKind, StopCause
 
 COMPLETED = Outcome(OutcomeKind.COMPLETED)
