@@ -202,8 +202,9 @@ class Tail:
         if not isinstance(handle, int):
             return []
         with os.fdopen(handle, "rb") as file:
+            size = os.fstat(handle).st_size
             file.seek(self._offset)
-            data = file.read(MAX_BYTES if end is None else min(MAX_BYTES, max(0, end - self._offset)))
+            data = file.read(max(0, min(MAX_BYTES, (size if end is None else min(size, end)) - self._offset)))
         complete = data[: data.rfind(b"\n") + 1]
         self._offset += len(complete)
         return complete.decode(errors="replace").splitlines()

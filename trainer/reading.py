@@ -108,10 +108,10 @@ def read_bytes(path: Path, limit: int = MAX_BYTES) -> bytes | Damage | None:
     if not isinstance(handle, int):
         return handle
     with os.fdopen(handle, "rb") as file:
-        data = file.read(limit + 1)
-    if len(data) > limit:
-        return Damage(path, DamageKind.TOO_LARGE, f"it is larger than {limit // 2**20} MiB")
-    return data
+        size = os.fstat(handle).st_size
+        if size > limit:
+            return Damage(path, DamageKind.TOO_LARGE, f"it is larger than {limit // 2**20} MiB")
+        return file.read(size)  # what is appended meanwhile is for the next reader
 
 
 def read(path: Path, parse: Callable[[str], T]) -> T | Damage | None:

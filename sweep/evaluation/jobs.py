@@ -20,6 +20,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from sweep.config.evaluate import PLACEHOLDERS, Command, Evaluator, Heldout, LmEval, NoEvaluation, Torchtune
+from sweep.config.executables import check_executable
 from sweep.config.paths import anchored
 from sweep.config.settings import Settings
 from sweep.config.torchtune import check_trusted, find_torchtune_config, with_overrides
@@ -84,6 +85,7 @@ def check(settings: Settings) -> None:
                     "[python, score.py, --adapter, '{adapter}', --to, '{output}']"
                 )
             _check_placeholders("evaluate.command", words)
+            check_executable("evaluate.command", shlex.join(words[:1]))
         case LmEval() as asked:
             _check_lm_eval(settings, asked)
 

@@ -60,6 +60,7 @@ class History:
     def add_paused(self, trial: FrozenTrial) -> None:
         """Add a paused trial; it is shown as pruned at its last value."""
         shown = copy.copy(trial)
+        shown.intermediate_values = dict(trial.intermediate_values)  # Optuna adds later reports to the very same one
         shown.state = TrialState.PRUNED
         if trial.last_step is not None:
             shown.value = trial.intermediate_values[trial.last_step]

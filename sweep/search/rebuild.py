@@ -46,7 +46,8 @@ class TrialRecord:
 
     Args:
         params: the hyperparameters; None if they are not known.
-        values: the objective by milestone, of a trial that has ended.
+        values: the objective by milestone, as far as the study counts it: all of a trial that has ended, and of an open
+            one up to its last pause.
         ended: how it ended; None: it is open, and a controller reads its files again.
         final: the number of the trial that it repeats, and the index of its seed; None if it is no final.
         promoted_at: the milestone of its last pause that a promotion ended.

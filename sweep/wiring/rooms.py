@@ -134,8 +134,10 @@ def load_settings(room: Room) -> Settings:
         raise ConfigError(f"{raw}; put a copy of the file there, without it the sweep cannot be read")
     try:
         return settings_from_json(raw, str(room.sweep))
-    except ConfigError:
-        raise
+    except ConfigError as error:
+        if str(room.sweep) in str(error):
+            raise
+        raise ConfigError(f"{room.sweep}: {error}") from error
     except (Exception, RecursionError) as error:  # a section of another shape
         raise ConfigError(f"{room.sweep} is no frozen sweep of this program: {reason_of(error)}") from error
 

@@ -87,18 +87,30 @@ def _record(
     merged = {report.milestone: report for attempt in attempts for report in attempt.reports}
     reports = [merged[milestone] for milestone in sorted(merged)]
     ended = _ended(settings.metric, attempts, reports, entries)
-    stops = [entry.milestone for entry in entries if entry.ruling == Ruling.STOP]
-    judged = [report for report in reports if not stops or report.milestone <= stops[0]]  # later ones do not count
+    values = _values(settings.metric, reports)
+    last = _last_counted(attempts, entries, is_open=ended is None)
     return TrialRecord(
         number=number,
         params=params,
-        values=_values(settings.metric, judged) if ended is not None else {},
+        values={milestone: value for milestone, value in values.items() if milestone <= last},
         tokens=reports[-1].tokens if reports else 0,
         seconds=sum(_seconds(attempt) for attempt in attempts),
         ended=ended,
         final=final,
         promoted_at=_promoted_at(entries),
     )
+
+
+def _last_counted(attempts: Sequence[_Attempt], entries: Sequence[Entry], is_open: bool) -> float:
+    """The milestone of the last report that the study counts. A controller reads those of an open trial again, and does
+    not count those that came after a verdict."""
+    stops = [entry.milestone for entry in entries if entry.ruling == Ruling.STOP]
+    if stops:
+        return stops[0]
+    pauses = [entry.milestone for entry in entries if entry.ruling == Ruling.PAUSE]
+    if not is_open or (not pauses and attempts[-1].stop is StopCause.PAUSED):
+        return math.inf
+    return max(pauses, default=0)
 
 
 def params_of(space: Space, config: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -36,14 +36,17 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import pytest
+
 from sweep.cli import read_verbs
 from sweep.cli.main import main as sweep_main
 from sweep.errors import SweepError
+from sweep.report import export
 from sweep.resources import embedded_dir
 from sweep.wiring import rooms as wiring_rooms
 from tests.fuzz.room_damage import damage
 from tests.helpers.played_rooms import KINDS, Played, copy_room, make
-from trainer.room import Room
+from trainer.room import Room, hold
 
 OLD = Path(__file__).resolve().parents[1] / "rooms_of_0_1"
 OLD_ROOMS = ("finished", "halfway")
@@ -192,7 +195,7 @@ def _control(case: Case, room: Room) -> None:
     try:
         with _limited(), contextlib.redirect_stderr(io.StringIO()):
             lock = wiring_rooms.controller_lock(room)
-            with wiring_rooms.hold(lock, "fuzz") as mine:
+            with hold(lock, "fuzz") as mine:
                 if mine:
                     Played(room).run()
     except HangError:
@@ -235,6 +238,32 @@ def _snapshot(root: Path) -> dict[str, tuple[int, str]]:
 
 
 @contextlib.contextmanager
+def quick() -> Iterator[None]:
+    """While the block runs, settings are parsed and YAMLs are edited once for each text: most of the time otherwise."""
+    parse, edit = wiring_rooms.settings_from_json, export.export_yaml
+    parsed: dict[str, Any] = {}
+    edited: dict[str, str] = {}
+
+    def settings(raw: dict[str, Any], where: str) -> Any:
+        key = json.dumps([where if "sweep.json" not in where else "", raw])
+        if key not in parsed:
+            parsed[key] = parse(raw, where)
+        return parsed[key]
+
+    def yaml(original: str, changes: dict[str, Any], header: str) -> str:
+        key = repr((original, changes, header))
+        if key not in edited:
+            edited[key] = edit(original, changes, header)
+        return edited[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(wiring_rooms, "settings_from_json", settings)
+        patch.setattr(export, "export_yaml", yaml)
+        patch.setattr(read_verbs, "UNSEEN_SECONDS", 0.0)
+        yield
+
+
+@contextlib.contextmanager
 def _limited() -> Iterator[None]:
     """End the block by a `HangError` if it takes too long, even on a busy machine."""
 
@@ -267,10 +296,9 @@ def _unpacked(name: str, folder: Path) -> Room:
 
 def run_many(count: int, seed: int, minutes: float, keep: Path) -> list[Case]:
     """Run cases with successive seeds until their number or the time is reached; returns those that failed."""
-    read_verbs.UNSEEN_SECONDS = 0.0
     began, failed = time.monotonic(), []
     environment = os.environ.get("SWEEP_ROOMS")
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory() as scratch, quick():
         known = Rooms(Path(scratch))
         for index in range(count):
             if time.monotonic() - began > minutes * 60:

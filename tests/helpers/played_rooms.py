@@ -11,6 +11,8 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from sweep.controller.disk import RoomDisk
 from sweep.controller.ledger import RoomLedger
 from sweep.controller.loop import Controller
@@ -39,7 +41,9 @@ KINDS = ("finished", "halfway", "paused", "finals")
 def make(kind: str, rooms: Path) -> Room:
     """A room of this kind, one of `KINDS`, below a directory of rooms."""
     words = {"paused": ["pruner=asha"], "halfway": ["pruner=asha"], "finals": ["search.finalists=2", "search.seeds=2"]}
-    room = make_room(rooms, "search.trials=8", "queue.workers=2", *words.get(kind, ["pruner=none"]))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SWEEP_ROOMS", str(rooms))
+        room = make_room(rooms, "search.trials=8", "queue.workers=2", *words.get(kind, ["pruner=none"]))
     rounds = {"halfway": 9, "paused": 25}.get(kind, MAX_ROUNDS)
     Played(room).run(rounds)
     return room

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
@@ -227,7 +228,8 @@ def test_what_is_durable_is_so_before_what_follows_from_it(
     room, names, fsync, replace_file = Room(tmp_path), [], os.fsync, Path.replace
 
     def synced(handle: int) -> None:
-        names.append(Path(f"/proc/self/fd/{handle}").readlink().name)
+        name = Path(f"/proc/self/fd/{handle}").readlink().name
+        names.append(re.sub(r"\.[0-9a-f]{16}$", ".scratch", name))
         fsync(handle)
 
     def renamed(path: Path, target: Path) -> Path:
@@ -241,7 +243,7 @@ def test_what_is_durable_is_so_before_what_follows_from_it(
     monkeypatch.setattr(Path, "replace", renamed)
     Worker(room, "w0001", _cache=cache).run()
     durable = [name for name in names if "beat" not in name and "torchtune" not in name]
-    scratch = f".checkpoint.pt.{os.getpid()}"
+    scratch = ".checkpoint.pt.scratch"
     milestone = ["reports.jsonl", scratch, "→ checkpoint.pt", "1"]
     adapter = sorted(path.name for path in room.attempt(0, 1).adapter.iterdir())
     end = durable[3 * len(milestone) :]
@@ -250,7 +252,7 @@ def test_what_is_durable_is_so_before_what_follows_from_it(
     assert sorted(end[1 : 1 + len(adapter)]) == adapter
     assert end[1 + len(adapter) :] == [
         *("adapter", "1", scratch, "→ checkpoint.pt", "1", "steps.jsonl"),
-        *(f".outcome.json.{os.getpid()}", "→ outcome.json", "1"),
+        *(".outcome.json.scratch", "→ outcome.json", "1"),
     ]
 
 

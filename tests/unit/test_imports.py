@@ -64,6 +64,8 @@ STANDARD = {
     "trainer.contract",
     "trainer.files",
     "trainer.json_values",
+    "trainer.locks",
+    "trainer.reading",
     "trainer.room",
     "trainer.environment",
 }

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+from sweep.config.executables import check_executable
 from sweep.config.queues import Queue
 from sweep.config.ranges import AT_LEAST_ONE, NOT_NEGATIVE, POSITIVE, Range
 from sweep.errors import ConfigError
@@ -190,6 +191,8 @@ class SlurmQueue(Queue, Submitit):
         Raises:
             ConfigError: with the key, its value and what is allowed.
         """
+        if self.python is not None:
+            check_executable("queue.python", self.python)
         if self.workers is None:
             raise ConfigError("queue.workers=null: say how many SLURM jobs may run at once, e.g. queue.workers=4")
         if device.startswith("cuda") and not self.requests_gpus:

@@ -16,7 +16,13 @@ from sweep.controller.loop import Controller
 from sweep.controller.ports import ObservedAttempt, ObservedWorker, Ports, WorkerSpec
 from sweep.controller.room_channel import RoomChannel
 from sweep.errors import ConfigError, GiveUp
-from sweep.evaluation.controller import CombinedController, EvaluationMode, EvaluationStudy, read_ending
+from sweep.evaluation.controller import (
+    CombinedController,
+    EvaluationEnding,
+    EvaluationMode,
+    EvaluationStudy,
+    read_ending,
+)
 from sweep.evaluation.jobs import evaluation_settings, evaluation_spec, evaluations_room
 from sweep.model.effects import Ask, Assign, Effect, Finish, Tell
 from sweep.model.facts import Job, View
@@ -319,7 +325,7 @@ def test_the_newest_winner_comes_first_and_each_once(tmp_path: Path) -> None:
     for known in (study, EvaluationStudy(room, lambda: winners)):
         facts = known.facts()
         assert (facts.open, facts.complete, facts.failed) == ((0,), 1, 1)
-    assert read_ending(room, 5) == {"ending": "FAIL", "reason": "why"}
+    assert read_ending(room, 5) == EvaluationEnding(Ending.FAIL, "why")
 
 
 def test_what_a_person_stopped_in_wandb_is_not_judged_again(tmp_path: Path) -> None:
