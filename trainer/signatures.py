@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import json
 import types
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 import torch
 
 from trainer.components import ComponentError, current_path, look_up
+from trainer.shortening import short_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,15 +106,14 @@ def _check_names(key: str, path: str, given: Mapping[str, Any], names: Sequence[
         if name not in names and name != "output_dir":
             near = get_close_matches(name, names, n=1)
             meant = f"; did you mean {near[0]}?" if near else f"; it takes {', '.join(names)}" if names else ""
-            raise ArgumentError(f"{key}.{name}={value} is no argument of {path}{meant}")
+            raise ArgumentError(f"{key}.{name}={_shown(value)} is no argument of {path}{meant}")
 
 
 def _check_kind(key: str, path: str, value: Any, hint: Any, default: Any) -> None:
     if (value is None and default is None) or _accepts(hint, value):
         return
-    shown = repr(value) if isinstance(value, str) else str(value)
     quoted = "; it is text: remove its quotes" if isinstance(value, str) and _accepts(hint, _number(value)) else ""
-    raise ArgumentError(f"{key}={shown} must be {_words(hint)}, as {path} declares{quoted}")
+    raise ArgumentError(f"{key}={_shown(value)} must be {_words(hint)}, as {path} declares{quoted}")
 
 
 def _hints(thing: Any) -> dict[str, Any]:
@@ -159,6 +160,10 @@ def _words(hint: Any) -> str:
         parts = get_args(hint)
         return f"a list of {' or '.join(_words(part) for part in parts)}" if parts else "a list"
     return "a mapping" if (origin or hint) is dict else getattr(hint, "__name__", str(hint))
+
+
+def _shown(value: Any) -> str:
+    return short_text(repr(value) if isinstance(value, str) else json.dumps(value, default=str))
 
 
 def _number(text: str) -> Any:

@@ -152,7 +152,7 @@ class _Decision:
             return
         waiting = deque(self._endings.waiting)
         new, finals, asked = self._budget.new_trials, self._situation.finals, False
-        first_has_begun = bool(self._occupancy.running)
+        first_has_begun = bool(self._occupancy.running) or self._first_failed
         for worker in self._occupancy.live:
             for _ in range(self._slots_to_fill(worker)):
                 if self._situation.first_alone and first_has_begun:
@@ -191,9 +191,14 @@ class _Decision:
         else:
             count = len(places)
         if self._situation.first_alone:
-            count = min(count, 1 - len(self._occupancy.live))
+            count = 0 if self._first_failed else min(count, 1 - len(self._occupancy.live))
         if count > 0:
             yield StartWorkers(tuple(sorted(places)[:count]))
+
+    @cached_property
+    def _first_failed(self) -> bool:
+        """Whether the study is told in this very round that a trial could not be built; the next one may end all."""
+        return any(tell.unbuildable for tell in self._endings.tells)
 
     @cached_property
     def _free_places(self) -> set[int]:

@@ -222,14 +222,23 @@ def test_detached_watched_and_stopped_for_good(rooms: Path) -> None:
     assert {row["state"] for row in found["rows"]} <= {"complete", "pruned", "cancelled"}
 
 
-def test_a_sweep_that_only_fails_stops_early_and_says_why(rooms: Path) -> None:
-    words = ("recipe.overrides.optimizer._component_=torch.optim.LBFGS", "recipe.overrides.optimizer.fused=null")
-    result = sweep("run", *SMALL, *words, "name=bad", "search.trials=20", code=1)
-    assert "trials failed, more than search.max_failure_share=0.5" in result.stdout
+WITH_LBFGS = ("recipe.overrides.optimizer._component_=torch.optim.LBFGS", "recipe.overrides.optimizer.fused=null")
+
+
+def test_a_sweep_whose_first_trial_cannot_be_built_ends_and_says_why(rooms: Path) -> None:
+    """Its data were not counted before, so that nothing was checked."""
+    result = sweep("run", *SMALL, *WITH_LBFGS, "name=bad", "search.trials=20", "queue.workers=2", code=1)
+    assert "the first trial cannot be built: TypeError: " in " ".join(result.stdout.split())
     rows = status("bad")["rows"]
-    assert 4 <= len(rows) < 8
-    assert all(row["state"] in ("failed", "waiting") for row in rows)
-    assert "LBFGS" in rows[0]["reason"] or "unexpected keyword" in rows[0]["reason"]
+    assert [row["state"] for row in rows] == ["failed"]
+    assert "unexpected keyword" in rows[0]["reason"]
+
+
+def test_what_no_trial_can_build_is_refused_before_a_room_is_made(rooms: Path) -> None:
+    words = [word for word in SMALL if "milestone_tokens" not in word]
+    refused = sweep("run", *words, *WITH_LBFGS, "name=bad", code=2).stderr
+    assert "optimizer.fused=null is no argument of torch.optim.LBFGS" in refused
+    assert not rooms.exists()
 
 
 def test_warm_start_tries_given_configurations_and_learns_from_an_earlier_sweep(done: Room) -> None:

@@ -687,8 +687,8 @@ W2 = replace(W1, name="w0002", place=1)
         ),
         pytest.param(
             view(trial(0, attempt(Outcome(OutcomeKind.FAILED, "no base", failure=FailureKind.MISSING_FILE)))),
-            [Tell(0, Ending.FAIL, "no base", unbuildable=True), ASK],
-            id="it cannot be built: that is told",
+            [Tell(0, Ending.FAIL, "no base", unbuildable=True)],
+            id="it cannot be built: that is told, and no other is asked for",
         ),
         pytest.param(
             view(study=StudyFacts(failed=1, unbuildable=1, failure="no base"), workers=(GONE,)),
