@@ -183,7 +183,7 @@ def _pattern(text: str, directory: str, at: str) -> str:
 
 def _path(text: str, directory: str, at: str) -> str:
     """One path, absolute. `~` is expanded, and `$NAME` becomes a reference to the variable."""
-    if not text or "://" in text:
+    if not text or "://" in text or text.startswith(f"{directory.rstrip('/')}/"):
         return text
     if Path(_joined(directory, text)).exists():  # as it is written, with every character
         return _joined(directory, text)

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
 from tests.conftest import embedded_config
@@ -203,6 +204,37 @@ def recipe_main(cfg):
 if __name__ == "__main__":
     sys.exit(recipe_main())
 """
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["dir={merged}", "files={merged_files}"], {"dir": "{merged}", "files": ["a", "b"]}),
+        (["list=['{merged}', {output}]"], {"list": ["{merged}", "{output}"]}),
+        (["dir={merged}/x", "n=3", "lr=1e-3", "none=null"], {"dir": "{merged}/x", "n": 3, "lr": 1e-3, "none": None}),
+        (["model=my.model", "model.path={merged}"], {"model": {"_component_": "my.model", "path": "{merged}"}}),
+        (["other={unknown}"], {"other": {"unknown": None}}),
+    ],
+)
+@pytest.mark.parametrize("folder", ["/a", "/a #1, b: [c] {output} 'd' \"e\" ünï", "~", "null", "1e3", "- x"])
+def test_the_path_of_a_placeholder_is_a_text_with_any_characters(
+    words: list[str], expected: dict[str, Any], folder: str
+) -> None:
+    values = {"merged": folder, "output": f"{folder}/o", "merged_files": "[a,b]"}
+
+    def filled(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: filled(item) for key, item in value.items()}
+        if isinstance(value, list):
+            return list(map(filled, value))
+        if not isinstance(value, str):
+            return value
+        head, _, tail = value.partition("}")
+        texts = {"{merged": f"{folder}{tail}", "{output": f"{folder}/o{tail}"}
+        return texts.get(head, value)
+
+    cfg = evaluation.with_overrides({"model": {"_component_": "x"}}, words, values)
+    assert OmegaConf.to_container(cfg) == {"model": {"_component_": "x"}, **filled(expected)}
 
 
 def test_a_torchtune_recipe_gets_the_merged_checkpoint(plain: Trained, tmp_path: Path) -> None:

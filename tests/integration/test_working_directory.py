@@ -110,6 +110,7 @@ WORDS = (
     "space.dataset.data_files=choice(data/a.jsonl,data/b.jsonl)",
     "name=mine",
     "search.trials=1",
+    "pruner=none",
     "queue.workers=1",
     "queue.threads=1",
 )

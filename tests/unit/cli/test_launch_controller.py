@@ -214,5 +214,5 @@ def test_the_job_resumes_the_sweep_and_ends_as_it_does(
     config = {JOB_KEY: {"controller": str(room.root), "options": {"env": {logs.LEVEL_ENV: "DEBUG"}}}}
     assert launch_job.main({"WANDB_CONFIG": json.dumps(config)}) == (0 if code == 0 else 1)
     assert os.environ[logs.LEVEL_ENV] == "DEBUG", "its child has it too"
-    assert said == [[sys.executable, "-m", "sweep.cli", "resume", str(room.root), "--in-job"]]
+    assert said == [[sys.executable, "-P", "-m", "sweep.cli", "resume", str(room.root), "--in-job"]]
     assert ("ended with exit code 3" in capsys.readouterr().err) == (code == 3)

@@ -179,9 +179,14 @@ def test_odd_characters_stay_what_they_are(odd: str, tmp_path: Path) -> None:
     (home / odd).mkdir(parents=True)
     (home / odd / f"{odd}.jsonl").touch()
     relative = f"{odd}/{odd}.jsonl"
-    config = {"output_dir": odd, "dataset": {"source": "json", "data_files": [relative, str(home / relative)]}}
+    config = {
+        "output_dir": odd,
+        "log_dir": "later",
+        "dataset": {"source": "json", "data_files": [relative, str(home / relative)]},
+    }
     result = anchored(config, str(home))
     assert result["output_dir"] == str(home / odd)
+    assert result["log_dir"] == str(home / "later")
     first, second = result["dataset"]["data_files"]
     assert first == second
     assert unescaped(first) == str(home / relative)

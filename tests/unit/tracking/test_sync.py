@@ -34,7 +34,7 @@ class Wandb:
         self.failing: set[str] = set()
 
     def __call__(self, command: list[str], **more: Any) -> subprocess.CompletedProcess[str]:
-        assert command[1:4] == ["-m", "wandb", "sync"]
+        assert command[1:5] == ["-P", "-m", "wandb", "sync"]
         self.asked.append(Path(command[-1]).name)
         failed = self.asked[-1] in self.failing
         return subprocess.CompletedProcess(command, int(failed), "", "no answer\n" if failed else "")
