@@ -97,9 +97,19 @@ def _file_error(error: OSError) -> str:
     """An error of the file system in one sentence: the file, the reason, and what to do."""
     reason = (error.strerror or str(error) or type(error).__name__).lower()
     if error.filename is None:
+        if isinstance(error, FileNotFoundError) and not _current_directory_exists():
+            return "the current directory was deleted; change to another one"
         return f"the operating system refuses: {reason}"
     hint = "; ask its owner, or set SWEEP_ROOMS to a directory of yours" if isinstance(error, PermissionError) else ""
     return f"{error.filename} cannot be used: {reason}{hint}"
+
+
+def _current_directory_exists() -> bool:
+    try:
+        Path.cwd()
+    except OSError:
+        return False
+    return True
 
 
 def _discard_output() -> None:

@@ -150,7 +150,7 @@ def current_directory() -> str:
     try:
         return str(Path.cwd())
     except OSError as error:
-        raise ConfigError("the current directory does not exist any more; change to another one") from error
+        raise ConfigError("the current directory was deleted; change to another one") from error
 
 
 def check(settings: Settings) -> None:

@@ -213,3 +213,17 @@ def test_without_slurm_a_word_and_no_traceback(rooms: Path, tmp_path: Path) -> N
     assert done.returncode == 1
     assert "the command sbatch is not here" in done.stderr or "scontrol is not here" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_no_file_of_the_directory_where_it_is_typed_is_imported(
+    on: Any, cluster: Cluster, rooms: Path, tmp_path: Path
+) -> None:
+    """Neither by the controller's job nor by a worker's, both of which start in the directory of the submission."""
+    on(cluster)
+    for name in ("trainer", "sweep", "types", "random", "torch", "datasets", "submitit", "pickle", "logging", "utils"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('not this one')\n")
+    words = ("run", *SMALL, *SLURM, "search.trials=1", "queue.workers=1", "name=s", "--detach")
+    program = [str(Path(sys.executable).with_name("sweep"))]
+    started = subprocess.run([*program, *words], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert started.returncode == 0, started.stderr
+    until(lambda: [row["state"] for row in status("s")["rows"]] == ["complete"])
