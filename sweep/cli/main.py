@@ -20,6 +20,10 @@ from sweep.cli.groups import EXIT_CODES, VerbGroup, usage_text
 from sweep.errors import ConfigError, SweepError
 from trainer.exit_guard import limit_exit
 from trainer.names import harmless
+from trainer.shortening import short_text
+
+# An error may repeat what it was given, such as a list of thousands of files.
+MESSAGE_CHARACTERS = 4000
 
 SECTIONS = {
     "Run a sweep": ("plan", "run", "resume", "stop"),
@@ -89,7 +93,7 @@ def _run(args: list[str]) -> int:
 
 
 def _failed(text: str, code: int) -> int:
-    print(harmless(f"sweep: {text}"), file=sys.stderr)
+    print(harmless(f"sweep: {short_text(text, MESSAGE_CHARACTERS)}"), file=sys.stderr)
     return code
 
 

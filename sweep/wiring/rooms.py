@@ -35,6 +35,8 @@ from trainer.room import (
 
 DEFAULT_ROOMS = "sweeps"
 CHANGEABLE = ("search", "queue")
+# Keys of torchtune that no trial reads from or writes to: it has a directory of its own in the room.
+OUTPUT_PATHS = ("output_dir", "log_dir")
 
 
 def rooms_dir() -> Path:
@@ -168,11 +170,12 @@ def check_same_sweep(room: Room, settings: Settings) -> None:
 
 
 def _paths(settings: Settings) -> dict[str, Any]:
-    """The relative paths of a sweep, by key, as absolute ones."""
+    """The relative paths that a sweep reads from, by key, as absolute ones."""
     from sweep.config.paths import anchored_keys
     from sweep.config.torchtune import resolve
 
-    return anchored_keys(resolve(settings.torchtune, {}, {}), settings.directory)
+    paths = anchored_keys(resolve(settings.torchtune, {}, {}), settings.directory)
+    return {key: path for key, path in paths.items() if key.rpartition(".")[2] not in OUTPUT_PATHS}
 
 
 def change_settings(

@@ -212,3 +212,16 @@ def test_the_help_comes_at_once() -> None:
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         times.append(after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime)
     assert min(times) <= HELP_SECONDS
+
+
+@pytest.mark.parametrize("verb", ["plan", "run", "doctor"])
+def test_a_current_directory_that_was_deleted_is_one_sentence(
+    verb: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert main([verb, "experiment=demo"]) in (1, 2)
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "the current directory was deleted; change to another one" in said
