@@ -45,6 +45,7 @@ from trainer.room import (
     hold,
     make_directory,
     open_lock,
+    remove_stale_scratch,
     write_atomic,
     write_lock,
 )
@@ -115,6 +116,7 @@ class Worker:
             self._presence.own = self.dir.lock
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2):
             signal.signal(number, self._on_signal)
+        remove_stale_scratch(self.dir.path)
         with self._beat_while_running():
             reason = self._serve()
             while (task := self._next()) is not None:  # it came too late: with an outcome, it does not count as lost

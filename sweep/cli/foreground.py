@@ -23,7 +23,7 @@ from sweep.model.states import Finished, Mode
 from sweep.report.terminal import console
 from sweep.wiring.rooms import controller_lock, controller_whereabouts, load_settings, presence_check, whereabouts
 from sweep.wiring.session import OpenSweep, make_controller, open_world, with_evaluations
-from trainer.room import Room, hold
+from trainer.room import Room, hold, remove_stale_scratch
 from trainer.space import is_no_space
 
 if TYPE_CHECKING:
@@ -66,6 +66,7 @@ def drive(
             )
         settings = load_settings(room)  # again: nobody else changes them from here on
         check = presence_check(room, settings)
+        remove_stale_scratch(room.root)
         try:
             if not continues and not control.in_job:
                 # A request to an earlier controller is void. It is removed at once, since from here on a person may

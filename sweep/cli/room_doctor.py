@@ -34,7 +34,7 @@ def room_doctor(name: str, repair: bool, as_json: bool) -> int:
     findings = check_room(room)
     notes = [] if findings and not _is_readable(room) else _doubts(room)
     if as_json:
-        found = [
+        listed = [
             {
                 "path": str(finding.damage.path),
                 "line": finding.damage.line,
@@ -44,7 +44,7 @@ def room_doctor(name: str, repair: bool, as_json: bool) -> int:
             }
             for finding in findings
         ]
-        print(json_text({"room": str(room.root), "damaged": found, "doubts": notes, "repaired": done}))
+        print(json_text({"room": str(room.root), "damaged": listed, "doubts": notes, "repaired": done}))
     else:
         _print(room, findings, notes)
     return 1 if findings or notes else 0

@@ -6,6 +6,7 @@ once, even if an observation fails in the middle; a new one shows all reports ag
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -26,6 +27,8 @@ from trainer.contract import (
 from trainer.names import name_or_empty
 from trainer.room import Damage, Room, Tail, read_object, read_text, write_atomic
 
+_log = logging.getLogger(__name__)
+
 # What a worker can choose.
 MAX_SLOTS = 4096
 # How often a waiting controller checks for an outcome or a first beat; each check takes a few system calls.
@@ -40,6 +43,7 @@ class RoomChannel:
         self._tails: dict[tuple[int, int], Tail] = {}
         self._workers: dict[tuple[int, int], str] = {}
         self._awaited: list[Path] = []
+        self._damages: set[Damage] = set()  # that were said
         self._not_shown: dict[tuple[int, int], list[Report]] = {}  # read by an observation that then failed
 
     def assign(self, spec: TrialSpec) -> None:
@@ -106,7 +110,7 @@ class RoomChannel:
     def _attempt(self, trial: int, number: int, inboxes: dict[str, set[tuple[int, int]]]) -> ObservedAttempt:
         files = self._room.attempt(trial, number)
         worker = self._worker_of(trial, number)
-        outcome = _outcome(read_message(Outcome, files.outcome))  # before the reports: never shown without them
+        outcome = self._outcome(read_message(Outcome, files.outcome))  # before the reports: never shown without them
         stop = read_stop(files.stop)
         cause, reason = stop if isinstance(stop, tuple) else (None, "")
         inbox = inboxes.get(worker)
@@ -121,6 +125,15 @@ class RoomChannel:
             outcome=outcome,
             reports=reports,
         )
+
+    def _outcome(self, outcome: Outcome | Damage | None) -> Outcome | None:
+        """The outcome that was read; if its file is damaged, a failure that another attempt repairs. It is said once."""
+        if not isinstance(outcome, Damage):
+            return outcome
+        if outcome not in self._damages:
+            self._damages.add(outcome)
+            _log.warning("%s; this attempt counts as lost", outcome)
+        return Outcome(OutcomeKind.FAILED, f"its outcome cannot be read ({outcome})", failure=FailureKind.PASSING)
 
     def _new_reports(self, trial: int, number: int) -> tuple[Report, ...]:
         files = self._room.attempt(trial, number)
@@ -145,13 +158,6 @@ class RoomChannel:
             draining=files.drain.exists(),
             slots=_slots(read_text(files.slots) or ""),
         )
-
-
-def _outcome(outcome: Outcome | Damage | None) -> Outcome | None:
-    """The outcome that was read; a failure that another attempt repairs if its file is damaged."""
-    if isinstance(outcome, Damage):
-        return Outcome(OutcomeKind.FAILED, f"its outcome cannot be read ({outcome})", failure=FailureKind.PASSING)
-    return outcome
 
 
 def _slots(text: str) -> int | None:

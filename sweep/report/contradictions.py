@@ -45,7 +45,8 @@ def doubt_of(settings: Settings, trial: FrozenTrial, config: Any, reports: Seque
         reports: of the trial's files, by milestone.
     """
     witnesses = _witnesses(trial, settings.metric, reports)
-    text = _of_value(trial, witnesses) or _of_params(trial, config) or _of_seed(settings, trial, config)
+    text = _of_value(trial, witnesses) or _of_space(settings, trial) or _of_params(trial, config)
+    text = text or _of_seed(settings, trial, config)
     claimed = [value for value in (trial.value, *witnesses) if value is not None]
     return Doubt(text, min(claimed, default=-math.inf)) if text else None
 
@@ -76,10 +77,10 @@ def unsure_text(best: float | None, doubts: Mapping[int, Doubt]) -> str:
 def _witnesses(trial: FrozenTrial, metric: str, reports: Sequence[Report]) -> list[float]:
     """The objectives in the last report of the study and in the final one of the files."""
     in_study = trial.intermediate_values
-    found = [in_study[max(in_study)]] if in_study else []
+    values = [in_study[max(in_study)]] if in_study else []
     if reports and reports[-1].final and (said := getattr(reports[-1], metric)) is not None:
-        found.append(said)
-    return found
+        values.append(said)
+    return values
 
 
 def _of_value(trial: FrozenTrial, witnesses: Sequence[float]) -> str:
@@ -89,6 +90,12 @@ def _of_value(trial: FrozenTrial, witnesses: Sequence[float]) -> str:
     if not witnesses or any(_same(trial.value, other) for other in witnesses):
         return ""
     return f"its value in the study, {trial.value!r}, is not that of its reports, {witnesses[-1]!r}"
+
+
+def _of_space(settings: Settings, trial: FrozenTrial) -> str:
+    """A hyperparameter that the sweep does not have."""
+    unknown = [key for key in trial.params if key not in settings.space]
+    return f"the space has no {unknown[0]}" if unknown else ""
 
 
 def _of_params(trial: FrozenTrial, config: Any) -> str:

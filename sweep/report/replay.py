@@ -32,6 +32,8 @@ from sweep.wiring.session import study_config
 from sweep.wiring.simulate import simulate
 
 KEY = "trial"
+# Trials of these states have reported, unless their files are damaged.
+JUDGED = (TrialStatus.COMPLETE, TrialStatus.PRUNED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +49,7 @@ class Replay:
         winner: the number of the sweep's best trial.
         winner_ending: how that trial would have ended: `complete` or `pruned`.
         winner_reason: why.
+        left_out: numbers of ended trials without reports, which cannot be replayed.
         cut: trials that the other pruner would have continued beyond the end of their record.
     """
 
@@ -59,6 +62,7 @@ class Replay:
     winner_ending: str
     winner_reason: str
     cut: int
+    left_out: tuple[int, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """What `sweep replay --json` prints."""
@@ -72,6 +76,7 @@ class Replay:
             "winner_fate": self.winner_ending,
             "reason": self.winner_reason,
             "cut": self.cut,
+            "left_out": list(self.left_out),
         }
 
     def text(self) -> str:
@@ -83,6 +88,9 @@ class Replay:
             f"the sweep's best trial: trial {self.winner} would have ended as {self.winner_ending}{reason}",
             f"best value: {number(self.best)}; in the sweep {number(self.sweep_best)}",
         ]
+        if self.left_out:
+            numbers = ", ".join(map(str, self.left_out))
+            lines.append(f"left out, since their reports are lost: {numbers}")
         if self.cut:
             lines.append(f"{self.cut} trials would have continued beyond their record, so the tokens are a lower bound")
         return "\n".join(lines)
@@ -118,7 +126,14 @@ def replay(state: SweepState, settings: Settings, pruner: Mapping[str, Any]) -> 
         raise ConfigError(f"{state.unsure}; a replay compares with the best one")
     if winner is None:
         raise ConfigError(f"{state.name} has no complete trial yet; a replay compares with the best one")
-    rows = [row for row in state.rows if row.reports and row.final is None]
+    searched = [row for row in state.rows if row.final is None]
+    rows = [row for row in searched if row.reports and all(key in settings.space for key in row.params)]
+    if winner not in rows:
+        raise ConfigError(
+            f"trial {winner.number}, the best of {state.name}, has no reports in its files, and a replay compares with "
+            f"it; `sweep doctor --room {state.name}` says what is damaged"
+        )
+    left_out = [row.number for row in searched if row not in rows and row.state in JUDGED]
     other = replace(settings, pruner=dict(pruner))
     config = replace(study_config(other), pruner=build_pruner(other))
     study = OptunaStudy(replace(config, milestones=_length(rows), finalists=0, seeds=0), memory_storage())
@@ -138,6 +153,7 @@ def replay(state: SweepState, settings: Settings, pruner: Mapping[str, Any]) -> 
         winner=winner.number,
         winner_ending=replayed_winner.state.name.lower(),
         winner_reason=str(replayed_winner.user_attrs.get(REASON, "")),
+        left_out=tuple(left_out),
         cut=sum(1 for trial in trials if trial.user_attrs.get(REASON) == RECORD_ENDS),
     )
 

@@ -70,14 +70,14 @@ class CheckedJournalStorage(JournalStorage):
     """
 
     def __init__(self, backend: BaseJournalBackend, damaged: Callable[[Exception], Exception]) -> None:
-        self._damaged = damaged
+        self.damaged = damaged
         super().__init__(backend)
 
     def _sync_with_backend(self) -> None:
         try:
             super()._sync_with_backend()
         except (AssertionError, MemoryError, *NOT_THE_VALUE) as error:
-            raise self._damaged(error) from error
+            raise self.damaged(error) from error
 
 
 def filtered(

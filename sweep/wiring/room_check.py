@@ -47,12 +47,12 @@ class Finding:
 
 def check_room(room: Room) -> list[Finding]:
     """Everything that is damaged in a room, that of its evaluations included."""
-    found = [*_sweep_files(room), *_trials(room), *_workers(room)]
+    findings = [*_sweep_files(room), *_trials(room), *_workers(room)]
     inner = evaluations_room(room)
     if inner.root.is_dir():
-        found += [*_trials(inner), *_workers(inner), *_endings(inner)]
-    found += _leftovers(room)
-    return [_mendable(finding) for finding in found]
+        findings += [*_trials(inner), *_workers(inner), *_endings(inner)]
+    findings += _leftovers(room)
+    return [_mendable(finding) for finding in findings]
 
 
 def _mendable(finding: Finding) -> Finding:
@@ -65,15 +65,15 @@ def _mendable(finding: Finding) -> Finding:
 def _sweep_files(room: Room) -> Iterator[Finding]:
     yield from _settings(room)
     recipe = room.root / "recipe.yaml"
-    yield from _found(_text(recipe) or _missing(recipe), "nothing can be exported; put a copy of it there")
+    yield from _finding_of(_text(recipe) or _missing(recipe), "nothing can be exported; put a copy of it there")
     yield from _journal(room)
     yield from _lines(ledger_path(room), is_entry, "these decisions are not shown")
     for name in ("waits", "control"):
-        yield from _found(_text(room.root / name), "it counts as absent")
+        yield from _finding_of(_text(room.root / name), "it counts as absent")
     lock = read_bytes(controller_lock(room))
-    yield from _found(lock if isinstance(lock, Damage) else None, "nobody can say whether a controller runs")
+    yield from _finding_of(lock if isinstance(lock, Damage) else None, "nobody can say whether a controller runs")
     for name in ("queue.json", "controller.json", ".tags"):
-        yield from _found(read_object(room.root / name), "it counts as absent")
+        yield from _finding_of(read_object(room.root / name), "it counts as absent")
 
 
 def _settings(room: Room) -> Iterator[Finding]:
@@ -118,15 +118,15 @@ def _trials(room: Room) -> Iterator[Finding]:
 
 
 def _attempt(files: AttemptDir) -> Iterator[Finding]:
-    yield from _found(
+    yield from _finding_of(
         read_message(TrialSpec, files.spec), "its worker and its configuration are not known; it counts as lost if open"
     )
-    yield from _found(
+    yield from _finding_of(
         read_message(Outcome, files.outcome), "the attempt counts as lost if its trial is open; if not, the study knows"
     )
-    yield from _found(read_stop(files.stop), "it asks for nothing; a controller asks again")
+    yield from _finding_of(read_stop(files.stop), "it asks for nothing; a controller asks again")
     fence = files.read_fence()
-    yield from _found(fence, "none of the attempt's reports is shown", Mend.FENCE)
+    yield from _finding_of(fence, "none of the attempt's reports is shown", Mend.FENCE)
     yield from _lines(files.reports, lambda line: bool(decode(Report, line)), "these reports are lost")
     yield from _lines(files.steps, lambda line: bool(decode(Step, line)), "these steps are lost")
 
@@ -135,18 +135,18 @@ def _workers(room: Room) -> Iterator[Finding]:
     yield from _foreign(room.root / "workers", set(room.workers()))
     for name in room.workers():
         files = room.worker(name)
-        yield from _found(read_object(files.job), "the worker's job is not known, and its place counts as 0")
-        yield from _found(read_exit(files.exit), "it counts as absent")
+        yield from _finding_of(read_object(files.job), "the worker's job is not known, and its place counts as 0")
+        yield from _finding_of(read_exit(files.exit), "it counts as absent")
         for path in (files.beat, files.slots, files.drain):
-            yield from _found(_text(path), "it counts as absent")
+            yield from _finding_of(_text(path), "it counts as absent")
         lock = read_bytes(files.lock)
-        yield from _found(lock if isinstance(lock, Damage) else None, "the worker counts as ended")
+        yield from _finding_of(lock if isinstance(lock, Damage) else None, "the worker counts as ended")
 
 
 def _endings(room: Room) -> Iterator[Finding]:
     for trial in room.trials():
         if os.path.lexists(room.trial(trial) / ENDING_FILE):
-            yield from _found(ending_of(room, trial), "the evaluation counts as open, and its end is told again")
+            yield from _finding_of(ending_of(room, trial), "the evaluation counts as open, and its end is told again")
 
 
 def _leftovers(room: Room) -> Iterator[Finding]:
@@ -189,7 +189,7 @@ def _missing(path: Path) -> Damage | None:
     return None if os.path.lexists(path) else Damage(path, DamageKind.NO_FILE, "it is gone")
 
 
-def _found(value: Any, means: str, mend: Mend = Mend.NOTHING) -> Iterator[Finding]:
+def _finding_of(value: Any, means: str, mend: Mend = Mend.NOTHING) -> Iterator[Finding]:
     if isinstance(value, Damage):
         yield Finding(value, means, mend)
 

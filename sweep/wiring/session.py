@@ -26,7 +26,7 @@ from sweep.wiring.rooms import journal_path, presence_check, save_settings
 from sweep.wiring.specifications import spec_factory
 from sweep.wiring.trust import check_owner
 from trainer.clock import WallAges, boot_seconds
-from trainer.room import Room, make_directory, read_object, usable, write_atomic
+from trainer.room import NOT_THE_VALUE, Room, make_directory, read_object, reason_of, usable, write_atomic
 
 if TYPE_CHECKING:
     from optuna.storages import BaseStorage
@@ -119,7 +119,10 @@ def open_study(room: Room, settings: Settings, new: bool = False) -> OptunaStudy
     journal = journal_path(room)
     if not new and not os.path.lexists(journal):
         raise GiveUp(f"{journal} is gone, so that nothing is known of the study; {advice(journal)}")
-    return OptunaStudy(config, journal_storage(journal), exists=not new)
+    try:
+        return OptunaStudy(config, journal_storage(journal), exists=not new)
+    except (AssertionError, RuntimeError, StopIteration, *NOT_THE_VALUE) as error:  # whole lines of another study
+        raise GiveUp(f"{journal} is no study of this sweep ({reason_of(error)}); {advice(journal)}") from error
 
 
 def _new_study(room: Room, config: StudyConfig, url: str) -> OptunaStudy:

@@ -93,12 +93,14 @@ class Case:
     Args:
         done: what was damaged.
         violations: what must not be, with the verb.
+        files: of the room after the last verb that only read; empty: they may have changed since.
     """
 
     seed: int
     source: str
     done: list[str] = field(default_factory=list)
     violations: list[str] = field(default_factory=list)
+    files: dict[str, tuple[int, str]] = field(default_factory=dict)
 
 
 class Rooms:
@@ -147,7 +149,8 @@ def _verb(case: Case, room: Room, words: Sequence[str], reads: bool = True) -> t
     """Run a verb on a room in this process; returns its exit code and what it printed on standard output."""
     name = room.root.name
     line = [*words, name] if words[-1] == "--room" else [words[0], name, *words[1:]]
-    before = _snapshot(room.root) if reads else {}
+    before = (case.files or _snapshot(room.root)) if reads else {}
+    case.files = {}
     out, err, code = io.StringIO(), io.StringIO(), -1
     try:
         with _limited(), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
@@ -162,9 +165,11 @@ def _verb(case: Case, room: Room, words: Sequence[str], reads: bool = True) -> t
         case.violations.append(f"{' '.join(words)}: prints a traceback\n{err.getvalue()}")
     if code in (1, 2) and not (out.getvalue() + err.getvalue()).strip():
         case.violations.append(f"{' '.join(words)}: says nothing, exit code {code}")
-    if reads and (after := _snapshot(room.root)) != before:
-        changed = [path for path in {*before, *after} if before.get(path) != after.get(path)]
-        case.violations.append(f"{' '.join(words)}: changes {changed[:4]}")
+    if reads:
+        case.files = _snapshot(room.root)
+        changed = [path for path in {*before, *case.files} if before.get(path) != case.files.get(path)]
+        if changed:
+            case.violations.append(f"{' '.join(words)}: changes {changed[:4]}")
     return code, out.getvalue()
 
 
@@ -192,6 +197,7 @@ def _check_winner(case: Case, room: Room, truth: Truth, said: dict[str, Any]) ->
 
 def _control(case: Case, room: Room) -> None:
     """Let a controller go on."""
+    case.files = {}
     try:
         with _limited(), contextlib.redirect_stderr(io.StringIO()):
             lock = wiring_rooms.controller_lock(room)

@@ -77,8 +77,8 @@ class LocalDispatcher:
         return states
 
     def _lock(self, name: str) -> LockState:
-        """The state of a worker's lock. If no file is there, none can be held: whoever was started with it has lost its
-        name."""
+        """The state of a worker's lock. If no file is there, none can be held: the worker that was started with it has
+        lost its name."""
         lock = self.room.worker(name).lock
         state = lock_state(lock)
         return LockState.FREE if state is LockState.UNSEEN and not lock.is_file() else state
