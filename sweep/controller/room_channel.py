@@ -127,7 +127,7 @@ class RoomChannel:
         )
 
     def _outcome(self, outcome: Outcome | Damage | None) -> Outcome | None:
-        """The outcome that was read; if its file is damaged, a failure that another attempt repairs. It is said once."""
+        """The outcome that was read; if its file is damaged, a failure that another attempt repairs, said once."""
         if not isinstance(outcome, Damage):
             return outcome
         if outcome not in self._damages:

@@ -76,7 +76,7 @@ class Replay:
             "winner_fate": self.winner_ending,
             "reason": self.winner_reason,
             "cut": self.cut,
-            "left_out": list(self.left_out),
+            **({"left_out": list(self.left_out)} if self.left_out else {}),
         }
 
     def text(self) -> str:

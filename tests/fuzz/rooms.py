@@ -40,6 +40,8 @@ import pytest
 
 from sweep.cli import read_verbs
 from sweep.cli.main import main as sweep_main
+from sweep.config.settings import settings_from_json
+from sweep.config.torchtune import export_yaml
 from sweep.errors import SweepError
 from sweep.report import export
 from sweep.resources import embedded_dir
@@ -246,7 +248,7 @@ def _snapshot(root: Path) -> dict[str, tuple[int, str]]:
 @contextlib.contextmanager
 def quick() -> Iterator[None]:
     """While the block runs, settings are parsed and YAMLs are edited once for each text: most of the time otherwise."""
-    parse, edit = wiring_rooms.settings_from_json, export.export_yaml
+    parse, edit = settings_from_json, export_yaml
     parsed: dict[str, Any] = {}
     edited: dict[str, str] = {}
 

@@ -24,8 +24,18 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become 
 
 NOBODY = 65534
 # What verbs import late: another user may not be able to read this interpreter's files.
-LATE = ("rich.live", "sweep.cli.live_view", "sweep.cli.stop", "sweep.report.reader", "sweep.report.html", "colorsys")
-LATE += ("sweep.report.replay", "sweep.cli.start", "sweep.cli.background", "sweep.report.terminal")
+LATE = (
+    "rich.live",
+    "sweep.cli.live_view",
+    "sweep.cli.stop",
+    "sweep.report.reader",
+    "sweep.report.html",
+    "colorsys",
+    "sweep.report.replay",
+    "sweep.cli.start",
+    "sweep.cli.background",
+    "sweep.report.terminal",
+)
 for module in LATE:
     import_module(module)
 
@@ -111,11 +121,8 @@ def readable(played: Room, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> R
             directory.chmod(directory.stat().st_mode | 0o011)
     monkeypatch.setenv("SWEEP_ROOMS", str(tmp_path / "rooms"))
     room = copy_room(played, tmp_path / "rooms")
-    for directory, folders, names in os.walk(room.root.parent):
-        for name in folders:
-            Path(directory, name).chmod(0o755)
-        for name in names:
-            Path(directory, name).chmod(0o644)
+    for path in room.root.parent.rglob("*"):
+        path.chmod(0o755 if path.is_dir() else 0o644)
     room.root.parent.chmod(0o755)
     return room
 

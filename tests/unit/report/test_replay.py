@@ -28,7 +28,6 @@ def test_the_keys_of_the_json_are_those_of_version_0_1() -> None:
         "winner_fate": "pruned",
         "reason": "worse than 5 of 6",
         "cut": 0,
-        "left_out": [],
     }
 
 
