@@ -37,6 +37,22 @@ COUNTED = (
     TrialStatus.FAILED,
     TrialStatus.RUNNING,
 )
+# The page needs nothing but itself. So no text in it could load or send anything, even if it were not escaped.
+POLICY = {
+    "http-equiv": "Content-Security-Policy",
+    "content": "; ".join(
+        (
+            "default-src 'none'",
+            "script-src 'unsafe-inline' 'unsafe-eval'",
+            "style-src 'unsafe-inline'",
+            "img-src data: blob:",
+            "font-src data:",
+            "worker-src blob:",
+            "base-uri 'none'",
+            "form-action 'none'",
+        )
+    ),
+}
 EXPLAINED = {TrialStatus.PRUNED: "Why trials were pruned", TrialStatus.FAILED: "Why trials failed"}
 
 
@@ -113,6 +129,7 @@ def page(state: SweepState, drawn: Sequence[Plot] = (), entries: Sequence[Entry]
         written=time.strftime("%Y-%m-%d %H:%M"),
         cards=_cards(state),
         sections=_sections(state, drawn, entries),
+        policy=POLICY,
         plotly=_packed_plotly() if any(plot.figures for plot in drawn) else "",
     )
 

@@ -65,10 +65,10 @@ def remove_places(directory: Path) -> None:
     """
     with suppress(OSError, ValueError):
         places = json.loads((directory / PLACES).read_text(encoding="utf-8"))
-        for made in map(Path, places["made"]):
-            shutil.rmtree(made, ignore_errors=True)
+        for place in map(Path, places["new"]):
+            shutil.rmtree(place, ignore_errors=True)
             with suppress(OSError):  # it is a file, or was never made
-                made.unlink()
+                place.unlink()
         for parent in places["parents"]:
             with suppress(OSError):  # it has something else in it
                 Path(parent).rmdir()
@@ -146,19 +146,19 @@ class Observation:
         from omegaconf import OmegaConf
         from omegaconf.errors import OmegaConfBaseException
 
-        places: dict[str, list[str]] = {"made": [], "parents": []}
+        places: dict[str, list[str]] = {"new": [], "parents": []}
         with suppress(OmegaConfBaseException):  # torchtune will say which interpolation is wrong
             given = {key: value for key in WRITTEN if isinstance(value := OmegaConf.select(cfg, key), str)}
             for key, value in given.items():
                 if OmegaConf.select(cfg, key) == value:  # else it refers to one that was replaced
                     inside = Path(value) / self._directory.name
                     OmegaConf.update(cfg, key, str(inside))
-                    places["made"].append(str(inside.absolute()))
+                    places["new"].append(str(inside.absolute()))
                     places["parents"] += [str(parent.absolute()) for parent in inside.parents if not parent.exists()]
             if isinstance(name := OmegaConf.select(cfg, LOG_FILE), str) and Path(name).is_absolute():
                 beside = Path(name).with_name(f"{self._directory.name}-{Path(name).name}")
                 OmegaConf.update(cfg, LOG_FILE, str(beside))
-                places["made"].append(str(beside))
+                places["new"].append(str(beside))
         places["parents"].sort(key=len, reverse=True)
         (self._directory / PLACES).write_text(json.dumps(places), encoding="utf-8")
 

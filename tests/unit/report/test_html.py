@@ -136,6 +136,10 @@ def test_the_page_loads_nothing(plots: tuple[Plot, ...]) -> None:
     shown = Page(text)
     assert [attrs for tag, attrs in shown.tags if "src" in attrs or tag in ("link", "iframe", "object")] == []
     assert all(link.startswith("#") for link in shown.attributes("a", "href"))
+    policies = [attrs["content"] for tag, attrs in shown.tags if attrs.get("http-equiv") == "Content-Security-Policy"]
+    assert len(policies) == 1
+    assert str(policies[0]).startswith("default-src 'none'; ")
+    assert not re.search(r"https?:|\*|-src 'self'", str(policies[0]))
     assert ('id="plotly"' in text) is bool(plots)
     assert len(text) < 2_500_000
     for file in TEMPLATES.iterdir():
