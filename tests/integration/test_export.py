@@ -60,7 +60,10 @@ RECIPES: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
         {"metric_logger": {**DEFAULT_LOGGER, "filename": "mine.txt"}, "log_every_n_steps": 3},
         ("clip_grad_norm",),
     ),
-    "a logger of one's own": ({"metric_logger": {"_component_": "own_logger.Shouting", "volume": 11}}, ()),
+    "components of one's own": (
+        {"metric_logger": {"_component_": "own.Shouting", "volume": 11}, "collate_fn": "own.collate"},
+        (),
+    ),
     "a logger without its directory": ({"metric_logger": {"_component_": f"{LOGGERS}DiskLogger"}}, ()),
     "fp64, a list of data sets, two epochs": (
         {"dtype": "fp64", "dataset": "listed", "epochs": 2, "save_adapter_weights_only": False},
@@ -72,7 +75,10 @@ RECIPES: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     ),
     "names of old versions": ({}, ()),
 }
-OWN_LOGGER = """\
+OWN = """\
+from torchtune.data import padded_collate_sft
+def collate(batch, padding_idx, ignore_idx):
+    return padded_collate_sft(batch, padding_idx, ignore_idx)
 class Shouting:
     def __init__(self, volume):
         self.file = open("shouted.txt", "a")
@@ -146,16 +152,15 @@ def test_tune_run_takes_what_is_exported(name: str, here: Path, server: socket.s
         for new, old in NAMES.items():
             assert new in text
             text = text.replace(new, old)
-    (here / "own_logger.py").write_text(OWN_LOGGER)
-    trusted = ["own_logger"]
+    (here / "own.py").write_text(OWN)
     (here / "recipe.yaml").write_text(text)
     config, _ = load_torchtune_config(here / "recipe.yaml", {})
     line = write(exported_yaml(text, {}, {}, resolve(config, {}, {}), "note"), here / "exported.yaml")
-    steps = tune(line, trusted)
+    steps = tune(line, ["own"])
     assert list(steps) == [1, 2, *([3, 4, 5, 6, 7, 8] if "epochs" in changes else [])]
     assert all(values.keys() == {"loss", "grad_norm"} for values in steps.values())
     shouted = ["shouted.txt"] if "own" in name else []
-    ours = {"recipe.yaml", "exported.yaml", "own_logger.py", "__pycache__"}
+    ours = {"recipe.yaml", "exported.yaml", "own.py", "__pycache__"}
     assert [path.name for path in here.iterdir() if path.name not in ours] == shouted
     with pytest.raises(BlockingIOError):
         server.accept()
@@ -179,7 +184,7 @@ FAULTS: dict[str, tuple[dict[str, Any], str]] = {
         "UntrustedError: metric_logger._component_=os.system is not among the allowed components",
     ),
     "an alias of code that is not trusted": (
-        {"loss": {"_component_": "torchao.prototype.parq.utils.import_module", "name": "own_logger"}},
+        {"loss": {"_component_": "torchao.prototype.parq.utils.import_module", "name": "own"}},
         "UntrustedError: loss._component_=torchao.* is a function that importlib defines",
     ),
     "no such device": ({"device": "mps"}, "RuntimeError: The device mps is not available on this machine"),
@@ -200,10 +205,10 @@ def test_a_file_that_tune_run_refuses_does_not_pass(fault: str, here: Path) -> N
 
 
 def test_a_killed_tune_run_is_said_with_its_last_words(here: Path) -> None:
-    (here / "own_logger.py").write_text(KILL)
-    line = write(recipe(metric_logger={"_component_": "own_logger.Kill"}), here / "given.yaml")
+    (here / "own.py").write_text(KILL)
+    line = write(recipe(metric_logger={"_component_": "own.Kill"}), here / "given.yaml")
     with pytest.raises(GiveUp, match=r"failed: it ended with signal SIGKILL, .*; its last words: so long$"):
-        tune(line, ["own_logger"])
+        tune(line, ["own"])
     assert not (here / "out").exists()
 
 

@@ -124,6 +124,8 @@ class Observation:
 
         plain = OmegaConf.to_container(cfg, resolve=True)
         check_plain(plain)
+        if str(Path.cwd()) not in sys.path:  # as torchtune does before it builds the first component
+            sys.path.append(str(Path.cwd()))
         load_components(plain, json.loads((self._directory / TRUSTED).read_text(encoding="utf-8")))
 
     def _instantiate(self, instantiate: Callable[..., Any], node: Any, *args: Any, **more: Any) -> Any:

@@ -107,8 +107,8 @@ def test_without_a_key_a_configuration_is_refused_or_completed(key: str, tmp_pat
     path.write_text(yaml.safe_dump(config, sort_keys=False))
     try:
         load_torchtune_config(path, {})
-        added: dict[str, Any] = {"seed": 0} if key == "seed" else {}
-        text = export(path.read_text(), **added)
+        seed: dict[str, Any] = {"seed": 0} if key == "seed" else {}
+        text = export(path.read_text(), **seed)
     except ConfigError as error:
         assert key in str(error) or key in ("root", "output_dir")  # other values refer to these
         return

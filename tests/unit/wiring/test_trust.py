@@ -13,14 +13,16 @@ import pytest
 from omegaconf import OmegaConf
 from omegaconf.basecontainer import BaseContainer
 
+from sweep.cli.main import main
 from sweep.config.resolvers import OWN_RESOLVERS
 from sweep.config.sections import RoomAccess
 from sweep.config.settings import Settings
 from sweep.errors import ConfigError, SweepError
-from sweep.wiring import trust
+from sweep.wiring import creation, trust
 from sweep.wiring.compose import compose_config, freeze
 from sweep.wiring.session import reading_storage
 from sweep.wiring.trust import check_owner, programs
+from tests.helpers.kill_points import composed
 from trainer.room import Room
 
 DEMO = ("experiment=demo",)
@@ -98,6 +100,24 @@ def test_a_strangers_database_is_not_opened(room: Room, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="would act as you: storage=sqlite"):
         reading_storage(room, settings)
     assert not database.exists()
+
+
+def test_resume_is_refused_in_one_sentence_and_starts_nothing(
+    rooms: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    room = creation.create_room(composed("evaluate=command", "evaluate.command=touch {output}"), 40)
+    before = {path: path.read_bytes() for path in room.root.rglob("*") if path.is_file()}
+    monkeypatch.setattr(trust, "_owner", lambda room: STRANGER)
+    for words in (["resume", "s"], ["resume", "s", "search.trials=9"], ["resume", "s", "--detach"]):
+        assert main(words) == 2
+        said = capsys.readouterr().err
+        assert said.startswith(
+            f"sweep: {room.root} belongs to user {STRANGER}, and its configuration would act as you: "
+        )
+        assert "evaluate.command=" in said
+        assert said.count("\n") == 1
+    assert {path: path.read_bytes() for path in room.root.rglob("*") if path.is_file()} == before
+    assert main(["status", "s"]) == 0
 
 
 # --- a stranger's --config-dir ------------------------------------------------------------------------------------
