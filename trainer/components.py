@@ -236,7 +236,7 @@ def _check_definition(key: str, path: str, thing: Any, extra: Sequence[str]) -> 
 
 
 def _check_remote_code(config: Any, at: str = "") -> None:
-    """Refuse a data set that runs a script of its repository, as `datasets` did before its version 4."""
+    """Refuse a data set that runs a script of its repository, as `datasets` did before its version 4, or unpickles."""
     items = config.items() if isinstance(config, Mapping) else enumerate(config) if isinstance(config, list) else ()
     for key, value in items:
         path = f"{at}.{key}" if at else str(key)
@@ -244,6 +244,10 @@ def _check_remote_code(config: Any, at: str = "") -> None:
             raise UntrustedError(
                 f"{path}={value} would run code of a data set's repository; remove the key, and convert the data "
                 "to JSON or Parquet if they need it"
+            )
+        if key in ("source", "path") and value == "pandas":
+            raise UntrustedError(
+                f"{path}=pandas would read data frames as pickles, which are code; convert the data to JSON or Parquet"
             )
         _check_remote_code(value, path)
 

@@ -57,6 +57,8 @@ REQUIRED_KEYS = (
     "dtype",
     "output_dir",
 )
+# Keys at the top of a file that torchtune's argument parser stumbles over.
+RESERVED_KEYS = ("config", "self")
 # torchtune's other recipes with adapters, by a key of theirs that our recipe would ignore.
 OTHER_RECIPES = {
     "teacher_model": "knowledge_distillation_single_device",
@@ -125,8 +127,9 @@ def _check_kind(path: Path, config: Mapping[str, Any]) -> None:
         others.append(f"loss._component_={loss}, which is lora_dpo_single_device's")
     if others:
         raise ConfigError(f"{start} has {others[0]}; name a configuration for LoRA fine-tuning, `tune ls` shows them")
-    if "config" in config:
-        raise ConfigError(f"{path} has the key config, which `tune run` keeps for itself; give the key another name")
+    for key in config:
+        if not isinstance(key, str) or key in RESERVED_KEYS:
+            raise ConfigError(f"{path} has the key {key}, which `tune run` cannot take; give the key another name")
     if _resumes(config):
         raise ConfigError(
             f"{path}: resume_from_checkpoint=True must be False, as a trial starts from the base and the sweep "

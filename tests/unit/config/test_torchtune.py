@@ -326,6 +326,15 @@ def test_an_override_of_no_key_is_refused() -> None:
         load_torchtune_config(EMBEDDED, {"batchsize": 4})
 
 
+@pytest.mark.parametrize("key", ["config", "self", "on", "1"])
+def test_a_key_that_tune_run_cannot_take_is_refused(key: str, tmp_path: Path) -> None:
+    path = tmp_path / "odd.yaml"
+    path.write_text(f"{EMBEDDED.read_text()}{key}: x\n")
+    read = {"on": "True"}.get(key, key)
+    with pytest.raises(ConfigError, match=f"odd.yaml has the key {read}, which `tune run` cannot take; give"):
+        load_torchtune_config(path, {})
+
+
 KD, DPO, QAT = "knowledge_distillation_single_device", "lora_dpo_single_device", "qat_lora_finetune_distributed"
 
 

@@ -206,6 +206,12 @@ def test_a_data_set_s_own_code_is_refused(value: object) -> None:
     check_components({"dataset": {**FINE, "trust_remote_code": False}})
 
 
+def test_a_data_set_of_pickles_is_refused() -> None:
+    with pytest.raises(ComponentError, match=r"dataset\.0\.source=pandas would read data frames as pickles"):
+        check_components({"dataset": [{**FINE, "source": "pandas"}]})
+    check_components({"dataset": {**FINE, "source": "json", "data_files": "pandas"}})
+
+
 # --- objects, where they are built ----------------------------------------------------------------------------------
 
 
