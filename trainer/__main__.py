@@ -13,9 +13,11 @@ import sys
 from pathlib import Path
 
 from trainer import PROCESS_ENV, logs
+from trainer.startup import prepare
 
 
 def main() -> int:
+    prepare()
     parser = argparse.ArgumentParser(prog="python -m trainer", description=__doc__)
     verbs = parser.add_subparsers(dest="verb", required=True)
     serve = verbs.add_parser("serve", help="train the trials that a room assigns to this worker")

@@ -36,7 +36,7 @@ def _end_services(seconds: float) -> None:
     time.sleep(seconds)
     for child in _children():
         with suppress(OSError):  # it has ended
-            if Path(f"/proc/{child}/comm").read_text().strip() == SERVICE:
+            if Path(f"/proc/{child}/comm").read_text(encoding="utf-8").strip() == SERVICE:
                 os.kill(child, signal.SIGKILL)
 
 
@@ -45,5 +45,5 @@ def _children() -> set[int]:
     children: set[int] = set()
     for path in Path("/proc/self/task").glob("*/children"):
         with suppress(OSError):
-            children |= {int(word) for word in path.read_text().split()}
+            children |= {int(word) for word in path.read_text(encoding="utf-8").split()}
     return children

@@ -63,11 +63,11 @@ def _facts(pid: int) -> str:
     """What tells a process from all others that ever had its id; without a start if there is no such process."""
     boot = namespace = start = ""
     with suppress(OSError):
-        boot = (PROC / "sys/kernel/random/boot_id").read_text().strip()
+        boot = (PROC / "sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
     with suppress(OSError):
         namespace = re.sub(r"\D", "", str((PROC / "self/ns/pid").readlink()))
     with suppress(OSError, IndexError):
-        stat = (PROC / str(pid) / "stat").read_text()
+        stat = (PROC / str(pid) / "stat").read_text(encoding="utf-8")
         start = stat[stat.rindex(")") + 2 :].split()[19]  # the program's name before it may hold anything
     return f"start={start} boot={boot} pids={namespace} host={socket.gethostname()}"
 

@@ -54,7 +54,7 @@ def open_lock(path: Path) -> IO[str]:
     if not stat.S_ISREG(os.fstat(handle).st_mode):
         os.close(handle)
         raise OSError(errno.EINVAL, "it is no regular file", str(path))
-    return os.fdopen(handle, "a+")
+    return os.fdopen(handle, "a+", encoding="utf-8")
 
 
 def write_lock(file: IO[str], text: str) -> None:

@@ -94,7 +94,7 @@ class RoomPresence:
             raise FileNotFoundError(self.room.sweep)
         if isinstance(handle, Damage):  # it proves nothing
             return False
-        with os.fdopen(handle) as file:
+        with os.fdopen(handle, encoding="utf-8") as file:
             stat = os.fstat(file.fileno())
             if self._seen is not None and _is_same(stat, self._seen):
                 return False

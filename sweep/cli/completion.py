@@ -35,9 +35,12 @@ FILED = ("space", "sampler", "pruner", "prior")
 
 def complete_sweep(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """Names of sweeps."""
+    from sweep.errors import ConfigError
     from sweep.wiring.rooms import rooms_dir
 
-    return _matching((path.parent.name for path in rooms_dir().glob("*/sweep.json")), incomplete, "sweep")
+    with suppress(ConfigError):
+        return _matching((path.parent.name for path in rooms_dir().glob("*/sweep.json")), incomplete, "sweep")
+    return []
 
 
 def complete_trial(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
@@ -145,7 +148,7 @@ def _defaults(groups: Mapping[str, Mapping[str, Path]]) -> dict[str, str]:
     """Group to the choice of the shipped configuration, read from the lines of its list of defaults."""
     from sweep.resources import conf_dir
 
-    lines = re.findall(r"^ +- (\w+): (\w+)$", (conf_dir() / "config.yaml").read_text(), re.MULTILINE)
+    lines = re.findall(r"^ +- (\w+): (\w+)$", (conf_dir() / "config.yaml").read_text(encoding="utf-8"), re.MULTILINE)
     return {group: choice for group, choice in lines if group in groups}
 
 
@@ -172,7 +175,7 @@ def _queue_section(kind: str) -> type:
 
 def _kind(groups: Mapping[str, Mapping[str, Path]], chosen: Mapping[str, str], group: str) -> str:
     path = groups.get(group, {}).get(chosen.get(group, ""))
-    kind = re.search(r"^kind: *(\w+)", path.read_text(), re.MULTILINE) if path else None
+    kind = re.search(r"^kind: *(\w+)", path.read_text(encoding="utf-8"), re.MULTILINE) if path else None
     return kind[1] if kind else ""
 
 
@@ -184,7 +187,7 @@ def _kind_in_room(name: str | None) -> str:
     if name is not None and ("://" in name or "=" in name):
         name = None
     with suppress(SweepError, OSError, ValueError, KeyError, TypeError):
-        return str(json.loads(find_room(name).sweep.read_text())["queue"]["kind"])
+        return str(json.loads(find_room(name).sweep.read_text(encoding="utf-8"))["queue"]["kind"])
     return ""
 
 
@@ -206,8 +209,8 @@ def _file_keys(groups: Mapping[str, Mapping[str, Path]], chosen: Mapping[str, st
 
     group = section.partition(".")[0]
     path = groups.get(group, {}).get(chosen.get(group, ""))
-    with suppress(OSError, yaml.YAMLError):
-        content = yaml.safe_load(path.read_text()) if path else {}
+    with suppress(OSError, yaml.YAMLError, ValueError, RecursionError):
+        content = yaml.safe_load(path.read_text(encoding="utf-8")) if path else {}
         keys = content.get(group, content) if isinstance(content, dict) else {}  # a file may hold the group as a key
         return [f"{group}.{str(key).removeprefix('+')}=" for key in keys if not str(key).startswith("_")]
     return []

@@ -112,7 +112,14 @@ def _versions() -> str:
 
 def _try_torchtune() -> Completed:
     """Import torchtune, count torch's GPUs and print the usage of `tune`, in one process since each imports torch."""
-    return subprocess.run(python_command("-c", TRY_TORCHTUNE), capture_output=True, text=True, check=False)
+    return subprocess.run(
+        python_command("-c", TRY_TORCHTUNE),
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        errors="replace",
+        check=False,
+    )
 
 
 def _imports(process: Completed) -> str:

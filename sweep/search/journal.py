@@ -210,7 +210,7 @@ def trial_count(path: Path, name: str) -> int | None:
 
 def write_entries(path: Path, entries: Sequence[dict[str, Any]]) -> None:
     """Write a journal of these entries, which must not exist."""
-    with path.open("x") as file:
+    with path.open("x", encoding="utf-8") as file:
         file.writelines(json.dumps(entry, separators=(",", ":")) + "\n" for entry in entries)
         file.flush()
         os.fsync(file.fileno())

@@ -82,7 +82,9 @@ def upload(part: Upload) -> None:
         RetryLater: it did not arrive; the next `sweep sync` tries again.
     """
     command = python_command("-m", "wandb", "sync", "--no-skip-online", str(part.directory))
-    done = subprocess.run(command, env=clean_env(), capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, env=clean_env(), capture_output=True, text=True, encoding="utf-8", errors="replace", check=False
+    )
     if done.returncode != 0:
         last = last_line(done.stderr or done.stdout) or how_it_ended(done.returncode)
         raise RetryLater(f"{part.directory.name} did not arrive at W&B: {last}")

@@ -54,6 +54,7 @@ SHARED = {
     "trainer.names",
     "trainer.presence",
     "trainer.identity",
+    "trainer.startup",
     "trainer.process_end",
     "trainer.shortening",
     "trainer.socket_messages",
@@ -69,7 +70,7 @@ STANDARD = {
     "trainer.room",
     "trainer.environment",
 }
-STANDARD |= {"trainer.names", "trainer.presence", "trainer.identity"}
+STANDARD |= {"trainer.names", "trainer.presence", "trainer.identity", "trainer.startup"}
 STANDARD |= {"trainer.process_end", "trainer.shortening", "trainer.socket_messages", "trainer.working_directory"}
 FURTHER = {
     "sweep.report.export": {"trainer.entry.tune_run"},  # it starts this program, and reads what it leaves

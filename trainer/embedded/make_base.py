@@ -86,7 +86,7 @@ def write_rows(out: Path) -> None:
     stream = rows()
     for name, number in (("train", TRAIN_ROWS), ("val", VAL_ROWS)):
         lines = (json.dumps(asdict(row)) + "\n" for row in islice(stream, number))
-        (out / f"{name}.jsonl").write_text("".join(lines))
+        (out / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
 
 
 def write_model(out: Path, model: Llama, shape: Shape) -> None:
@@ -101,7 +101,7 @@ def write_model(out: Path, model: Llama, shape: Shape) -> None:
         "bos_token_id": shape.vocab_size - len(SPECIALS),
         "eos_token_id": shape.vocab_size - len(SPECIALS) + 1,
     }
-    (out / "config.json").write_text(json.dumps(config, indent=1) + "\n")
+    (out / "config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
     weights = {name: weight.bfloat16().cpu() for name, weight in model.state_dict().items()}
     save_file(weights, out / "model.safetensors", metadata={"format": "pt"})
 

@@ -77,6 +77,6 @@ def encode(shard: int, ranks: dict[bytes, int]) -> Tensor:
 
 def write_tokenizer(out: Path, ranks: dict[bytes, int]) -> None:
     lines = (f"{base64.b64encode(token).decode()} {ranks[token]}\n" for token in sorted(ranks, key=lambda t: ranks[t]))
-    (out / "tokenizer.model").write_text("".join(lines))
+    (out / "tokenizer.model").write_text("".join(lines), encoding="utf-8")
     added = [{"id": len(ranks) + i, "content": name} for i, name in enumerate(SPECIALS)]
-    (out / "special_tokens.json").write_text(json.dumps({"added_tokens": added}) + "\n")
+    (out / "special_tokens.json").write_text(json.dumps({"added_tokens": added}) + "\n", encoding="utf-8")

@@ -138,7 +138,7 @@ def claim(worker: WorkerDir) -> bool:
         return False
     make_directory(worker.path, worker.path.parent.parent)
     try:
-        (worker.path / "claim").open("x").close()
+        (worker.path / "claim").open("x", encoding="utf-8").close()
     except FileExistsError:
         return False
     return True

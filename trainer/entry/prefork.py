@@ -70,7 +70,7 @@ def _become_worker(request: dict[str, Any], files: list[int]) -> None:
         with contextlib.suppress(PermissionError):  # a process that was not forked already leads its session
             os.setsid()
         log = files[0]
-        with Path(os.devnull).open() as nothing:
+        with Path(os.devnull).open(encoding="utf-8") as nothing:
             os.dup2(nothing.fileno(), 0)
         os.dup2(log, 1)
         os.dup2(log, 2)

@@ -219,7 +219,9 @@ class EvaluationRun:
             "directory": str(self.scratch / "out"),
             "output": str(self.scratch / "scores.json"),
         }
-        (self.scratch / "trial.yaml").write_text(yaml.safe_dump(dict(self.spec.config), sort_keys=False))
+        (self.scratch / "trial.yaml").write_text(
+            yaml.safe_dump(dict(self.spec.config), sort_keys=False), encoding="utf-8"
+        )
         if "{merged}" in text or "{merged_files}" in text:
             merged = self.scratch / "merged"
             names = save_merged(self._recipe, merged)

@@ -81,7 +81,7 @@ def run_program(command: Sequence[str], log: Path, seconds: float | None, should
         finally:
             _end(child)
     if child.returncode != 0:
-        said = last_line(log.read_text(errors="replace")) or "it printed nothing"
+        said = last_line(log.read_text(encoding="utf-8", errors="replace")) or "it printed nothing"
         raise EvaluationError(f"{Path(command[0]).name} failed with {how_it_ended(child.returncode)}: {said}")
 
 
@@ -93,12 +93,12 @@ def read_scores(output: Path, log: Path) -> dict[str, float]:
     """
     if output.exists():
         try:
-            raw = json.loads(output.read_text())
+            raw = json.loads(output.read_text(encoding="utf-8"))
         except ValueError as error:
             raise EvaluationError(f"the evaluation's {{output}} file is no JSON: {error}") from error
         scores = numbers(raw.get("results", raw) if isinstance(raw, dict) else raw)
     else:
-        scores = table_scores(log.read_text(errors="replace"))
+        scores = table_scores(log.read_text(encoding="utf-8", errors="replace"))
     if not scores:
         raise EvaluationError(
             "the evaluation has no score; write JSON numbers to {output}, or print a table as lm-eval does"

@@ -73,7 +73,7 @@ def make_job(connection: Connection, queue: LaunchQueue, path: str) -> str:
 def stage_code(folder: Path) -> None:
     """Write what a code job consists of into a folder: the trainer, and the packages that it needs."""
     shutil.copytree(trainer_dir(), folder / "trainer", ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
-    (folder / "requirements.txt").write_text("".join(f"{line}\n" for line in requirements()))
+    (folder / "requirements.txt").write_text("".join(f"{line}\n" for line in requirements()), encoding="utf-8")
 
 
 def requirements() -> list[str]:
@@ -93,7 +93,15 @@ def _wandb(words: list[str], home: str) -> str:
     line = python_command("-m", "wandb", *words, "-e", entity, "-p", project)
     try:
         done = subprocess.run(
-            line, env=environment, capture_output=True, text=True, timeout=JOB_SECONDS, check=False, cwd="/"
+            line,
+            env=environment,
+            capture_output=True,
+            text=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=JOB_SECONDS,
+            check=False,
+            cwd="/",
         )
     except subprocess.TimeoutExpired:
         raise RetryLater(f"`wandb {words[0]} {words[1]}` took longer than {JOB_SECONDS:g} s; retry") from None

@@ -42,13 +42,14 @@ class Recorder:
     def write(self, attempt: SimulatedAttempt) -> None:
         files = self.room.attempt(attempt.spec.trial, attempt.spec.attempt)
         files.path.mkdir(parents=True, exist_ok=True)
-        files.reports.write_text("".join(f"{encode(report)}\n" for report in attempt.reports))
+        files.reports.write_text("".join(f"{encode(report)}\n" for report in attempt.reports), encoding="utf-8")
         if attempt.stop is not None:
-            files.stop.write_text(f"{attempt.stop}\n{attempt.stop_reason}")
+            files.stop.write_text(f"{attempt.stop}\n{attempt.stop_reason}", encoding="utf-8")
         if attempt.outcome is not None:
-            files.outcome.write_text(encode(attempt.outcome))
-        (self.room.root / CLOCK).write_text(repr(self.world.now))
-        files.spec.write_text(encode(attempt.spec))  # last: an attempt exists once its specification does
+            files.outcome.write_text(encode(attempt.outcome), encoding="utf-8")
+        (self.room.root / CLOCK).write_text(repr(self.world.now), encoding="utf-8")
+        # last: an attempt exists once its specification does
+        files.spec.write_text(encode(attempt.spec), encoding="utf-8")
 
     def read(self, trial: int) -> dict[int, SimulatedAttempt]:
         """The attempts of a trial that were written, by number."""
