@@ -321,6 +321,41 @@ def classify(error: BaseException) -> FailureKind:
 
 
 def describe(error: BaseException) -> str:
-    """One line for a person: type and message of an error, without its stack and without secrets."""
-    text = " ".join(mask(str(error)).split()) or "no message"
-    return f"{type(error).__name__}: {text[:500]}"
+    """One line for a person: type and message of an error and of its innermost cause, without stack and secrets."""
+    text, cause = _said(error), innermost_cause(error)
+    if cause is error or " ".join(str(cause).split()) in text:
+        return text
+    return f"{text} (cause: {_said(cause)})"
+
+
+def innermost_cause(error: BaseException) -> BaseException:
+    """The error behind an error: what it was raised from, or what it was raised beside if it says nothing itself.
+
+    It is the error itself if nothing is behind it. A cause that says nothing is passed over, unless all of them do.
+    """
+    said, seen = error, {id(error)}
+    while True:
+        implied = None if error.__suppress_context__ or str(error) else error.__context__
+        behind = error.__cause__ or implied
+        if behind is None or id(behind) in seen:
+            return said
+        seen.add(id(behind))
+        error = behind
+        said = error if str(error) or not str(said) else said
+
+
+def _said(error: BaseException) -> str:
+    """Type and message of an error; without a message, where it was raised."""
+    text = " ".join(mask(str(error)).split())[:500] or f"no message, {_raised_in(error)}"
+    return f"{type(error).__name__}: {text}"
+
+
+def _raised_in(error: BaseException) -> str:
+    """The function and line that raised an error."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    if trace is None:
+        return "never raised"
+    where = trace.tb_frame
+    return f"raised in {where.f_globals.get('__name__', '?')}.{where.f_code.co_name}, line {trace.tb_lineno}"
