@@ -1,12 +1,15 @@
 """The entry point `sweep`: finds the verb, runs it, and turns errors into sentences and exit codes.
 
 Invariants: nothing heavy is imported before a verb runs, so that `sweep --help` answers at once. A person's mistake is
-answered by one message and exit code 2, never by a traceback.
+answered by one message and exit code 2, never by a traceback. An exception that nothing expects is a fault of this
+program: it is answered by a sentence that says so, and its traceback is kept in a file.
 """
 
 from __future__ import annotations
 
+import logging
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -16,11 +19,14 @@ import click
 from click.shell_completion import shell_complete
 
 from sweep.cli import queue_verbs, read_verbs, result_verbs, run_verbs, shells
+from sweep.cli.fault import fault_text
 from sweep.cli.groups import EXIT_CODES, VerbGroup, usage_text
 from sweep.errors import ConfigError, SweepError
+from trainer import logs
 from trainer.exit_guard import limit_exit
 from trainer.names import harmless
 from trainer.shortening import short_text
+from trainer.startup import prepare
 
 # An error may repeat what it was given, such as a list of thousands of files.
 MESSAGE_CHARACTERS = 4000
@@ -31,6 +37,10 @@ SECTIONS = {
     "Use what it found": ("best", "export", "report", "replay", "sync"),
     "Set up": ("doctor", "queue", "completion"),
 }
+INTERRUPTED = 130
+NO_DOCSTRINGS = (
+    "Python's option -OO removes the docstrings that Hydra and Optuna read; start sweep without it, or with -O"
+)
 
 
 def print_version(ctx: click.Context, param: click.Parameter, given: bool) -> None:
@@ -63,11 +73,28 @@ for command in (
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a verb; returns the exit code."""
+    """Run a verb; returns the exit code.
+
+    Args:
+        argv: the words of the command line; None: those of this process, which is the program's own.
+    """
     if instruction := os.environ.get(shells.VARIABLE):
         return shell_complete(cli, {}, "sweep", shells.VARIABLE, instruction)
+    if argv is not None:
+        return _answer(list(argv))
+    prepare()
+    if sys.flags.optimize > 1:
+        return _failed(NO_DOCSTRINGS, 2)
+    code = _answer(sys.argv[1:])
+    if code == INTERRUPTED:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # one more while the interpreter ends changes nothing
+    return code
+
+
+def _answer(args: list[str]) -> int:
+    """Run a verb, and turn its error into a sentence; returns the exit code."""
     try:
-        return _run(sys.argv[1:] if argv is None else list(argv))
+        return _run(args)
     except click.exceptions.Exit as end:
         return end.exit_code
     except click.UsageError as error:
@@ -77,12 +104,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SweepError as error:
         return _failed(str(error), 1)
     except KeyboardInterrupt:
-        return 130
+        return INTERRUPTED
     except BrokenPipeError:
         _discard_output()
         return 0
     except OSError as error:
         return _failed(_file_error(error), 1)
+    except Exception as error:
+        if logs.level_from_env() <= logging.DEBUG:
+            raise
+        return _failed(fault_text(error), 1)
 
 
 def _run(args: list[str]) -> int:
@@ -129,5 +160,5 @@ def version() -> str:
 
     with suppress(OSError, KeyError, tomllib.TOMLDecodeError):
         project = Path(__file__).resolve().parents[2] / "pyproject.toml"
-        return str(tomllib.loads(project.read_text())["project"]["version"])
+        return str(tomllib.loads(project.read_text(encoding="utf-8"))["project"]["version"])
     return metadata.version("sweeps-on-launch")

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from sweep.cli.fault import FAULT
 from tests.helpers.warm import WarmPopen, warm_processes
 
 # A sweep on the embedded base whose trials take about a second: eight micro-batches of eight rows.
@@ -41,6 +42,7 @@ def sweep(*words: str, code: int | None = 0, timeout: float = 1200) -> subproces
         result = subprocess.run(command(*words), capture_output=True, text=True, timeout=timeout, check=False)
     assert code is None or result.returncode == code, f"exit {result.returncode}\n{result.stdout}\n{result.stderr}"
     assert "Traceback" not in result.stderr
+    assert FAULT not in result.stderr
     return result
 
 

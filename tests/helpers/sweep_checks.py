@@ -17,6 +17,7 @@ from pathlib import Path
 import optuna
 from optuna.storages.journal import JournalFileBackend
 
+from sweep.cli.fault import FAULT
 from sweep.controller.ledger import read_ledger
 from sweep.model.states import TrialStatus
 from sweep.model.summary import SweepState, TrialRow
@@ -154,6 +155,7 @@ def check_logs(room: Room, *more: Path) -> None:
     for path in sorted({path for path in logs if path.is_file()}):
         text = path.read_text(errors="replace")
         assert "Traceback" not in text, f"{path}\n{text[-4000:]}"
+        assert FAULT not in text, f"{path}\n{text[-4000:]}"
 
 
 def check_no_process(root: Path, seconds: float = 300.0) -> None:
