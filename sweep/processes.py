@@ -13,11 +13,13 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from sweep.errors import GiveUp
@@ -87,7 +89,11 @@ class PreforkServer:
             GiveUp: the process ended without an answer; the text has its signal or exit code and its last words.
         """
         process = self._at(0)
-        data = process.receive() if process.send(request, ()) else None
+        try:
+            data = process.receive() if process.send(request, ()) else None
+        except BaseException:  # Ctrl-C: the process has a session of its own, and would count on
+            process.kill()
+            raise
         if data is None:
             raise ended_unexpectedly("the process that reads the data", process.end(), process.errors())
         answer: dict[str, Any] = json.loads(data)
@@ -103,6 +109,15 @@ class PreforkServer:
             return False
         process.taken = not self._forks
         return True
+
+    def kill(self, place: int) -> None:
+        """Kill the process that is to make the worker of this place, and has not done so: it may take long to import.
+
+        Workers that it has made go on.
+        """
+        index = 0 if self._forks else place
+        if index < len(self._processes):
+            self._processes[index].kill()
 
     def close(self) -> None:
         """Close the sockets: processes that have not become workers end."""
@@ -163,6 +178,12 @@ class _Process:
         size = self._errors.seek(0, os.SEEK_END)
         self._errors.seek(max(0, size - LAST_WORDS_BYTES))
         return self._errors.read().decode(errors="replace")
+
+    def kill(self) -> None:
+        """Kill the process and those that it has started; workers that it has forked have sessions of their own."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.popen.pid, signal.SIGKILL)
+        self.popen.wait()
 
     def close(self) -> None:
         self.channel.close()

@@ -81,13 +81,18 @@ def _control_keys_unseen() -> Iterator[None]:
     if terminal is None:
         yield
         return
-    before = termios.tcgetattr(terminal)
-    flags = [*before[:3], before[3] & ~termios.ECHOCTL, *before[4:]]
-    termios.tcsetattr(terminal, termios.TCSADRAIN, flags)
+    try:
+        before = termios.tcgetattr(terminal)
+        flags = [*before[:3], before[3] & ~termios.ECHOCTL, *before[4:]]
+        termios.tcsetattr(terminal, termios.TCSANOW, flags)  # not after what is printed: nobody may read that now
+    except termios.error:  # it was hung up
+        yield
+        return
     try:
         yield
     finally:
-        termios.tcsetattr(terminal, termios.TCSADRAIN, before)
+        with suppress(termios.error):
+            termios.tcsetattr(terminal, termios.TCSANOW, before)
 
 
 def _own_terminal() -> int | None:

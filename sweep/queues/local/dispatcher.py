@@ -12,8 +12,10 @@ import fcntl
 import json
 import logging
 import os
+import signal
 import subprocess
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -89,7 +91,9 @@ class LocalDispatcher:
             if not held(lock):
                 continue
             text = (read_text(lock) or "").strip()
-            if text and not kill_group(text, lock) and name not in self._foreign:
+            if not text:
+                self._end_start(name)
+            elif not kill_group(text, lock) and name not in self._foreign:
                 self._foreign.add(name)
                 _log.warning("the worker %s is no process of this machine and cannot be ended here: %s", name, text)
 
@@ -97,6 +101,15 @@ class LocalDispatcher:
         first = workers[0]
         env = " ".join(f"{key}={value}" for key, value in self.own_env(first.place).items())
         return f"env {env} {' '.join(self._command(first.name))}"
+
+    def _end_start(self, name: str) -> None:
+        """End what is to become a worker and still imports, so that its lock names no process yet."""
+        child = self._children.get(name)
+        if child is not None:
+            with suppress(ProcessLookupError):
+                os.killpg(child.pid, signal.SIGKILL)
+        elif self.prefork is not None:
+            self.prefork.kill(self._place(name))
 
     def _start(self, worker: WorkerSpec) -> None:
         files = self.room.worker(worker.name)
@@ -163,7 +176,15 @@ def visible_gpus() -> tuple[str, ...]:
     if visible is not None:
         return tuple(part.strip() for part in visible.split(",") if part.strip() not in ("", "-1"))
     try:
-        listing = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=20, check=True).stdout
+        listing = subprocess.run(
+            ["nvidia-smi", "-L"],
+            capture_output=True,
+            text=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=20,
+            check=True,
+        ).stdout
     except (OSError, subprocess.SubprocessError):
         return ()
     return tuple(str(index) for index, line in enumerate(listing.splitlines()) if line.startswith("GPU "))
