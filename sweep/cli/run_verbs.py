@@ -21,6 +21,9 @@ from sweep.cli.options import (
     overrides_argument,
 )
 
+# Of a plan: with some samplers each proposal takes as long as all before it.
+MAX_SAMPLES = 100
+
 
 @click.command(
     cls=Verb,
@@ -80,7 +83,14 @@ def stop(name: str | None, cancel: bool, detach: bool) -> int:
 @click.command(cls=Verb, examples=("sweep plan experiment=demo", "sweep plan experiment=demo queue=slurm --no-measure"))
 @overrides_argument()
 @config_dir_option
-@click.option("-n", "samples", type=int, default=5, metavar="N", help="how many trials to sample; default: 5")
+@click.option(
+    "-n",
+    "samples",
+    type=click.IntRange(0, MAX_SAMPLES),
+    default=5,
+    metavar="N",
+    help=f"how many trials to sample, {MAX_SAMPLES} at most; default: 5",
+)
 @click.option(
     "--measure/--no-measure",
     default=True,

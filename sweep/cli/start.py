@@ -17,6 +17,7 @@ from sweep.errors import ConfigError
 from sweep.model.effects import Finish
 from sweep.model.states import Finished
 from sweep.wiring import backends, creation, rooms, trust
+from sweep.wiring.access import check_can_be_made
 from sweep.wiring.creation import OpenRoom
 from trainer.room import Room
 
@@ -33,6 +34,8 @@ EXIT_CODES = {
     Finished.CANCELLED: 130,
     Finished.FAILED: 1,
 }
+# Of the name that a sweep gets from its recipe; its number stands behind.
+STEM_BYTES = 100
 logger = logging.getLogger(__name__)
 
 
@@ -96,10 +99,11 @@ def compose(overrides: Sequence[str], config_dir: Path | None) -> Composed:
 
 def _compose(overrides: Sequence[str], config_dir: Path | None) -> tuple[Composed, str | None]:
     """The composition, and the stem of its name if none was given: then its number is decided when it is created."""
+    from sweep.config.overrides import value_of
     from sweep.wiring.compose import compose_config, freeze, recipe_name
 
     cfg = compose_config(overrides, config_dir)
-    if name := cfg.get("name"):
+    if name := value_of(cfg, "name"):
         return freeze(cfg, str(name), config_dir), None
     stem = _stem(overrides, recipe_name(cfg))
     return freeze(cfg, rooms.free_name(stem), config_dir), stem
@@ -111,7 +115,8 @@ def _stem(overrides: Sequence[str], recipe: str) -> str:
         key, _, value = word.partition("=")
         if key.lstrip("+") in ("experiment", "recipe") and value not in ("null", "torchtune"):
             recipe = value.replace("/", "-")
-    return re.sub(r"[^\w.-]+", "-", "embedded" if "embedded" in recipe else Path(recipe).stem).lstrip(".") or "sweep"
+    stem = re.sub(r"[^\w.-]+", "-", "embedded" if "embedded" in recipe else Path(recipe).stem).lstrip(".")
+    return stem.encode()[:STEM_BYTES].decode(errors="ignore") or "sweep"
 
 
 def _room_of(composed: Composed, prefork: PreforkServer, stem: str | None) -> OpenRoom:
@@ -128,6 +133,7 @@ def _room_of(composed: Composed, prefork: PreforkServer, stem: str | None) -> Op
         rooms.check_same_sweep(existing, settings)
         trust.check_owner(existing, settings)
         return OpenRoom(existing, None)
+    check_can_be_made(existing.root)
     tokens = settings.trial_tokens  # of a recorded table
     if settings.queue.simulated:
         return creation.create_held_room(composed, tokens, stem)

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar, Self
 
-from sweep.config.ranges import AT_LEAST_ONE, POSITIVE, Range, between
+from sweep.config.ranges import AT_LEAST_ONE, PAUSE, POSITIVE, Range, between
 from sweep.errors import ConfigError
 
 # The package whose folders are the kinds of queue, and the group of entry points under which others install theirs.
@@ -76,7 +76,7 @@ class Queue:
         "silence_seconds": POSITIVE,
         "start_seconds": POSITIVE,
         "stop_grace_seconds": POSITIVE,
-        "poll_seconds": POSITIVE,
+        "poll_seconds": PAUSE,
     }
     # Keys that name programs, lines of scripts, or what starts and surrounds programs (docs/security.md).
     PROGRAMS: ClassVar[tuple[str, ...]] = ("env",)
@@ -170,7 +170,7 @@ def queue_package(kind: Any) -> ModuleType:
         ConfigError: no queue of this kind is installed.
     """
     paths = importlib.import_module(QUEUES).__path__
-    if kind in {info.name for info in pkgutil.iter_modules(paths) if info.ispkg}:
+    if isinstance(kind, str) and kind in {info.name for info in pkgutil.iter_modules(paths) if info.ispkg}:
         return importlib.import_module(f"{QUEUES}.{kind}")
     for entry in entry_points(group=QUEUES):
         if entry.name == kind:

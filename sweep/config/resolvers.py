@@ -7,6 +7,7 @@ both cases, since it can be no secret and the controller must know it.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -17,6 +18,9 @@ from omegaconf.resolvers import oc
 
 from sweep.resources import embedded_dir
 from trainer.environment import MissingVariableError, reference, references, reveal
+
+# Of a whole number that `pow` computes.
+MAX_BITS = 1024
 
 _stays: ContextVar[bool] = ContextVar("environment_stays", default=False)
 
@@ -62,13 +66,31 @@ def _revealed(value: Any) -> Any:
         raise KeyError(str(error)) from error  # as `oc.env` does
 
 
+def _on_numbers(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function of two numbers, whose result is bounded: a repeated text or a large power would fill the memory.
+
+    No message has a value, which may be a secret.
+    """
+
+    def resolver(*values: Any) -> Any:
+        both_texts = name == "add" and all(isinstance(value, str) for value in values)
+        if len(values) != 2 or not (both_texts or all(isinstance(value, int | float) for value in values)):
+            raise TypeError(f"{name} takes two numbers")
+        a, b = values
+        if name == "pow" and isinstance(a, int) and isinstance(b, int) and b * a.bit_length() > MAX_BITS:
+            raise OverflowError(f"the power has more than {MAX_BITS} bits")
+        return function(a, b)
+
+    return resolver
+
+
 _FUNCTIONS: dict[str, Callable[..., Any]] = {
-    "add": lambda a, b: a + b,
-    "sub": lambda a, b: a - b,
-    "mul": lambda a, b: a * b,
-    "div": lambda a, b: a / b,
-    "floordiv": lambda a, b: a // b,
-    "pow": lambda a, b: a**b,
+    "add": _on_numbers("add", operator.add),
+    "sub": _on_numbers("sub", operator.sub),
+    "mul": _on_numbers("mul", operator.mul),
+    "div": _on_numbers("div", operator.truediv),
+    "floordiv": _on_numbers("floordiv", operator.floordiv),
+    "pow": _on_numbers("pow", operator.pow),
     "min": min,
     "max": max,
     "round": round,

@@ -14,6 +14,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from sweep.config.overrides import RESOLUTION_ERRORS, resolution_error
 from sweep.config.resolvers import environment_stays
 from sweep.errors import ConfigError
 from trainer.environment import references, texts
@@ -50,10 +51,15 @@ def check_sections(cfg: DictConfig) -> None:
         ConfigError: with the key, and where the secret belongs.
     """
     for section in cfg:
-        if section in REFERRING or OmegaConf.is_missing(cfg, section) or not OmegaConf.is_config(cfg[section]):
+        if section in REFERRING or OmegaConf.is_missing(cfg, section):
             continue
-        with environment_stays():
-            plain = OmegaConf.to_container(cfg[section], resolve=True, throw_on_missing=False)
+        try:
+            if not OmegaConf.is_config(cfg[section]):
+                continue
+            with environment_stays():
+                plain = OmegaConf.to_container(cfg[section], resolve=True, throw_on_missing=False)
+        except RESOLUTION_ERRORS as error:
+            raise resolution_error(error, str(section)) from error
         for key, text in references(plain, str(section)):
             if secret := next(filter(_SECRET_VARIABLE.search, _NAME.findall(text)), None):
                 raise ConfigError(

@@ -33,7 +33,7 @@ def read_section(kind: type[T], raw: Any, where: str) -> T:
     from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
     if not isinstance(raw, Mapping):
-        raise ConfigError(f"{where}={raw} is no section; it must map keys to values")
+        raise ConfigError(f"{where}={str(raw)[:200]} is no section; it must map keys to values")
     plain = {key: math.inf if value == ".inf" else value for key, value in raw.items()}  # Hydra's grammar has `inf`
     try:
         typed = OmegaConf.merge(OmegaConf.structured(kind), plain)
@@ -42,12 +42,14 @@ def read_section(kind: type[T], raw: Any, where: str) -> T:
         names = [f.name for f in dataclasses.fields(kind)]  # type: ignore[arg-type]
         raise unknown_key(where, str(error.full_key or error.key), names) from error
     except OmegaConfBaseException as error:
-        reason = str(error).splitlines()[0]
+        reason = next(iter(str(error).splitlines()), type(error).__name__)[:400]
         raise ConfigError(f"{where}.{error.full_key or error.key}: {reason}") from error
+    except (OverflowError, RecursionError) as error:
+        raise ConfigError(f"{where}: a value is too large or nested too deeply ({str(error)[:100]})") from error
     for key, (holds, text) in ranges_of(kind).items():
         value = getattr(section, key, None)
         if value is not None and not holds(value):
-            raise ConfigError(f"{where}.{key}={value} is not allowed; it must be {text}")
+            raise ConfigError(f"{where}.{key}={str(value)[:200]} is not allowed; it must be {text}")
     return section
 
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from sweep.config.ranges import AT_LEAST_ONE, NOT_NEGATIVE, POSITIVE, SHARE, Range, between
+from sweep.config.ranges import AT_LEAST_ONE, FINITE, NOT_NEGATIVE, POSITIVE, SHARE, Range, between
 
 METRICS = ("val_loss", "loss")
 
@@ -74,6 +74,7 @@ class Search:
         "trials": AT_LEAST_ONE,
         "tokens": AT_LEAST_ONE,
         "seconds": POSITIVE,
+        "target": FINITE,
         "gpu_hours": POSITIVE,
         "min_gain_per_gpu_hour": POSITIVE,
         "finalists": between(0, 1000),

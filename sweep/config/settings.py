@@ -191,6 +191,6 @@ def read_evaluator(raw: Any) -> Evaluator:
         ConfigError: an unknown kind, or what `read_section` refuses.
     """
     kind = raw.get("kind", "none") if isinstance(raw, Mapping) else raw
-    if kind not in EVALUATORS:
+    if not isinstance(kind, str) or kind not in EVALUATORS:
         raise ConfigError(f"evaluate.kind={kind} is not allowed; it must be {' or '.join(EVALUATORS)}")
     return read_section(EVALUATORS[kind], raw, "evaluate")

@@ -16,6 +16,10 @@ from typing import Any
 from sweep.errors import ConfigError
 from trainer.shortening import short_text
 
+# Bounds of numbers in a space, far beyond any hyperparameter: samplers add, square and divide them as floats.
+LARGEST = 1e100
+LARGEST_INTEGER = 2**53
+
 
 @dataclass(frozen=True, slots=True)
 class Choice:
@@ -59,7 +63,7 @@ class Interval:
         integer: whole numbers only.
 
     Raises:
-        ConfigError: an end is not finite, the interval is empty, or scale, step and integer do not fit each other.
+        ConfigError: an end is out of bounds, the interval is empty, or scale, step and integer do not fit each other.
     """
 
     low: float
@@ -69,19 +73,26 @@ class Interval:
     integer: bool = False
 
     def __post_init__(self) -> None:
+        numbers = [self.low, self.high, *([] if self.step is None else [self.step])]
+        if not all(isinstance(number, int | float) and _is_bounded(number, self.integer) for number in numbers):
+            limit = f"{LARGEST_INTEGER:,}" if self.integer else f"{LARGEST:g}"
+            ends = ", ".join(str(number)[:30] for number in numbers)
+            raise ConfigError(f"interval({ends}) needs finite ends, between -{limit} and {limit}")
         text = str(self)
-        if not (math.isfinite(self.low) and math.isfinite(self.high)):
-            raise ConfigError(f"{text} needs finite ends")
         if self.low >= self.high:
             raise ConfigError(f"{text} is empty; its low end must be below its high end")
         if self.log and self.low <= 0:
             raise ConfigError(f"{text} has a logarithmic scale, so its low end must be above 0")
+        if self.log and self.low < 1 / LARGEST:
+            raise ConfigError(f"{text} has a logarithmic scale, so its low end must be at least {1 / LARGEST:g}")
         if self.integer and not all(float(number).is_integer() for number in (self.low, self.high, self.step or 1)):
             raise ConfigError(f"{text} holds whole numbers only, so its ends and its step must be whole")
         if self.log and self.step not in (None, 1):
             raise ConfigError(f"{text} cannot have both a logarithmic scale and a step")
         if self.step is not None and self.step <= 0:
             raise ConfigError(f"{text} needs a step above 0")
+        if self.step is not None and (self.high - self.low) / self.step > LARGEST_INTEGER:
+            raise ConfigError(f"{text} has more steps than {LARGEST_INTEGER:,}; choose a larger one, or none")
 
     def __str__(self) -> str:
         step = f", step={self.step:g}" if self.step is not None else ""
@@ -198,6 +209,10 @@ def contains(domain: Domain, value: Any) -> bool:
 def label(value: Any) -> str:
     """A text that identifies a choice: a string as it is, any other value as JSON."""
     return value if isinstance(value, str) else json.dumps(value)
+
+
+def _is_bounded(number: float, integer: bool) -> bool:
+    return -LARGEST_INTEGER <= number <= LARGEST_INTEGER if integer else -LARGEST <= number <= LARGEST
 
 
 def _comparable(value: Any) -> Any:

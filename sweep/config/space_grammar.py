@@ -18,11 +18,10 @@ from collections.abc import Iterator, Mapping
 from decimal import Decimal
 from typing import Any
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, QuotedString, RangeSweep
-from hydra.errors import HydraException
 
-from sweep.config.space import Choice, Domain, Interval, Parameter, Space
+from sweep.config.grammar import GrammarError, holds_sweep, parse_value
+from sweep.config.space import LARGEST, Choice, Domain, Interval, Parameter, Space
 from sweep.errors import ConfigError
 from trainer.shortening import short_text
 
@@ -78,17 +77,13 @@ def parse_domain(key: str, text: Any) -> Domain:
     """
     try:
         domain = _domain(str(text), isinstance(text, str))
-    except HydraException as error:
-        reason = short_text(str(error).splitlines()[0], 400)
-        raise ConfigError(
-            f"space.{key}={short_text(str(text), 400)} cannot be read ({reason}); write one of {FORMS}"
-        ) from error
+    except GrammarError as error:
+        raise ConfigError(f"space.{key}={shown(text)} cannot be read ({error}); write one of {FORMS}") from error
     except ConfigError as error:
         raise ConfigError(f"space.{key}: {error}") from error
     if domain is None:
         raise ConfigError(
-            f"space.{key}={short_text(str(text), 400)} does not vary; write one of {FORMS}, or put a fixed value into "
-            "recipe.overrides"
+            f"space.{key}={shown(text)} does not vary; write one of {FORMS}, or put a fixed value into recipe.overrides"
         )
     return domain
 
@@ -97,14 +92,21 @@ def parse_domain(key: str, text: Any) -> Domain:
 def _domain(text: str, is_text: bool) -> Domain | None:
     """The domain of a text in Hydra's grammar; None if it does not vary."""
     integer = is_text and "int(" in text.replace(" ", "")
-    match OverridesParser.create().parse_override(f"key={text}").value():
+    match parse_value(text).value():
         case ChoiceSweep(list=values):
+            if any(map(holds_sweep, values)):
+                raise ConfigError("a value of a choice cannot vary itself; list all values in one choice")
             return Choice(tuple(_plain(value) for value in values))
         case IntervalSweep(start=low, end=high, tags=tags):
             return _interval(low, high, tags, integer)
         case RangeSweep(start=start, stop=stop, step=step, tags=tags):
             return _range(start, stop, step, tags)
     return None
+
+
+def shown(value: Any, limit: int = 200) -> str:
+    """A value for an error text, cut if it is long."""
+    return short_text(str(value), limit)
 
 
 def _joined(before: Any, value: Any) -> Any:
@@ -142,8 +144,11 @@ def _interval(low: float | None, high: float | None, tags: set[str], integer: bo
 
 
 def _range(start: float | None, stop: float | None, step: float, tags: set[str]) -> Interval:
-    if start is None or stop is None or step <= 0 or not all(map(math.isfinite, (start, stop, step))):
-        raise ConfigError(f"range({start}, {stop}, {step}) needs two finite ends and a step above 0")
+    if start is None or stop is None or step <= 0 or not all(-LARGEST <= n <= LARGEST for n in (start, stop, step)):
+        shape = ", ".join(shown(number, 40) for number in (start, stop, step))
+        raise ConfigError(
+            f"range({shape}) needs two finite ends, between -{LARGEST:g} and {LARGEST:g}, and a step above 0"
+        )
     low, end, width = (Decimal(str(number)) for number in (start, stop, step))  # 0.9 is three times 0.3 in decimals
     high = low + (math.ceil((end - low) / width) - 1) * width  # Hydra's range excludes its upper end
     integer = all(float(number).is_integer() for number in (start, stop, step))

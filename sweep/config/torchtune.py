@@ -6,6 +6,7 @@ from the user's file in the changed keys alone, comments and order included.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
@@ -19,8 +20,9 @@ from omegaconf.errors import OmegaConfBaseException
 from sweep.config.paths import anchored, anchored_keys
 from sweep.config.resolvers import environment_stays
 from sweep.config.space import Choice, Space
-from sweep.config.space_grammar import flatten, merged
+from sweep.config.space_grammar import flatten, merged, shown
 from sweep.config.yaml_edit import edit_yaml
+from sweep.config.yaml_files import load_yaml
 from sweep.errors import ConfigError, unknown_key
 from sweep.resources import embedded_dir, torchtune_recipes
 from trainer.components import ComponentError, check_components, components, current_path
@@ -76,17 +78,17 @@ def find_torchtune_config(name: str) -> Path:
         ConfigError: no such file, and no such name.
     """
     own = torchtune_recipes() / f"{name.removesuffix('.yaml')}.yaml"
-    path = Path(name).expanduser()
-    if path.is_file():
-        return path.resolve()
-    if own.is_file():
+    path = os.path.expanduser(name)  # noqa: PTH111 - that of pathlib raises where there is no home
+    if os.path.isfile(path):  # noqa: PTH113 - likewise, for a name that no file can have
+        return Path(path).resolve()
+    if os.path.isfile(own):  # noqa: PTH113
         return own
     known = [
         str(p.relative_to(torchtune_recipes()))[:-5] for p in torchtune_recipes().rglob("*lora_single_device.yaml")
     ]
-    near = get_close_matches(name, known, n=3, cutoff=0.3) or ["llama3_2/1B_lora_single_device"]
+    near = get_close_matches(name[:200], known, n=3, cutoff=0.3) or ["llama3_2/1B_lora_single_device"]
     raise ConfigError(
-        f"recipe.config={name} is no file, no name of conf/recipe and no name that `tune ls` prints; "
+        f"recipe.config={shown(name)} is no file, no name of conf/recipe and no name that `tune ls` prints; "
         f"near: {', '.join(near)}; `tune ls` shows all {len(known)} of its LoRA single-device configurations"
     )
 
@@ -97,10 +99,7 @@ def load_torchtune_config(path: Path, overrides: Mapping[str, Any]) -> tuple[dic
     Raises:
         ConfigError: the file is no YAML mapping or no LoRA configuration, or an override names a key that it lacks.
     """
-    try:
-        cfg = OmegaConf.load(path)
-    except Exception as error:
-        raise ConfigError(f"{path} cannot be read as YAML: {str(error).splitlines()[0]}") from error
+    cfg = load_yaml(path)
     if not isinstance(cfg, DictConfig):
         raise ConfigError(f"{path} holds no YAML mapping; recipe.config must name a torchtune configuration")
     changes: dict[str, Any] = {}

@@ -24,6 +24,7 @@ from sweep.config.executables import check_executable
 from sweep.config.paths import anchored
 from sweep.config.settings import Settings
 from sweep.config.torchtune import check_trusted, find_torchtune_config, with_overrides
+from sweep.config.yaml_files import load_yaml
 from sweep.errors import ConfigError, GiveUp
 from sweep.model.identifiers import AttemptId
 from sweep.tracking.runs import adapter_name, tracking_of, wandb_location
@@ -164,10 +165,7 @@ def _yaml(name: str) -> dict[str, Any]:
         path = find_torchtune_config(name)
     except ConfigError as error:
         raise ConfigError(f"evaluate.config={name} is no file and no name that `tune ls` prints") from error
-    try:
-        raw = OmegaConf.to_container(OmegaConf.load(path))
-    except Exception as error:
-        raise ConfigError(f"{path} cannot be read as YAML: {str(error).splitlines()[0]}") from error
+    raw = OmegaConf.to_container(load_yaml(path))
     if not isinstance(raw, dict):
         raise ConfigError(f"{path} holds no YAML mapping; evaluate.config must name a torchtune configuration")
     return {str(key): value for key, value in raw.items()}

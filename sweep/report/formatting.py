@@ -52,6 +52,8 @@ def number(value: float | None, digits: int = 4) -> str:
 
 def duration(seconds: float) -> str:
     """Seconds as 1:02:03, or as 2:03 below an hour."""
+    if not math.isfinite(seconds):
+        return "∞" if seconds > 0 else "–"
     minutes, rest = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -149,7 +149,7 @@ def _build(key: str, node: Mapping[str, Any], kind: type) -> Any:
     Args:
         key: the dotted key of the node, for error texts.
     """
-    arguments = {name: _argument(f"{key}.{name}", value) for name, value in node.items() if name != "_target_"}
+    arguments = {str(name): _argument(f"{key}.{name}", value) for name, value in node.items() if name != "_target_"}
     if special := [name for name in arguments if not name.isidentifier() or name.startswith("_")]:
         raise ConfigError(f"{key}.{special[0]} is no argument of {kind.__name__}; remove it")
     _check_types(key, arguments, kind)

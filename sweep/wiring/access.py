@@ -14,6 +14,7 @@ from pathlib import Path
 
 from sweep.errors import ConfigError
 from trainer.room import make_private_directory
+from trainer.space import is_no_space
 
 # Of the directory of the rooms: a user who may write there may replace a room by one of their own.
 ROOMS_MODE = 0o755
@@ -44,16 +45,41 @@ def make_room_directory(root: Path, group: int | None) -> bool:
 
     Args:
         group: the id of a group that may use the room too; None: nobody else may.
+
+    Raises:
+        ConfigError: it cannot be made, for another reason than a full disk.
     """
-    if not root.parent.is_dir():
-        root.parent.parent.mkdir(parents=True, exist_ok=True)
-        root.parent.mkdir(mode=ROOMS_MODE, exist_ok=True)
-    if not make_private_directory(root):
+    try:
+        if not root.parent.is_dir():
+            root.parent.parent.mkdir(parents=True, exist_ok=True)
+            root.parent.mkdir(mode=ROOMS_MODE, exist_ok=True)
+        is_new = make_private_directory(root)
+    except OSError as error:
+        if is_no_space(error):
+            raise
+        raise cannot_be_made(root, error.strerror or str(error)) from error
+    if not is_new:
         return False
     if group is not None:
         os.chown(root, -1, group)
         root.chmod(GROUP_MODE)
     return True
+
+
+def check_can_be_made(root: Path) -> None:
+    """Refuse a room that could not be made, before anything long begins.
+
+    Raises:
+        ConfigError: the first directory that exists on the way to it may not be written to.
+    """
+    nearest = next(parent for parent in root.parents if os.path.lexists(parent))
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise cannot_be_made(root, f"{nearest} cannot be written to")
+
+
+def cannot_be_made(root: Path, reason: str) -> ConfigError:
+    """The error for a room that cannot be made."""
+    return ConfigError(f"the room {root} cannot be made: {reason.lower()}; set SWEEP_ROOMS to a directory of yours")
 
 
 def writable_by_others(path: Path, group_allowed: bool = False) -> str:

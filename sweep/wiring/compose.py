@@ -8,27 +8,36 @@ from __future__ import annotations
 
 import copy
 import functools
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
-from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from sweep.config import recipe_values, secrets
 from sweep.config import torchtune as torchtune_recipe
-from sweep.config.overrides import GIVEN, hydra_error, keyed_section, section_of, split_overrides
+from sweep.config.composition import compose_files
+from sweep.config.overrides import (
+    GIVEN,
+    RESOLUTION_ERRORS,
+    hydra_error,
+    keyed_section,
+    section_of,
+    split_overrides,
+    value_of,
+)
 from sweep.config.resolvers import environment_stays
 from sweep.config.section_reader import read_section
 from sweep.config.sections import Objective, Recipe, RoomAccess, Search, Trial, Wandb, WarmStart
 from sweep.config.settings import Settings, read_evaluator, read_queue
-from sweep.config.space_grammar import merged, parse_space
+from sweep.config.space_grammar import merged, parse_space, shown
+from sweep.config.yaml_files import load_yaml, read_text_file
 from sweep.errors import ConfigError
 from sweep.evaluation import jobs
 from sweep.queues import backend
@@ -39,6 +48,10 @@ from sweep.tracking import runs
 from sweep.wiring.access import group_id
 from trainer.names import is_name
 
+# A file name has 255 bytes. Names that are made of a sweep's own have a number, a worker and a suffix beside it.
+MAX_NAME_BYTES = 128
+# What Hydra and OmegaConf raise, besides their own errors, for words and files that they do not expect.
+COMPOSER_ERRORS = (ValueError, TypeError, AttributeError, KeyError, IndexError, AssertionError, RecursionError, OSError)
 CORNERS = 16  # of a space, at which derived values are checked
 
 
@@ -65,21 +78,22 @@ def compose_config(overrides: Sequence[str], config_dir: Path | None = None) -> 
     keys = {word.partition("=")[0].lstrip("+") for word in words}
     if "recipe.config" in keys and "recipe" not in keys:  # the overrides of the default recipe do not fit another one
         words.insert(0, "recipe=torchtune")
-    if config_dir is not None:
-        if not config_dir.is_dir():
-            raise ConfigError(f"--config-dir={config_dir} is not a directory")
-        words.append(f"hydra.searchpath=[file://{config_dir.resolve()}]")
-    GlobalHydra.instance().clear()
+    if config_dir is not None and not config_dir.is_dir():
+        raise ConfigError(f"--config-dir={config_dir} is not a directory")
     try:
-        with initialize_config_dir(str(conf_dir()), version_base="1.3", job_name="sweep"):
-            cfg = compose("config", overrides=words)
+        cfg = compose_files(words, config_dir.resolve() if config_dir else None)
         for key, value in given["recipe.overrides"].items():  # interpolations of the composition refer to them
             OmegaConf.update(cfg, f"recipe.overrides.{key.removeprefix('+')}", value, merge=False, force_add=True)
         OmegaConf.update(cfg, GIVEN, given, merge=False, force_add=True)
     except (HydraException, OmegaConfBaseException) as error:
-        raise hydra_error(error) from error
-    except ValueError as error:  # `sampler=null`
-        raise ConfigError(f"{' '.join(overrides)}: {error}; a group takes the name of one of its files") from error
+        raise hydra_error(error, words) from error
+    except COMPOSER_ERRORS as error:
+        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        shown = " ".join(overrides)
+        raise ConfigError(
+            f"{shown[:300] or 'the configuration'} cannot be composed: {reason[:300]}; a group takes the name of one "
+            "of its files, and a key a value of its own type"
+        ) from error
     return cfg
 
 
@@ -120,13 +134,13 @@ def freeze(cfg: DictConfig, name: str, config_dir: Path | None = None) -> Compos
         wandb=read_section(Wandb, section_of(cfg, "wandb"), "wandb"),
         room=read_section(RoomAccess, section_of(cfg, "room"), "room"),
         evaluate=jobs.freeze_evaluator(read_evaluator(_evaluate(cfg))),
-        storage=cfg.get("storage"),
-        controller=str(cfg.get("controller")),
+        storage=value_of(cfg, "storage"),
+        controller=str(value_of(cfg, "controller")),
     )
     if recording is not None:
         settings = _as_recorded(settings, recording)
     check(settings)
-    return Composed(settings, path.read_text())
+    return Composed(settings, read_text_file(path))
 
 
 def check_name(name: str) -> None:
@@ -137,7 +151,13 @@ def check_name(name: str) -> None:
     """
     if not is_name(name):
         raise ConfigError(
-            f"name={name} is not allowed; it may have letters, digits, `.`, `_` and `-`, without a dot at its beginning"
+            f"name={shown(name, 80)} is not allowed; it may have letters, digits, `.`, `_` and `-`, without a dot at "
+            "its beginning"
+        )
+    if (size := len(name.encode())) > MAX_NAME_BYTES:
+        raise ConfigError(
+            f"name={shown(name, 40)} has {size} bytes, of which the names of a room's files leave {MAX_NAME_BYTES}; "
+            "choose a shorter name"
         )
 
 
@@ -243,8 +263,8 @@ def _recipe(cfg: DictConfig, config_dir: Path | None) -> Recipe:
     section = read_section(Recipe, {**raw, "config": name, "overrides": overrides}, "recipe")
     for directory in filter(None, (config_dir, conf_dir())):
         named = directory / "recipe" / f"{name}.yaml"
-        if named.is_file():
-            file = OmegaConf.create({"recipe": OmegaConf.load(named)})
+        if os.path.isfile(named):  # noqa: PTH113 - that of pathlib raises for a name that no file can have
+            file = OmegaConf.create({"recipe": load_yaml(named)})
             raw = section_of(file, "recipe", resolve=False)
             inner = read_section(Recipe, {**raw, "config": _own_config(file, name)}, "recipe")
             components = [*inner.components, *section.components]
@@ -269,7 +289,7 @@ def recipe_name(cfg: DictConfig) -> str:
     """
     try:
         return str(cfg.recipe.config)
-    except OmegaConfBaseException as error:
+    except RESOLUTION_ERRORS as error:
         missing = re.search(r"Missing mandatory value: ([\w.]+)|Interpolation key '([\w.]+)'", str(error))
         key = next(filter(None, missing.groups()), "") if missing else "recipe.config"
         raise ConfigError(f"{key} is not set; name it on the command line: {key}=…") from error

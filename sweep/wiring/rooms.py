@@ -32,16 +32,30 @@ from trainer.room import (
     write_atomic,
     write_lock,
 )
+from trainer.shortening import short_text
 
 DEFAULT_ROOMS = "sweeps"
 CHANGEABLE = ("search", "queue")
+# What OmegaConf raises, besides its own errors, for a value that it cannot read.
+UNREADABLE = (ValueError, TypeError, KeyError, AttributeError, RecursionError)
 # Keys of torchtune that no trial reads from or writes to: it has a directory of its own in the room.
 OUTPUT_PATHS = ("output_dir", "log_dir")
 
 
 def rooms_dir() -> Path:
-    """The directory of the rooms: the value of SWEEP_ROOMS, or `sweeps` in the current directory."""
-    return Path(os.environ.get("SWEEP_ROOMS", DEFAULT_ROOMS)).expanduser()
+    """The directory of the rooms: the value of SWEEP_ROOMS, or `sweeps` in the current directory.
+
+    Raises:
+        ConfigError: it, or what it lies in, is a file.
+    """
+    path = Path(os.path.expanduser(os.environ.get("SWEEP_ROOMS") or DEFAULT_ROOMS))  # noqa: PTH111 - without a home
+    for part in (path, *path.parents):
+        if os.path.lexists(part):
+            if not os.path.isdir(part):  # noqa: PTH112 - answers for any name, also of a directory that is closed
+                what = "leads nowhere" if part.is_symlink() else "is a file"
+                raise ConfigError(f"the directory of the rooms, {path}: {part} {what}; set SWEEP_ROOMS to a directory")
+            break
+    return path
 
 
 def find_room(name: str | None) -> Room:
@@ -231,15 +245,16 @@ def _changed(room: Room, overrides: Sequence[str]) -> Settings:
     for word in overrides:
         key, _, value = word.partition("=")
         section, _, name = key.partition(".")
+        said = short_text(word, 200)
         if section not in CHANGEABLE or not name or "=" not in word:
-            raise ConfigError(f"{word}: a sweep that exists takes search.KEY=VALUE and queue.KEY=VALUE only")
+            raise ConfigError(f"{said}: a sweep that exists takes search.KEY=VALUE and queue.KEY=VALUE only")
         try:
             read = OmegaConf.from_dotlist([f"v={value}"])
             plain: Any = OmegaConf.to_container(read, resolve=True, throw_on_missing=True)
             raw[section][name] = plain["v"]
-        except (YAMLError, OmegaConfBaseException, ValueError, TypeError) as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise ConfigError(f"{word}: the value cannot be read ({reason}); give {key} a plain value") from error
+        except (YAMLError, OmegaConfBaseException, *UNREADABLE) as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+            raise ConfigError(f"{said}: the value cannot be read ({reason}); give {key} a plain value") from error
     return settings_from_json(raw, str(room.sweep))
 
 
@@ -276,7 +291,7 @@ def adopt_lock(room: Room, descriptor: int) -> IO[str]:
         os.set_inheritable(descriptor, False)
         if not os.path.samestat(os.fstat(descriptor), controller_lock(room).stat()):
             raise ConfigError(f"the open file {descriptor} is not the lock of {room.root}")
-        file = os.fdopen(descriptor, "a+")
+        file = os.fdopen(descriptor, "a+", encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"there is no open file {descriptor} that is the lock of {room.root}") from error
     write_lock(file, whereabouts())

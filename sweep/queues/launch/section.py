@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from sweep.config.queues import Queue
-from sweep.config.ranges import POSITIVE, Range
+from sweep.config.ranges import PAUSE, POSITIVE, Range
 from sweep.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ class LaunchQueue(Queue):
         "channel": (lambda value: value in CHANNELS, " or ".join(CHANNELS)),
         "priority": (lambda value: 0 <= value <= 3, "0 (critical), 1 (high), 2 (medium) or 3 (low)"),
         "max_jobs": (lambda value: value >= 1 or value == -1, "at least 1, or -1 for no limit"),
-        "query_seconds": POSITIVE,
+        "query_seconds": PAUSE,
         "pending_seconds": POSITIVE,
     }
     PROGRAMS: ClassVar[tuple[str, ...]] = (*Queue.PROGRAMS, "docker_image", "job", "resource_args", "template")

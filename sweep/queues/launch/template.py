@@ -88,7 +88,7 @@ def _check_schemas(queue: LaunchQueue) -> None:
     for name, entry in queue.template_variables.items():
         where = f"queue.template_variables.{name}"
         schema = entry.get("schema") if isinstance(entry, Mapping) else None
-        if not isinstance(schema, Mapping) or schema.get("type") not in TYPES:
+        if not isinstance(schema, Mapping) or str(schema.get("type")) not in TYPES:
             raise ConfigError(f"{where} needs a schema with a type: {{schema: {{type: {' or '.join(TYPES)}}}}}")
         if name not in used:
             raise ConfigError(f"{where} does not occur in queue.template; write {{{{{name}}}}} at its place there")

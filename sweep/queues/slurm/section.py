@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 from sweep.config.executables import check_executable
 from sweep.config.queues import Queue
-from sweep.config.ranges import AT_LEAST_ONE, NOT_NEGATIVE, POSITIVE, Range
+from sweep.config.ranges import AT_LEAST_ONE, NOT_NEGATIVE, PAUSE, POSITIVE, Range
 from sweep.errors import ConfigError
 from trainer.names import has_control
 
@@ -139,7 +139,7 @@ class SlurmQueue(Queue, Submitit):
     query_seconds: float = 10.0
     controller: dict[str, Any] = field(default_factory=dict)
 
-    RANGES: ClassVar[Mapping[str, Range]] = {**Queue.RANGES, **Submitit.RANGES, "query_seconds": POSITIVE}
+    RANGES: ClassVar[Mapping[str, Range]] = {**Queue.RANGES, **Submitit.RANGES, "query_seconds": PAUSE}
     PROGRAMS: ClassVar[tuple[str, ...]] = (
         *Queue.PROGRAMS,
         "controller",

@@ -6,17 +6,17 @@ import copy
 import dataclasses
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
-import hydra
 import optuna
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
+from sweep.config.composition import compose_files
 from sweep.config.queues import Queue
 from sweep.config.section_reader import read_section
 from sweep.config.sections import METRICS, SECTIONS, Objective
@@ -62,16 +62,16 @@ pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalW
 @pytest.fixture(scope="module", autouse=True)
 def composed_by_hydra_once() -> Iterator[None]:
     """Words that differ above Hydra's composition only share it."""
-    made: dict[tuple[str, ...], DictConfig] = {}
+    made: dict[tuple[Path | str | None, ...], DictConfig] = {}
 
-    def compose(name: str, overrides: list[str]) -> DictConfig:
-        key = (name, *overrides)
-        if key not in made:
-            made[key] = hydra.compose(name, overrides=overrides)
+    def compose(words: Sequence[str], own: Path | None) -> DictConfig:
+        key = (own, *words)
+        if key not in made or own is not None:
+            made[key] = compose_files(words, own)
         return copy.deepcopy(made[key])
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sweep.wiring.compose.compose", compose)
+        patch.setattr("sweep.wiring.compose.compose_files", compose)
         yield
 
 
