@@ -34,7 +34,9 @@ class Endings:
         tells = [tell for tell in self._by_trial.values() if tell]
         if self._situation.paused_are_final:
             # a trial that was suspended in this very observation is among both
-            tells += [_not_promoted(number) for number in self._view.study.suspended if not self._by_trial.get(number)]
+            tells += [
+                self._not_promoted(number) for number in self._view.study.suspended if not self._by_trial.get(number)
+            ]
         return tells
 
     @cached_property
@@ -62,7 +64,7 @@ class Endings:
         if not trial.attempts:
             return self._cancelled(trial)
         if trial.paused and not _allows_no_attempt(outcome):
-            return _not_promoted(trial.number) if self._situation.paused_are_final else None
+            return self._not_promoted(trial.number) if self._situation.paused_are_final else None
         pruned = trial.verdict.reason if trial.verdict and not trial.paused else None
         if outcome is None:
             return self._after_failure(trial, pruned)
@@ -85,6 +87,12 @@ class Endings:
             case OutcomeKind.STOPPED if pruned is None and outcome.resumable:
                 return self._cancelled(trial)
         return Tell(trial.number, Ending.PRUNED, pruned or outcome.reason)
+
+    def _not_promoted(self, number: int) -> Tell:
+        """How a paused trial ends that can no longer be promoted."""
+        if number in self._view.study.trained:  # its stop came too late, and a result that was trained is not dropped
+            return Tell(number, Ending.COMPLETE, "it had trained to its end before its pause reached it")
+        return Tell(number, Ending.PRUNED, "it was paused, and not promoted before the end")
 
     def _awaits_final_report(self, trial: TrialFacts) -> bool:
         """Whether a trial without a running attempt has completed so lately that its final report may still arrive."""
@@ -122,10 +130,6 @@ class Endings:
         if self._view.mode is Mode.CANCEL or self._situation.target_ends_search:
             return Tell(trial.number, Ending.FAIL, "the sweep ended before it could go on", cancelled=True)
         return None
-
-
-def _not_promoted(number: int) -> Tell:
-    return Tell(number, Ending.PRUNED, "it was paused, and not promoted before the end")
 
 
 def _allows_no_attempt(outcome: Outcome | None) -> bool:

@@ -233,8 +233,12 @@ class PausingStudy(Protocol):
     def restore_pause(self, number: int, reason: str) -> None:
         """Restore a pause that an earlier controller decided on, unless a promotion has ended it since."""
 
-    def suspend(self, number: int) -> None:
-        """Note that the attempt of a paused trial has ended. The trial is not open again until it is promoted."""
+    def suspend(self, number: int, trained: bool = False) -> None:
+        """Note that the attempt of a paused trial has ended. The trial is not open again until it is promoted.
+
+        Args:
+            trained: the attempt had trained to the trial's end before the pause reached it.
+        """
 
     def promote(self, new_allowed: bool, worker: str = "") -> Promotion | None:
         """End the pause of the trial that should get a free slot. None: a new trial should get it.

@@ -17,7 +17,7 @@ from sweep.controller.ports import Disk, Ledger, Listener, ObservedAttempt, Paus
 from sweep.controller.usage import Usage
 from sweep.model.facts import AttemptFacts, TrialFacts, Verdict
 from sweep.model.limits import Limits
-from trainer.contract import FailureKind, OutcomeKind, StopCause
+from trainer.contract import FailureKind, Outcome, OutcomeKind, StopCause
 
 
 def reusable_worker(worker: str, limits: Limits) -> str:
@@ -98,8 +98,9 @@ class TrialObserver:
             self._enter(number, verdict)
         attempt_facts = tuple(self._attempt_facts(number, attempt) for attempt in attempts)
         facts = TrialFacts(number, attempt_facts, verdict, self.study.objective(number))
-        if self.pausing and facts.paused and attempts and _can_be_promoted(attempts[-1]):
-            self.pausing.suspend(number)
+        outcome = attempts[-1].outcome if attempts else None
+        if self.pausing and facts.paused and outcome is not None and _can_be_promoted(outcome):
+            self.pausing.suspend(number, trained=outcome.kind is OutcomeKind.COMPLETED)
         return facts
 
     def _note_no_space(self, number: int, attempts: Sequence[ObservedAttempt]) -> None:
@@ -163,7 +164,6 @@ class TrialObserver:
         )
 
 
-def _can_be_promoted(attempt: ObservedAttempt) -> bool:
-    """Whether a paused trial whose last attempt this is could continue, or is complete once promoted."""
-    outcome = attempt.outcome
-    return outcome is not None and (outcome.resumable or outcome.kind is OutcomeKind.COMPLETED)
+def _can_be_promoted(outcome: Outcome) -> bool:
+    """Whether a paused trial whose last attempt ended so could continue, or is complete once promoted."""
+    return outcome.resumable or outcome.kind is OutcomeKind.COMPLETED

@@ -138,6 +138,7 @@ class StudyFacts:
     Args:
         open: numbers of the trials that were asked for and not told, ascending, without the `suspended` ones.
         suspended: numbers of paused trials whose attempts have ended; they are not observed until they are promoted.
+        trained: those of the suspended ones that had trained to their end before the pause reached them.
         complete, pruned, failed, cancelled: how many trials ended in each way.
         unbuildable: how many of the failed ones failed by their configuration, or by a file that they lack.
         failure: why the last of the failed ones failed.
@@ -153,6 +154,7 @@ class StudyFacts:
 
     open: tuple[int, ...] = ()
     suspended: tuple[int, ...] = ()
+    trained: tuple[int, ...] = ()
     complete: int = 0
     pruned: int = 0
     failed: int = 0

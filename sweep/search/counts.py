@@ -23,6 +23,7 @@ class TrialCounts:
         finals: the finals that are still to be asked.
         open: trials that were asked and not told.
         suspended: numbers of the open trials that are paused and whose attempts have ended.
+        trained: those of them whose attempts had trained to the end before the pause reached them.
         none_to_promote: the strategy had no paused trial worth continuing, and nothing has changed since.
     """
 
@@ -30,6 +31,7 @@ class TrialCounts:
     statistics: Statistics = field(default_factory=Statistics)
     open: dict[int, OpenTrial] = field(default_factory=dict)
     suspended: set[int] = field(default_factory=set)
+    trained: set[int] = field(default_factory=set)
     none_to_promote: bool = False
     _active: set[int] = field(default_factory=set)
     _facts: StudyFacts | None = None
@@ -40,15 +42,22 @@ class TrialCounts:
         self._active.add(trial.number)
         self.changed()
 
-    def suspend(self, number: int) -> None:
-        """Note that the attempt of a paused trial has ended."""
+    def suspend(self, number: int, trained: bool) -> None:
+        """Note that the attempt of a paused trial has ended.
+
+        Args:
+            trained: it has trained to the trial's end, and its final report has a finite number.
+        """
         self._active.discard(number)
         self.suspended.add(number)
+        if trained:
+            self.trained.add(number)
         self._facts = None
 
     def resume(self, number: int) -> None:
         """Note that a trial was promoted."""
         self.suspended.discard(number)
+        self.trained.discard(number)
         self._active.add(number)
         self.changed()
 
@@ -57,6 +66,7 @@ class TrialCounts:
         del self.open[stored.number]
         self._active.discard(stored.number)
         self.suspended.discard(stored.number)
+        self.trained.discard(stored.number)
         self.statistics.add(stored)
         self.changed()
 
@@ -85,6 +95,7 @@ class TrialCounts:
         return StudyFacts(
             open=tuple(sorted(self._active)),
             suspended=tuple(sorted(self.suspended)),
+            trained=tuple(sorted(self.trained)),
             complete=counts[TrialState.COMPLETE],
             pruned=counts[TrialState.PRUNED],
             failed=counts[TrialState.FAIL] - statistics.cancelled,

@@ -9,6 +9,7 @@ through all trials, unless Optuna's own sampler or pruner does.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -186,8 +187,11 @@ class OptunaStudy:
         if self._judge.restore_pause(trial, reason):
             self._sampler.history.add_paused(self._stored(trial))
 
-    def suspend(self, number: int) -> None:
-        self._counts.suspend(number)
+    def suspend(self, number: int, trained: bool = False) -> None:
+        trial = self._counts.open[number]
+        finals = [getattr(report, self._config.metric) for report, _ in trial.held_back if report.final]
+        value = finals[-1] if finals else trial.objective
+        self._counts.suspend(number, trained and value is not None and math.isfinite(value))
 
     def promote(self, new_allowed: bool, worker: str = "") -> Promotion | None:
         if self._counts.none_to_promote or not self._judge.can_pause:

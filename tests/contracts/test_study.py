@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -198,6 +199,30 @@ def test_a_suspended_trial_is_not_open(pausing: OpenSearch) -> None:
     study.tell(Tell(number, Ending.PRUNED, "it was paused"), 10)
     facts = study.facts()
     assert (facts.suspended, facts.pruned, facts.asked) == ((), 1, asked)
+
+
+def test_a_suspended_trial_that_had_trained_to_its_end_is_known_and_may_complete(pausing: OpenSearch) -> None:
+    study = pausing()
+    number = paused(study)
+    last = replace(report(9, 1.5), final=True)
+    study.record(number, [last])
+    study.suspend(number, trained=True)
+    assert (study.facts().suspended, study.facts().trained) == ((number,), (number,))
+    study.tell(Tell(number, Ending.COMPLETE, "it had trained to its end"), 10)
+    facts = study.facts()
+    assert (facts.trained, facts.complete, facts.best, facts.best_trial) == ((), 1, 1.5, number)
+
+
+@pytest.mark.parametrize("value", [float("nan"), None], ids=["not finite", "no final report"])
+def test_a_suspended_trial_without_a_finite_final_value_cannot_complete(
+    pausing: OpenSearch, value: float | None
+) -> None:
+    study = pausing()
+    number = paused(study)
+    if value is not None:
+        study.record(number, [replace(report(9, value), final=True)])
+    study.suspend(number, trained=True)
+    assert (study.facts().suspended, study.facts().trained) == ((number,), ())
 
 
 def test_a_promoted_trial_is_open_and_without_verdict(pausing: OpenSearch) -> None:

@@ -197,8 +197,8 @@ class ChargedStudy:
     def restore_pause(self, number: int, reason: str) -> None:
         self.study.restore_pause(number, reason)
 
-    def suspend(self, number: int) -> None:
-        self.study.suspend(number)
+    def suspend(self, number: int, trained: bool = False) -> None:
+        self.study.suspend(number, trained)
 
     def promote(self, new_allowed: bool, worker: str = "") -> Promotion | None:
         return self._charged(lambda: self.study.promote(new_allowed, worker))

@@ -627,6 +627,15 @@ def test_a_trial_laid_aside_in_this_very_observation_is_told_once() -> None:
     ]
 
 
+def test_a_paused_trial_that_had_trained_to_its_end_is_complete_when_none_is_promoted_any_more() -> None:
+    """Trials may be quicker than their pauses and spend the whole budget; the sweep has a winner all the same."""
+    study, limits = StudyFacts(suspended=(0, 1), trained=(1,), tokens=99), Limits(tokens=99)
+    assert decide(view(study=study, workers=(), tokens=99), limits, NOW) == (
+        Tell(0, Ending.PRUNED, LEFT),
+        Tell(1, Ending.COMPLETE, "it had trained to its end before its pause reached it"),
+    )
+
+
 NONE_COMPLETE = "all 4 trials have ended, and none is complete: "
 
 

@@ -36,7 +36,7 @@ class Paused:
     def objective(self, number: int) -> None:
         pass
 
-    def suspend(self, number: int) -> None:
+    def suspend(self, number: int, trained: bool = False) -> None:
         pass
 
 
