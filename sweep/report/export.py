@@ -12,11 +12,13 @@ import math
 import shlex
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from yaml import YAMLError
 
 from sweep.config.exported_yaml import exported_yaml
 from sweep.config.settings import Settings
@@ -29,7 +31,7 @@ from trainer.contract import Step
 from trainer.entry.tune_run import FAILURE, STEPS, TRUSTED, remove_places
 from trainer.environment import MissingVariableError, mask, reveal
 from trainer.process_end import how_it_ended, last_line
-from trainer.room import Room, write_atomic
+from trainer.room import NOT_THE_VALUE, Room, read, reason_of, write_atomic
 from trainer.shortening import short_text
 
 RECIPE = "lora_finetune_single_device"
@@ -90,8 +92,7 @@ def export_text(room: Room, settings: Settings, row: TrialRow) -> str:
     if outcome and outcome.leftover_batches:
         # The trial skipped an epoch's last micro-batches, which fill no step; torchtune adds them to the next epoch.
         added["max_steps_per_epoch"] = trained["max_steps_per_epoch"] = outcome.steps_per_epoch
-    original = (room.root / "recipe.yaml").read_text(encoding="utf-8")
-    return exported_yaml(original, changes, added, trained, "\n".join(header))
+    return _edited(room.root / "recipe.yaml", changes, added, trained, "\n".join(header))
 
 
 def _trained(settings: Settings, row: TrialRow) -> dict[str, Any]:
@@ -102,6 +103,27 @@ def _trained(settings: Settings, row: TrialRow) -> dict[str, Any]:
     if row.final is not None:
         trained["seed"] = seed_of_final(int(trained["seed"]), row.final[1])
     return trained
+
+
+def _edited(
+    recipe: Path, changes: Mapping[str, Any], added: Mapping[str, Any], trained: Mapping[str, Any], header: str
+) -> str:
+    """A room's own YAML as a trial's configuration; see `exported_yaml`.
+
+    Raises:
+        ConfigError: it is damaged, or a key cannot be changed in it.
+    """
+    text = read(recipe, str)
+    if not isinstance(text, str):
+        raise ConfigError(f"{text or f'{recipe}: it is gone'}; put a copy of the torchtune configuration there")
+    try:
+        return exported_yaml(text, changes, added, trained, header)
+    except ConfigError as error:
+        raise ConfigError(f"{recipe}: {error}") from error
+    except (AssertionError, YAMLError, *NOT_THE_VALUE) as error:
+        raise ConfigError(
+            f"{recipe}: it is no torchtune configuration any more ({reason_of(error)}); put a copy there"
+        ) from error
 
 
 def write_export(room: Room, settings: Settings, row: TrialRow, output: Path | None, best: bool = True) -> Path:

@@ -52,7 +52,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("first", "second"):
         (tmp_path / "sweeps" / name).mkdir(parents=True)
         (tmp_path / "sweeps" / name / "sweep.json").write_text(json.dumps({"queue": {"kind": "slurm"}}))
-    (tmp_path / "sweeps" / "second" / "trials" / "11").mkdir(parents=True)
+    (tmp_path / "sweeps" / "second" / "trials" / "00011").mkdir(parents=True)
     (tmp_path / "my" / "experiment").mkdir(parents=True)
     (tmp_path / "my" / "experiment" / "mine.yaml").write_text("search: {trials: 3}\n")
     monkeypatch.delenv("SWEEP_ROOMS", raising=False)

@@ -9,6 +9,7 @@ import pytest
 
 from sweep.controller import disk
 from sweep.controller.disk import NOTICE_BYTES, Notice, RoomDisk, has_space, notice_path, read_notice
+from sweep.errors import GiveUp
 from sweep.model.effects import Assign, Cancel, Effect, Finish, Tell
 from sweep.model.states import Ending, Finished, JobState, Mode
 from tests.helpers.hand_played import HandClock, HandPlayed
@@ -159,3 +160,45 @@ def test_a_notice_is_written_into_space_that_is_there(tmp_path: Path) -> None:
     after = notice_path(room).stat()
     assert read_notice(room) == ""
     assert (after.st_ino, after.st_size, after.st_blocks) == (before.st_ino, NOTICE_BYTES, before.st_blocks)
+
+
+def test_a_sweep_without_space_is_given_up_after_the_limit(tmp_path: Path, space: Space) -> None:
+    clock = HandClock()
+    room_disk = RoomDisk(Room(tmp_path), clock, limit=3600.0)
+    space.left = False
+    assert room_disk.no_space()
+    clock.time += 3000
+    assert room_disk.no_space()
+    space.left = True  # in between: the time begins anew
+    clock.time += 60
+    assert room_disk.no_space() == ""
+    space.left = False
+    clock.time += 60
+    assert room_disk.no_space()
+    clock.time += 3000
+    assert room_disk.no_space()
+    clock.time += 700
+    with pytest.raises(GiveUp, match=r"no space left in .* for 1 hours; free some, then `sweep resume`"):
+        room_disk.no_space()
+
+
+def test_a_worker_that_never_has_space_ends_the_sweep_too(tmp_path: Path, space: Space) -> None:
+    clock = HandClock()
+    room_disk = RoomDisk(Room(tmp_path), clock, limit=3600.0)
+    with pytest.raises(GiveUp, match="a worker had no space left: No space left on device"):
+        for _ in range(100):
+            room_disk.failed("No space left on device")
+            room_disk.no_space()
+            clock.time += 120
+
+
+def test_a_probe_follows_no_link_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    outside, room = tmp_path / "outside", tmp_path / "room"
+    room.mkdir()
+    outside.write_text("the owner's")
+    for name in (".space", "waits"):
+        (room / name).symlink_to(outside)
+    assert has_space(room)
+    Notice(Room(room)).say("waits")
+    assert outside.read_text() == "the owner's"
+    assert sorted(path.name for path in room.iterdir()) == [".space", "waits"]

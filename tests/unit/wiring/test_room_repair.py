@@ -223,3 +223,21 @@ def test_a_ledger_with_a_damaged_line_is_read_without_it(copy: Callable[[str], R
     path.write_bytes(b"".join([b'{"trial": []}\n', *lines]))
     assert [finding.damage.line for finding in check_room(room)] == [1]
     assert main(["report", room.root.name, "-o", str(room.root.parent / "report.html")]) == 0
+
+
+@pytest.mark.parametrize("data", [None, b"\xff", b"[1", b"- 1\n- 2\n", b"7", b"[" * 5000, b"a: \0"], ids=repr)
+def test_a_damaged_recipe_is_one_sentence_where_it_is_needed(
+    copy: Callable[[str], Room], capsys: pytest.CaptureFixture[str], data: bytes | None
+) -> None:
+    room = copy("finished")
+    recipe = room.root / "recipe.yaml"
+    recipe.unlink()
+    if data is not None:
+        recipe.write_bytes(data)
+    assert main(["status", room.root.name]) == 0
+    capsys.readouterr()
+    for words in (["best", room.root.name], ["export", room.root.name, "-o", "-"]):
+        assert main(words) == 2
+        said = capsys.readouterr().err
+        assert "recipe.yaml" in said
+        assert len(said.strip().splitlines()) == 1
