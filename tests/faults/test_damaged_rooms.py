@@ -10,8 +10,8 @@ import pytest
 from tests.fuzz.rooms import Rooms, quick, run_case
 
 # Seeds of rooms that failed once.
-FAILED_ONCE: tuple[int, ...] = ()
-SEEDS = range(5000, 5024)
+FAILED_ONCE = (20002,)
+SEEDS = range(5000, 5020)
 
 
 @pytest.fixture(scope="module")
