@@ -62,21 +62,10 @@ def test_a_bound_keeps_the_best_and_the_newest(values: list[float]) -> None:
 
 def test_reports_that_reach_a_paused_trial_later_leave_its_place_as_it_was() -> None:
     """Optuna adds a report of an open trial to the very mapping that the stored trial has, after a restart."""
-    space = {"x": optuna.distributions.FloatDistribution(0.0, 1.0)}
-    history = History(bound=None)
-    trials = []
-    for number in range(2):
-        trial = optuna.trial.create_trial(
-            state=optuna.trial.TrialState.RUNNING, params={"x": 0.5}, distributions=space, intermediate_values={1: 2.0}
-        )
-        trial.number = number
-        trials.append(trial)
-        history.add_paused(trial)
-    trials[1].intermediate_values[4] = 1.0
-    ended = optuna.trial.create_trial(
-        state=optuna.trial.TrialState.PRUNED, value=1.0, params={"x": 0.5}, distributions=space
-    )
-    ended.number = 1
-    history.add_ended(ended)
-    assert [trial.number for trial in history.view()] == [0, 1]
-    history.add_ended(ended)
+    history = History(None)
+    paused = trial(0, 0)
+    paused.intermediate_values = {}
+    history.add_paused(paused)
+    paused.intermediate_values[4] = 1.0  # held back until the trial was told
+    history.add_ended(trial(0, 0, TrialState.PRUNED))
+    assert [shown.state for shown in history.view()] == [TrialState.PRUNED]
