@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Collection
+from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -154,6 +155,7 @@ def test_queues_do_not_know_each_other() -> None:
         assert {name for name in GRAPH.own(module) & queues if not within(name, mine)} == set()
 
 
+@cache
 def queue_classes() -> dict[str, str]:
     """The sections of the queues, by class name, and the folder that each belongs to."""
     return {
