@@ -22,7 +22,7 @@ demo: install
 
 # Of the tests, `unit` runs those of single modules, `check` all that are quick, `test` all but the variants marked deep,
 # and `test-all` those too, with no process shared. Tests wait as much as they compute: more workers than processors.
-PYTEST = $(BIN)/pytest --dist loadfile --no-loadscope-reorder --durations=15
+PYTEST = $(BIN)/pytest --dist loadfile --no-loadscope-reorder --durations=15 -W ignore::pytest.PytestAssertRewriteWarning
 
 unit: install
 	$(BIN)/pytest -m "not slow" tests/unit

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,7 @@ pytest.register_assert_rewrite("tests.helpers")  # so that a failed assertion th
 
 from tests.helpers.schedule import FileScheduling, in_order  # noqa: E402
 from tests.helpers.warm import start_server  # noqa: E402
+from tests.helpers.xdist_worker import fork_workers  # noqa: E402
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -46,9 +50,23 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> FileScheduli
     return FileScheduling(config, log) if config.getoption("dist") == "loadfile" else None
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_setupnodes(config: pytest.Config, specs: Sequence[Any]) -> None:
+    """Import once what each worker would import; a fork does not take CUDA with it."""
+    if leaves_out_slow(config) or os.environ.get("SWEEP_TESTS_COLD") == "1" or Path("/dev/nvidiactl").exists():
+        return
+    directory = Path(tempfile.mkdtemp(prefix="sweep-tests-"))
+    config.add_cleanup(lambda: shutil.rmtree(directory))
+    fork_workers(directory, specs)
+
+
+def leaves_out_slow(config: pytest.Config) -> bool:
+    return "not slow" in config.getoption("markexpr")
+
+
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """Do not even import what `-m "not slow"` would leave out: torch, W&B's client and a server of S3 take seconds."""
-    if "not slow" not in config.getoption("markexpr") or collection_path.suffix != ".py":
+    if not leaves_out_slow(config) or collection_path.suffix != ".py":
         return None
     folder = collection_path.relative_to(Path(__file__).parent).parts[0]
     slow = re.search(r"^pytestmark = .*mark\.slow\b", collection_path.read_text(), re.MULTILINE)

@@ -29,6 +29,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -45,6 +46,7 @@ MODULES = (
     "torchtune._cli.tune",
     "tests.helpers.fakes",
     "tests.helpers.store_worker",
+    "tests.helpers.xdist_worker",
 )
 # What they import. None of it is a program itself: `runpy` warns of a program that is imported already.
 IMPORTS = (
@@ -86,6 +88,15 @@ OBEYED = ("PYTHONPATH", "PYTHONUNBUFFERED")
 def start_server(path: Path, until: int, imports: Sequence[str] = IMPORTS) -> None:
     """Have this process, and those it starts, use the server at a path; start it first, unless it is there.
 
+    Args: see `ensure_server`.
+    """
+    ensure_server(path, until, imports)
+    os.environ[SOCKET] = str(path)
+
+
+def ensure_server(path: Path, until: int, imports: Sequence[str] = IMPORTS) -> None:
+    """Start the server at a path, unless it is there; nobody uses it yet.
+
     Args:
         path: the server's socket; several processes may ask for the same at once.
         until: the id of a process; the server ends with it.
@@ -99,14 +110,17 @@ def start_server(path: Path, until: int, imports: Sequence[str] = IMPORTS) -> No
             while not path.exists():
                 assert server.poll() is None, path.with_suffix(".log").read_text()
                 time.sleep(0.02)
-    os.environ[SOCKET] = str(path)
 
 
 def write_python(directory: Path) -> None:
     """Write a program `python` that has the server make the project's programs; all else it leaves to Python."""
-    text = f"#!{sys.executable}\nimport sys\nsys.path.insert(0, {str(ROOT)!r})\n"
-    (directory / "python").write_text(f"{text}from tests.helpers.warm import be_python\nbe_python()\n")
-    (directory / "python").chmod(0o755)
+    write_program(directory / "python", "from tests.helpers.warm import be_python\nbe_python()")
+
+
+def write_program(path: Path, code: str) -> None:
+    """Write a program of this interpreter's that finds this checkout."""
+    path.write_text(f"#!{sys.executable}\nimport sys\nsys.path.insert(0, {str(ROOT)!r})\n{code}\n")
+    path.chmod(0o755)
 
 
 def be_python() -> None:
@@ -114,6 +128,11 @@ def be_python() -> None:
     command = [sys.executable, *sys.argv[1:]]
     if _module_words(command) is None:
         os.execv(sys.executable, command)
+    run_warm(command)
+
+
+def run_warm(command: Sequence[str]) -> None:
+    """Run a program of `MODULES` in a process of the server's; end as that one does."""
     process = WarmPopen(command)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda number, _: process.send_signal(number))
@@ -359,6 +378,7 @@ def main() -> None:
     interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is pytest's
     for name in sys.argv[3:]:
         importlib.import_module(name)
+    assert threading.active_count() == 1, "an import has started a thread, which no fork would have"
     gc.collect()
     gc.freeze()  # the processes share it, and their collections pass it over
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
