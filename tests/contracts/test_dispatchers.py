@@ -32,7 +32,15 @@ from tests.helpers.dispatcher_contract import (  # noqa: F401 - these are the te
 from tests.helpers.fakes import FastDispatcher
 from tests.helpers.launch_fakes import Agent, FakeLaunchApi
 from tests.helpers.waiting import until
+from tests.helpers.warm import warm_processes
 from trainer.room import Room, read_text
+
+
+@pytest.fixture
+def warm_starts(warm: None) -> Iterator[None]:
+    """What this process starts has torch already."""
+    with warm_processes():
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +74,7 @@ def make(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mon
         world = make_world(request.getfixturevalue("tmp_path"))
         yield lambda room: SimulatedDispatcher(world)
         return
+    request.getfixturevalue("warm_starts")
     source: PreforkServer = request.getfixturevalue("prefork") if request.param == "forked" else PreforkServer([{}])
     yield lambda room: LocalDispatcher(room, (), 1, prefork=source)  # noqa: F811
     if request.param == "spare":
@@ -73,6 +82,7 @@ def make(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mon
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("warm_starts")
 @pytest.mark.parametrize("spares", [(), ({},)])
 def test_a_prefork_that_died_is_done_without(spares: tuple[dict[str, str], ...], room: Room) -> None:  # noqa: F811
     dead = PreforkServer(spares)
@@ -86,6 +96,7 @@ def test_a_prefork_that_died_is_done_without(spares: tuple[dict[str, str], ...],
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("warm_starts")
 def test_a_spare_becomes_one_worker_and_the_next_is_started_by_itself(room: Room) -> None:  # noqa: F811
     spare = PreforkServer([{}])
     dispatcher = FastDispatcher(room, (), 1, prefork=spare)
@@ -98,6 +109,7 @@ def test_a_spare_becomes_one_worker_and_the_next_is_started_by_itself(room: Room
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("warm_starts")
 def test_forked_workers_outlive_their_prefork(room: Room) -> None:  # noqa: F811
     forks = PreforkServer()
     LocalDispatcher(room, (), 1, prefork=forks).start([WorkerSpec("w0001", 0)])

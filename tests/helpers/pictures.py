@@ -27,6 +27,7 @@ PLOTS = {
     "Slices": ("slices.svg", 330),
     "Parallel coordinates": ("parallel-coordinates.svg", 370),
 }
+NAMES = ("live-view.svg", *(file for file, _ in PLOTS.values()))
 
 
 def pictures() -> dict[str, str]:
