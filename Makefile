@@ -5,8 +5,10 @@ BIN = $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM = false
+# Hundreds of processes of the tests import the same modules: they compile them once.
+export PYTHONDONTWRITEBYTECODE =
 
-.PHONY: demo unit check test test-all lint lint-all docs install clean
+.PHONY: demo unit check test test-all most-tests all-tests lint lint-all style types docs install clean
 
 install: $(VENV)/installed
 
@@ -30,19 +32,30 @@ unit: install
 check: install lint
 	$(PYTEST) -n 2 -m "not slow and not deep"
 
-test: install lint-all
+# The types are checked beside the tests: mypy computes, and tests mostly wait.
+test: install style
+	$(MAKE) --jobs 2 types most-tests
+
+test-all: install style
+	$(MAKE) --jobs 2 types all-tests
+
+most-tests: install
 	$(PYTEST) -n 4 -m "not deep"
 
-test-all: install lint-all
+all-tests: install
 	SWEEP_TESTS_COLD=1 $(PYTEST) -n 4
 
 # Without the types of tests/bench, which is no part of the program; `make test` and CI check those as well.
-lint: install
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
+lint: install style
 	$(BIN)/mypy --exclude '^tests/bench/'
 
-lint-all: lint
+lint-all: style types
+
+style: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: install
 	$(BIN)/mypy
 
 docs: install
