@@ -4,6 +4,7 @@ succeeds, and between the two there is no sweep or a complete one."""
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,8 @@ from sweep.errors import ConfigError
 from sweep.queues.controller_job import controller_record
 from sweep.report.reader import open_reader
 from sweep.search.storage import load_study
+from sweep.store import channel
+from sweep.store.lease import Lease
 from sweep.wiring import creation, session
 from sweep.wiring.compose import Composed
 from sweep.wiring.rooms import change_settings, check_same_sweep, load_settings, rooms_dir
@@ -104,6 +107,12 @@ def test_a_change_killed_before_every_act(rooms: Path) -> None:
 # --- controller=launch ------------------------------------------------------------------------------------------------
 
 LAUNCH = ("queue=launch_local_process", "controller=launch", "wandb.entity=e", "wandb.project=p")
+
+
+@pytest.fixture(autouse=True)
+def short_leases(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that dies while it holds a store keeps the next one waiting for seconds, and not for a minute."""
+    monkeypatch.setattr(channel, "Lease", partial(Lease, renew=0.4, grace=3.0))
 
 
 @pytest.mark.parametrize("carried", [False, True], ids=["a shared room", "a room in a store"])
