@@ -13,6 +13,7 @@ from sweep.resources import launch_queues_dir
 from tests.helpers.cli import run_commands
 from tests.helpers.slurm_sweeps import use
 from tests.helpers.waiting import until
+from tests.helpers.warm import warm_processes
 from tests.slurm.cluster import Cluster
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -20,7 +21,8 @@ TEXT = (ROOT / "docs" / "slurm.md").read_text()
 
 
 @pytest.mark.slow
-def test_the_walk_through_runs(cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_walk_through_runs(cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, warm: None) -> None:
+    """The commands are forked, as is `tune run`; the cluster's jobs start anew."""
     monkeypatch.delenv("SWEEP_ROOMS", raising=False)
     monkeypatch.setenv("SLURM_CONF", "")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
@@ -28,7 +30,8 @@ def test_the_walk_through_runs(cluster: Cluster, tmp_path: Path, monkeypatch: py
     blocks = re.findall(r"^```console\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL)
     lines = [line for block in blocks for line in block.splitlines()]
     assert len(lines) >= 9
-    printed = run_commands(lines, tmp_path)
+    with warm_processes():
+        printed = run_commands(lines, tmp_path)
     (run,) = (printed[line] for line in lines if "name=first" in line)
     assert "all 8 trials have ended" in run
     assert "pruned" in run
