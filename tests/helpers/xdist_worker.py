@@ -28,8 +28,10 @@ TEST_IMPORTS = (
     "kubernetes_asyncio.client",
     "kubernetes_validate",
     "pandas",
+    "plotly.graph_objects",
     "scipy.optimize",
     "scipy.stats",
+    "sqlalchemy",
     "submitit",
     "wandb.sdk.launch._project_spec",
     "wandb.sdk.launch.agent.agent",
@@ -37,14 +39,14 @@ TEST_IMPORTS = (
 MODULE = "tests.helpers.xdist_worker"
 
 
-def fork_workers(directory: Path, specs: Sequence[Any]) -> None:
+def fork_workers(directory: Path, specs: Sequence[Any], imports: Sequence[str] = TEST_IMPORTS) -> None:
     """Have the workers of these specifications of execnet's made by a server that ends with this process.
 
     Args:
         directory: for the server's socket and a program; both paths are short.
     """
     path, program = directory / "workers", directory / "worker-python"
-    ensure_server(path, os.getpid(), TEST_IMPORTS)
+    ensure_server(path, os.getpid(), imports)
     write_program(program, f"from {MODULE} import be_worker\nbe_worker({str(path)!r})")
     for spec in specs:
         spec.python = str(program)
@@ -58,7 +60,7 @@ def be_worker(path: str) -> None:
 
 def main() -> None:
     del os.environ[SOCKET]
-    subprocess.Popen = subprocess.Popen.__mro__[1]  # type: ignore[misc] # in place of `WarmPopen`
+    subprocess.Popen = subprocess.Popen.__mro__[1]  # type: ignore[misc, assignment] # not `WarmPopen`
     for name in [name for name in sys.modules if name.partition(".")[0] == "tests"]:
         del sys.modules[name]
     exec(eval(sys.stdin.readline()), {"__name__": "__main__"})

@@ -10,10 +10,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import execnet
 import pytest
 
 from tests.helpers import warm
 from tests.helpers.warm import ROOT, SOCKET, WarmPopen, start_server, write_python
+from tests.helpers.xdist_worker import fork_workers
 
 FACTS = "tests.helpers.process_facts"
 PIPES: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
@@ -112,6 +114,21 @@ def test_a_program_named_python_does_the_same(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert "there is no sweep nothing" in done.stderr
     assert subprocess.run([python, "-c", "print(7 * 6)"], capture_output=True, check=True).stdout == b"42\n"
+
+
+def test_a_worker_of_xdist_is_made_by_the_server_and_starts_processes_anew(tmp_path: Path) -> None:
+    specification = execnet.XSpec("popen")
+    fork_workers(tmp_path, [specification], imports=())
+    gateway = execnet.makegateway(specification)
+    channel = gateway.remote_exec(
+        "import os, subprocess, sys\n"
+        "channel.send((open(f'/proc/{os.getppid()}/cmdline').read(), subprocess.Popen.__name__,"
+        f" {SOCKET!r} in os.environ, [name for name in sys.modules if name.startswith('tests')]))"
+    )
+    parent, popen, uses_server, of_tests = channel.receive(60)
+    gateway.exit()
+    assert "tests.helpers.warm" in parent
+    assert (popen, uses_server, of_tests) == ("Popen", False, [])
 
 
 def test_without_a_server_it_starts_anew(monkeypatch: pytest.MonkeyPatch) -> None:
