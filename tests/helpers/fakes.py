@@ -37,7 +37,7 @@ HOLD = "hold"
 SIGNALS = "signals.json"
 IGNORES_FENCE = "IGNORES_FENCE"  # in the environment: a fault, the worker trains on behind its fence
 IDLE_SECONDS = 20.0
-PAUSE_SECONDS = 0.005
+PAUSE_SECONDS = 0.02
 STOPPED_SECONDS = 0.3
 FAST = Pace(look=0.005, poll=0.02, beat=0.1, report=0.0, bulk=0.0, last=30.0)
 

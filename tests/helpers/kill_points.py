@@ -104,7 +104,7 @@ def controller(room: Room, listener: Silent, mode: Mode = Mode.RUN) -> Controlle
         listener=listener,
         mode=lambda: mode,
         created=session.created_at(settings),
-        poll_seconds=0.005,
+        poll_seconds=0.02,
         ledger=RoomLedger(room),
     )
 
@@ -129,7 +129,7 @@ def controllers(room: Room, listener: Silent, mode: Mode = Mode.RUN) -> Controll
         listener=listener,
         mode=evaluation_mode,
         created=session.created_at(settings),
-        poll_seconds=0.005,
+        poll_seconds=0.02,
     )
     return CombinedController(main, evaluations, evaluation_mode, waits=False)
 
