@@ -1,7 +1,7 @@
 """Judges the reports of trials, by a strategy of ours or by a pruner of Optuna.
 
-Invariant: a strategy's verdict is a pure function of the curves. A pruner's verdict is stored at once, since pruners
-that count rungs would not repeat it to a later controller.
+Invariants: a strategy's verdict is a pure function of the curves. A verdict that stops a trial is stored at once: a
+later controller may have more reports by then, and pruners that count rungs would not repeat it.
 """
 
 from __future__ import annotations
@@ -116,6 +116,8 @@ class TrialJudge:
         """
         if self._curves is not None:
             trial.verdict = self._curves.verdict(trial.number, new_allowed)
+            if trial.verdict is not None and trial.verdict.ruling is Ruling.STOP:
+                trial.trial.set_user_attr(STOPPED, trial.verdict.to_json())
         # NopPruner is not called: Optuna would copy the trial for it
         elif not isinstance(self._pruner, optuna.pruners.NopPruner) and trial.trial.should_prune():
             name = type(self._pruner).__name__

@@ -147,6 +147,8 @@ class OptunaStudy:
                     self._judge.add(trial, report, worker)
                 else:
                     trial.held_back.append((report, worker))
+            elif report.milestone in trial.values:  # before a stop that an earlier controller has stored
+                self._judge.add_to_curve(number, report, worker)
         return trial.verdict
 
     def objective(self, number: int) -> float | None:
@@ -299,7 +301,7 @@ class OptunaStudy:
         self._counts.add(trial)
         if not trial.final:
             self._sampler.history.add_running(stored)
-            self._judge.begin(trial.number, params)
+            self._judge.begin(trial.number, params, TrialState.RUNNING if stopped is None else TrialState.PRUNED)
         return trial.number
 
     def _add_and_judge(self, trial: OpenTrial, report: Report, worker: str, new_allowed: bool) -> None:

@@ -6,7 +6,7 @@ Below them: what every storage under an `OptunaStudy` keeps, and what every samp
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -19,6 +19,7 @@ from sweep.config.space_grammar import parse_space
 from sweep.controller.ports import Channel, Dispatcher, Ports, SearchStudy, Study
 from sweep.evaluation.controller import EvaluationStudy
 from sweep.model.effects import Tell
+from sweep.model.facts import Verdict
 from sweep.model.states import Ending, Ruling
 from sweep.queues.simulated.dispatcher import ChargedStudy
 from sweep.resources import conf_dir
@@ -26,6 +27,7 @@ from sweep.search.journal import journal_storage
 from sweep.search.storage import memory_storage
 from sweep.search.strategy.freeze_thaw import FreezeThaw
 from sweep.search.strategy.halving import AsynchronousHalving
+from sweep.search.strategy.protocol import Curve
 from sweep.search.study import OptunaStudy
 from sweep.search.study_config import StudyConfig
 from sweep.wiring.compose import compose_config, freeze
@@ -530,6 +532,31 @@ def test_a_stop_stands_though_the_controller_dies_before_anybody_heard_of_it(pru
     verdict = next(found for count in range(MILESTONES) if (found := study.record(number, said[count : count + 1])))
     again = OptunaStudy(configured, journal_storage(path))
     assert again.record(number, said) == verdict
+
+
+class Hasty(FreezeThaw):
+    """Stops a trial on its second report, unless more reports are there by then."""
+
+    def verdict(
+        self, number: int, curves: Mapping[int, Curve], milestones: int, new_allowed: bool = True
+    ) -> Verdict | None:
+        last = curves[number].reports[-1]
+        return Verdict(last.milestone, last.loss, "hopeless") if last.milestone == 2 else None
+
+
+def test_a_strategy_s_stop_stands_though_a_later_controller_has_more_reports(tmp_path: Path) -> None:
+    """It would decide otherwise on them; but the ledger has the stop, and the worker may have heard of it."""
+    configured, path = study_config(pruner=Hasty("loss")), tmp_path / "study.journal"
+    study = OptunaStudy(configured, journal_storage(path))
+    number = study.ask()
+    said = [report(milestone, 3.0) for milestone in (1, 2, 3)]
+    verdict = study.record(number, said[:2])
+    assert verdict is not None
+    again = OptunaStudy(configured, journal_storage(path))
+    assert again.record(number, said) == verdict
+    again.tell(Tell(number, Ending.PRUNED, "hopeless"), 20)
+    assert again.frozen()[number].intermediate_values == {1: 3.0, 2: 3.0}
+    assert again.trials_without_reports() == [], "the strategy has the curve of the stopped trial too"
 
 
 def test_another_seed_proposes_something_else(tmp_path: Path) -> None:
