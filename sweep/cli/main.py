@@ -25,11 +25,7 @@ from sweep.errors import ConfigError, SweepError
 from trainer import logs
 from trainer.exit_guard import limit_exit
 from trainer.names import harmless
-from trainer.shortening import short_text
 from trainer.startup import prepare
-
-# An error may repeat what it was given, such as a list of thousands of files.
-MESSAGE_CHARACTERS = 4000
 
 SECTIONS = {
     "Run a sweep": ("plan", "run", "resume", "stop"),
@@ -124,7 +120,7 @@ def _run(args: list[str]) -> int:
 
 
 def _failed(text: str, code: int) -> int:
-    print(harmless(f"sweep: {short_text(text, MESSAGE_CHARACTERS)}"), file=sys.stderr)
+    print(harmless(f"sweep: {text}"), file=sys.stderr)
     return code
 
 

@@ -162,7 +162,8 @@ def hydra_error(error: Exception, words: Sequence[str] = ()) -> ConfigError:
     reasons = [line for line in lines if line and not line.startswith(("full_key:", "object_type=", "See https:"))]
     full_key = getattr(error, "full_key", None)
     said = " ".join(reasons)[:400] or f"the configuration cannot be composed ({type(error).__name__})"
-    return ConfigError((f"{full_key.removeprefix(f'{GIVEN}.')}: " if full_key else "") + said)
+    where = full_key.removeprefix(f"{GIVEN}.") if full_key else " ".join(words)[:200]
+    return ConfigError(f"{where}: {said}" if where and where not in said else said)
 
 
 def _parse_reason(override: str, text: str) -> str:

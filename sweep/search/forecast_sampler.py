@@ -52,9 +52,7 @@ class ForecastSampler(optuna.samplers.BaseSampler):
         if design < 2 or candidates < 1:
             raise ValueError("design must be at least 2, and candidates at least 1")
         self._milestones, self._design, self._candidates = milestones, design, candidates
-        self._prior = {key: (float(p["centre"]), float(p["spread"])) for key, p in (prior or {}).items()}
-        if any(centre <= 0 or spread <= 0 for centre, spread in self._prior.values()):
-            raise ValueError("a prior's centre and spread must be positive")
+        self._prior = {key: _centre_and_spread(key, given) for key, given in (prior or {}).items()}
         self._rng = np.random.default_rng(seed)
         self._independent = optuna.samplers.RandomSampler(seed=seed)
 
@@ -216,3 +214,17 @@ def _trial_data(trial: FrozenTrial, space: Mapping[str, BaseDistribution]) -> Tr
         losses = (float(trial.value),)
     params = {key: trial.params[key] for key in space if key in trial.params}
     return TrialData(trial.number, params, losses, (), trial.state is TrialState.RUNNING, complete)
+
+
+def _centre_and_spread(key: str, given: Any) -> tuple[float, float]:
+    """The centre and the spread of a prior.
+
+    Raises:
+        ValueError: it has other keys, or one of the two is no positive number.
+    """
+    if not isinstance(given, Mapping) or set(given) != {"centre", "spread"}:
+        raise ValueError(f"prior.{key}={given} must have the two keys centre and spread")
+    for name, value in given.items():
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+            raise ValueError(f"prior.{key}.{name}={value} must be a positive number")
+    return float(given["centre"]), float(given["spread"])

@@ -287,6 +287,8 @@ def recipe_name(cfg: DictConfig) -> str:
     Raises:
         ConfigError: it, or a key that it refers to, is not set.
     """
+    if not isinstance(cfg.get("recipe"), DictConfig):
+        raise ConfigError(f"recipe={cfg.get('recipe')} must be a mapping with the key config; see docs/recipes.md")
     try:
         return str(cfg.recipe.config)
     except RESOLUTION_ERRORS as error:

@@ -229,6 +229,8 @@ class Runner:
         elif life is not None:
             _signal_after_effects(life)
         finish: Finish = drive(self.room, RunControl(self.room), PreforkServer())
+        if self._schedule.tokens is not None and "none is complete" in finish.reason:
+            return CODES[Finished.DONE]  # the tokens were spent on trials that pause
         assert finish.how in CODES, f"{finish.how}: {finish.reason}"
         return CODES[finish.how]
 

@@ -40,8 +40,8 @@ import pytest
 
 from sweep.cli import read_verbs
 from sweep.cli.main import main as sweep_main
+from sweep.config.exported_yaml import exported_yaml
 from sweep.config.settings import settings_from_json
-from sweep.config.torchtune import export_yaml
 from sweep.errors import SweepError
 from sweep.report import export
 from sweep.resources import embedded_dir
@@ -248,7 +248,7 @@ def _snapshot(root: Path) -> dict[str, tuple[int, str]]:
 @contextlib.contextmanager
 def quick() -> Iterator[None]:
     """While the block runs, settings are parsed and YAMLs are edited once for each text: most of the time otherwise."""
-    parse, edit = settings_from_json, export_yaml
+    parse, edit = settings_from_json, exported_yaml
     parsed: dict[str, Any] = {}
     edited: dict[str, str] = {}
 
@@ -258,15 +258,15 @@ def quick() -> Iterator[None]:
             parsed[key] = parse(raw, where)
         return parsed[key]
 
-    def yaml(original: str, changes: dict[str, Any], header: str) -> str:
-        key = repr((original, changes, header))
+    def yaml(*given: Any) -> str:
+        key = repr(given)
         if key not in edited:
-            edited[key] = edit(original, changes, header)
+            edited[key] = edit(*given)
         return edited[key]
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(wiring_rooms, "settings_from_json", settings)
-        patch.setattr(export, "export_yaml", yaml)
+        patch.setattr(export, "exported_yaml", yaml)
         patch.setattr(read_verbs, "UNSEEN_SECONDS", 0.0)
         yield
 
