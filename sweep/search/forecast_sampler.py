@@ -223,7 +223,7 @@ def _centre_and_spread(key: str, given: Any) -> tuple[float, float]:
         ValueError: it has other keys, or one of the two is no positive number.
     """
     if not isinstance(given, Mapping) or set(given) != {"centre", "spread"}:
-        raise ValueError(f"prior.{key}={given} must have the two keys centre and spread")
+        raise ValueError(f"prior.{key}={given} must be a mapping with the two keys centre and spread")
     for name, value in given.items():
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
             raise ValueError(f"prior.{key}.{name}={value} must be a positive number")

@@ -244,7 +244,17 @@ def test_a_prior_draws_the_design_to_it() -> None:
     assert np.mean(rates({"lr": {"centre": 1e-3, "spread": 0.2}})) < np.mean(rates({}))
 
 
-@pytest.mark.parametrize("arguments", [{"design": 1}, {"candidates": 0}, {"prior": {"lr": {"centre": 0, "spread": 1}}}])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"design": 1},
+        {"candidates": 0},
+        {"prior": {"lr": {"centre": 0, "spread": 1}}},
+        {"prior": {"lr": {"centre": 1}}},
+        {"prior": {"lr": 3}},
+        {"prior": {"lr": {"centre": "a", "spread": 1}}},
+    ],
+)
 def test_a_sampler_refuses_what_it_cannot_use(arguments: dict[str, object]) -> None:
     with pytest.raises(ValueError, match="must be"):
         ForecastSampler(**arguments)  # type: ignore[arg-type]
