@@ -80,12 +80,17 @@ class BuildCheck:
 
     Args:
         trusted: further allowed prefixes of components.
-        device_here: trials train on this machine, so that it must have the device.
+        device_here: trials train on this machine, so that it must have the device and the base.
+
+    Attributes:
+        notes: sentences for a person.
+        base_elsewhere: the base is not here, so that no model was built on it.
     """
 
     trusted: Sequence[str]
     device_here: bool
     notes: list[str] = field(default_factory=list)
+    base_elsewhere: bool = False
     _cache: Cache = field(default_factory=Cache)
     _passed: dict[str, Any] = field(default_factory=dict)
 
@@ -117,7 +122,8 @@ class BuildCheck:
         validation = None if cfg.get("dataset_val") is None else self._data(cfg, "dataset_val", most)
         steps_per_epoch(cfg, rows.count)
         loss = self._once(("loss", cfg.loss), lambda: _loss(cfg))
-        _check_fit(rows, self._model(cfg))
+        if self._has_base(cfg):
+            _check_fit(rows, self._model(cfg))
         batch = (cfg.get("collate_fn"), cfg.dataset, cfg.tokenizer)
         self._once(("batch", *batch), lambda: self._collate(cfg, loss))
         self._once(("schedule", cfg.optimizer, cfg.lr_scheduler), lambda: _schedule(cfg))
@@ -158,6 +164,16 @@ class BuildCheck:
                 raise BuildError(
                     f"collate_fn={cfg.collate_fn} gives {', '.join(batch)}, and must give tokens and labels"
                 )
+
+    def _has_base(self, cfg: DictConfig) -> bool:
+        """Whether the base is here; it must be if trials train here."""
+        directory = Path(str(cfg.checkpointer.checkpoint_dir))
+        if self.device_here or directory.is_dir():
+            return True
+        note = f"checkpointer.checkpoint_dir={directory} is not on this machine; the first trial checks it, alone"
+        self.notes += [note] if note not in self.notes else []
+        self.base_elsewhere = True
+        return False
 
     def _model(self, cfg: DictConfig) -> nn.Module:
         files = {key: value for key, value in cfg.checkpointer.items() if key != "output_dir"}

@@ -125,7 +125,7 @@ def plan(overrides: tuple[str, ...], config_dir: Path | None, samples: int, meas
 @click.option("--repair", is_flag=True, help="with --room: mend what can be mended, and keep the originals beside it")
 @json_option
 def doctor(overrides: tuple[str, ...], config_dir: Path | None, room: str | None, repair: bool, as_json: bool) -> int:
-    """Check that this machine and its queue can run a sweep, or that a room can be read."""
+    """Check that this machine and its queue can run a sweep, or a room."""
     import dataclasses
 
     if room is not None:

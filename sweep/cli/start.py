@@ -10,6 +10,7 @@ import logging
 import re
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -145,6 +146,7 @@ def _room_of(composed: Composed, prefork: PreforkServer, stem: str | None) -> Op
         for note in data.notes:
             print(f"note: {note}", file=sys.stderr)
         tokens = data.trial_tokens
+        composed = replace(composed, settings=replace(settings, base_elsewhere=data.base_elsewhere))
     return creation.create_held_room(composed, tokens, stem)
 
 

@@ -51,6 +51,7 @@ class Settings:
         storage: an Optuna storage URL; None: a journal file in the room.
         controller: "here", or "launch" for a job on the sweep's own Launch queue.
         trial_tokens: label tokens of a trial that runs to its end; 0 if they were not counted yet.
+        base_elsewhere: the base was not on the machine that created the sweep, so that nothing was built on it there.
         created: when the sweep was created, in seconds since the epoch; 0 if it has not been.
         directory: in which the first command was typed, which relative paths mean; empty: a sweep of an old version,
             whose relative paths mean the directory of each command.
@@ -77,6 +78,7 @@ class Settings:
     storage: str | None = None
     controller: str = "here"
     trial_tokens: int = 0
+    base_elsewhere: bool = False
     created: float = 0.0
     directory: str = ""
     token: str = ""
@@ -139,7 +141,7 @@ class Settings:
             stop_grace=queue.stop_grace_seconds,
             silence=queue.silence_seconds,
             start_grace=queue.start_seconds,
-            first_alone=not self.trial_tokens,  # this machine has not counted the data, nor built the configuration
+            first_alone=not self.trial_tokens or self.base_elsewhere,  # the machine that created it built no trial
         )
 
     def to_json(self) -> dict[str, Any]:

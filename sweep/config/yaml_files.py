@@ -78,12 +78,12 @@ def parse_yaml(text: str, where: str) -> DictConfig | ListConfig:
     if value is not None and not isinstance(value, dict | list):
         raise ConfigError(f"{where} holds no YAML mapping, but {str(value)[:40]!r}")
     try:
-        made: DictConfig | ListConfig = OmegaConf.create({} if value is None else value)
+        config: DictConfig | ListConfig = OmegaConf.create({} if value is None else value)
     except OmegaConfBaseException as error:
         key = f", {error.full_key}" if error.full_key else ""
         reason = next(iter(str(error).splitlines()), "no reason given")
         raise ConfigError(f"{where}{key}: {reason}") from error
-    return made
+    return config
 
 
 def yaml_reason(error: yaml.YAMLError, text: str = "") -> str:

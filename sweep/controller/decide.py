@@ -246,9 +246,9 @@ class _Decision:
         study = self._view.study
         if study.complete or not study.ended or not self._limits.needs_complete:
             return Finish(Finished.DONE, self._budget.reason)
-        kinds = {"failed": study.failed, "were pruned": study.pruned, "were cancelled": study.cancelled}
-        counts = " and ".join(f"{count} {kind}" for kind, count in kinds.items() if count)
-        last = f", the last failure was: {study.failure}" if study.failure else ""
+        kinds = {"failed": study.failed, "pruned": study.pruned, "cancelled": study.cancelled}
+        counts = ", ".join(f"{count} {kind}" for kind, count in kinds.items() if count)
+        last = f"; the last failure: {study.failure}" if study.failure else ""
         return Finish(
             Finished.FAILED,
             f"{self._budget.reason}, and none is complete: {counts}{last}; see `sweep status` for each reason",

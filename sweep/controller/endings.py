@@ -90,7 +90,8 @@ class Endings:
 
     def _not_promoted(self, number: int) -> Tell:
         """How a paused trial ends that can no longer be promoted."""
-        if number in self._view.study.trained:  # its stop came too late, and a result that was trained is not dropped
+        study = self._view.study
+        if number in study.trained and not study.complete:  # else how a trial ends depends on how fast a stop is
             return Tell(number, Ending.COMPLETE, "it had trained to its end before its pause reached it")
         return Tell(number, Ending.PRUNED, "it was paused, and not promoted before the end")
 

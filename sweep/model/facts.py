@@ -138,7 +138,8 @@ class StudyFacts:
     Args:
         open: numbers of the trials that were asked for and not told, ascending, without the `suspended` ones.
         suspended: numbers of paused trials whose attempts have ended; they are not observed until they are promoted.
-        trained: those of the suspended ones that had trained to their end before the pause reached them.
+        trained: those of the suspended ones that had trained to their end before the pause reached them. They are told
+            COMPLETE in the end if the sweep would have no complete trial otherwise.
         complete, pruned, failed, cancelled: how many trials ended in each way.
         unbuildable: how many of the failed ones failed by their configuration, or by a file that they lack.
         failure: why the last of the failed ones failed.

@@ -88,6 +88,8 @@ def compose_config(overrides: Sequence[str], config_dir: Path | None = None) -> 
     except (HydraException, OmegaConfBaseException) as error:
         raise hydra_error(error, words) from error
     except COMPOSER_ERRORS as error:
+        if isinstance(error, FileNotFoundError) and error.filename is None:
+            raise  # the current directory was deleted, which is no fault of the words
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         shown = " ".join(overrides)
         raise ConfigError(

@@ -33,6 +33,7 @@ class DataProbe:
     trial_tokens: int
     tokens_per_second: float = 0.0
     notes: tuple[str, ...] = ()
+    base_elsewhere: bool = False
 
 
 def probe_data(settings: Settings, prefork: PreforkServer | None = None, speed: bool = False) -> DataProbe:

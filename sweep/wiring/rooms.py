@@ -169,7 +169,7 @@ def check_same_sweep(room: Room, settings: Settings) -> None:
     Raises:
         ConfigError: it names the first sections that differ.
     """
-    measured = {"trial_tokens": 0, "created": 0.0, "token": "", "directory": ""}
+    measured = {"trial_tokens": 0, "base_elsewhere": False, "created": 0.0, "token": "", "directory": ""}
     frozen = load_settings(room)
     old = {**frozen.to_json(), **measured}
     new = {**json.loads(json.dumps(settings.to_json())), **measured}

@@ -367,7 +367,7 @@ def test_a_job_that_dies_of_its_stop_is_pruned_and_not_trained_again(rooms: Path
     )
     room = launch_room(rooms, *way, *words, step="0.1")
     with Agent(launch_api(room), {"w0001": "dies when stopped"}):
-        assert run_here(room).how is Finished.DONE
+        assert run_here(room).how is Finished.FAILED, "no trial is complete"
     assert row(room) == ("pruned", 1)
     assert len(pushed(room)) == 1
 
@@ -394,7 +394,7 @@ def test_a_run_that_a_person_stops_is_cancelled(rooms: Path, way: tuple[str, ...
     room = launch_room(rooms, *way, *ONE, step="0.1")
     api = launch_api(room)
     with Agent(api), once(lambda: reports(room) > 0, lambda: api.press_stop(run_of(room))):
-        assert run_here(room).how is Finished.DONE
+        assert run_here(room).how is Finished.FAILED, "no trial is complete"
     found = open_reader(room).state().rows[0]
     assert (found.state, found.reason, found.attempts) == ("cancelled", "it was stopped in W&B", 1)
 
@@ -425,7 +425,7 @@ def test_a_run_that_a_person_deletes_is_cancelled(rooms: Path, restarted: bool) 
                 while reports(room) == 0:
                     kill_points.controller(room, Silent()).observer.observe()
         with once(lambda: reports(room) > 0, lambda: api.delete_run(run_of(room))):
-            assert run_here(room).how is Finished.DONE
+            assert run_here(room).how is Finished.FAILED, "no trial is complete"
     found = open_reader(room).state().rows[0]
     assert (found.state, found.reason, found.attempts) == ("cancelled", "its run was deleted in W&B", 1)
     assert read_json(room.worker("w0001").job)["end"] == "its run was deleted in W&B"

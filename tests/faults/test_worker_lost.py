@@ -75,9 +75,7 @@ def test_a_trial_whose_workers_are_lost_too_often_is_told_failed_and_the_sweep_g
     killer.join()
     rows = open_reader(room).state().rows
     assert finish.how is Finished.FAILED
-    assert finish.reason.startswith(
-        "all 2 trials have ended, and none is complete: 2 failed, the last failure was: its"
-    )
+    assert finish.reason.startswith("all 2 trials have ended, and none is complete: 2 failed; the last failure: its")
     assert [(row.state, row.attempts) for row in rows] == [("failed", 2), ("failed", 2)]
     assert rows[0].reason == "its worker was lost 2 times (search.max_attempts=2)"
 

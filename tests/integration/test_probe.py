@@ -70,7 +70,7 @@ WITHOUT_ARGUMENTS = {"_component_": "torchtune.training.lr_schedulers.get_cosine
         ),
         (
             {"optimizer___component_": "bitsandbytes.optim.PagedAdamW8bit"},
-            ["the package bitsandbytes is not installed"],
+            ["there is no module bitsandbytes"],
         ),
         ({"loss___component_": "torchtune.modules.loss.ForwardKLLoss"}, ["does not take logits and labels alone"]),
         ({"loss": {"_component_": "torch.nn.MSELoss"}}, ["loss._component_=torch.nn.MSELoss has no ignore_index"]),
@@ -103,6 +103,17 @@ def test_what_no_trial_could_build_is_named_with_its_key(changes: dict[str, Any]
     refused = asked(**changes)
     assert all(complaint in refused.get("error", "") for complaint in complaints), refused
     assert "\n" not in refused["error"]
+
+
+def test_a_base_that_only_other_machines_have_is_left_to_the_first_trial() -> None:
+    config = embedded_config(checkpointer__checkpoint_dir="/nowhere")
+    counted = asked_of(config, here=False)
+    assert counted["base_elsewhere"]
+    assert counted["rows"] > 0
+    assert counted["notes"] == [
+        "checkpointer.checkpoint_dir=/nowhere is not on this machine; the first trial checks it, alone"
+    ]
+    assert not asked()["base_elsewhere"]
 
 
 def test_a_device_of_other_machines_is_not_asked_of_this_one() -> None:

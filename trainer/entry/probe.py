@@ -37,7 +37,8 @@ class Probe:
         trial_rows: rows that one trial trains on, repeats over epochs included.
         trial_tokens: label tokens of these, estimated from a sample (see `trainer.rows`).
         tokens_per_second: label tokens that a trial trains in a second; 0 if it was not measured.
-        notes: sentences on rows that a person should know of.
+        notes: sentences that a person should know of.
+        base_elsewhere: the base is not on this machine, so that nothing was built on it.
     """
 
     rows: int
@@ -46,6 +47,7 @@ class Probe:
     trial_tokens: int
     tokens_per_second: float = 0.0
     notes: tuple[str, ...] = ()
+    base_elsewhere: bool = False
 
 
 def probe(
@@ -78,6 +80,7 @@ def probe(
         trial_tokens=round(trial_rows * rows.label_tokens),
         tokens_per_second=_speed(cfg, Cache()) if speed else 0.0,
         notes=tuple(check.notes),
+        base_elsewhere=check.base_elsewhere,
     )
 
 

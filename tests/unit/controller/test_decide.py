@@ -634,6 +634,11 @@ def test_a_paused_trial_that_had_trained_to_its_end_is_complete_when_none_is_pro
         Tell(0, Ending.PRUNED, LEFT),
         Tell(1, Ending.COMPLETE, "it had trained to its end before its pause reached it"),
     )
+    with_a_winner = replace(study, complete=1)
+    assert decide(view(study=with_a_winner, workers=(), tokens=99), limits, NOW) == (
+        Tell(0, Ending.PRUNED, LEFT),
+        Tell(1, Ending.PRUNED, LEFT),
+    ), "how a trial ends must not depend on how fast its stop was"
 
 
 NONE_COMPLETE = "all 4 trials have ended, and none is complete: "
@@ -642,13 +647,13 @@ NONE_COMPLETE = "all 4 trials have ended, and none is complete: "
 @pytest.mark.parametrize(
     ("study", "why"),
     [
-        (StudyFacts(failed=4, failure="KeyError: x"), "4 failed, the last failure was: KeyError: x"),
+        (StudyFacts(failed=4, failure="KeyError: x"), "4 failed; the last failure: KeyError: x"),
         (
             StudyFacts(failed=1, pruned=3, failure="no base"),
             "1 failed and 3 were pruned, the last failure was: no base",
         ),
-        (StudyFacts(pruned=4), "4 were pruned"),
-        (StudyFacts(pruned=3, cancelled=1), "3 were pruned and 1 were cancelled"),
+        (StudyFacts(pruned=4), "4 pruned"),
+        (StudyFacts(pruned=3, cancelled=1), "3 pruned, 1 cancelled"),
     ],
     ids=["all failed", "one failed", "all pruned", "one was cancelled"],
 )
