@@ -292,10 +292,8 @@ def decode(kind: type[T], text: str) -> T:
     except (ValueError, RecursionError) as error:
         raise ContractError(f"no {kind.__name__}: {reason_of(error)}") from error
     version = raw.pop("v", None)
-    if version is None:
-        raise ContractError(f"no {kind.__name__}: it has no schema version")
     if version != SCHEMA_VERSION:
-        raise ContractError(f"{kind.__name__} has schema version {version}; this program reads {SCHEMA_VERSION}")
+        raise ContractError(f"no {kind.__name__}: it has schema version {version}; this program reads {SCHEMA_VERSION}")
     return from_plain(kind, raw)
 
 

@@ -1,7 +1,7 @@
 """Makes a process of this program independent of its locale and of options of the interpreter that break libraries.
 
     LC_ALL=C PYTHONUTF8=0 sweep run …         texts, file names and arguments would be ASCII
-    PYTHONOPTIMIZE=2 sweep run …              Hydra and Optuna read docstrings, which are then missing
+    PYTHONOPTIMIZE=1 sweep run …              Hydra's parser needs its assertions, and 2 leaves out docstrings
     PYTHONWARNINGS=error sweep run …          every library that warns would end the program
 
 Invariants: standard library only. `prepare` is the first call of a program. It may replace the process by one with the
@@ -44,7 +44,7 @@ def repaired(environment: Mapping[str, str]) -> dict[str, str]:
     changed: dict[str, str] = {}
     if sys.getfilesystemencoding().lower().replace("-", "") != "utf8":
         changed["PYTHONUTF8"] = "1"
-    if sys.flags.optimize > 1 and "PYTHONOPTIMIZE" in environment:
+    if sys.flags.optimize and "PYTHONOPTIMIZE" in environment:
         changed["PYTHONOPTIMIZE"] = ""
     filters = environment.get("PYTHONWARNINGS", "").split(",")
     kept = [text for text in filters if not _is_error(text)]

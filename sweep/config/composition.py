@@ -1,8 +1,8 @@
 """Hydra's composition of the shipped groups and a person's own directory of groups.
 
-Invariants: a file of a group is read by `yaml_files`, of the program and of a person alike. The person's directory reaches Hydra as a path
-and never as a word of its grammar, so that any character may stand in it. Nothing of this module's state outlives a
-call.
+Invariants: a file of a group is read by `yaml_files`, of the program and of a person alike. The person's directory
+reaches Hydra as a path and never as a word of its grammar, so that any character may stand in it. Nothing of this
+module's state outlives a call.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ Invariants: a reader writes nothing, not even an empty journal. What stands befo
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from collections.abc import Generator, Sequence
@@ -28,13 +29,10 @@ from trainer.room import (
     cut_torn_line,
     json_object,
     open_file,
-    read_bytes,
     reason_of,
 )
 
-# A journal has some hundred bytes for each report.
-MAX_JOURNAL_BYTES = 2**36
-# More than the longest entry.
+# More than the longest entry. A journal that grew by zeros, as after a power cut, has a line of gigabytes.
 LAST_BYTES = 2**20
 
 
@@ -117,7 +115,11 @@ def reading_storage(path: Path) -> BaseStorage:
     if isinstance(handle, Damage):
         raise ConfigError(f"{handle}; {advice(path)}")
     if handle is not None:
-        os.close(handle)
+        with os.fdopen(handle, "rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - LAST_BYTES))
+            if size >= LAST_BYTES and b"\n" not in file.read():
+                raise damage_error(path, ValueError("its last line is too long"))
     return CheckedJournalStorage(EntriesFile(str(path)), lambda error: damage_error(path, error))
 
 
@@ -151,21 +153,28 @@ def read_entries(path: Path) -> tuple[list[dict[str, Any]], Damage | None]:
     Raises:
         OSError: the file system fails, perhaps for a moment.
     """
-    data = read_bytes(path, MAX_JOURNAL_BYTES)
-    if not isinstance(data, bytes):
-        return [], data or Damage(path, DamageKind.NO_FILE, "it is gone")
-    if not data:
-        return [], Damage(path, DamageKind.NO_VALUE, "it is empty")
+    handle = open_file(path)
+    if not isinstance(handle, int):
+        return [], handle or Damage(path, DamageKind.NO_FILE, "it is gone")
     entries: list[dict[str, Any]] = []
-    for number, line in enumerate(data[: data.rfind(b"\n") + 1].split(b"\n")[:-1], 1):
-        try:
-            entry = json_object(line.decode())
-            check_entry(entry)
-        except UnicodeDecodeError:
-            return entries, Damage(path, DamageKind.NO_TEXT, "it is no UTF-8", number)
-        except NOT_THE_VALUE as error:
-            return entries, Damage(path, DamageKind.NO_VALUE, f"it is no entry of a study ({reason_of(error)})", number)
-        entries.append(entry)
+    with os.fdopen(handle, "rb") as file:
+        if not os.fstat(handle).st_size:
+            return [], Damage(path, DamageKind.NO_VALUE, "it is empty")
+        for number in itertools.count(1):
+            line = file.readline(LAST_BYTES)
+            if len(line) == LAST_BYTES:
+                return entries, Damage(path, DamageKind.NO_VALUE, f"it has {LAST_BYTES:,} bytes or more", number)
+            if not line.endswith(b"\n"):  # its writer is writing, or has died
+                break
+            try:
+                entry = json_object(line.decode())
+                check_entry(entry)
+            except UnicodeDecodeError:
+                return entries, Damage(path, DamageKind.NO_TEXT, "it is no UTF-8", number)
+            except NOT_THE_VALUE as error:
+                reason = f"it is no entry of a study ({reason_of(error)})"
+                return entries, Damage(path, DamageKind.NO_VALUE, reason, number)
+            entries.append(entry)
     return entries, None
 
 

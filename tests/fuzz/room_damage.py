@@ -5,6 +5,7 @@ Invariant: a damage is a pure function of the room's files and the generator, so
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -47,10 +48,10 @@ def _damage_one(room: Room, rng: random.Random, outside: Path) -> str:
         return _odd_name(room, rng)
     path = _victim(room, rng)
     kind = rng.choice(["link", *sorted(KINDS)])
-    try:
-        data = path.read_bytes()
-    except OSError:
-        data = b""
+    data = b""
+    with contextlib.suppress(OSError):
+        if path.is_file():  # no pipe that an earlier damage has left
+            data = path.read_bytes()
     if kind == "link":
         _clear(path)
         path.symlink_to(outside)

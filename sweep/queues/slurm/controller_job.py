@@ -108,7 +108,8 @@ class SlurmControllerJob:
         if not record.get("id"):
             timeout_min = self.queue.controller_job.timeout_min
             complete_call(submitit_dir(self.room), job.id, timeout_min, self._call)
-            record_controller(self.room, {**record, "id": job.id})
+            submitted = {key: value for key, value in record.items() if key != "before"}
+            record_controller(self.room, {**submitted, "id": job.id})
 
     @property
     def _call(self) -> tuple[RunController, tuple[Any, ...]]:

@@ -650,7 +650,7 @@ NONE_COMPLETE = "all 4 trials have ended, and none is complete: "
         (StudyFacts(failed=4, failure="KeyError: x"), "4 failed; the last failure: KeyError: x"),
         (
             StudyFacts(failed=1, pruned=3, failure="no base"),
-            "1 failed and 3 were pruned, the last failure was: no base",
+            "1 failed, 3 pruned; the last failure: no base",
         ),
         (StudyFacts(pruned=4), "4 pruned"),
         (StudyFacts(pruned=3, cancelled=1), "3 pruned, 1 cancelled"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -150,3 +151,14 @@ def test_entries_are_written_as_they_were_read(journal: Path) -> None:
     copy = journal.with_name("copy")
     write_entries(copy, read_entries(journal)[0])
     assert [json.loads(line) for line in lines_of(copy)] == [json.loads(line) for line in lines_of(journal)]
+
+
+def test_a_journal_that_grew_by_zeros_is_damaged_at_that_line_and_is_not_read_whole(journal: Path) -> None:
+    """As a file system may leave it after a power cut."""
+    lines = len(lines_of(journal))
+    os.truncate(journal, 2**40)
+    with pytest.raises(ConfigError, match="it has 1,048,576 bytes or more"):
+        reading_storage(journal)
+    entries, damage = read_entries(journal)
+    assert len(entries) == lines
+    assert damage is not None
