@@ -95,8 +95,8 @@ def then(root: Path, name: str) -> Any:
 @pytest.mark.parametrize("name", ["finished", "halfway", "sqlite"])
 def test_a_room_is_read_as_the_version_that_wrote_it_read_it(restore: Any, name: str) -> None:
     root = restore(name)
-    before = then(root, "status")
-    assert status(name) == {**before, **SINCE, "limits": {**before["limits"], **LIMITS_SINCE}}
+    written = then(root, "status")
+    assert status(name) == {**written, **SINCE, "limits": {**written["limits"], **LIMITS_SINCE}}
     assert json.loads(sweep("best", name, "--json").stdout) == then(root, "best")
     assert sweep("export", name, "-o", "-").stdout == (root / "export.yaml").read_text()
 
@@ -105,8 +105,8 @@ def test_a_room_in_a_store_is_read_and_left_as_it_was(restore: Any) -> None:
     root = restore("store")
     url = f"file://{root}/stores/stored"
     before = {path: path.read_bytes() for path in (root / "stores").rglob("*") if path.is_file()}
-    before = then(root, "status")
-    assert status(url) == {**before, **SINCE, "limits": {**before["limits"], **LIMITS_SINCE}}
+    written = then(root, "status")
+    assert status(url) == {**written, **SINCE, "limits": {**written["limits"], **LIMITS_SINCE}}
     assert sweep("export", url, "-o", "-").stdout == (root / "export.yaml").read_text()
     assert {path: path.read_bytes() for path in (root / "stores").rglob("*") if path.is_file()} == before
 
