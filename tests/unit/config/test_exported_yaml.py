@@ -215,13 +215,13 @@ def test_values_that_only_we_can_resolve_are_written_out() -> None:
 def test_a_value_that_the_trial_was_trained_with_otherwise_is_written_out() -> None:
     """For example a path that was anchored when the sweep was created. What refers to it stays if it may."""
     trained = resolve(yaml.safe_load(SMALL), {}, {})
-    text = exported_yaml(SMALL, {}, {}, {**trained, "output_dir": "/work/out"}, "")
-    assert "#   output_dir = /work/out\n#   model.lora_alpha = 16\n#   model.note = out/a\n" in text
-    assert "\noutput_dir: /work/out  # mine\n" in text
+    text = exported_yaml(SMALL, {}, {}, {**trained, "output_dir": "/data/out"}, "")
+    assert "#   output_dir = /data/out\n#   model.lora_alpha = 16\n#   model.note = out/a\n" in text
+    assert "\noutput_dir: /data/out  # mine\n" in text
     assert "\n  note: out/a\n" in text
-    moved = {**trained, "output_dir": "/work/out", "model": {**trained["model"], "note": "/work/out/a"}}
+    moved = {**trained, "output_dir": "/data/out", "model": {**trained["model"], "note": "/data/out/a"}}
     text = exported_yaml(SMALL, {}, {}, moved, "")
-    assert "\noutput_dir: /work/out  # mine\n" in text
+    assert "\noutput_dir: /data/out  # mine\n" in text
     assert "\n  note: ${output_dir}/a\n" in text
     with pytest.raises(ConfigError, match="cannot be exported"):
         exported_yaml(SMALL, {}, {}, {**trained, "a.b": 1}, "")
