@@ -34,6 +34,17 @@ from trainer.contract import Guard
 from trainer.names import is_name
 
 SCHEMA_VERSION = 1
+# What the fields are that are no section, in the frozen form; a damaged file may hold anything.
+_MAPPING = (dict, "a mapping")
+_TEXT = (str, "a text")
+_KINDS: Mapping[str, tuple[Any, str]] = {
+    **dict.fromkeys(("torchtune", "changes", "space_raw", "derive", "sampler", "pruner"), _MAPPING),
+    **dict.fromkeys(("name", "controller", "token", "directory"), _TEXT),
+    "storage": ((str, type(None)), "a text or null"),
+    "trial_tokens": (int, "a whole number"),
+    "created": ((int, float), "a number"),
+    "base_elsewhere": (bool, "true or false"),
+}
 
 
 @dataclass(frozen=True)
@@ -168,6 +179,9 @@ def settings_from_json(raw: Mapping[str, Any], where: str) -> Settings:
     values["evaluate"] = read_evaluator(values.get("evaluate") or {})
     if not is_name(str(values.get("name"))):
         raise ConfigError(f"{where} is no frozen sweep of this program: {values.get('name')!r} cannot be its name")
+    for name, (kind, words) in _KINDS.items():
+        if name in values and not isinstance(values[name], kind):
+            raise ConfigError(f"{where}: {name}={str(values[name])[:80]} must be {words}; put a copy of the file there")
     try:
         return Settings(**values)
     except TypeError as error:

@@ -773,6 +773,10 @@ def test_settings_come_back_from_json_with_all_that_a_user_can_say() -> None:
     [
         ({"v": 2}, "here has schema version 2; this program reads 1"),
         ({"v": None}, "here has schema version None"),
+        ({"sampler": [1]}, r"here: sampler=\[1\] must be a mapping"),
+        ({"storage": ["x"]}, "must be a text or null"),
+        ({"torchtune": "x"}, "here: torchtune=x must be a mapping"),
+        ({"created": "then"}, "here: created=then must be a number"),
         ({"search": {"trials": 0}}, "search.trials=0"),
         ({"search": {"trialz": 5}}, "no key trialz"),
         ({"queue": None}, "queue"),
