@@ -40,7 +40,7 @@ test-all: install style
 	$(MAKE) --jobs 2 types all-tests
 
 most-tests: install
-	$(PYTEST) -n 6 -m "not deep"
+	$(PYTEST) -n 4 -m "not deep"
 
 all-tests: install
 	SWEEP_TESTS_COLD=1 $(PYTEST) -n 4
