@@ -21,7 +21,6 @@ import argparse
 import json
 import os
 import re
-import signal
 import sys
 import tempfile
 import time
@@ -39,6 +38,7 @@ from sweep.report.plan import sample_trials
 from sweep.wiring.compose import check
 from sweep.wiring.rooms import change_settings, load_settings, save_settings
 from tests.fuzz.configurations import Case, draw, written
+from tests.fuzz.limits import limited
 from trainer.room import Room
 
 CASES = Path(__file__).parent / "cases"
@@ -132,18 +132,12 @@ def _sentence(text: str, case: Case) -> str:
 def _limited(what: str) -> Iterator[None]:
     """End the block with a violation if it takes too long."""
 
-    def expired(number: int, frame: FrameType | None) -> None:
-        raise ViolationError(
-            f"it takes more than {HANG_SECONDS} s while {what}\n{''.join(traceback.format_stack(frame))}"
-        )
+    def error(frame: FrameType | None) -> ViolationError:
+        stack = "".join(traceback.format_stack(frame))
+        return ViolationError(f"it takes more than {HANG_SECONDS} s while {what}\n{stack}")
 
-    before = signal.signal(signal.SIGALRM, expired)
-    signal.alarm(HANG_SECONDS)
-    try:
+    with limited(HANG_SECONDS, error):
         yield
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
 
 
 def run_many(cases: int, seed: int, minutes: float, keep: Path) -> tuple[int, int, list[int]]:

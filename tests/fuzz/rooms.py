@@ -24,7 +24,6 @@ import json
 import os
 import random
 import shutil
-import signal
 import sys
 import tarfile
 import tempfile
@@ -33,7 +32,6 @@ import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import pytest
@@ -46,6 +44,7 @@ from sweep.errors import SweepError
 from sweep.report import export
 from sweep.resources import embedded_dir
 from sweep.wiring import rooms as wiring_rooms
+from tests.fuzz.limits import limited
 from tests.fuzz.room_damage import damage
 from tests.helpers.played_rooms import KINDS, Played, copy_room, make
 from trainer.room import Room, hold
@@ -155,7 +154,11 @@ def _verb(case: Case, room: Room, words: Sequence[str], reads: bool = True) -> t
     case.files = {}
     out, err, code = io.StringIO(), io.StringIO(), -1
     try:
-        with _limited(), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        with (
+            limited(HANG_SECONDS, lambda frame: HangError()),
+            contextlib.redirect_stdout(out),
+            contextlib.redirect_stderr(err),
+        ):
             code = sweep_main(line)
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else 1
@@ -201,7 +204,7 @@ def _control(case: Case, room: Room) -> None:
     """Let a controller go on."""
     case.files = {}
     try:
-        with _limited(), contextlib.redirect_stderr(io.StringIO()):
+        with limited(HANG_SECONDS, lambda frame: HangError()), contextlib.redirect_stderr(io.StringIO()):
             lock = wiring_rooms.controller_lock(room)
             with hold(lock, "fuzz") as mine:
                 if mine:
@@ -269,22 +272,6 @@ def quick() -> Iterator[None]:
         patch.setattr(export, "exported_yaml", yaml)
         patch.setattr(read_verbs, "UNSEEN_SECONDS", 0.0)
         yield
-
-
-@contextlib.contextmanager
-def _limited() -> Iterator[None]:
-    """End the block by a `HangError` if it takes too long, even on a busy machine."""
-
-    def hang(number: int, frame: FrameType | None) -> None:
-        raise HangError
-
-    before = signal.signal(signal.SIGALRM, hang)
-    signal.alarm(HANG_SECONDS)
-    try:
-        yield
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
 
 
 def _unpacked(name: str, folder: Path) -> Room:
