@@ -277,7 +277,9 @@ def test_an_item_that_no_agent_takes_is_given_up_after_pending_seconds(rooms: Pa
     with Agent(launch_api(room), {"w0001": "ignore", "w0002": "ignore"}):
         assert run_here(room).how is Finished.DONE
     check(room, 1)
-    assert row(room) == ("complete", 3), "nor does it count as lost, whatever search.max_attempts"
+    # An agent on a busy machine takes the third item too late as well: each item that was given up has an attempt.
+    assert row(room) == ("complete", len(pushed(room))), "nor does it count as lost, whatever search.max_attempts"
+    assert len(pushed(room)) >= 3
     assert read_json(room.worker("w0001").job)["end"] == "no agent took it within 0.3 s (queue.pending_seconds)"
     assert launch_api(room).item_state(launch_api(room).items()[0]) is None
 
