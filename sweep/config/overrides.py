@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from sweep.config.grammar import GrammarError, can_read, holds_sweep, parse_value, quoted
+from sweep.config.resolvers import resolution_reason
 from sweep.config.sections import SECTIONS
 from sweep.config.space_grammar import merged
 from sweep.errors import ConfigError, unknown_key
@@ -111,8 +112,7 @@ def resolution_error(error: Exception, key: str) -> ConfigError:
     """
     if isinstance(error, RecursionError):
         return ConfigError(f"{key}: its interpolations refer to each other in a circle, or are nested too deeply")
-    reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-    return ConfigError(f"{getattr(error, 'full_key', None) or key}: {reason[:400]}")
+    return ConfigError(f"{getattr(error, 'full_key', None) or key}: {resolution_reason(error)}")
 
 
 def keyed_section(cfg: DictConfig, section: str, keep_null: bool = False) -> dict[str, Any]:

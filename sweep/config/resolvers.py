@@ -8,6 +8,7 @@ both cases, since it can be no secret and the controller must know it.
 from __future__ import annotations
 
 import operator
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -23,6 +24,14 @@ from trainer.environment import MissingVariableError, reference, references, rev
 MAX_BITS = 1024
 
 _stays: ContextVar[bool] = ContextVar("environment_stays", default=False)
+
+
+def resolution_reason(error: Exception) -> str:
+    """Why OmegaConf cannot resolve a value, on one line."""
+    reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    if absent := re.search(r"Interpolation key '([^'\n]+)' not found", reason):
+        return f"${{{absent[1]}}} names a key that this configuration does not have; write the whole path of a key"
+    return reason[:400]
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from sweep.config.paths import anchored, anchored_keys
-from sweep.config.resolvers import environment_stays
+from sweep.config.resolvers import environment_stays, resolution_reason
 from sweep.config.space import Choice, Space
 from sweep.config.space_grammar import flatten, merged, shown
 from sweep.config.yaml_edit import edit_yaml
@@ -261,8 +261,8 @@ def resolve(
             plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
         check_plain(plain)
     except OmegaConfBaseException as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(f"torchtune configuration, {error.full_key or 'derive'}: {reason}") from error
+        where = error.full_key or "derive"
+        raise ConfigError(f"torchtune configuration, {where}: {resolution_reason(error)}") from error
     except InterpolationLeftError as error:
         raise ConfigError(f"torchtune configuration: {error}") from error
     return anchored(plain, directory)  # type: ignore[no-any-return]

@@ -120,7 +120,8 @@ def _sentence(text: str, case: Case) -> str:
     """
     if not text.strip() or len(text) > LONGEST_MESSAGE or "Traceback" in text:
         raise ViolationError(f"the message is {'empty' if not text.strip() else 'too long'}: {text[:3000]!r}")
-    given = {part for word in (*case.words, *case.changes) for part in re.split(r"\W+", word) if len(part) > 1}
+    given = {part for word in (*case.words, *case.changes) for part in re.split(r"\W+", word)}
+    given = {part for part in given if len(part) > 1 or part > "\x7f"}  # one character of another script is a name
     given |= {Path(name).name for name in case.files}
     given |= {word[:20] for word in (*case.words, *case.changes)}
     if not (any(part in text for part in given) or GENERAL.search(text)):

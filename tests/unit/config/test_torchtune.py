@@ -91,7 +91,10 @@ def test_resolve(params: dict[str, Any], derive: dict[str, str], expected: dict[
 @pytest.mark.parametrize(
     ("derive", "complaint"),
     [
-        ({"x": "${nothing}"}, "configuration, x: Interpolation key 'nothing' not found"),
+        (
+            {"x": "${nothing}"},
+            r"configuration, x: \$\{nothing\} names a key that this configuration does not have; write the whole path of a key",
+        ),
         ({"x": "${nothing:1}"}, "configuration, x: Unsupported interpolation type nothing"),
         ({"x": "${floordiv:6,0}"}, "configuration, x: ZeroDivisionError"),
         ({"x": "${add:1}"}, "configuration, x: TypeError"),
