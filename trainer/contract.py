@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -29,6 +30,9 @@ JOB_KEY = "sweep_job"
 REPORTS_KEY = "sweep/reports"
 OUTCOME_KEY = "sweep/outcome"
 STOP_TAG = "stop:"
+
+# What each report has without a `Metric`: nats per label token.
+LOSSES = ("loss", "val_loss")
 
 T = TypeVar("T")
 
@@ -133,6 +137,29 @@ class Evaluation:
 
 
 @dataclass(frozen=True, slots=True)
+class Metric:
+    """A number that a trial measures at milestones, beside the loss and the validation loss.
+
+    Args:
+        name: under which reports have it.
+        source: validation, run, generate, command, lm_eval or logged.
+        options: those of the source, see `sweep.config.metrics`.
+        every: milestones between two measurements.
+        at: milestones at which it is measured instead; empty: `every` says when. The final report has it in any case.
+    """
+
+    name: str
+    source: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    every: int = 1
+    at: tuple[int, ...] = ()
+
+    def due(self, milestone: int, final: bool) -> bool:
+        """Whether the report at a milestone has it."""
+        return final or (milestone in self.at if self.at else milestone % max(1, self.every) == 0)
+
+
+@dataclass(frozen=True, slots=True)
 class TrialSpec:
     """One attempt of a trial, as the controller specifies it.
 
@@ -146,6 +173,8 @@ class TrialSpec:
         token: of the sweep's creation, which `sweep.json` has too; empty: a sweep of an old version.
         directory: of the sweep's first command; relative paths of the user's own code and modules in `components` mean
             it (`trainer.working_directory`). Empty: a sweep of an old version.
+        metrics: what the trial measures at milestones, beside the loss and the validation loss.
+        measure_base: measure `metrics` before the first step too, when the adapter changes nothing yet.
     """
 
     sweep: str
@@ -162,6 +191,8 @@ class TrialSpec:
     evaluate: Evaluation | None = None
     token: str = ""
     directory: str = ""
+    metrics: tuple[Metric, ...] = ()
+    measure_base: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,6 +227,9 @@ class Report:
         seconds: training time of this attempt, validation included.
         memory_gib: peak of the CUDA allocator, GiB; 0 on the CPU.
         final: whether the trial has trained on all its data.
+        scores: the metrics that were measured, by name.
+        problems: by name of a metric that was due and could not be measured, the reason, one sentence.
+        base_scores: the metrics of the base without an adapter, in the first report of a trial that measured them.
     """
 
     milestone: int
@@ -210,6 +244,14 @@ class Report:
     memory_gib: float = 0.0
     val_loss: float | None = None
     final: bool = False
+    scores: Mapping[str, float] = field(default_factory=dict)
+    problems: Mapping[str, str] = field(default_factory=dict)
+    base_scores: Mapping[str, float] = field(default_factory=dict)
+
+    def value(self, metric: str) -> float:
+        """The loss, the validation loss or a score, by name; NaN if the report lacks it."""
+        value = getattr(self, metric) if metric in LOSSES else self.scores.get(metric)
+        return math.nan if value is None else value
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,8 +316,12 @@ class WorkerExit:
 def encode(message: Any) -> str:
     """One line of JSON for a message of this module."""
     raw = {"v": SCHEMA_VERSION, **plain(dataclasses.asdict(message))}
+    if isinstance(message, Report):  # most have none of these
+        raw = {key: value for key, value in raw.items() if value != {}}
     if isinstance(message, TrialSpec):
         raw["config"] = pack(message.config)
+        for metric, given in zip(raw["metrics"], message.metrics, strict=True):
+            metric["options"] = pack(given.options)
         if message.evaluate is not None:
             raw["evaluate"]["options"] = pack(message.evaluate.options)
     return json.dumps(raw, allow_nan=False)
@@ -379,10 +425,13 @@ def _mapping(value: Any) -> Mapping[str, Any]:
     return value
 
 
-def _texts(value: Any) -> tuple[str, ...]:
-    if not isinstance(value, list):
-        raise TypeError(f"{kind_of(value)} is no list")
-    return tuple(map(_exactly(str), value))
+def _tuple_of(read: Callable[[Any], T]) -> Callable[[Any], tuple[T, ...]]:
+    def read_all(value: Any) -> tuple[T, ...]:
+        if not isinstance(value, list):
+            raise TypeError(f"{kind_of(value)} is no list")
+        return tuple(map(read, value))
+
+    return read_all
 
 
 _READERS: dict[str, Callable[[Any], Any]] = {
@@ -395,7 +444,10 @@ _READERS: dict[str, Callable[[Any], Any]] = {
     "Evaluation": lambda raw: from_plain(Evaluation, raw),
     "Mapping[str, float]": lambda raw: {str(key): float(value) for key, value in _mapping(raw).items()},
     "Mapping[str, Any]": lambda raw: _mapping(unpack(_mapping(raw))),
-    "tuple[str, ...]": _texts,
+    "Mapping[str, str]": lambda raw: {str(key): _exactly(str)(value) for key, value in _mapping(raw).items()},
+    "tuple[str, ...]": _tuple_of(_exactly(str)),
+    "tuple[int, ...]": _tuple_of(_whole),
+    "tuple[Metric, ...]": _tuple_of(lambda raw: from_plain(Metric, raw)),
     "OutcomeKind": OutcomeKind,
     "StopCause": StopCause,
     "FailureKind": FailureKind,

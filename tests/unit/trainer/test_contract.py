@@ -16,6 +16,7 @@ from trainer.contract import (
     ContractError,
     FailureKind,
     Guard,
+    Metric,
     Outcome,
     OutcomeKind,
     Report,
@@ -39,6 +40,14 @@ plain: st.SearchStrategy[Any] = st.recursive(
     max_leaves=6,
 )
 guards = st.builds(Guard, numbers, numbers)
+metrics = st.builds(
+    Metric,
+    name=words,
+    source=words,
+    options=st.dictionaries(words | marks, plain, max_size=3),
+    every=counts,
+    at=st.lists(counts, max_size=3).map(tuple),
+)
 specs = st.builds(
     TrialSpec,
     sweep=words,
@@ -50,6 +59,8 @@ specs = st.builds(
     checkpoint_every=counts,
     guard=guards,
     components=st.lists(words, max_size=3).map(tuple),
+    metrics=st.lists(metrics, max_size=2).map(tuple),
+    measure_base=st.booleans(),
 )
 steps = st.builds(Step, step=counts, tokens=counts, loss=numbers, grad_norm=numbers, lr=numbers)
 reports = st.builds(
@@ -66,6 +77,9 @@ reports = st.builds(
     memory_gib=numbers,
     val_loss=st.none() | numbers,
     final=st.booleans(),
+    scores=st.dictionaries(words, numbers, max_size=3),
+    problems=st.dictionaries(words, words, max_size=3),
+    base_scores=st.dictionaries(words, numbers, max_size=3),
 )
 outcomes = st.builds(
     Outcome,
@@ -115,6 +129,31 @@ def test_the_configuration_of_a_spec_keeps_infinity() -> None:
     config |= {"one": {"$float": "inf"}, "two": {"$$float": {"$float": math.inf}}}
     spec = TrialSpec("s", 1, 1, "w0001", config, 100)
     assert decode(TrialSpec, encode(spec)).config == config
+
+
+@pytest.mark.parametrize(
+    ("metric", "due"),
+    [
+        (Metric("m", "run"), [1, 2, 3, 4, 5]),
+        (Metric("m", "run", every=2), [2, 4, 5]),
+        (Metric("m", "run", every=2, at=(1, 4)), [1, 4, 5]),
+        (Metric("m", "run", every=9), [5]),
+    ],
+)
+def test_when_a_metric_is_measured(metric: Metric, due: list[int]) -> None:
+    assert [milestone for milestone in range(1, 6) if metric.due(milestone, final=milestone == 5)] == due
+
+
+@pytest.mark.parametrize(("name", "value"), [("loss", 2.5), ("val_loss", 2.6), ("f1", 0.5), ("seconds", math.nan)])
+def test_the_value_of_a_report(name: str, value: float) -> None:
+    report = dataclasses.replace(REPORT, scores={"f1": 0.5})
+    assert math.isnan(value) == math.isnan(report.value(name))
+    assert math.isnan(value) or report.value(name) == value
+    assert math.isnan(dataclasses.replace(REPORT, val_loss=None).value("val_loss"))
+
+
+def test_a_report_without_scores_has_the_keys_of_old_versions_alone() -> None:
+    assert not {"scores", "problems", "base_scores"} & set(json.loads(encode(REPORT)))
 
 
 def test_enums_and_nested_messages_come_back_as_themselves() -> None:
