@@ -103,6 +103,7 @@ def plan(overrides: tuple[str, ...], config_dir: Path | None, samples: int, meas
     That is: the space, sampled trials, the budget and what the queue would be given.
     """
     from sweep.cli.start import compose
+    from sweep.errors import ConfigError
     from sweep.report.formatting import json_text
     from sweep.report.plan import make_plan, plan_view
     from sweep.report.terminal import console
@@ -112,6 +113,8 @@ def plan(overrides: tuple[str, ...], config_dir: Path | None, samples: int, meas
         print(json_text(trial_plan.to_json()))
     else:
         console().print(plan_view(trial_plan))
+    if trial_plan.refused:
+        raise ConfigError(f"sweep run refuses this configuration: {trial_plan.unknown}")
     return 0
 
 

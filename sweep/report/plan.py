@@ -1,7 +1,7 @@
 """`sweep plan`: the space, sampled trials, the budget and the queue's jobs, without starting anything.
 
 Invariants: no room is created and no job is started. A number that cannot be determined here is shown as unknown, with
-the reason.
+the reason. A configuration that `sweep run` would refuse is shown too, and is refused afterwards.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Plan:
         samples: torchtune overrides of the first trials, derived keys included.
         workers: how many workers the queue would start.
         data: what one trial would train on; None if it cannot be counted here.
-        unknown: why the data or the speed is unknown; empty if both are known or the speed was not to be measured.
+        unknown: why the data or the speed is unknown, or why `sweep run` would refuse this; empty if both are known or the speed was not to be measured.
         tokens: label tokens of the whole budget without pruning; None if unknown.
         seconds: the time for these tokens at the measured speed; None if it was not measured.
         preview: what would be submitted to the queue for the first workers.
@@ -53,6 +53,12 @@ class Plan:
     seconds: float | None
     preview: str
 
+    @property
+    def refused(self) -> bool:
+        """Whether `sweep run` would refuse this configuration for the reason in `unknown`."""
+        queue, objective = self.settings.queue, self.settings.objective
+        return self.data is None and not queue.simulated and (objective.milestone_tokens is None or queue.offline)
+
     def to_json(self) -> dict[str, Any]:
         """What `sweep plan --json` prints."""
         return {
@@ -62,6 +68,7 @@ class Plan:
             "samples": list(self.samples),
             "data": asdict(self.data) if self.data else None,
             "unknown": self.unknown,
+            "refused": self.refused,
             "trials": self.settings.search.trials,
             "tokens": self.tokens,
             "seconds": self.seconds,
@@ -160,7 +167,8 @@ def _budget(plan: Plan) -> Table:
         for note in plan.data.notes:
             add_plain_row(table, "note", Text(note, style="yellow"))
     else:
-        add_plain_row(table, "data", Text(f"unknown here: {plan.unknown}", style="yellow"))
+        what, style = ("refused", "red") if plan.refused else ("unknown here", "yellow")
+        add_plain_row(table, "data", Text(f"{what}: {plan.unknown}", style=style))
     unlimited = "no limit" if plan.data else "unknown"
     add_plain_row(table, "tokens", f"at most {plan.tokens:,}; pruning saves some of them" if plan.tokens else unlimited)
     add_plain_row(table, "time", _time(plan))

@@ -159,9 +159,14 @@ def test_a_plan_counts_measures_and_starts_nothing(rooms: Path) -> None:
     assert plan["tokens"] == 4 * plan["data"]["trial_tokens"]
     assert plan["seconds"] > 0
     assert "trainer serve" in plan["queue"]["local"]
-    away = json.loads(sweep("plan", *SMALL, "recipe.overrides.checkpointer.checkpoint_dir=/nowhere", "--json").stdout)
-    assert (away["data"], away["seconds"]) == (None, None)
+    elsewhere = ("plan", *SMALL, "recipe.overrides.checkpointer.checkpoint_dir=/nowhere", "--json")
+    refused = sweep(*elsewhere, "objective.milestone_tokens=null", code=2)
+    away = json.loads(refused.stdout)
+    assert (away["data"], away["seconds"], away["refused"]) == (None, None, True)
     assert "checkpointer.checkpoint_dir=/nowhere is no directory" in away["unknown"]
+    assert refused.stderr.startswith("sweep: sweep run refuses this configuration: the torchtune configuration cannot")
+    away = json.loads(sweep(*elsewhere).stdout)
+    assert (away["data"], away["refused"]) == (None, False), "the data may be on the queue's machines only"
     assert not rooms.exists()
 
 

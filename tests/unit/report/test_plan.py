@@ -55,9 +55,16 @@ def test_the_budget_in_tokens_and_time(plan: Plan) -> None:
     [
         ({"tokens": None, "seconds": None}, "no limit, at 10 tokens/s per worker"),
         ({"data": None, "tokens": None, "seconds": None, "unknown": "no data"}, "not measured: no data"),
-        ({"data": None, "tokens": None, "seconds": None, "unknown": "no data"}, "unknown here: no data"),
+        ({"data": None, "tokens": None, "seconds": None, "unknown": "no data"}, "refused: no data"),
         ({"data": None, "tokens": None, "seconds": None}, "not measured, because of --no-measure"),
     ],
 )
 def test_what_is_unknown_says_why(plan: Plan, changes: dict[str, Any], word: str) -> None:
     assert word in shown(plan, **changes)
+
+
+def test_data_that_other_machines_have_are_unknown(plan: Plan) -> None:
+    objective = dataclasses.replace(plan.settings.objective, milestone_tokens=100)
+    settings = dataclasses.replace(plan.settings, objective=objective)
+    text = shown(plan, settings=settings, data=None, tokens=None, seconds=None, unknown="no data")
+    assert "unknown here: no data" in text
