@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+import threading
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +14,8 @@ from typing import Any
 import pytest
 
 from tests.conftest import embedded_config
-from trainer.entry.probe import answer
+from tests.helpers.waiting import until
+from trainer.entry.probe import answer, ends_with_parent
 
 
 def asked(**changes: Any) -> dict[str, Any]:
@@ -212,3 +217,31 @@ def test_rows_whose_prompt_fills_the_limit_are_counted_and_named(tmp_path: Path)
         "tokenizer.max_seq_len; such a row weighs nothing"
     ]
     assert counted["rows"] == 41
+
+
+COUNT = """
+import os, sys, time
+from trainer.entry.probe import ends_with_parent
+if os.fork():
+    time.sleep(600)
+with ends_with_parent(0.02):
+    print(os.getpid(), flush=True)
+    time.sleep(600)
+"""
+
+
+def test_counting_ends_when_the_process_that_asked_is_killed() -> None:
+    with subprocess.Popen([sys.executable, "-P", "-c", COUNT], stdout=subprocess.PIPE, text=True) as asking:
+        assert asking.stdout is not None
+        counting = Path("/proc") / asking.stdout.readline().strip()
+        assert counting.exists()
+        asking.kill()
+        until(lambda: not counting.exists() or "Z" in (counting / "stat").read_text().split()[2])
+
+
+def test_counting_goes_on_beside_its_parent() -> None:
+    before = threading.active_count()
+    with ends_with_parent(0.01):
+        time.sleep(0.05)
+        assert threading.active_count() == before + 1
+    assert threading.active_count() == before, "a process that forks afterwards has no further thread"

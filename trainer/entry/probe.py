@@ -1,14 +1,18 @@
 """Checks that trials can be built, counts their data, and measures the training speed on request.
 
-Invariant: it leaves no file behind, and trains at most `SPEED_BATCHES` micro-batches.
+Invariants: it leaves no file behind, and trains at most `SPEED_BATCHES` micro-batches. Counting may take minutes; it
+ends if the process that asked for it is killed.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import tempfile
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +30,7 @@ from trainer.rows import RowError
 from trainer.working_directory import enter_directory
 
 SPEED_BATCHES = 6
+PARENT_SECONDS = 1.0  # between two looks at the parent
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,13 +98,38 @@ def answer(request: Mapping[str, Any]) -> str:
     cases = [Case(case["params"], case["config"]) for case in request.get("cases", ())]
     here, speed = bool(request.get("device_here", True)), bool(request.get("speed"))
     try:
-        return json.dumps(asdict(probe(request["config"], cases, request["components"], device_here=here, speed=speed)))
+        with ends_with_parent():
+            seen = probe(request["config"], cases, request["components"], device_here=here, speed=speed)
+        return json.dumps(asdict(seen))
     except UntrustedError as error:
         return json.dumps({"error": mask(str(error)), "untrusted": True})
     except (BuildError, RowError, ComponentError) as error:
         return json.dumps({"error": mask(str(error))})
     except Exception as error:
         return json.dumps({"error": describe(error)})
+
+
+@contextmanager
+def ends_with_parent(seconds: float = PARENT_SECONDS) -> Iterator[None]:
+    """End this process if its parent ends while the block runs.
+
+    Args:
+        seconds: between two looks.
+    """
+    parent, done = os.getppid(), threading.Event()
+
+    def watch() -> None:
+        while not done.wait(seconds):
+            if os.getppid() != parent:
+                os._exit(1)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()  # a process that forks has no other thread
 
 
 def main(text: str, speed: bool) -> int:
