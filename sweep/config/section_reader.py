@@ -7,6 +7,7 @@ that the command line can complete keys quickly.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 from collections.abc import Mapping
@@ -16,6 +17,11 @@ from sweep.config.ranges import Range
 from sweep.errors import ConfigError, unknown_key
 
 T = TypeVar("T")
+
+# Sections that were read, by their kind and the text of their raw values: one program reads a frozen sweep many times.
+_known: dict[tuple[type, str], Any] = {}
+MAX_KNOWN = 256
+MAX_TEXT = 20_000
 
 
 def read_section(kind: type[T], raw: Any, where: str) -> T:
@@ -29,6 +35,21 @@ def read_section(kind: type[T], raw: Any, where: str) -> T:
     Raises:
         ConfigError: an unknown key, a value of another type, or one out of range.
     """
+    try:
+        key = (kind, repr(raw))
+    except RecursionError:
+        return _read(kind, raw, where)
+    if key in _known:
+        return copy.deepcopy(_known[key])  # type: ignore[no-any-return]
+    section = _read(kind, raw, where)
+    if len(key[1]) <= MAX_TEXT:
+        if len(_known) >= MAX_KNOWN:
+            _known.clear()
+        _known[key] = copy.deepcopy(section)
+    return section
+
+
+def _read(kind: type[T], raw: Any, where: str) -> T:
     from omegaconf import OmegaConf
     from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 

@@ -6,9 +6,11 @@ from the user's file in the changed keys alone, comments and order included.
 
 from __future__ import annotations
 
+import copy
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -254,18 +256,54 @@ def resolve(
             environment variable that is not set.
     """
     cfg = OmegaConf.create(dict(config))
-    for key, value in {**params, **{k.removeprefix("+"): v for k, v in derive.items()}}.items():
-        _set(cfg, key, value, "derive" if key not in params else "space")
-    try:
-        with environment_stays():
-            plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    _set_all(cfg, params, derive)
+    with _resolving(), environment_stays():
+        plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
         check_plain(plain)
+    return anchored(plain, directory)  # type: ignore[no-any-return]
+
+
+@contextmanager
+def _resolving() -> Iterator[None]:
+    """Turn an error of the block into a sentence with the key that cannot be resolved."""
+    try:
+        yield
     except OmegaConfBaseException as error:
         where = error.full_key or "derive"
         raise ConfigError(f"torchtune configuration, {where}: {resolution_reason(error)}") from error
     except InterpolationLeftError as error:
         raise ConfigError(f"torchtune configuration: {error}") from error
-    return anchored(plain, directory)  # type: ignore[no-any-return]
+
+
+def _set_all(cfg: DictConfig, params: Mapping[str, Any], derive: Mapping[str, Any]) -> None:
+    for key, value in {**params, **{k.removeprefix("+"): v for k, v in derive.items()}}.items():
+        _set(cfg, key, value, "derive" if key not in params else "space")
+
+
+def derived_values(
+    config: Mapping[str, Any], cases: Iterable[Mapping[str, Any]], derive: Mapping[str, Any]
+) -> Iterator[tuple[Mapping[str, Any], dict[str, Any]]]:
+    """The hyperparameters of each case, with the values of the derived keys that the case does not set itself.
+
+    Args:
+        config, derive: see `resolve`.
+
+    Raises:
+        ConfigError: as `resolve`.
+    """
+    base = OmegaConf.create(dict(config))
+    for params in cases:
+        cfg = copy.deepcopy(base)
+        _set_all(cfg, params, derive)
+        with _resolving(), environment_stays():
+            keys = [key.removeprefix("+") for key in derive]
+            values = {key: _plain(OmegaConf.select(cfg, key, throw_on_missing=True)) for key in keys}
+            check_plain(values)
+        yield params, {key: value for key, value in values.items() if key not in params}
+
+
+def _plain(value: Any) -> Any:
+    return OmegaConf.to_container(value, resolve=True, throw_on_missing=True) if OmegaConf.is_config(value) else value
 
 
 def resolve_here(config: Mapping[str, Any], directory: str = "") -> dict[str, Any]:

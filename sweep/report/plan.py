@@ -38,7 +38,8 @@ class Plan:
         samples: torchtune overrides of the first trials, derived keys included.
         workers: how many workers the queue would start.
         data: what one trial would train on; None if it cannot be counted here.
-        unknown: why the data or the speed is unknown, or why `sweep run` would refuse this; empty if both are known or the speed was not to be measured.
+        unknown: why the data or the speed is unknown, or why `sweep run` would refuse this; empty if both are known or
+            the speed was not to be measured.
         tokens: label tokens of the whole budget without pruning; None if unknown.
         seconds: the time for these tokens at the measured speed; None if it was not measured.
         preview: what would be submitted to the queue for the first workers.

@@ -253,9 +253,9 @@ def _check_values(settings: Settings, base: Mapping[str, Any]) -> None:
     """Refuse values that the recipe cannot take: of the base, of the space, and derived at the space's corners."""
     recipe_values.check_base(base, settings.changes, Path(settings.recipe.config).name)
     recipe_values.check_space(settings.space)
-    for params in recipe_values.corners(settings.space, CORNERS) if settings.derive else ():
-        derived = torchtune_recipe.trial_changes(settings.torchtune, params, settings.derive)
-        recipe_values.check_derived({key: derived[key] for key in derived if key not in params}, params)
+    corners = recipe_values.corners(settings.space, CORNERS) if settings.derive else ()
+    for params, derived in torchtune_recipe.derived_values(settings.torchtune, corners, settings.derive):
+        recipe_values.check_derived(derived, params)
 
 
 def _recipe(cfg: DictConfig, config_dir: Path | None) -> Recipe:

@@ -12,7 +12,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +86,12 @@ def composed(*overrides: str) -> Composed:
             words.append(f"{group}={option}")
     words.append("space.optimizer.lr=tag(log,interval(1e-5,1e-1))")
     words += ["space.model.lora_rank=null", "space.gradient_accumulation_steps=null", "derive.model.lora_alpha=null"]
+    return _composed(tuple(words), Path.cwd(), os.environ.get("WANDB_MODE"))
+
+
+@cache
+def _composed(words: tuple[str, ...], directory: Path, wandb: str | None) -> Composed:
+    """The composition of these words, once for all tests that want the same."""
     return freeze(compose_config(words), "s")
 
 
