@@ -93,7 +93,7 @@ def test_resolve(params: dict[str, Any], derive: dict[str, str], expected: dict[
     [
         (
             {"x": "${nothing}"},
-            r"configuration, x: \$\{nothing\} names a key that this configuration does not have; write the whole path of a key",
+            r"configuration, x: \$\{nothing\} names a key that this configuration does not have; write the",
         ),
         ({"x": "${nothing:1}"}, "configuration, x: Unsupported interpolation type nothing"),
         ({"x": "${floordiv:6,0}"}, "configuration, x: ZeroDivisionError"),

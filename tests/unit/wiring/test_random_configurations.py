@@ -11,6 +11,8 @@ from tests.fuzz.configurations import Case, draw
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
+CASES_HERE = 60
+
 
 @pytest.fixture(autouse=True)
 def own_rooms(rooms: Path) -> None:
@@ -24,10 +26,10 @@ def test_a_case_that_was_kept(path: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_random_configurations(tmp_path: Path) -> None:
-    count, taken, failed = run_many(200, 0, 60, tmp_path / "kept")
+    count, taken, failed = run_many(CASES_HERE, 0, 60, tmp_path / "kept")
     assert failed == []
-    assert count == 200
-    assert taken > 10
+    assert count == CASES_HERE
+    assert taken > 3
 
 
 def test_a_case_is_drawn_from_its_seed_alone_and_can_be_kept() -> None:
