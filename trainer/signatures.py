@@ -44,6 +44,9 @@ ROLES: Mapping[str, Role] = {
     "dataset": Role(positions=1),
     "dataset_val": Role(positions=1),
 }
+# `tune run` builds these from an exported file, and trials do not. A class of another package may be absent here.
+EXPORTED_ROLES: Mapping[str, Role] = {"metric_logger": Role(names=("log_dir",)), "profiler": Role()}
+EXPORTED_PACKAGE = "torchtune.training."
 _PLAIN = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", type(None): "null"}
 
 
@@ -63,6 +66,10 @@ def check_arguments(config: Mapping[str, Any]) -> None:
     for name, role in ROLES.items():
         for key, section in _sections(name, config.get(name)):
             _check(key, section, role)
+    for name, role in EXPORTED_ROLES.items():
+        for key, section in _sections(name, config.get(name)):
+            if current_path(str(section["_component_"])).startswith(EXPORTED_PACKAGE):
+                _check(key, section, role)
 
 
 def _sections(key: str, value: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:

@@ -55,6 +55,7 @@ def test_code_that_is_not_trusted_is_told_from_other_faults(tmp_path: Path) -> N
     assert "numpy defines" in refused["error"]
 
 
+PROFILER = {"_component_": "torchtune.training.setup_torch_profiler"}
 WITHOUT_ARGUMENTS = {"_component_": "torchtune.training.lr_schedulers.get_cosine_schedule_with_warmup"}
 
 
@@ -63,6 +64,12 @@ WITHOUT_ARGUMENTS = {"_component_": "torchtune.training.lr_schedulers.get_cosine
     [
         ({"optimizer__foo": 1}, ["optimizer.foo=1 is no argument of torch.optim.AdamW", "foreach"]),
         ({"optimizer__lr": "fast"}, ["optimizer.lr='fast' must be a number"]),
+        ({"profiler": PROFILER | {"foo": 1}}, ["profiler.foo=1 is no argument of torchtune.training.setup_torch"]),
+        ({"profiler": PROFILER | {"enabled": "no"}}, ["profiler.enabled='no' must be true or false"]),
+        (
+            {"metric_logger": {"_component_": "torchtune.training.metric_logging.NoLogger"}},
+            ["torchtune.training.metric_logging", "NoLogger"],
+        ),
         ({"optimizer__betas": 0.9}, ["optimizer (torch.optim.AdamW): it cannot be built"]),
         ({"lr_scheduler": WITHOUT_ARGUMENTS}, ["lr_scheduler lacks num_warmup_steps"]),
         (
