@@ -415,6 +415,7 @@ def run_many(queue: str, schedules: int, seed: int, minutes: float, keep: Path) 
     """Run schedules with successive seeds until their number or the time is reached; returns those that failed."""
     failed: list[Schedule] = []
     began = time.monotonic()
+    keep.mkdir(parents=True, exist_ok=True)
     use_fast_workers()
     for name in IMPORTS:
         importlib.import_module(name)

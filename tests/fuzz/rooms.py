@@ -292,6 +292,7 @@ def _unpacked(name: str, folder: Path) -> Room:
 def run_many(count: int, seed: int, minutes: float, keep: Path) -> list[Case]:
     """Run cases with successive seeds until their number or the time is reached; returns those that failed."""
     began, failed = time.monotonic(), []
+    keep.mkdir(parents=True, exist_ok=True)
     environment = os.environ.get("SWEEP_ROOMS")
     with tempfile.TemporaryDirectory() as scratch, quick():
         known = Rooms(Path(scratch))
