@@ -15,8 +15,6 @@ import optuna
 from optuna.exceptions import DuplicatedStudyError, OptunaError
 from optuna.storages import BaseStorage, InMemoryStorage
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError
 
 from sweep.errors import ConfigError, GiveUp
 from sweep.search.attributes import (
@@ -60,6 +58,9 @@ def _has_password(url: str) -> bool:
     """Whether SQLAlchemy reads a password from a URL, or a person would, where SQLAlchemy reads a path."""
     if url.startswith("sqlite"):
         return False
+    from sqlalchemy.engine import make_url  # a room's own journal needs none of it, and its import takes long
+    from sqlalchemy.exc import ArgumentError
+
     try:
         parsed = make_url(url)
     except (ArgumentError, ValueError):
