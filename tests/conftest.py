@@ -118,9 +118,10 @@ def embedded_config(**changes: Any) -> dict[str, Any]:
     from omegaconf import OmegaConf
 
     from sweep.config.torchtune import resolve
+    from sweep.config.yaml_files import load_yaml
     from sweep.resources import embedded_dir
 
-    raw: dict[str, Any] = OmegaConf.to_container(OmegaConf.load(embedded_dir() / "lora_cpu.yaml"))  # type: ignore[assignment]
+    raw: dict[str, Any] = OmegaConf.to_container(load_yaml(embedded_dir() / "lora_cpu.yaml"))  # type: ignore[assignment]
     small = {
         "root": str(embedded_dir()),
         "dataset.split": "train[:48]",
