@@ -85,7 +85,8 @@ class TrialObserver:
         self.forget(trial)
         for attempt in range(1, self._last_attempts.pop(trial, 0) + 1):
             self._handled_stops.discard((trial, attempt))
-            self.first_seen.forget("stop", (trial, attempt))
+            for kind in ("stop", "outcome"):
+                self.first_seen.forget(kind, (trial, attempt))
 
     # --- one trial --------------------------------------------------------------------------------------------------
 

@@ -71,3 +71,12 @@ def test_the_study_learns_the_worker_only_if_that_goes_on_to_other_trials(
         0, [observed(1, report(1, 0.9))]
     )
     assert study.workers == named
+
+
+def test_nothing_of_an_ended_trial_is_kept() -> None:
+    paused = Outcome(OutcomeKind.STOPPED, PAUSE.reason, StopCause.PAUSED)
+    trials = observer(Paused(), Limits(trials=1, workers=1), (0, 1), (0, 2))
+    trials.facts(0, [observed(1, outcome=paused), observed(2, report(4, 0.9), outcome=paused)])
+    assert trials.first_seen._values
+    trials.end(0)
+    assert not trials.first_seen._values
