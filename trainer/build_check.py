@@ -28,11 +28,11 @@ from torchtune.modules.peft import get_adapter_params
 from torchtune.training.checkpointing import _checkpointer
 
 from trainer.adapter_export import write_adapter
-from trainer.attempt import describe
 from trainer.base import Cache, instantiate_model, load_base
 from trainer.components import ComponentError, look_up
 from trainer.configuration import trusted_config
 from trainer.data import build_collate, build_dataset, build_tokenizer
+from trainer.failures import describe
 from trainer.rows import SAMPLE_ROWS, RowError, Rows, look_at
 from trainer.signatures import check_arguments
 from trainer.task import FREE_KEYS

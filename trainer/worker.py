@@ -20,7 +20,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from trainer.attempt import Attempt, describe
+from trainer.attempt import Attempt
 from trainer.base import Cache
 from trainer.contract import (
     FailureKind,
@@ -34,6 +34,7 @@ from trainer.contract import (
     read_message,
     read_stop,
 )
+from trainer.failures import describe
 from trainer.identity import own_identity
 from trainer.presence import RoomLostError, RoomPresence
 from trainer.reporter import Reporters, RoomReporter

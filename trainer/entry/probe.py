@@ -15,12 +15,12 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from trainer.attempt import describe
 from trainer.base import Cache
 from trainer.build_check import BuildCheck, BuildError, Case, steps_per_epoch
 from trainer.components import ComponentError, UntrustedError
 from trainer.configuration import trusted_config
 from trainer.environment import mask
+from trainer.failures import describe
 from trainer.recipe import LoraRecipe
 from trainer.rows import RowError
 from trainer.working_directory import enter_directory
