@@ -28,7 +28,6 @@ import torch
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
-from trainer.attempt import classify, describe
 from trainer.base import LORA_KEYS, Cache
 from trainer.configuration import current_config, trusted_config
 from trainer.contract import Evaluation, FailureKind, Outcome, OutcomeKind, StopSignal, TrialSpec
@@ -36,6 +35,7 @@ from trainer.data import build_collate, build_dataset, build_tokenizer
 from trainer.environment import reveal
 from trainer.evaluation.adapters import load_adapter, save_merged
 from trainer.evaluation.external import EvaluationError, StoppedError, fill_placeholders, read_scores, run_program
+from trainer.failures import classify, describe
 from trainer.recipe import LoraRecipe
 from trainer.room import AttemptDir, Room
 from trainer.tracking.scores import fetch_adapter, upload_scores
@@ -126,10 +126,11 @@ class EvaluationRun:
     # --- heldout -------------------------------------------------------------------------------------------------
 
     def _heldout(self) -> dict[str, float]:
-        loss, self.tokens = self._recipe.loss_over(self._batches())
-        if loss is None:
+        validation = self._recipe.loss_over(self._batches())
+        if validation is None:
             raise ValueError("the held-out data have no label token; set evaluate.dataset to data with answers")
-        return {"loss": loss, "perplexity": math.exp(loss) if loss < 700 else math.inf}
+        self.tokens = validation.tokens
+        return {"loss": validation.loss, "perplexity": validation.perplexity}
 
     def _batches(self) -> Iterator[dict[str, torch.Tensor]]:
         """The held-out rows in their order, in batches of the trial's validation, or of `evaluate.batch_size` rows."""

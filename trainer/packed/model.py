@@ -186,10 +186,16 @@ class Decoder:
         """
         with torch.set_grad_enabled(backward):
             hidden = self._hidden(store, layout, masks)
-        sums, gradient = summed_loss(hidden.detach(), self._output, layout, CHUNK, backward)
+        sums, gradient, _ = summed_loss(hidden.detach(), self._output, layout, CHUNK, backward)
         if backward:
             torch.autograd.backward(hidden, gradient)
         return sums
+
+    @torch.no_grad()
+    def loss_and_correct(self, store: AdapterStore, layout: Layout) -> tuple[torch.Tensor, torch.Tensor]:
+        """Nats summed over each slot's labels, and how many of these are the likeliest token, both [k], fp32."""
+        sums, _, hits = summed_loss(self._hidden(store, layout, {}), self._output, layout, CHUNK, False, correct=True)
+        return sums, hits
 
     def _hidden(self, store: AdapterStore, layout: Layout, masks: dict[int, Masks]) -> torch.Tensor:
         """The last norm's output, shape [T, D]."""

@@ -30,7 +30,7 @@ from trainer.packed.store import AdapterStore, bind
 from trainer.packed.undo import PassUndo
 from trainer.packed.update import gradient_norms, take_steps
 from trainer.randomness import Randomness
-from trainer.recipe import LoraRecipe
+from trainer.recipe import LoraRecipe, Scored
 
 _log = logging.getLogger(__name__)
 
@@ -81,7 +81,7 @@ class Pack:
         slot = Slot(recipe, self._store.allocate(layer.alpha / layer.rank), random)
         bind(recipe.model, recipe.optimizer, self._store, slot.row, copy=True)
         self.decoder.share(recipe.model)
-        recipe.join(slot.data_state, lambda batch: self._mean_loss(slot, batch))
+        recipe.join(slot.data_state, lambda batch, correct: self._score(slot, batch, correct))
         self.slots.append(slot)
         return slot
 
@@ -289,22 +289,28 @@ class Pack:
     def _layout(self, batches: Sequence[Batch], first: Slot) -> Layout:
         return build_layout(batches, first.row, first.recipe.ignored, self.decoder.like.device)
 
-    def _mean_loss(self, slot: Slot, batch: Batch) -> torch.Tensor:
-        """Mean nats per label token of a validation batch; in halves if it exceeds the memory."""
+    def _score(self, slot: Slot, batch: Batch, correct: bool) -> Scored:
+        """Mean nats per label token of a validation batch, and its correct labels; in halves if memory runs out."""
         layout = self._layout([batch], slot)
         try:
-            sums = self.decoder.loss(self.store, layout, {}, backward=False)
-            return sums[0] / layout.rows[0].labels
+            if correct:
+                sums, hits = self.decoder.loss_and_correct(self.store, layout)
+            else:
+                sums, hits = self.decoder.loss(self.store, layout, {}, backward=False), torch.zeros(1)
+            return sums[0] / layout.rows[0].labels, hits[0]
         except torch.OutOfMemoryError:
             if len(batch["tokens"]) == 1:
                 raise
         torch.cuda.empty_cache()
         total, labels = torch.zeros((), dtype=torch.float64), 0
+        counted = torch.zeros((), dtype=torch.float64)
         for half in zip(*(value.tensor_split(2) for value in batch.values()), strict=True):
             part = dict(zip(batch, half, strict=True))
             if count := slot.recipe.label_tokens(part):
-                total, labels = total + self._mean_loss(slot, part).double().cpu() * count, labels + count
-        return total / labels
+                mean, hit = self._score(slot, part, correct)
+                total, labels = total + mean.double().cpu() * count, labels + count
+                counted += hit.double().cpu()
+        return total / labels, counted
 
 
 def _key(group: Sequence[SlotBatch]) -> tuple[int, ...]:
