@@ -12,7 +12,7 @@ passes process fewer slots at a time, and no trial ends for it.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from torch import nn
 from torchtune.modules.peft import LoRALinear
 
 from trainer.packed.dropout import dropout_masks
+from trainer.packed.generation import answer_together
 from trainer.packed.layout import Layout, build_layout
 from trainer.packed.memory import MARGIN, Memory, MemoryProbe, Need, device_memory
 from trainer.packed.model import CHUNK, Decoder
@@ -31,6 +32,7 @@ from trainer.packed.undo import PassUndo
 from trainer.packed.update import gradient_norms, take_steps
 from trainer.randomness import Randomness
 from trainer.recipe import LoraRecipe, Scored
+from trainer.sampling import Answer, Prompt, Sampling
 
 _log = logging.getLogger(__name__)
 
@@ -150,6 +152,23 @@ class Pack:
             step = recipe.finish_step(*steps_of[batch.slot]) if batch.slot in steps_of else None
             results.append(SlotResult(batch.slot, recipe.progress(step)))
         return results
+
+    def answer(self, requests: Mapping[Slot, Sequence[Prompt]], sampling: Sampling) -> dict[Slot, list[Answer]]:
+        """Answer prompts, each slot by its own adapter, all in one decoding loop; training continues bit for bit.
+
+        Args:
+            requests: the prompts of the slots that answer.
+
+        Returns:
+            the answers in the order of the prompts, without the prompt and without the token that ended it.
+
+        Raises:
+            ValueError: a prompt cannot be answered; see `trainer.generation.check_prompts`.
+            torch.OutOfMemoryError: not even one sequence fits.
+        """
+        rows = {slot.row: prompts for slot, prompts in requests.items()}
+        answers = answer_together(self.decoder, self.store, rows, sampling, self._memory_probe)
+        return {slot: answers[slot.row] for slot in requests}
 
     @property
     def decoder(self) -> Decoder:
