@@ -44,7 +44,7 @@ from trainer.contract import (
 )
 from trainer.evaluation.external import StoppedError
 from trainer.failures import classify, describe
-from trainer.metrics.measure import Measurement, Measurer
+from trainer.metrics.measure import Measurement, Measurer, SavedAnswers
 from trainer.progress import DivergenceGuard, MicroBatch, Milestones
 from trainer.recipe import LoraRecipe, Validation
 from trainer.reporter import Reporter
@@ -86,6 +86,7 @@ class Attempt:
     _pending: Report | None = None  # what is due, without the metrics that are still to be measured
     _measurement: Measurement | None = None
     _base_scores: dict[str, float] = field(default_factory=dict)  # until a report has them
+    _saved_answers: SavedAnswers = field(default_factory=dict)  # of an earlier attempt that was stopped meanwhile
     _batches: Iterator[MicroBatch] | None = None
 
     def __post_init__(self) -> None:
@@ -202,11 +203,12 @@ class Attempt:
         """Measure the base before the first step, when the adapter changes nothing yet; once a trial."""
         if recipe.position or not self.spec.measure_base or any(report.base_scores for report in self._reports()):
             return
-        measurement = self._measurer.of_base(recipe, self._base_scores)
+        measurement = self._measurement = self._measurer.of_base(recipe, self._base_scores, self._saved_answers)
         try:
             measurement.finish()
         finally:
             self._base_scores = measurement.scores
+        self._measurement, self._saved_answers = None, {}
         for name, problem in measurement.problems.items():
             _log.warning("trial %d: %s of the base could not be measured: %s", self.spec.trial, name, problem)
 
@@ -262,7 +264,10 @@ class Attempt:
             return None
         if self._measurement is None:  # it was begun by an earlier attempt
             self._pending = dataclasses.replace(self._pending, final=recipe.position == recipe.total)
-            self._measurement = self._measurer.of_report(recipe, self._pending, None, self._trained)
+            self._measurement = self._measurer.of_report(
+                recipe, self._pending, None, self._trained, self._saved_answers
+            )
+            self._saved_answers = {}
         measurement = self._measurement
         try:
             measurement.finish()
@@ -364,6 +369,8 @@ class Attempt:
                 "trained": self._trained,
                 "pending": None if self._pending is None else dataclasses.asdict(self._pending),
                 "base_scores": dict(self._base_scores),
+                "logged": self._measurer.all_logged(),
+                "answers": self._saved_answers if self._measurement is None else self._measurement.answers,
             },
         }
         checkpoint.save(self.dir.checkpoint, state)
@@ -389,6 +396,8 @@ class Attempt:
             self._final, self._pending = final, pending
             self._trained = float(metrics.get("trained", 0.0))
             self._base_scores = dict(metrics.get("base_scores", {}))
+            self._saved_answers = metrics.get("answers", {})
+            self._measurer.logged_before = metrics.get("logged", {})
             self._milestones.restore(state["milestones"])
             self._guard.restore(state["guard"])
             self._resumed_from = number

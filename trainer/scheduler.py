@@ -19,6 +19,7 @@ import torch
 
 from trainer.base import Cache
 from trainer.contract import FailureKind, Outcome, OutcomeKind
+from trainer.metrics.answers import answer_all
 from trainer.packed.memory import GIB, MemoryProbe, device_memory
 from trainer.packed.pack import Pack
 from trainer.packed.slot import Slot, SlotResult
@@ -214,6 +215,7 @@ class Scheduler:
             task = self._packed[result.slot]
             task.attempt.count_seconds(seconds, trained[result.slot] / max(1, sum(trained.values())))
             self._end_slot(result.slot, self._take_result(task, result))
+        self._answer_questions()
         for result in results:
             if result.slot in self._packed and result.progress is not None:
                 self._end_slot(result.slot, self._packed[result.slot].attempt.after(result.progress))
@@ -222,6 +224,20 @@ class Scheduler:
         if result.progress is None:
             return task.attempt.fail(result.error or RuntimeError("no micro-batch"))
         return task.attempt.take(result.progress)
+
+    def _answer_questions(self) -> None:
+        """Let all trials that must answer prompts for their reports do so together."""
+        measurements = {slot: task.attempt.measurement for slot, task in self._packed.items()}
+        askers = {slot: asker for slot, asker in measurements.items() if asker is not None and asker.asks}
+        if not askers:
+            return
+        try:
+            with Randomness().own():  # what answers draws from generators of its own
+                answer_all(askers, self._pack.answer)
+        except torch.OutOfMemoryError as error:  # each trial tries by itself when it reports, and fails by itself
+            error.__traceback__ = None
+            _log.warning("no memory for the answers of %d trials together", len(askers))
+            torch.cuda.empty_cache()
 
     def _end_slot(self, slot: Slot, ended: Outcome | None) -> None:
         """Let a trial leave the pack if it has ended."""

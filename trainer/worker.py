@@ -200,7 +200,8 @@ class Worker:
 
             end(evaluate(self.room, spec, self._cache, should_stop))
             return
-        scheduler.add(Task(spec, lambda: Attempt(self.room, spec, self._cache, reporter, should_stop), end))
+        logged = tracker.logged if tracker else dict
+        scheduler.add(Task(spec, lambda: Attempt(self.room, spec, self._cache, reporter, should_stop, logged), end))
 
     def _end(self, attempt: AttemptDir, outcome: Outcome) -> None:
         """Write an outcome. While the disk is full, wait for space: without its outcome the trial would count as lost.

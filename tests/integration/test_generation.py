@@ -301,7 +301,7 @@ def test_training_in_a_pack_goes_on_bit_for_bit(cache: Cache, tmp_path: Path) ->
             drive(pack, seen, rounds)
             if interrupted:
                 before = torch.get_rng_state()
-                pack.answer({slot: prompts for slot in slots[1:]}, Sampling(8, temperature=1.0))
+                pack.answer(dict.fromkeys(slots[1:], prompts), Sampling(8, temperature=1.0))
                 assert torch.equal(torch.get_rng_state(), before)
             states += [tensor.tolist() for tensor in pack.store.tensors]
         drive(pack, seen)

@@ -124,7 +124,7 @@ def of_trial(room: Room, trial: int) -> tuple[list[Report], list[Step]]:
 
 
 def test_a_pack_trains_as_without_metrics_and_measures_as_each_trial_alone(cache: Cache, tmp_path: Path) -> None:
-    small = {"dataset__split": "train[:28]", "dataset_val__split": "train[:8]"}
+    small: dict[str, Any] = {"dataset__split": "train[:28]", "dataset_val__split": "train[:8]"}
     changes: dict[int, dict[str, Any]] = {
         0: small,
         1: {**small, "model__lora_rank": 4, "gradient_accumulation_steps": 2},
@@ -137,13 +137,13 @@ def test_a_pack_trains_as_without_metrics_and_measures_as_each_trial_alone(cache
         hands.finish()
         assert {outcome.kind for outcome in hands.ended.values()} == {OutcomeKind.COMPLETED}
         rooms[name] = hands.room
-    for trial, change in changes.items():
+    for trial in changes:
         (plain, plain_steps), (seen, seen_steps) = of_trial(rooms["plain"], trial), of_trial(rooms["metrics"], trial)
         assert numbers(seen) == numbers(plain)
         assert seen_steps == plain_steps
-        alone = Room(tmp_path / f"alone{trial}")
-        run(alone, cache, with_metrics(spec(**change), *VALIDATION))
-        for ours, theirs in zip(seen, reports(alone), strict=True):
-            for metric in VALIDATION:
-                assert ours.scores[metric.name] == pytest.approx(theirs.scores[metric.name], rel=3e-3)
         assert 0 < seen[-1].scores["trained_seconds"] < seen[-1].seconds
+    alone = Room(tmp_path / "alone")
+    run(alone, cache, with_metrics(spec(**changes[1]), *VALIDATION))
+    for ours, theirs in zip(seen, reports(alone), strict=True):
+        for metric in VALIDATION:
+            assert ours.scores[metric.name] == pytest.approx(theirs.scores[metric.name], rel=3e-3)

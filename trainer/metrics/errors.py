@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+# How often a metric is tried before it is a problem.
+TRIES = 3
+
 
 class MetricError(ValueError):
     """A metric cannot be measured, whatever is trained. The text is one sentence for a person."""
