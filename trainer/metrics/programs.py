@@ -31,7 +31,7 @@ def program_value(
     """Run the program of a metric on the trial's present adapter; returns the number that it gives.
 
     Raises:
-        MeasurementError: it failed, took too long, or gave no such number.
+        MeasurementError: it failed, or took too long. MetricError: it gave no such number.
         StoppedError: the trial was asked to stop. ValueError: lm-eval is not installed.
     """
     place = AttemptDir(files.path / "scratch" / "program")
@@ -82,7 +82,7 @@ def choose_score(scores: Mapping[str, float], name: str, key: str) -> float:
         key: of the metric in the configuration, for error texts.
 
     Raises:
-        MeasurementError: there is none, or there are several.
+        MetricError: there is none, or there are several.
     """
     if name in scores:
         return scores[name]
@@ -90,4 +90,4 @@ def choose_score(scores: Mapping[str, float], name: str, key: str) -> float:
     if len(alike) == 1:
         return scores[alike[0]]
     given = f"several: {short_list(alike, ', ')}" if alike else f"none, only {short_list(sorted(scores), ', ')}"
-    raise MeasurementError(f"{key}.score={name} must name one of the program's numbers, which has {given}")
+    raise MetricError(f"{key}.score={name} must name one of the program's numbers, which has {given}")

@@ -99,7 +99,8 @@ class Tracker:
             self._acts.put(lambda run: self._log(run, row))
 
     def report(self, report: Report) -> None:
-        row: dict[str, Any] = {"milestone": report.milestone, "current_epoch": report.epoch, "tokens": report.tokens}
+        row: dict[str, Any] = dict(report.scores)
+        row |= {"milestone": report.milestone, "current_epoch": report.epoch, "tokens": report.tokens}
         row |= {"global_step": report.step, "tokens_per_second": report.tokens_per_second}
         row |= {"memory_gib": report.memory_gib} if report.memory_gib else {}
         row |= {"val_loss": report.val_loss} if report.val_loss is not None else {}
