@@ -57,7 +57,8 @@ class Question:
         """The next prompts, and how to answer them: random draws differ from those of other parts."""
         begin = len(self.answers)
         count = max(1, min(PART_ROWS, PART_TOKENS // self.sampling.max_new_tokens))
-        sampling = dataclasses.replace(self.sampling, seed=self.sampling.seed + (begin << 32))
+        drawn = begin if self.sampling.temperature else 0
+        sampling = dataclasses.replace(self.sampling, seed=self.sampling.seed + (drawn << 32))
         return [row.prompt for row in self.rows[begin : begin + count]], sampling
 
     def take(self, answers: Sequence[Answer]) -> None:
@@ -83,7 +84,7 @@ class Question:
 
 
 class Asker(Protocol):
-    """Whoever has questions."""
+    """A trial that may have questions."""
 
     def next_question(self) -> Question | None:
         """The question whose next part is to be answered now; None: there is none, or a stop must be obeyed first."""
@@ -144,10 +145,10 @@ def write_answers(
         )
         for row, answer, score in zip(rows, answers, scores, strict=True)
     ]
-    text = "".join(f"{line}\n" for line in lines)
+    data = "".join(f"{line}\n" for line in lines).encode(errors="backslashreplace")  # half of a pair, as JSON has it
 
     def write() -> None:
         files.answers.mkdir(exist_ok=True)
-        write_atomic(files.answers_of(name, milestone), text, root=files.path)
+        write_atomic(files.answers_of(name, milestone), data, root=files.path)
 
     with_space(write, "the answers")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 from trainer.base import Cache
 from trainer.contract import Metric
 from trainer.data import build_tokenizer
+from trainer.environment import reveal
 from trainer.metrics.answers import Question, write_answers
 from trainer.metrics.errors import MeasurementError, MetricError
 from trainer.metrics.prompts import Row, check_references, choose_rows, longest_prompt, read_rows
@@ -75,7 +76,7 @@ def prepare_generation(
         MetricError: the data cannot be used, or the scorer does not exist.
         ComponentError: the data or the scorer name code that is not trusted, or does not exist.
     """
-    key, options = f"metric.{metric.name}", metric.options
+    key, options = f"metric.{metric.name}", reveal(dict(metric.options))
     score = str(options.get("score"))
     scorer = build_scorer(key, score, options.get("pattern"), components)
     tokenizer = build_tokenizer(cfg, cache)
@@ -89,7 +90,9 @@ def prepare_generation(
         )
     except ValueError as error:
         raise MetricError(f"{key}: {error}") from error
-    rows = _rows(metric, cfg, components, cache, longest_prompt(tokenizer, max_seq_len, sampling.max_new_tokens))
+    rows = _rows(
+        metric.name, options, cfg, components, cache, longest_prompt(tokenizer, max_seq_len, sampling.max_new_tokens)
+    )
     if needs_reference(score):
         check_references(rows, key, options)
     asks = repr({name: options.get(name) for name in _ASKS})
@@ -101,16 +104,18 @@ def _has_number(reference: Any) -> bool:
     return any(last_number(text) is not None for text in texts if text is not None)
 
 
-def _rows(metric: Metric, cfg: DictConfig, components: Sequence[str], cache: Cache, longest: int) -> list[Row]:
-    key, options = f"metric.{metric.name}", metric.options
+def _rows(
+    name: str, options: Mapping[str, Any], cfg: DictConfig, components: Sequence[str], cache: Cache, longest: int
+) -> list[Row]:
+    key = f"metric.{name}"
 
     def make() -> list[Row]:
         rows = read_rows(cfg, options, components, cache, key)
         return choose_rows(rows, int(options.get("rows", 64)), longest, key)
 
-    named = {name: options.get(name) for name in ("data", "prompt", "reference", "rows")}
+    named = {option: options.get(option) for option in ("data", "prompt", "reference", "rows")}
     from_recipe = cfg.get("dataset_val") if options.get("data") is None else None
-    return cache.get(f"rows of {metric.name}", [cfg.tokenizer, named, from_recipe, longest], make)
+    return cache.get(f"rows of {name}", [cfg.tokenizer, named, from_recipe, longest], make)
 
 
 def check_scorer(generation: Generation, score: str, key: str) -> None:

@@ -159,6 +159,8 @@ class Measurement:
 
     def take_numbers(self, report: Report, validation: Validation | None, trained: float) -> None:
         """Take the scores that need no more than what the trial knows."""
+        if not self.open:
+            return
         with Randomness().own():
             if validation is not None:
                 self._take_validation(validation)

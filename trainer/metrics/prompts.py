@@ -120,7 +120,8 @@ def read_rows(
         yield from _from_file(Path(data), options, tokenizer, key)
         return
     if data is not None:
-        dataset = trusted_config({"dataset": data}, components).dataset
+        dataset = trusted_config({"metric": {key.removeprefix("metric."): {"data": data}}}, components)
+        dataset = next(iter(dataset.metric.values())).data
     elif cfg.get("dataset_val") is not None:
         dataset, key = cfg.dataset_val, "dataset_val"
     else:
