@@ -30,6 +30,8 @@ TOKENS = 15
 SOME_MODULES: Change = {"model__lora_attn_modules": ["q_proj", "v_proj"], "model__apply_lora_to_mlp": False}
 LORA = {"lora_attn_modules": ["q_proj", "output_proj"], "lora_rank": 8, "lora_alpha": 16, "apply_lora_to_mlp": True}
 SIZES = {"vocab_size": 1024, "num_layers": 2, "num_heads": 4, "num_kv_heads": 2, "embed_dim": 64, "max_seq_len": 256}
+QUANTIZED = {"_component_": "torchtune.models.llama3.lora_llama3", "quantize_base": True, **SIZES, **LORA}
+QUANTIZED |= {"num_layers": 1, "num_kv_heads": 4, "embed_dim": 256, "intermediate_dim": 256}  # whole blocks of scales
 QWEN = {"_component_": "torchtune.models.qwen2.lora_qwen2", "intermediate_dim": 96, "tie_word_embeddings": True}
 GEMMA = {"_component_": "torchtune.models.gemma2.lora_gemma2", "intermediate_dim": 96, "head_dim": 16}
 
@@ -54,11 +56,20 @@ def random_base(monkeypatch: pytest.MonkeyPatch) -> None:
         {},
         {**SOME_MODULES, "model__use_dora": True, "enable_activation_checkpointing": True},
         {"model__apply_lora_to_output": True, "loss": {"_component_": "torch.nn.CrossEntropyLoss"}},
+        {"model": QUANTIZED},
         {"model": {**QWEN, **SIZES, **LORA}},
         {"model": {**GEMMA, **SIZES, **LORA}},
         {"model": {**GEMMA, **SIZES, **LORA, "sliding_window_size": 8}},  # torchtune cannot cache it
     ],
-    ids=["plain", "DoRA, checkpointing", "output adapted", "Qwen 2", "Gemma 2", "Gemma 2, a short window"],
+    ids=[
+        "plain",
+        "DoRA, checkpointing",
+        "output adapted",
+        "quantized base",
+        "Qwen 2",
+        "Gemma 2",
+        "Gemma 2, a short window",
+    ],
 )
 @pytest.mark.usefixtures("random_base")
 def test_a_trial_alone_answers_as_torchtune_does(change: Change, tmp_path: Path) -> None:
