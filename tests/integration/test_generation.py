@@ -15,7 +15,7 @@ from trainer import base, generation, sampling
 from trainer.base import Cache
 from trainer.contract import Step
 from trainer.generation import Sampling, answer_alone
-from trainer.packed.generation import KeyValueCache
+from trainer.packed.kv_cache import KeyValueCache
 from trainer.packed.memory import Memory
 from trainer.packed.model import Decoder
 from trainer.packed.pack import Pack
@@ -54,17 +54,21 @@ def random_base(monkeypatch: pytest.MonkeyPatch) -> None:
     "change",
     [
         {},
-        {**SOME_MODULES, "model__use_dora": True, "enable_activation_checkpointing": True},
-        {"model__apply_lora_to_output": True, "loss": {"_component_": "torch.nn.CrossEntropyLoss"}},
+        {
+            **SOME_MODULES,
+            "model__use_dora": True,
+            "model__apply_lora_to_output": True,
+            "enable_activation_checkpointing": True,
+            "loss": {"_component_": "torch.nn.CrossEntropyLoss"},
+        },
         {"model": QUANTIZED},
         {"model": {**QWEN, **SIZES, **LORA}},
-        {"model": {**GEMMA, **SIZES, **LORA}},
+        pytest.param({"model": {**GEMMA, **SIZES, **LORA}}, marks=pytest.mark.deep),
         {"model": {**GEMMA, **SIZES, **LORA, "sliding_window_size": 8}},  # torchtune cannot cache it
     ],
     ids=[
         "plain",
-        "DoRA, checkpointing",
-        "output adapted",
+        "DoRA, output adapted, checkpointing",
         "quantized base",
         "Qwen 2",
         "Gemma 2",
@@ -193,32 +197,32 @@ def at_a_time(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("modules", "most"),
-    [({}, 1024), ({}, 9), (SOME_MODULES, 3)],
-    ids=["all at once", "nine at a time", "some layers, fewer at a time than slots"],
+    ("modules", "counts"),
+    [({}, (1024, 9)), (SOME_MODULES, (3,))],
+    ids=["all at once, and nine at a time", "some layers, fewer at a time than slots"],
 )
 def test_a_pack_answers_as_each_trial_alone(
-    modules: Change, most: int, cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    modules: Change, counts: Sequence[int], cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pack, slots = packed(cache, tmp_path, [{**change, **modules} for change in ADAPTERS])
     prompts = random_prompts(0, LENGTHS)
     requests = {slot: [*prompts[index:], *prompts[:index]][: 7 - index] for index, slot in enumerate(slots)}
+    some = {slots[3]: prompts[2:], slots[1]: prompts[:3]}  # not neighbours in the store
     whole = alone(requests, Sampling(TOKENS))
-    at_a_time(most, monkeypatch)
-    assert pack.answer(requests, Sampling(TOKENS)) == whole
     everything = [answer for of_slot in whole.values() for answer in of_slot]
     assert len(set(everything)) > 18
     assert {len(answer) for answer in everything} == {TOKENS}
     early = Sampling(TOKENS, stop=early_stops(everything))
-    found = pack.answer(requests, early)
-    assert found == alone(requests, early)
-    assert len({len(answer) for of_slot in found.values() for answer in of_slot}) > 5
-    some = {slots[3]: prompts, slots[1]: prompts[:4]}  # not neighbours in the store
-    assert pack.answer(some, early) == alone(some, early)
     hot = Sampling(TOKENS, temperature=0.9, top_k=50, seed=2**40 + 7, stop=early.stop)
-    drawn = pack.answer(requests, hot)
-    assert drawn == alone(requests, hot)
-    assert drawn != found
+    stopped, drawn, of_some = alone(requests, early), alone(requests, hot), alone(some, early)
+    assert len({len(answer) for of_slot in stopped.values() for answer in of_slot}) > 5
+    assert drawn != stopped
+    for most in counts:
+        at_a_time(most, monkeypatch)
+        assert pack.answer(requests, Sampling(TOKENS)) == whole
+        assert pack.answer(requests, early) == stopped
+        assert pack.answer(requests, hot) == drawn
+        assert pack.answer(some, early) == of_some
 
 
 def test_a_slot_whose_numbers_are_not_finite_changes_no_other(

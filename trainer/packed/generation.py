@@ -17,10 +17,10 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from trainer.packed.attention import causal_attention
+from trainer.packed.kv_cache import KeyValueCache
 from trainer.packed.layout import build_prompt_layout
 from trainer.packed.memory import MemoryProbe
 from trainer.packed.model import Decoder
@@ -40,7 +40,7 @@ from trainer.sampling import (
 _log = logging.getLogger(__name__)
 
 Tensor = torch.Tensor
-PASS_TOKENS = 16_384  # of the prompts that enter in one pass
+PASS_TOKENS = 16_384  # of the prompts that enter in one pass, padding included
 # cuDNN makes a plan for each number of sequences and of positions, which takes longer than the attention.
 GPU_KERNELS = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
@@ -136,55 +136,6 @@ def _try_batch(  # noqa: PLR0913, PLR0917
     return True
 
 
-class KeyValueCache:
-    """Rotated keys and values of n sequences, in buffers that stay where they are.
-
-    Args:
-        size: positions of a sequence.
-    """
-
-    def __init__(self, decoder: Decoder, count: int, size: int) -> None:
-        self.size, self._heads = size, decoder.heads
-        shape = count, self._heads.keys, size, self._heads.size
-        self._keys = [decoder.like.new_zeros(shape) for _ in range(decoder.layers)]
-        self._values = [decoder.like.new_zeros(shape) for _ in range(decoder.layers)]
-
-    @staticmethod
-    def entry_bytes(decoder: Decoder, size: int) -> int:
-        """Bytes of one sequence."""
-        heads = decoder.heads
-        return 2 * decoder.layers * heads.keys * heads.size * size * decoder.like.element_size()
-
-    def write(self, layer: int, entries: Tensor, positions: Tensor, k: Tensor, v: Tensor) -> None:
-        """Write keys and values [T, heads, features] of tokens at these entries and positions, both of shape [T]."""
-        self._keys[layer][entries, :, positions] = k
-        self._values[layer][entries, :, positions] = v
-
-    def attend(self, layer: int, q: Tensor, bias: Tensor) -> Tensor:
-        """Attention of one token of each of the first n sequences, [n, queries · features].
-
-        The queries that share a key are rows of one product, so that no key is repeated.
-
-        Args:
-            q: rotated queries, [n, queries, features].
-            bias: 0 where the token sees a position, minus infinity elsewhere, [n, 1, 1, used].
-        """
-        count, used = bias.shape[0], bias.shape[-1]
-        keys, values = self._keys[layer][:count, :, :used], self._values[layer][:count, :, :used]
-        grouped = q.view(count, self._heads.keys, -1, self._heads.size)
-        return F.scaled_dot_product_attention(grouped, keys, values, attn_mask=bias).reshape(count, -1)
-
-    def clear(self, entries: Tensor) -> None:
-        """Forget the sequences of these entries: what they leave behind may not be finite."""
-        for tensor in (*self._keys, *self._values):
-            tensor[entries] = 0
-
-    def keep(self, entries: Tensor) -> None:
-        """Keep the sequences of these entries, which become the first ones, in this order."""
-        for tensor in (*self._keys, *self._values):
-            tensor[: len(entries)] = tensor[entries]
-
-
 class _Batch:
     """Sequences that are decoded together.
 
@@ -249,16 +200,16 @@ class _Batch:
     def _enter(self) -> None:
         """Have the next prompts enter the free entries, as many in one pass as its tokens allow."""
         entering: list[tuple[int, Request]] = []
-        tokens = 0
+        longest = 0
         for entry, slot in enumerate(self._entries):
             if entry in self._held or not self._waiting[slot]:
                 continue
             request = self._waiting[slot].popleft()
-            if entering and tokens + len(request.prompt) > PASS_TOKENS:
+            longest = max(longest, len(request.prompt))
+            if entering and (len(entering) + 1) * longest > PASS_TOKENS:
                 self._prefill(entering)
-                entering, tokens = [], 0
+                entering, longest = [], len(request.prompt)
             entering.append((entry, request))
-            tokens += len(request.prompt)
         if entering:
             self._prefill(entering)
 
