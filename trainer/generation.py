@@ -72,13 +72,13 @@ def answer_alone(
 
 
 def _sequence_bytes(model: Any, size: int) -> int:
-    """An estimate of the bytes that a sequence of `size` tokens needs: its KV cache, a layer's activations, logits."""
+    """An estimate of the bytes of a sequence of `size` tokens: its KV cache, activations of a layer, mask, logits."""
     vocab_size, width = int(model.tok_embeddings.weight.shape[0]), int(model.tok_embeddings.weight.element_size())
     heads = [(int(one.num_kv_heads), int(one.num_heads), int(one.head_dim)) for one in _attentions(model)]
     cached = 2 * sum(keys * features for keys, _, features in heads)
     repeated = 2 * max((queries * features for _, queries, features in heads), default=0)
     layer = 2 * sum(int(p.shape[0]) for p in model.layers[0].parameters() if p.dim() == 2)
-    return width * size * (cached + repeated + layer) + 12 * vocab_size
+    return width * size * (cached + repeated + layer + 2 * size) + 12 * vocab_size  # 2 · size: the causal mask
 
 
 def _try_batch(

@@ -13,12 +13,14 @@ from __future__ import annotations
 import logging
 from collections import Counter, deque
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from trainer.packed.attention import causal_attention
+from trainer.packed.kv_cache import KeyValueCache
 from trainer.packed.layout import build_prompt_layout
 from trainer.packed.memory import MemoryProbe
 from trainer.packed.model import Decoder
@@ -38,7 +40,9 @@ from trainer.sampling import (
 _log = logging.getLogger(__name__)
 
 Tensor = torch.Tensor
-PASS_TOKENS = 16_384  # of the prompts that enter in one pass
+PASS_TOKENS = 16_384  # of the prompts that enter in one pass, padding included
+# cuDNN makes a plan for each number of sequences and of positions, which takes longer than the attention.
+GPU_KERNELS = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,55 +136,6 @@ def _try_batch(  # noqa: PLR0913, PLR0917
     return True
 
 
-class KeyValueCache:
-    """Rotated keys and values of n sequences, in buffers that stay where they are.
-
-    Args:
-        size: positions of a sequence.
-    """
-
-    def __init__(self, decoder: Decoder, count: int, size: int) -> None:
-        self.size, self._heads = size, decoder.heads
-        shape = count, self._heads.keys, size, self._heads.size
-        self._keys = [decoder.like.new_zeros(shape) for _ in range(decoder.layers)]
-        self._values = [decoder.like.new_zeros(shape) for _ in range(decoder.layers)]
-
-    @staticmethod
-    def entry_bytes(decoder: Decoder, size: int) -> int:
-        """Bytes of one sequence."""
-        heads = decoder.heads
-        return 2 * decoder.layers * heads.keys * heads.size * size * decoder.like.element_size()
-
-    def write(self, layer: int, entries: Tensor, positions: Tensor, k: Tensor, v: Tensor) -> None:
-        """Write keys and values [T, heads, features] of tokens at these entries and positions, both of shape [T]."""
-        self._keys[layer][entries, :, positions] = k
-        self._values[layer][entries, :, positions] = v
-
-    def attend(self, layer: int, q: Tensor, visible: Tensor) -> Tensor:
-        """Attention of one token of each of the first n sequences, [n, queries · features].
-
-        The queries that share a key are rows of one product, so that no key is repeated.
-
-        Args:
-            q: rotated queries, [n, queries, features].
-            visible: the positions that each token sees, [n, 1, 1, used].
-        """
-        count, used = visible.shape[0], visible.shape[-1]
-        keys, values = self._keys[layer][:count, :, :used], self._values[layer][:count, :, :used]
-        grouped = q.view(count, self._heads.keys, -1, self._heads.size)
-        return F.scaled_dot_product_attention(grouped, keys, values, attn_mask=visible).reshape(count, -1)
-
-    def clear(self, entries: Tensor) -> None:
-        """Forget the sequences of these entries: what they leave behind may not be finite."""
-        for tensor in (*self._keys, *self._values):
-            tensor[entries] = 0
-
-    def keep(self, entries: Tensor) -> None:
-        """Keep the sequences of these entries, which become the first ones, in this order."""
-        for tensor in (*self._keys, *self._values):
-            tensor[: len(entries)] = tensor[entries]
-
-
 class _Batch:
     """Sequences that are decoded together.
 
@@ -207,6 +162,7 @@ class _Batch:
         self._cache = KeyValueCache(decoder, len(entries), size)
         self._answers = Answers(len(entries), sampling, self._device)
         self._used: set[int] = set()  # entries that have had a sequence
+        self._generated: dict[int, int] = {}
         self._arrange(entries, {}, {})
 
     def run(self, answers: dict[Request, Answer]) -> None:
@@ -215,9 +171,11 @@ class _Batch:
             self._enter()
             if not self._held:
                 return
-            left = self._limit - min(self._generated.values())
-            for _ in range(min(steps_between_looks(self._device), left)):
-                self._step()
+            steps = min(steps_between_looks(self._device), self._limit - min(self._generated.values()))
+            longest = max(len(self._held[entry].prompt) + tokens for entry, tokens in self._generated.items())
+            for step in range(steps):
+                self._step(longest + step)
+            self._generated = {entry: tokens + steps for entry, tokens in self._generated.items()}
             for entry, answer in self._answers.ended(list(self._held)).items():
                 answers[self._held.pop(entry)] = answer
                 del self._generated[entry]
@@ -242,16 +200,16 @@ class _Batch:
     def _enter(self) -> None:
         """Have the next prompts enter the free entries, as many in one pass as its tokens allow."""
         entering: list[tuple[int, Request]] = []
-        tokens = 0
+        longest = 0
         for entry, slot in enumerate(self._entries):
             if entry in self._held or not self._waiting[slot]:
                 continue
             request = self._waiting[slot].popleft()
-            if entering and tokens + len(request.prompt) > PASS_TOKENS:
+            longest = max(longest, len(request.prompt))
+            if entering and (len(entering) + 1) * longest > PASS_TOKENS:
                 self._prefill(entering)
-                entering, tokens = [], 0
+                entering, longest = [], len(request.prompt)
             entering.append((entry, request))
-            tokens += len(request.prompt)
         if entering:
             self._prefill(entering)
 
@@ -292,26 +250,28 @@ class _Batch:
 
     # --- one token ---------------------------------------------------------------------------------------------------
 
-    def _step(self) -> None:
-        """Decode the next token of every entry; those whose sequence has ended repeat their last one."""
+    def _step(self, longest: int) -> None:
+        """Decode the next token of every entry; those whose sequence has ended repeat their last one.
+
+        Args:
+            longest: tokens of the longest sequence so far, at most.
+        """
         decoder, cache, layout, heads = self._decoder, self._cache, self._layout, self._decoder.heads
         assert layout is not None
         count = len(self._entries)
         layout.tokens.copy_(self._answers.following[:count])
         layout.positions.copy_(self._answers.positions[:count])
-        longest = max(len(self._held[entry].prompt) + tokens for entry, tokens in self._generated.items())
-        cell = torch.arange(cells(longest, cache.size), device=self._device)
-        visible = (cell <= layout.positions[:, None])[:, None, None]
+        unseen = torch.arange(cells(longest, cache.size), device=self._device) > layout.positions[:, None]
+        bias = decoder.like.new_zeros(unseen.shape).masked_fill_(unseen, -torch.inf)[:, None, None]
 
         def attention(number: int, x: Tensor, layer: Linear) -> Tensor:
             q, k, v = heads.split(decoder.rotated_qkv(x, layer, layout))
             cache.write(number, self._every, layout.positions, k, v)
-            return cache.attend(number, q, visible)
+            return cache.attend(number, q, bias)
 
-        hidden = decoder.hidden(self._store, layout, {}, attention)
+        with sdpa_kernel(GPU_KERNELS, set_priority=True) if self._device.type == "cuda" else nullcontext():
+            hidden = decoder.hidden(self._store, layout, {}, attention)
         self._answers.take(self._every, decoder.logits(hidden))
-        for entry in self._generated:
-            self._generated[entry] += 1
 
     def _shrink(self) -> None:
         """Give up the entries without a sequence, as no prompt waits."""
