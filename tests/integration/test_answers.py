@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import random
+import signal
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -22,11 +24,13 @@ from trainer.base import Cache
 from trainer.contract import (
     FailureKind,
     Metric,
+    Outcome,
     OutcomeKind,
     Report,
     StopCause,
     TrialSpec,
     decode,
+    encode,
 )
 from trainer.data import build_dataset, build_tokenizer
 from trainer.metrics import answers as asked
@@ -37,8 +41,9 @@ from trainer.metrics.scorers import f1
 from trainer.metrics.texts import text_of
 from trainer.packed.pack import Pack
 from trainer.recipe import LoraRecipe
-from trainer.room import Room, Tail
+from trainer.room import Room, Tail, write_atomic
 from trainer.sampling import Prompt, Sampling
+from trainer.worker import Worker
 
 pytestmark = pytest.mark.slow
 
@@ -316,6 +321,43 @@ def test_a_stopped_slot_leaves_and_the_others_answer_on(
     again = [decode(Report, line) for line in Tail(hands.room.attempt(0, 2).reports).lines()]
     assert hands.ended[0].resumed_from == 1
     assert numbers(again) == numbers(of_trial(hands.room, 1)[0])
+
+
+def test_a_worker_that_must_end_while_its_trials_answer_hands_them_over(
+    cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SIGTERM within the first common part of two trials; another worker completes both."""
+    monkeypatch.setattr(asked, "PART_ROWS", 2)
+    real, prompts = Pack.answer, list[int]()
+
+    def signalled(self: Pack, requests: Any, sampling: Sampling) -> Any:
+        if not prompts:
+            os.kill(os.getpid(), signal.SIGTERM)
+        prompts.append(sum(map(len, requests.values())))
+        return real(self, requests, sampling)
+
+    monkeypatch.setattr(Pack, "answer", signalled)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)}
+    room = Room(tmp_path)
+    try:
+        for attempt, worker in ((1, "w0001"), (2, "w0002")):
+            for trial in range(2):
+                write_atomic(room.attempt(trial, attempt).spec, encode(replace(small(attempt, [F1]), trial=trial)))
+                room.worker(worker).assign(trial, attempt)
+            write_atomic(room.worker(worker).drain, "")
+            Worker(room, worker, slots=2, _cache=cache).run()
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    for trial in range(2):
+        first, second = (decode(Outcome, room.attempt(trial, attempt).outcome.read_text()) for attempt in (1, 2))
+        assert (first.kind, first.cause) == (OutcomeKind.STOPPED, StopCause.PREEMPTED)
+        assert (second.kind, second.resumed_from) == (OutcomeKind.COMPLETED, 1)
+        told = [
+            decode(Report, line) for attempt in (1, 2) for line in Tail(room.attempt(trial, attempt).reports).lines()
+        ]
+        assert [(report.milestone, set(report.scores)) for report in told] == [(1, {"f1"}), (2, {"f1"})]
+        assert len(answers(room, "f1", 1, trial, 2)) == 6
 
 
 FUNCTION = """
