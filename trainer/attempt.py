@@ -283,6 +283,7 @@ class Attempt:
             seconds=time.perf_counter() - self._began,
         )
         if report.final and report.problems:
+            self._saved_answers = measurement.answers
             return self._unmeasured(recipe, report)
         self.reporter.report(report)
         self._pending, self._base_scores = None, {}

@@ -399,6 +399,7 @@ def test_a_metric_that_fails_at_the_end_is_measured_by_the_next_attempt(
     assert set(first.scores) == {"f1"}
     assert first.problems["judged"].startswith("judge_of_test:judge raised ConnectionError")
     monkeypatch.setenv("JUDGE", "up")
+    monkeypatch.setattr(measure, "answer_alone", None)  # the answers are in the checkpoint
     again = run(room, cache, replace(trusted, attempt=2))
     assert (again.kind, again.resumed_from) == (OutcomeKind.COMPLETED, 1)
     (final,) = reports(room, 2)
