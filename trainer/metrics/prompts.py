@@ -169,7 +169,7 @@ def _row_of_messages(messages: Sequence[Message], number: int, transform: Any) -
     if not answers or not answers[-1]:
         return None
     before, answer = list(messages[: answers[-1]]), messages[answers[-1]].text_content
-    return Row(number, _prompt(before, transform), _shown(before), answer)
+    return Row(number, prompt_of(before, transform), _shown(before), answer)
 
 
 def _row_of_labels(tokens: list[int], labels: list[int], number: int, tokenizer: Any) -> Row | None:
@@ -185,7 +185,7 @@ def _row_of_labels(tokens: list[int], labels: list[int], number: int, tokenizer:
     return Row(number, prompt, text_of(tokenizer, prompt), text_of(tokenizer, labels[begin:end]).strip())
 
 
-def _prompt(before: Sequence[Message], transform: Any) -> Prompt:
+def prompt_of(before: Sequence[Message], transform: Any) -> Prompt:
     """The tokens of these messages, and of the beginning of the answer's turn."""
     tokens = [transform({"messages": [*before, Message("assistant", answer)]})["tokens"] for answer in _ANSWERS]
     same = takewhile(lambda pair: pair[0] == pair[1], zip(*tokens, strict=False))
@@ -217,7 +217,7 @@ def _row_of_line(line: str, number: int, names: tuple[str, str], tokenizer: Any,
         reference = [_text(one, place) for one in reference] or None
     elif reference is not None:
         reference = _text(reference, place)
-    return Row(number, _prompt(before, tokenizer), _shown(before), reference)
+    return Row(number, prompt_of(before, tokenizer), _shown(before), reference)
 
 
 def _messages(prompt: Any, place: str) -> list[Message]:
