@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import random
@@ -441,6 +442,30 @@ def test_no_memory_for_one_answer_fails_the_trial_and_not_the_worker(
     assert hands.ended[0].kind is OutcomeKind.COMPLETED
     assert (hands.ended[1].kind, hands.ended[1].failure) == (OutcomeKind.FAILED, FailureKind.OUT_OF_MEMORY)
     assert "Tried to allocate 2.00 GiB" in hands.ended[1].reason
+
+
+def test_a_file_system_that_fails_while_a_stop_is_looked_for_fails_the_trial_alone(
+    cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, calls = Pack.answer, list[int]()
+
+    def counted(self: Pack, requests: Any, sampling: Sampling) -> Any:
+        calls.append(len(requests))
+        return real(self, requests, sampling)
+
+    def stop() -> None:
+        if calls:
+            raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(Pack, "answer", counted)
+    monkeypatch.setattr(asked, "PART_ROWS", 3)
+    hands = Hands(Room(tmp_path), cache, 2)
+    hands.give(0, stop, metrics=(F1,), **SMALL)
+    hands.give(1, metrics=(F1,), **SMALL)
+    hands.finish()
+    assert calls == [2, 1, 1, 1]
+    assert (hands.ended[0].kind, hands.ended[1].kind) == (OutcomeKind.FAILED, OutcomeKind.COMPLETED)
+    assert "Input/output error" in hands.ended[0].reason
 
 
 def test_answers_take_no_more_than_their_time(cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

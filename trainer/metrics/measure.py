@@ -203,9 +203,11 @@ class Measurement:
                 self._stop = self._stop or self.measurer.should_stop()
             except Exception:  # `finish` asks again, where an error ends this attempt alone
                 return None
+            if self._stop is not None:
+                return None
             question.check_time(time.monotonic())
-            if self._stop is not None or question.open:
-                return None if self._stop is not None else question
+            if question.open:
+                return question
         return None
 
     def finish(self) -> None:
@@ -221,7 +223,10 @@ class Measurement:
             self._check_stop()
             if any(metric.source == "validation" for metric in self.open):  # of a base, or of an earlier attempt
                 self._take_validation(self.recipe.validate(self.measurer.counts_correct(self.open)))
-            answer_all({0: self}, lambda asked, how: {key: self._answer(asked[key], how) for key in asked})
+            while self.asks:
+                self._check_stop()
+                answer_all({0: self}, lambda asked, how: {key: self._answer(asked[key], how) for key in asked})
+            self._check_stop()
             for metric in self.open:
                 for number in range(1, TRIES + 1):
                     self._check_stop()
@@ -251,7 +256,7 @@ class Measurement:
     def _logged(self, metric: Metric) -> float:
         key, logged = logged_key(metric), self.measurer.all_logged()
         if key not in logged:
-            names = short_list(sorted(logged), ", ") or "nothing"
+            names = short_list(sorted(self.measurer.logged()), ", ") or "nothing"
             raise MetricError(f"wandb.hook has returned no number named {key} so far, but {names}")
         return logged[key]
 
