@@ -30,10 +30,11 @@ class Hands:
         stop: Stops = lambda: None,
         attempt: int = 1,
         metrics: tuple[Metric, ...] = (),
+        milestone_tokens: int = 180,
         **changes: Any,
     ) -> None:
         config = embedded_config(**changes)
-        spec = TrialSpec("s", trial, attempt, "w0001", config, milestone_tokens=180, metrics=metrics)
+        spec = TrialSpec("s", trial, attempt, "w0001", config, milestone_tokens, metrics=metrics)
         files = self.room.attempt(trial, attempt)
         write_atomic(files.spec, encode(spec))
         reporter = RoomReporter(files)

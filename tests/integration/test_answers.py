@@ -48,7 +48,9 @@ from trainer.worker import Worker
 
 pytestmark = pytest.mark.slow
 
-SMALL: dict[str, Any] = {"dataset__split": "train[:28]", "dataset_val__split": "train[:8]"}
+# Three micro-batches; the second ends at the first milestone, the third is the end.
+SMALL: dict[str, Any] = {"dataset__split": "train[:12]", "dataset_val__split": "train[:8]"}
+TOKENS = 90
 ASKS = {"rows": 6, "max_new_tokens": 6, "score": "f1"}
 F1 = Metric("f1", "generate", ASKS)
 EXACT = Metric("exact", "generate", {**ASKS, "score": "exact_match"}, every=2)
@@ -60,11 +62,12 @@ def cache() -> Cache:
 
 
 def small(attempt: int = 1, metrics: Sequence[Metric] = (), base: bool = False, **changes: Any) -> TrialSpec:
-    return replace(spec(attempt, **SMALL, **changes), metrics=tuple(metrics), measure_base=base)
+    wanted = spec(attempt, **SMALL, **changes)
+    return replace(wanted, metrics=tuple(metrics), measure_base=base, milestone_tokens=TOKENS)
 
 
 def numbers(of: list[Report]) -> list[tuple[Any, ...]]:
-    return [(r.milestone, r.tokens, r.loss, r.grad_norm, r.val_loss, r.lr, r.final) for r in of]
+    return [(r.milestone, r.tokens, r.loss, repr(r.grad_norm), r.val_loss, r.lr, r.final) for r in of]  # may be NaN
 
 
 def answers(room: Room, name: str, milestone: int, trial: int = 0, attempt: int = 1) -> list[dict[str, Any]]:
@@ -202,7 +205,7 @@ def test_the_slots_that_are_due_answer_together_with_each_trial_s_own_answers(
     for name, metrics in (("plain", ()), ("answers", (F1, EXACT))):
         hands = Hands(Room(tmp_path / name), cache, 2)
         for trial, change in changes.items():
-            hands.give(trial, metrics=metrics, **change)
+            hands.give(trial, metrics=metrics, milestone_tokens=TOKENS, **change)
         hands.finish()
         assert {outcome.kind for outcome in hands.ended.values()} == {OutcomeKind.COMPLETED}
         rooms[name] = hands.room
@@ -212,7 +215,7 @@ def test_the_slots_that_are_due_answer_together_with_each_trial_s_own_answers(
         assert numbers(seen) == numbers(plain)
         assert seen_steps == plain_steps
     alone = Room(tmp_path / "alone")
-    run(alone, cache, replace(spec(**changes[1]), metrics=(F1, EXACT)))
+    run(alone, cache, replace(spec(**changes[1]), metrics=(F1, EXACT), milestone_tokens=TOKENS))
     assert [report.scores for report in seen] == [report.scores for report in reports(alone)]
     assert answers(rooms["answers"], "f1", 2, 1) == answers(alone, "f1", 2)
 
@@ -229,8 +232,8 @@ def test_a_slot_that_cannot_answer_has_the_problem_alone(
 
     monkeypatch.setattr(Pack, "answer", broken)
     hands = Hands(Room(tmp_path), cache, 2)
-    hands.give(0, metrics=(F1,), **SMALL)
-    hands.give(1, metrics=(F1,), seed=7, **SMALL)
+    hands.give(0, metrics=(F1,), milestone_tokens=TOKENS, **SMALL)
+    hands.give(1, metrics=(F1,), milestone_tokens=TOKENS, seed=7, **SMALL)
     hands.finish()
     first, second = of_trial(hands.room, 0)[0], of_trial(hands.room, 1)[0]
     assert hands.ended[0].kind is OutcomeKind.COMPLETED
@@ -310,14 +313,16 @@ def test_a_stopped_slot_leaves_and_the_others_answer_on(
 
     monkeypatch.setattr(Pack, "answer", counted)
     hands = Hands(Room(tmp_path), cache, 2)
-    hands.give(0, lambda: (StopCause.PAUSED, "wait") if calls else None, metrics=(F1,), **SMALL)
-    hands.give(1, metrics=(F1,), **SMALL)
+    hands.give(
+        0, lambda: (StopCause.PAUSED, "wait") if calls else None, metrics=(F1,), milestone_tokens=TOKENS, **SMALL
+    )
+    hands.give(1, metrics=(F1,), milestone_tokens=TOKENS, **SMALL)
     hands.finish()
     assert calls == [2, 1, 1, 1, 1, 1]
     assert (hands.ended[0].cause, hands.ended[1].kind) == (StopCause.PAUSED, OutcomeKind.COMPLETED)
     assert of_trial(hands.room, 0)[0] == []
     hands.ended.clear()
-    hands.give(0, attempt=2, metrics=(F1,), **SMALL)
+    hands.give(0, attempt=2, metrics=(F1,), milestone_tokens=TOKENS, **SMALL)
     hands.finish()
     again = [decode(Report, line) for line in Tail(hands.room.attempt(0, 2).reports).lines()]
     assert hands.ended[0].resumed_from == 1
@@ -437,7 +442,7 @@ def test_no_memory_for_one_answer_fails_the_trial_and_not_the_worker(
     monkeypatch.setattr(Pack, "answer", tight)
     hands = Hands(Room(tmp_path), cache, slots)
     for trial in range(2):
-        hands.give(trial, metrics=(F1,) if trial else (), **SMALL)
+        hands.give(trial, metrics=(F1,) if trial else (), milestone_tokens=TOKENS, **SMALL)
     hands.finish()
     assert hands.ended[0].kind is OutcomeKind.COMPLETED
     assert (hands.ended[1].kind, hands.ended[1].failure) == (OutcomeKind.FAILED, FailureKind.OUT_OF_MEMORY)
@@ -460,8 +465,8 @@ def test_a_file_system_that_fails_while_a_stop_is_looked_for_fails_the_trial_alo
     monkeypatch.setattr(Pack, "answer", counted)
     monkeypatch.setattr(asked, "PART_ROWS", 3)
     hands = Hands(Room(tmp_path), cache, 2)
-    hands.give(0, stop, metrics=(F1,), **SMALL)
-    hands.give(1, metrics=(F1,), **SMALL)
+    hands.give(0, stop, metrics=(F1,), milestone_tokens=TOKENS, **SMALL)
+    hands.give(1, metrics=(F1,), milestone_tokens=TOKENS, **SMALL)
     hands.finish()
     assert calls == [2, 1, 1, 1]
     assert (hands.ended[0].kind, hands.ended[1].kind) == (OutcomeKind.FAILED, OutcomeKind.COMPLETED)

@@ -23,7 +23,8 @@ from trainer.room import Room, write_atomic
 
 pytestmark = pytest.mark.slow
 
-SMALL: dict[str, Any] = {"dataset__split": "train[:28]", "dataset_val__split": "train[:8]"}
+# Three micro-batches; the second ends at the first milestone, the third is the end.
+SMALL: dict[str, Any] = {"dataset__split": "train[:12]", "dataset_val__split": "train[:8]"}
 # Writes the sum of the adapter's B, which is 0 in the base, and says so.
 SIZE = """
 import json, sys
@@ -47,7 +48,7 @@ def command(*words: str, name: str = "size", **options: Any) -> Metric:
 
 
 def small(*metrics: Metric, attempt: int = 1, **more: Any) -> TrialSpec:
-    return replace(spec(attempt, **SMALL), metrics=metrics, **more)
+    return replace(spec(attempt, **SMALL), metrics=metrics, milestone_tokens=90, **more)
 
 
 def test_a_program_measures_the_adapter_of_each_milestone_and_of_the_base(cache: Cache, tmp_path: Path) -> None:
@@ -166,10 +167,7 @@ def test_a_number_that_the_user_s_own_code_logs(cache: Cache, tmp_path: Path) ->
     """The last one before the milestone, also where an earlier attempt logged it."""
     metric = Metric("mine", "logged", {"key": "reward"})
     room = Room(tmp_path / "room")
-    stops = iter([None] * 2)
-    stopped = logged_run(
-        room, cache, small(metric), {"reward": 2.5, "x": 1.0}, lambda: next(stops, (StopCause.PREEMPTED, "needed"))
-    )
+    stopped = logged_run(room, cache, small(metric), {"reward": 2.5, "x": 1.0}, lambda: (StopCause.PREEMPTED, "needed"))
     assert stopped.cause is StopCause.PREEMPTED
     assert logged_run(room, cache, small(metric, attempt=2), {}).kind is OutcomeKind.COMPLETED
     assert [dict(report.scores) for report in reports(room, 2)] == [{"mine": 2.5}] * 2

@@ -44,7 +44,7 @@ def with_metrics(wanted: TrialSpec, *metrics: Metric, **more: Any) -> TrialSpec:
 
 
 def numbers(of: list[Report]) -> list[tuple[Any, ...]]:
-    return [(r.milestone, r.tokens, r.loss, r.grad_norm, r.val_loss, r.lr, r.final) for r in of]
+    return [(r.milestone, r.tokens, r.loss, repr(r.grad_norm), r.val_loss, r.lr, r.final) for r in of]  # may be NaN
 
 
 def counted(recipe: LoraRecipe) -> tuple[int, int, int]:
@@ -124,7 +124,7 @@ def of_trial(room: Room, trial: int) -> tuple[list[Report], list[Step]]:
 
 
 def test_a_pack_trains_as_without_metrics_and_measures_as_each_trial_alone(cache: Cache, tmp_path: Path) -> None:
-    small: dict[str, Any] = {"dataset__split": "train[:28]", "dataset_val__split": "train[:8]"}
+    small: dict[str, Any] = {"dataset__split": "train[:16]", "dataset_val__split": "train[:8]"}
     changes: dict[int, dict[str, Any]] = {
         0: small,
         1: {**small, "model__lora_rank": 4, "gradient_accumulation_steps": 2},
@@ -133,7 +133,7 @@ def test_a_pack_trains_as_without_metrics_and_measures_as_each_trial_alone(cache
     for name, metrics in (("plain", ()), ("metrics", (*VALIDATION, *RUN))):
         hands = Hands(Room(tmp_path / name), cache, 2)
         for trial, change in changes.items():
-            hands.give(trial, metrics=metrics, **change)
+            hands.give(trial, metrics=metrics, milestone_tokens=90, **change)
         hands.finish()
         assert {outcome.kind for outcome in hands.ended.values()} == {OutcomeKind.COMPLETED}
         rooms[name] = hands.room
@@ -143,7 +143,7 @@ def test_a_pack_trains_as_without_metrics_and_measures_as_each_trial_alone(cache
         assert seen_steps == plain_steps
         assert 0 < seen[-1].scores["trained_seconds"] < seen[-1].seconds
     alone = Room(tmp_path / "alone")
-    run(alone, cache, with_metrics(spec(**changes[1]), *VALIDATION))
+    run(alone, cache, with_metrics(spec(**changes[1]), *VALIDATION, milestone_tokens=90))
     for ours, theirs in zip(seen, reports(alone), strict=True):
         for metric in VALIDATION:
             assert ours.scores[metric.name] == pytest.approx(theirs.scores[metric.name], rel=3e-3)
