@@ -1,12 +1,15 @@
 """One attempt of a trial, from its specification to its outcome.
 
-`begin` builds the trial. `after` processes each trained micro-batch, and `fail` ends the attempt with an error. Each of
-them returns the outcome if it ended the attempt. `advance` trains a micro-batch of this attempt alone; the scheduler
-(`trainer.scheduler`) trains those of several attempts in one pack.
+`begin` builds the trial. `take` records each trained micro-batch, `after` makes the report that is due then, and `fail`
+ends the attempt with an error. Each of them returns the outcome if it ended the attempt. `advance` trains a micro-batch
+of this attempt alone; the scheduler (`trainer.scheduler`) trains those of several attempts in one pack, and answers the
+prompts of all their metrics together between `take` and `after`.
 
 Invariants: every end of an attempt is exactly one `Outcome`, and no exception leaves an attempt. It writes to its own
 directory only. It resumes from the newest readable checkpoint of an earlier attempt. An attempt that completes has
-reported the final report itself, also if the checkpoint left nothing to train.
+reported the final report itself, with all metrics, also if the checkpoint left nothing to train. A report is sent once
+all that it measures is measured. If a stop comes before, the checkpoint keeps the report with what was measured, and
+the next attempt measures the rest.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ import math
 import shutil
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,7 +29,6 @@ import torch
 
 from trainer import checkpoint
 from trainer.base import Cache
-from trainer.components import ComponentError
 from trainer.configuration import current_config
 from trainer.contract import (
     ContractError,
@@ -40,12 +42,14 @@ from trainer.contract import (
     decode,
     from_plain,
 )
-from trainer.environment import mask
+from trainer.evaluation.external import StoppedError
+from trainer.failures import classify, describe
+from trainer.metrics.measure import Measurement, Measurer, SavedAnswers
 from trainer.progress import DivergenceGuard, MicroBatch, Milestones
-from trainer.recipe import LoraRecipe
+from trainer.recipe import LoraRecipe, Validation
 from trainer.reporter import Reporter
 from trainer.room import AttemptDir, Room, Tail, sync_tree
-from trainer.space import chain, is_no_space, with_space
+from trainer.space import chain, with_space
 
 _log = logging.getLogger(__name__)
 
@@ -57,7 +61,8 @@ class Attempt:
     Args:
         cache: what the worker keeps between trials.
         reporter: receives the steps, the reports and the adapter.
-        should_stop: asked after every micro-batch.
+        should_stop: asked after every micro-batch, and while metrics are measured.
+        logged: the numbers that the user's own code logged last, by name.
     """
 
     room: Room
@@ -65,19 +70,29 @@ class Attempt:
     cache: Cache
     reporter: Reporter
     should_stop: StopSignal
+    logged: Callable[[], Mapping[str, float]] = dict
     _notes: list[str] = field(default_factory=list)
     _resumed_from: int | None = None
     _final: Report | None = None
     _recipe: LoraRecipe | None = None
     _milestones: Milestones = field(init=False)
     _guard: DivergenceGuard = field(init=False)
+    _measurer: Measurer = field(init=False)
     _began: float = field(init=False)
-    _interval_start: tuple[float, int] = (0.0, 0)
+    _trained: float = 0.0  # seconds of training, those of earlier attempts included
+    _interval: tuple[float, int] = (0.0, 0)  # seconds of training and label tokens, at the last report
+    _passes: float = 0.0  # seconds of this attempt's passes
+    _taken: bool = False
+    _pending: Report | None = None  # what is due, without the metrics that are still to be measured
+    _measurement: Measurement | None = None
+    _base_scores: dict[str, float] = field(default_factory=dict)  # until a report has them
+    _saved_answers: SavedAnswers = field(default_factory=dict)  # of an earlier attempt that was stopped meanwhile
     _batches: Iterator[MicroBatch] | None = None
 
     def __post_init__(self) -> None:
         self._milestones = Milestones(self.spec.milestone_tokens)
         self._guard = DivergenceGuard(self.spec.guard)
+        self._measurer = Measurer(self.spec, self.dir, self.cache, self.should_stop, self.logged)
         self._began = time.perf_counter()
 
     @property
@@ -102,11 +117,36 @@ class Attempt:
         if self._batches is None:
             self._batches = self.recipe.train()
         batches = self._batches
-        return self._caught(lambda: self._after(next(batches)))
+
+        def train() -> Outcome | None:
+            began = time.perf_counter()
+            batch = next(batches)
+            self.count_seconds(time.perf_counter() - began)
+            return self._after(batch)
+
+        return self._caught(train)
+
+    def count_seconds(self, seconds: float, share: float = 1.0) -> None:
+        """Count a pass, before its micro-batch is taken.
+
+        Args:
+            share: this trial's part of the pass, if others train in it.
+        """
+        self._passes += seconds
+        self._trained += seconds * share
+
+    def take(self, batch: MicroBatch) -> Outcome | None:
+        """Record a micro-batch that was trained, and begin the report that is due; `after` must follow."""
+        return self._caught(lambda: self._take(batch))
 
     def after(self, batch: MicroBatch) -> Outcome | None:
         """Process a micro-batch that was trained: report, write a checkpoint, end if it is time to."""
         return self._caught(lambda: self._after(batch))
+
+    @property
+    def measurement(self) -> Measurement | None:
+        """What the report that is due still has to measure."""
+        return self._measurement
 
     def obey_stop(self) -> Outcome | None:
         """End before the first micro-batch if a stop asks for it. An earlier attempt's checkpoint stays."""
@@ -136,7 +176,7 @@ class Attempt:
 
     def _close(self, ended: Outcome) -> Outcome:
         shutil.rmtree(self.dir.path / "scratch", ignore_errors=True)
-        self._recipe = self._batches = None
+        self._recipe = self._batches = self._measurement = None
         return ended
 
     def _begin(self) -> Outcome | None:
@@ -144,7 +184,14 @@ class Attempt:
             torch.cuda.reset_peak_memory_stats()
         self._recipe = LoraRecipe(current_config(self.spec), self.cache, self.dir.path / "scratch")
         self._resume(self._recipe)
-        self._interval_start = time.perf_counter(), self._recipe.tokens
+        self._interval = self._passes, self._recipe.tokens
+        self._measurer.prepare(self._recipe)
+        try:
+            self._measure_base(self._recipe)
+        except StoppedError as stop:
+            return self._stopped(self._recipe, stop.cause, stop.reason)
+        if self._pending is not None:
+            return self._finish_report(self._recipe) or self._ended(self._recipe)
         if self._recipe.position < self._recipe.total:
             return None
         assert self._final is not None, "a checkpoint of the trial's end is used together with its final report only"
@@ -152,11 +199,34 @@ class Attempt:
         self.reporter.report(self._final)
         return self._completed(self._recipe)
 
+    def _measure_base(self, recipe: LoraRecipe) -> None:
+        """Measure the base before the first step, when the adapter changes nothing yet; once a trial."""
+        if recipe.position or not self.spec.measure_base or any(report.base_scores for report in self._reports()):
+            return
+        measurement = self._measurement = self._measurer.of_base(recipe, self._base_scores, self._saved_answers)
+        try:
+            measurement.finish()
+        finally:
+            self._base_scores = measurement.scores
+        self._measurement, self._saved_answers = None, {}
+        for name, problem in measurement.problems.items():
+            _log.warning("trial %d: %s of the base could not be measured: %s", self.spec.trial, name, problem)
+
+    def _take(self, batch: MicroBatch) -> Outcome | None:
+        self._taken = True
+        if ended := self._after_step(batch):
+            return ended
+        return self._begin_report(self.recipe) if self._milestones.add(batch) else None
+
     def _after(self, batch: MicroBatch) -> Outcome | None:
         recipe = self.recipe
-        if ended := self._after_step(batch) or self._at_milestone(recipe, batch) or self._check_stop(recipe):
+        if not self._taken and (ended := self._take(batch)):
             return ended
-        return self._completed(recipe) if batch.position == batch.total else None
+        self._taken = False
+        return self._finish_report(recipe) or self._check_stop(recipe) or self._ended(recipe)
+
+    def _ended(self, recipe: LoraRecipe) -> Outcome | None:
+        return self._completed(recipe) if recipe.position == recipe.total else None
 
     def _after_step(self, batch: MicroBatch) -> Outcome | None:
         if batch.step is None:
@@ -165,19 +235,71 @@ class Attempt:
         diverged = self._guard.after_step(batch.step)
         return self._outcome(OutcomeKind.DIVERGED, diverged) if diverged else None
 
-    def _at_milestone(self, recipe: LoraRecipe, batch: MicroBatch) -> Outcome | None:
-        if not self._milestones.add(batch):
-            return None
-        report = self._report(recipe)
-        if math.isfinite(report.loss) and math.isfinite(report.val_loss or 0.0):
-            self.reporter.report(report)
-        self._final = report if report.final else None
-        if diverged := self._guard.at_milestone(report.loss, report.val_loss):
+    def _begin_report(self, recipe: LoraRecipe) -> Outcome | None:
+        """Make the report that is due, with the numbers that are known at once."""
+        number, norm = self._milestones.take(recipe.tokens)
+        final = recipe.position == recipe.total
+        metrics = self._measurer.due(number, final)
+        report, validation = self._report(recipe, number, norm, correct=self._measurer.counts_correct(metrics))
+        diverged = self._guard.at_milestone(report.loss, report.val_loss)
+        finite = math.isfinite(report.loss) and math.isfinite(report.val_loss or 0.0)
+        self._final = None
+        self._interval = self._passes, recipe.tokens
+        if diverged:
+            if finite:
+                self.reporter.report(report)
             return self._outcome(OutcomeKind.DIVERGED, diverged)
+        if finite:
+            self._pending = report
+            self._measurement = self._measurer.of_report(recipe, report, validation, self._trained)
+        elif final:
+            self._final = report
+        else:
+            self._write_milestone(recipe, report)
+        return None
+
+    def _finish_report(self, recipe: LoraRecipe) -> Outcome | None:
+        """Measure what the report that is due lacks, and send it."""
+        if self._pending is None:
+            return None
+        if self._measurement is None:  # it was begun by an earlier attempt
+            self._pending = dataclasses.replace(self._pending, final=recipe.position == recipe.total)
+            self._measurement = self._measurer.of_report(
+                recipe, self._pending, None, self._trained, self._saved_answers
+            )
+            self._saved_answers = {}
+        measurement = self._measurement
+        try:
+            measurement.finish()
+        except StoppedError as stop:
+            self._pending = dataclasses.replace(self._pending, scores=measurement.scores)
+            return self._stopped(recipe, stop.cause, stop.reason)
+        self._measurement = None
+        report = dataclasses.replace(
+            self._pending,
+            scores=measurement.scores,
+            problems=measurement.problems,
+            base_scores=self._base_scores,
+            seconds=time.perf_counter() - self._began,
+        )
+        if report.final and report.problems:
+            self._saved_answers = measurement.answers
+            return self._unmeasured(recipe, report)
+        self.reporter.report(report)
+        self._pending, self._base_scores = None, {}
+        self._final = report if report.final else None
         if not report.final:
             self._write_milestone(recipe, report)
-        self._interval_start = time.perf_counter(), batch.tokens
         return None
+
+    def _unmeasured(self, recipe: LoraRecipe, report: Report) -> Outcome:
+        """End without the final report, which lacks a metric: the next attempt measures it with the same adapter."""
+        self._pending = dataclasses.replace(report, problems={}, base_scores={})
+        if self.spec.checkpoint_every:
+            self._save(recipe)
+        name, problem = next(iter(report.problems.items()))
+        reason = f"{name} could not be measured at the end of the trial: {problem}"
+        return self._outcome(OutcomeKind.FAILED, reason, failure=FailureKind.PASSING)
 
     def _write_milestone(self, recipe: LoraRecipe, report: Report) -> None:
         """Write checkpoint and adapter after the report, so that a crash in between repeats a report and loses none."""
@@ -203,25 +325,28 @@ class Attempt:
         stop = self.should_stop() if recipe.position < recipe.total else None
         return self._stopped(recipe, *stop) if stop else None
 
-    def _report(self, recipe: LoraRecipe) -> Report:
-        number, norm = self._milestones.take(recipe.tokens)
-        began, before = self._interval_start
-        rate = (recipe.tokens - before) / max(time.perf_counter() - began, 1e-9)
+    def _report(self, recipe: LoraRecipe, number: int, norm: float, correct: bool) -> tuple[Report, Validation | None]:
+        """The report of a milestone without metrics, and the validation pass that it made."""
+        seconds, before = self._interval
+        rate = (recipe.tokens - before) / max(self._passes - seconds, 1e-9)
         on_gpu = recipe.device.type == "cuda"
-        return Report(
+        loss = recipe.mean_loss()
+        validation = recipe.validate(correct)
+        report = Report(
             milestone=number,
             step=recipe.step,
             tokens=recipe.tokens,
             epoch=(recipe.position - 1) * recipe.epochs // recipe.total,
-            loss=recipe.mean_loss(),
+            loss=loss,
             grad_norm=norm,
             lr=recipe.learning_rate,
             tokens_per_second=rate,
-            val_loss=recipe.evaluate(),
+            val_loss=None if validation is None else validation.loss,
             seconds=time.perf_counter() - self._began,
             memory_gib=torch.cuda.max_memory_allocated() / 2**30 if on_gpu else 0.0,
             final=recipe.position == recipe.total,
         )
+        return report, validation
 
     def _completed(self, recipe: LoraRecipe) -> Outcome:
         if not self._save_adapter(recipe):
@@ -241,6 +366,13 @@ class Attempt:
             "milestones": self._milestones.state(),
             "guard": self._guard.state(),
             "final": None if self._final is None else dataclasses.asdict(self._final),
+            "metrics": {
+                "trained": self._trained,
+                "pending": None if self._pending is None else dataclasses.asdict(self._pending),
+                "base_scores": dict(self._base_scores),
+                "logged": self._measurer.all_logged(),
+                "answers": self._saved_answers if self._measurement is None else self._measurement.answers,
+            },
         }
         checkpoint.save(self.dir.checkpoint, state)
 
@@ -254,12 +386,19 @@ class Attempt:
             except checkpoint.CheckpointError as error:
                 self._notes.append(f"attempt {number}'s checkpoint is unreadable and was skipped: {error}")
                 continue
-            final = self._final_of(state) if state["recipe"]["position"] == recipe.total else None
-            if state["recipe"]["position"] == recipe.total and final is None:
+            metrics = state.get("metrics", {})  # older versions have none
+            pending = None if metrics.get("pending") is None else from_plain(Report, metrics["pending"])
+            at_end = pending is None and state["recipe"]["position"] == recipe.total
+            final = self._final_of(state) if at_end else None
+            if at_end and final is None:
                 self._notes.append(f"attempt {number}'s checkpoint was skipped: the final report before it is lost")
                 continue
             recipe.load_state(state["recipe"])
-            self._final = final
+            self._final, self._pending = final, pending
+            self._trained = float(metrics.get("trained", 0.0))
+            self._base_scores = dict(metrics.get("base_scores", {}))
+            self._saved_answers = metrics.get("answers", {})
+            self._measurer.logged_before = metrics.get("logged", {})
             self._milestones.restore(state["milestones"])
             self._guard.restore(state["guard"])
             self._resumed_from = number
@@ -269,13 +408,15 @@ class Attempt:
         """The final report that precedes a checkpoint of the trial's end; older versions did not save it there."""
         if state.get("final") is not None:
             return from_plain(Report, state["final"])
+        return next((report for report in self._reports() if report.final), None)
+
+    def _reports(self) -> Iterator[Report]:
+        """What earlier attempts reported, the newest first."""
         for number in reversed([n for n in self.room.attempts(self.spec.trial) if n < self.spec.attempt]):
             files = self.room.attempt(self.spec.trial, number)
             for line in reversed(Tail(files.reports).lines(files.counted())):
                 with suppress(ContractError):
-                    if (report := decode(Report, line)).final:
-                        return report
-        return None
+                    yield decode(Report, line)
 
     def _outcome(
         self,
@@ -304,58 +445,3 @@ class Attempt:
             steps_per_epoch=recipe.steps_per_epoch if recipe else 0,
             leftover_batches=recipe.leftover_batches if recipe else 0,
         )
-
-
-def classify(error: BaseException) -> FailureKind:
-    """The kind of a failure, by the error and its causes."""
-    links = chain(error)
-    if is_no_space(error):
-        return FailureKind.NO_SPACE
-    if any(isinstance(e, torch.OutOfMemoryError | MemoryError) for e in links):
-        return FailureKind.OUT_OF_MEMORY
-    if any(isinstance(e, FileNotFoundError) for e in links):
-        return FailureKind.MISSING_FILE
-    if isinstance(error, ComponentError | ValueError | TypeError | KeyError):
-        return FailureKind.BAD_CONFIG
-    return FailureKind.ERROR
-
-
-def describe(error: BaseException) -> str:
-    """One line for a person: type and message of an error and of its innermost cause, without stack and secrets."""
-    text, cause = _said(error), innermost_cause(error)
-    if cause is error or " ".join(str(cause).split()) in text:
-        return text
-    return f"{text} (cause: {_said(cause)})"
-
-
-def innermost_cause(error: BaseException) -> BaseException:
-    """The error behind an error: what it was raised from, or what it was raised beside if it says nothing itself.
-
-    It is the error itself if nothing is behind it. A cause that says nothing is passed over, unless all of them do.
-    """
-    said, seen = error, {id(error)}
-    while True:
-        implied = None if error.__suppress_context__ or str(error) else error.__context__
-        behind = error.__cause__ or implied
-        if behind is None or id(behind) in seen:
-            return said
-        seen.add(id(behind))
-        error = behind
-        said = error if str(error) or not str(said) else said
-
-
-def _said(error: BaseException) -> str:
-    """Type and message of an error; without a message, where it was raised."""
-    text = " ".join(mask(str(error)).split())[:500] or f"no message, {_raised_in(error)}"
-    return f"{type(error).__name__}: {text}"
-
-
-def _raised_in(error: BaseException) -> str:
-    """The function and line that raised an error."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    if trace is None:
-        return "never raised"
-    where = trace.tb_frame
-    return f"raised in {where.f_globals.get('__name__', '?')}.{where.f_code.co_name}, line {trace.tb_lineno}"

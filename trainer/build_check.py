@@ -28,11 +28,16 @@ from torchtune.modules.peft import get_adapter_params
 from torchtune.training.checkpointing import _checkpointer
 
 from trainer.adapter_export import write_adapter
-from trainer.attempt import describe
 from trainer.base import Cache, instantiate_model, load_base
 from trainer.components import ComponentError, look_up
 from trainer.configuration import trusted_config
+from trainer.contract import Metric
 from trainer.data import build_collate, build_dataset, build_tokenizer
+from trainer.failures import describe
+from trainer.metrics.errors import MetricError
+from trainer.metrics.generation import check_scorer, prepare_generation
+from trainer.metrics.measure import PROGRAMS, check_metric
+from trainer.metrics.programs import check_program
 from trainer.rows import SAMPLE_ROWS, RowError, Rows, look_at
 from trainer.signatures import check_arguments
 from trainer.task import FREE_KEYS
@@ -81,6 +86,7 @@ class BuildCheck:
     Args:
         trusted: further allowed prefixes of components.
         device_here: trials train on this machine, so that it must have the device and the base.
+        metrics: what trials measure.
 
     Attributes:
         notes: sentences for a person.
@@ -89,6 +95,7 @@ class BuildCheck:
 
     trusted: Sequence[str]
     device_here: bool
+    metrics: Sequence[Metric] = ()
     notes: list[str] = field(default_factory=list)
     base_elsewhere: bool = False
     _cache: Cache = field(default_factory=Cache)
@@ -99,6 +106,7 @@ class BuildCheck:
 
         Raises:
             UntrustedError: it names code that is not trusted. BuildError: a trial of it cannot be built.
+            MetricError: its trials cannot be measured.
         """
         return self._check(trusted_config(plain, self.trusted))
 
@@ -111,7 +119,7 @@ class BuildCheck:
         """
         try:
             self._check(trusted_config(case.config, self.trusted), CASE_ROWS)
-        except (BuildError, RowError, ComponentError) as error:
+        except (BuildError, RowError, ComponentError, MetricError) as error:
             values = ", ".join(f"{key}={_shown(value)}" for key, value in case.params.items())
             raise type(error)(f"{error} (in a trial with {values})") from error
 
@@ -127,7 +135,21 @@ class BuildCheck:
         batch = (cfg.get("collate_fn"), cfg.dataset, cfg.tokenizer)
         self._once(("batch", *batch), lambda: self._collate(cfg, loss))
         self._once(("schedule", cfg.optimizer, cfg.lr_scheduler), lambda: _schedule(cfg))
+        if self.metrics:
+            model: Any = self._once(("adapter", cfg.model), lambda: _instantiated(cfg))
+            length = int(getattr(model, "max_seq_len", 0))
+            key = ("metrics", cfg.tokenizer, cfg.get("dataset_val"), length)
+            self._once(key, lambda: self._check_metrics(cfg, length))
         return rows, validation
+
+    def _check_metrics(self, cfg: DictConfig, max_seq_len: int) -> None:
+        for metric in self.metrics:
+            check_metric(metric, cfg.get("dataset_val") is not None)
+            if metric.source == "generate":
+                generation = prepare_generation(metric, cfg, max_seq_len, self.trusted, self._cache)
+                check_scorer(generation, str(metric.options.get("score")), f"metric.{metric.name}")
+            elif metric.source in PROGRAMS and self.device_here:
+                check_program(metric)
 
     def _once(self, key: Any, check: Callable[[], T]) -> T:
         """The result of a check, from before if it has passed for an equal key."""

@@ -218,6 +218,15 @@ def current_path(path: str) -> str:
     return path
 
 
+def check_function(key: str, path: str, function: Any, extra: Sequence[str]) -> None:
+    """Refuse an object of the user's own code by the module that defines it; its path was checked.
+
+    Raises:
+        UntrustedError: another module defines it, and neither that nor this very path is trusted.
+    """
+    _check_definition(key, path, function, extra)
+
+
 def _check_definition(key: str, path: str, thing: Any, extra: Sequence[str]) -> None:
     trusted = [prefix.rstrip(".") for prefix in extra]
     if path in trusted:  # the user names this very object

@@ -16,6 +16,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,32 @@ for _noisy in ("torchtune", "torchao"):
     logging.getLogger(_noisy).setLevel(logging.ERROR)
 # A filter, since torchtune sets the level of its one logger anew whenever one more of its modules is imported.
 logging.getLogger("torchtune.utils._logging").addFilter(lambda record: record.levelno >= logging.ERROR)
+
+
+# The mean loss of a batch on the CPU in nats per label token, and how many of its labels are the likeliest token.
+Scored = tuple[torch.Tensor, torch.Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Validation:
+    """What a pass over data without training gives.
+
+    Args:
+        loss: mean nats per label token.
+        tokens: label tokens.
+        predicted: labels that follow a token, so that they are predicted; 0 if nothing was counted.
+        correct: those of them that are the likeliest token; 0 if nothing was counted.
+    """
+
+    loss: float
+    tokens: int
+    predicted: int = 0
+    correct: int = 0
+
+    @property
+    def perplexity(self) -> float:
+        """exp of the loss; infinite where that exceeds the numbers."""
+        return math.exp(self.loss) if self.loss < 700 else math.inf
 
 
 class LoraRecipe:
@@ -101,7 +128,7 @@ class LoraRecipe:
         self.clip = None if clip is None else float(clip)
         # set from `join` to `leave`; bound methods of this object would keep it and its model alive by a cycle
         self._data_state: Callable[[], tuple[dict[str, Any], dict[str, Any]]] | None = None
-        self._mean_loss: Callable[[dict[str, torch.Tensor]], torch.Tensor] | None = None
+        self._score: Callable[[dict[str, torch.Tensor], bool], Scored] | None = None
         self.position = 0
         self.step = 0
         self.tokens = 0
@@ -187,21 +214,22 @@ class LoraRecipe:
     def join(
         self,
         data_state: Callable[[], tuple[dict[str, Any], dict[str, Any]]],
-        mean_loss: Callable[[dict[str, torch.Tensor]], torch.Tensor],
+        score: Callable[[dict[str, torch.Tensor], bool], Scored],
     ) -> None:
         """Become a slot of a pack.
 
         Args:
             data_state: returns the state of the loader and of the slot's generators, for a checkpoint.
-            mean_loss: computes nats per label token of a batch on the CPU by the pack's forward pass.
+            score: computes nats per label token of a batch on the CPU by the pack's forward pass, and on request how
+                many of its labels are the likeliest token.
         """
-        self._data_state, self._mean_loss = data_state, mean_loss
+        self._data_state, self._score = data_state, score
         self._zero, self._step_loss, self._interval_loss = 0.0, float(self._step_loss), float(self._interval_loss)
         mark_stepped(self.optimizer)
 
     def leave(self) -> None:
         """Leave the pack. Recipe and slot refer to each other, and would live until a rare full garbage collection."""
-        self._data_state = self._mean_loss = None
+        self._data_state = self._score = None
 
     @property
     def ignored(self) -> int:
@@ -224,38 +252,59 @@ class LoraRecipe:
         self._interval_loss, self._interval_tokens = self._zero, 0
         return mean
 
-    @torch.no_grad()
     def evaluate(self) -> float | None:
         """Mean nats per label token over `dataset_val`; None if the configuration has none. Draws no random numbers.
 
         Raises:
             ValueError: the data have no label token.
         """
+        validation = self.validate()
+        return None if validation is None else validation.loss
+
+    def validate(self, correct: bool = False) -> Validation | None:
+        """A pass over `dataset_val`; None if the configuration has none. Draws no random numbers.
+
+        Args:
+            correct: also count the labels that are the likeliest token; it changes no other number.
+
+        Raises:
+            ValueError: the data have no label token.
+        """
         if self.cfg.get("dataset_val") is None:
             return None
-        loss, _ = self.loss_over(validation_batches(self.cfg, self._cache, self.ignored))
-        if loss is None:
+        validation = self.loss_over(self.validation_batches(), correct)
+        if validation is None:
             raise ValueError(
                 "dataset_val has no label token, so that there is no val_loss; name data whose answers fit into "
                 "tokenizer.max_seq_len, or leave dataset_val out"
             )
-        return loss
+        return validation
+
+    def validation_batches(self) -> list[dict[str, torch.Tensor]]:
+        """All rows of `dataset_val`, as batches on the CPU; kept between trials."""
+        return validation_batches(self.cfg, self._cache, self.ignored)
 
     @torch.no_grad()
-    def loss_over(self, batches: Iterable[dict[str, torch.Tensor]]) -> tuple[float | None, int]:
-        """Mean nats per label token over batches on the CPU, None without a label; and the number of label tokens."""
-        total = torch.zeros((), dtype=torch.float64)
-        tokens = 0
-        mean_loss = self._mean_loss or self._own_mean_loss
+    def loss_over(self, batches: Iterable[dict[str, torch.Tensor]], correct: bool = False) -> Validation | None:
+        """A pass over batches on the CPU; None if they have no label token."""
+        total, hits = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
+        tokens = predicted = 0
+        score = self._score or self._own_score
         self.model.eval()
-        for batch in batches:
-            count = self.label_tokens(batch)
-            if not count:
-                continue  # prompts fill all its rows; a mean over nothing is NaN, and would make the total NaN
-            total += mean_loss(batch).double().cpu() * count
-            tokens += count
-        self.model.train()
-        return (float(total) / tokens if tokens else None), tokens
+        try:
+            for batch in batches:
+                count = self.label_tokens(batch)
+                if not count:
+                    continue  # prompts fill all its rows; a mean over nothing is NaN, and would make the total NaN
+                mean, hit = score(batch, correct)
+                total += mean.double().cpu() * count
+                tokens += count
+                if correct:
+                    hits += hit.double().cpu()
+                    predicted += int((batch["labels"][:, 1:] != self.ignored).sum())
+        finally:
+            self.model.train()
+        return Validation(float(total) / tokens, tokens, predicted, int(hits)) if tokens else None
 
     def state(self) -> dict[str, Any]:
         """Everything that a bit-exact resume needs, as tensors and plain values."""
@@ -363,22 +412,37 @@ class LoraRecipe:
         return self.finish_step(float(norm), self.step_schedule())
 
     def _own_data_state(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        return self.loader_state(), random_state()
+        # those of a checkpoint, until training continues
+        return self.loader_state(), random_state() if self._random is None else self._random
 
-    def _own_mean_loss(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        return self._loss({key: value.to(self.device) for key, value in batch.items()})
+    def _own_score(self, batch: dict[str, torch.Tensor], correct: bool) -> Scored:
+        moved = {key: value.to(self.device) for key, value in batch.items()}
+        labels, logits = self._labels_and_logits(moved)
+        hits = _count_correct(labels, logits, self.ignored) if correct else torch.zeros(())
+        return self._loss_of(labels, logits), hits
 
     def _loss(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        ignored = self.ignored
+        return self._loss_of(*self._labels_and_logits(batch))
+
+    def _labels_and_logits(self, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, Any]:
         inputs = {key: value for key, value in batch.items() if key != "labels"}
         # shape [b, s]: the label of a position is the token that follows it
-        labels = nn.functional.pad(batch["labels"][:, 1:], (0, 1), value=ignored)
+        labels = nn.functional.pad(batch["labels"][:, 1:], (0, 1), value=self.ignored)
         with self._offload:
-            logits = self.model(**inputs)
+            return labels, self.model(**inputs)
+
+    def _loss_of(self, labels: torch.Tensor, logits: Any) -> torch.Tensor:
         if not isinstance(logits, list):
             labels, logits = labels.reshape(-1), logits.reshape(-1, logits.size(-1))
         loss: torch.Tensor = self.loss(logits, labels)
         return loss
+
+
+def _count_correct(labels: torch.Tensor, logits: Any, ignored: int) -> torch.Tensor:
+    """How many labels [b, s] are the likeliest token; a list of logits has chunks of the sequence, as torchtune's."""
+    chunks = logits if isinstance(logits, list) else [logits]
+    likeliest = torch.cat([chunk.argmax(dim=-1) for chunk in chunks], dim=1)
+    return ((likeliest == labels) & (labels != ignored)).sum()
 
 
 def _check_offloading(cfg: DictConfig, device: torch.device) -> None:

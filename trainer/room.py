@@ -12,6 +12,8 @@
                          /fenced.pt         the checkpoint from which the newer one resumes (moved by the controller)
                          /outcome.json      (worker, once)
                          /adapter/          the finished PEFT adapter (worker)
+                         /answers/f1.4.jsonl  the answers of a metric at milestone 4; 0: of the base (worker)
+                         /metrics/NAME.log  what the program of a metric printed last (worker)
           /workers/w0001/inbox/00042-1      assignments (controller)
                         /drain              do not take further assignments (controller)
                         /job.json           the handle of its job in the queue (controller)
@@ -39,6 +41,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from urllib.parse import quote
 
 from trainer.files import (
     OWN_FILE,
@@ -163,6 +166,18 @@ class AttemptDir:
     @property
     def adapter(self) -> Path:
         return self.path / "adapter"
+
+    @property
+    def answers(self) -> Path:
+        return self.path / "answers"
+
+    def answers_of(self, metric: str, milestone: int) -> Path:
+        """The answers of a metric, whatever the characters of its name; milestone 0 is the base."""
+        return self.answers / f"{quote(metric, safe='')}.{milestone}.jsonl"
+
+    def metric_log(self, metric: str) -> Path:
+        """What the program of a metric printed last."""
+        return self.path / "metrics" / f"{quote(metric, safe='')}.log"
 
     def raise_fence(self) -> None:
         """Let the reports that this attempt has written count, and none that it writes from now on.

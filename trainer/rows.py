@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from trainer.attempt import describe
+from trainer.failures import describe
 
 SAMPLE_ROWS = 512
 EXTRA_ROWS = 16  # longest rows, and as many with an empty field

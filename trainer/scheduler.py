@@ -19,6 +19,7 @@ import torch
 
 from trainer.base import Cache
 from trainer.contract import FailureKind, Outcome, OutcomeKind
+from trainer.metrics.answers import answer_all
 from trainer.packed.memory import GIB, MemoryProbe, device_memory
 from trainer.packed.pack import Pack
 from trainer.packed.slot import Slot, SlotResult
@@ -204,26 +205,48 @@ class Scheduler:
     # --- training -----------------------------------------------------------------------------------------------
 
     def _train_pack(self) -> None:
-        began, before = time.perf_counter(), self._tokens()
-        held = len(self._packed)
+        began, before = time.perf_counter(), {slot: slot.recipe.tokens for slot in self._packed}
         results = self._pack.step()
         seconds = time.perf_counter() - began
+        trained = {slot: slot.recipe.tokens - tokens for slot, tokens in before.items()}
         if self._auto is not None:
-            self._apply(self._auto.observe(held, self._tokens() - before, seconds))
+            self._apply(self._auto.observe(len(before), sum(trained.values()), seconds))
         for result in results:
-            self._take_result(result)
+            task = self._packed[result.slot]
+            task.attempt.count_seconds(seconds, trained[result.slot] / max(1, sum(trained.values())))
+            self._end_slot(result.slot, self._take_result(task, result))
+        self._answer_questions()
+        for result in results:
+            if result.slot in self._packed and result.progress is not None:
+                self._end_slot(result.slot, self._packed[result.slot].attempt.after(result.progress))
 
-    def _take_result(self, result: SlotResult) -> None:
-        task = self._packed[result.slot]
+    def _take_result(self, task: Task, result: SlotResult) -> Outcome | None:
         if result.progress is None:
-            ended: Outcome | None = task.attempt.fail(result.error or RuntimeError("no micro-batch"))
-        else:
-            ended = task.attempt.after(result.progress)
-        if ended is not None:
-            del self._packed[result.slot]
-            self._pack.remove(result.slot)
-            self._max_packed = NO_LIMIT
-            self._end(task, ended)
+            return task.attempt.fail(result.error or RuntimeError("no micro-batch"))
+        return task.attempt.take(result.progress)
+
+    def _answer_questions(self) -> None:
+        """Let all trials that must answer prompts for their reports do so together."""
+        measurements = {slot: task.attempt.measurement for slot, task in self._packed.items()}
+        askers = {slot: asker for slot, asker in measurements.items() if asker is not None and asker.asks}
+        if not askers:
+            return
+        try:
+            with Randomness().own():  # what answers draws from generators of its own
+                answer_all(askers, self._pack.answer)
+        except torch.OutOfMemoryError as error:  # each trial tries by itself when it reports, and fails by itself
+            error.__traceback__ = None
+            _log.warning("no memory for the answers of %d trials together", len(askers))
+            torch.cuda.empty_cache()
+
+    def _end_slot(self, slot: Slot, ended: Outcome | None) -> None:
+        """Let a trial leave the pack if it has ended."""
+        if ended is None:
+            return
+        task = self._packed.pop(slot)
+        self._pack.remove(slot)
+        self._max_packed = NO_LIMIT
+        self._end(task, ended)
 
     def _train_alone(self, task: Task, random: Randomness) -> None:
         if not random.resumed:
@@ -232,9 +255,6 @@ class Scheduler:
         if ended is not None:
             self._alone = None
             self._end(task, ended)
-
-    def _tokens(self) -> int:
-        return sum(slot.recipe.tokens for slot in self._packed)
 
     def _apply(self, change: str | None) -> None:
         """Apply a choice of `slots: auto`, if the sentence says that it has changed."""

@@ -20,7 +20,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from trainer.attempt import Attempt, describe
+from trainer.attempt import Attempt
 from trainer.base import Cache
 from trainer.contract import (
     FailureKind,
@@ -34,6 +34,7 @@ from trainer.contract import (
     read_message,
     read_stop,
 )
+from trainer.failures import describe
 from trainer.identity import own_identity
 from trainer.presence import RoomLostError, RoomPresence
 from trainer.reporter import Reporters, RoomReporter
@@ -199,7 +200,8 @@ class Worker:
 
             end(evaluate(self.room, spec, self._cache, should_stop))
             return
-        scheduler.add(Task(spec, lambda: Attempt(self.room, spec, self._cache, reporter, should_stop), end))
+        logged = tracker.logged if tracker else dict
+        scheduler.add(Task(spec, lambda: Attempt(self.room, spec, self._cache, reporter, should_stop, logged), end))
 
     def _end(self, attempt: AttemptDir, outcome: Outcome) -> None:
         """Write an outcome. While the disk is full, wait for space: without its outcome the trial would count as lost.

@@ -47,7 +47,7 @@ def probe_data(settings: Settings, prefork: PreforkServer | None = None, speed: 
 
     Raises:
         UntrustedCodeError: it names code that is not on the allow-list.
-        ConfigError: a trial cannot be built, or there is no step to train.
+        ConfigError: a trial cannot be built or measured, or there is no step to train.
         GiveUp: the process that counts ended without an answer.
     """
     request: dict[str, Any] = {
@@ -62,6 +62,10 @@ def probe_data(settings: Settings, prefork: PreforkServer | None = None, speed: 
     answer = prefork.ask(request) if prefork and not speed else _ask_once(request, settings.queue.worker_env)
     if answer.get("untrusted"):
         raise UntrustedCodeError(answer["error"])
+    if answer.get("metric"):
+        elsewhere = not settings.queue.on_this_machine and settings.objective.milestone_tokens is None
+        hint = "; set objective.milestone_tokens if its data are on other machines only" if elsewhere else ""
+        raise ConfigError(f"trials cannot be measured: {answer['error']}{hint}")
     if "error" in answer:
         how = "correct recipe.config or recipe.overrides"
         if settings.queue.offline:  # the workers have no more than this machine

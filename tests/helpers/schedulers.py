@@ -8,7 +8,7 @@ from tests.conftest import embedded_config
 from tests.helpers.attempts import Stops
 from trainer.attempt import Attempt
 from trainer.base import Cache
-from trainer.contract import Outcome, TrialSpec, encode
+from trainer.contract import Metric, Outcome, TrialSpec, encode
 from trainer.packed.memory import MemoryProbe, device_memory
 from trainer.reporter import RoomReporter
 from trainer.room import Room, write_atomic
@@ -24,8 +24,17 @@ class Hands:
         self.scheduler = Scheduler(slots, cache, lambda _: None, memory_probe)
         self.ended: dict[int, Outcome] = {}
 
-    def give(self, trial: int, stop: Stops = lambda: None, attempt: int = 1, **changes: Any) -> None:
-        spec = TrialSpec("s", trial, attempt, "w0001", embedded_config(**changes), milestone_tokens=180)
+    def give(
+        self,
+        trial: int,
+        stop: Stops = lambda: None,
+        attempt: int = 1,
+        metrics: tuple[Metric, ...] = (),
+        milestone_tokens: int = 180,
+        **changes: Any,
+    ) -> None:
+        config = embedded_config(**changes)
+        spec = TrialSpec("s", trial, attempt, "w0001", config, milestone_tokens, metrics=metrics)
         files = self.room.attempt(trial, attempt)
         write_atomic(files.spec, encode(spec))
         reporter = RoomReporter(files)

@@ -19,12 +19,14 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from trainer.attempt import describe
 from trainer.base import Cache
 from trainer.build_check import BuildCheck, BuildError, Case, steps_per_epoch
 from trainer.components import ComponentError, UntrustedError
 from trainer.configuration import trusted_config
+from trainer.contract import ContractError, Metric, from_plain
 from trainer.environment import mask
+from trainer.failures import describe
+from trainer.metrics.errors import MetricError
 from trainer.recipe import LoraRecipe
 from trainer.rows import RowError
 from trainer.working_directory import enter_directory
@@ -56,7 +58,13 @@ class Probe:
 
 
 def probe(
-    config: Mapping[str, Any], cases: Sequence[Case], components: Sequence[str], *, device_here: bool, speed: bool
+    config: Mapping[str, Any],
+    cases: Sequence[Case],
+    components: Sequence[str],
+    metrics: Sequence[Metric] = (),
+    *,
+    device_here: bool,
+    speed: bool,
 ) -> Probe:
     """Check that trials can be built, and count the data of the base configuration.
 
@@ -64,14 +72,16 @@ def probe(
         config: the resolved base configuration.
         cases: trials that the search may propose.
         components: further allowed prefixes of components.
+        metrics: what trials measure.
         device_here: trials train on this machine.
         speed: also measure the speed.
 
     Raises:
         UntrustedError: a configuration names code that is not trusted.
         BuildError, RowError, ComponentError: a trial cannot be built, or its data cannot be used.
+        MetricError: trials cannot be measured.
     """
-    check = BuildCheck(components, device_here)
+    check = BuildCheck(components, device_here, metrics)
     rows, validation = check.base(config)
     for case in cases:
         check.case(case)
@@ -90,20 +100,26 @@ def probe(
 
 
 def answer(request: Mapping[str, Any]) -> str:
-    """A `Probe` as JSON, or `{"error": sentence}`, with `"untrusted": true` if it names code that is not trusted.
+    """A `Probe` as JSON, or `{"error": sentence}`.
+
+    With an error stands `"untrusted": true` if the request names code that is not trusted, and `"metric": true` if
+    trials could train but not be measured.
 
     Args:
-        request: config, components, cases, device_here and speed; see `probe`.
+        request: config, components, cases, metrics, device_here and speed; see `probe`.
     """
     cases = [Case(case["params"], case["config"]) for case in request.get("cases", ())]
     here, speed = bool(request.get("device_here", True)), bool(request.get("speed"))
     try:
+        metrics = [from_plain(Metric, raw) for raw in request.get("metrics", ())]
         with ends_with_parent():
-            seen = probe(request["config"], cases, request["components"], device_here=here, speed=speed)
-        return json.dumps(asdict(seen))
+            counted = probe(request["config"], cases, request["components"], metrics, device_here=here, speed=speed)
+        return json.dumps(asdict(counted))
     except UntrustedError as error:
         return json.dumps({"error": mask(str(error)), "untrusted": True})
-    except (BuildError, RowError, ComponentError) as error:
+    except MetricError as error:
+        return json.dumps({"error": mask(str(error)), "metric": True})
+    except (BuildError, RowError, ComponentError, ContractError) as error:
         return json.dumps({"error": mask(str(error))})
     except Exception as error:
         return json.dumps({"error": describe(error)})

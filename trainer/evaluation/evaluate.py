@@ -28,7 +28,6 @@ import torch
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
-from trainer.attempt import classify, describe
 from trainer.base import LORA_KEYS, Cache
 from trainer.configuration import current_config, trusted_config
 from trainer.contract import Evaluation, FailureKind, Outcome, OutcomeKind, StopSignal, TrialSpec
@@ -36,6 +35,7 @@ from trainer.data import build_collate, build_dataset, build_tokenizer
 from trainer.environment import reveal
 from trainer.evaluation.adapters import load_adapter, save_merged
 from trainer.evaluation.external import EvaluationError, StoppedError, fill_placeholders, read_scores, run_program
+from trainer.failures import classify, describe
 from trainer.recipe import LoraRecipe
 from trainer.room import AttemptDir, Room
 from trainer.tracking.scores import fetch_adapter, upload_scores
@@ -47,7 +47,7 @@ IDLE = {"epochs": 1, "batch_size": 1, "gradient_accumulation_steps": 1, "max_ste
 TUNE_RUN = (sys.executable, "-P", "-m", "torchtune._cli.tune", "run")
 # Arguments of a LoRA model's builder that the builder of its base does not take.
 LORA_ARGUMENTS = (*LORA_KEYS, "use_dora", "quantize_base")
-NO_LM_EVAL = "evaluate=lm_eval needs lm-eval on this machine: pip install 'sweeps-on-launch[lm-eval]'"
+NO_LM_EVAL = "lm_eval, which {} asks for, needs lm-eval on this machine: pip install 'sweeps-on-launch[lm-eval]'"
 
 
 def evaluate(room: Room, spec: TrialSpec, cache: Cache, should_stop: StopSignal) -> Outcome:
@@ -88,6 +88,8 @@ class EvaluationRun:
     Args:
         files: the attempt's directory.
         tokens: label tokens that were scored; 0 for programs, which do not count them.
+        recipe: the trial itself while it trains, whose model has the adapter; None: a model is built for the adapter.
+        key: of the section in the configuration, for error texts.
     """
 
     spec: TrialSpec
@@ -96,6 +98,8 @@ class EvaluationRun:
     cache: Cache
     should_stop: StopSignal
     tokens: int = 0
+    recipe: LoraRecipe | None = None
+    key: str = "evaluate"
 
     @property
     def scratch(self) -> Path:
@@ -120,16 +124,17 @@ class EvaluationRun:
             case "lm_eval":
                 return self._lm_eval()
         raise ValueError(
-            f"evaluate.kind={self.evaluation.kind} is unknown to this worker; update sweeps-on-launch on its machine"
+            f"{self.key}.kind={self.evaluation.kind} is unknown to this worker; update sweeps-on-launch on its machine"
         )
 
     # --- heldout -------------------------------------------------------------------------------------------------
 
     def _heldout(self) -> dict[str, float]:
-        loss, self.tokens = self._recipe.loss_over(self._batches())
-        if loss is None:
+        validation = self._recipe.loss_over(self._batches())
+        if validation is None:
             raise ValueError("the held-out data have no label token; set evaluate.dataset to data with answers")
-        return {"loss": loss, "perplexity": math.exp(loss) if loss < 700 else math.inf}
+        self.tokens = validation.tokens
+        return {"loss": validation.loss, "perplexity": validation.perplexity}
 
     def _batches(self) -> Iterator[dict[str, torch.Tensor]]:
         """The held-out rows in their order, in batches of the trial's validation, or of `evaluate.batch_size` rows."""
@@ -144,7 +149,7 @@ class EvaluationRun:
             if stop := self.should_stop():
                 raise StoppedError(*stop)
             if time.monotonic() - began > seconds:
-                raise EvaluationError(f"the evaluation timed out after evaluate.seconds={seconds:g}")
+                raise EvaluationError(f"the evaluation timed out after {self.key}.seconds={seconds:g}")
             batch = collate([data[index] for index in range(start, min(start + size, len(data)))])
             yield batch
             tokens += recipe.label_tokens(batch)
@@ -162,6 +167,8 @@ class EvaluationRun:
     @cached_property
     def _recipe(self) -> LoraRecipe:
         """The trial's model on the worker's base, with the finished adapter."""
+        if self.recipe is not None:
+            return self.recipe
         cfg = current_config(self.spec)
         cfg = OmegaConf.create({**{str(key): cfg[key] for key in cfg}, **IDLE, "dataset": self._data})
         recipe = LoraRecipe(cfg, self.cache, self.scratch)
@@ -179,7 +186,7 @@ class EvaluationRun:
 
     def _scores_of(self, command: list[str]) -> dict[str, float]:
         log = self.files.path / "evaluation.log"
-        run_program(command, log, self.evaluation.options.get("seconds"), self.should_stop)
+        run_program(command, log, self.evaluation.options.get("seconds"), self.should_stop, self.key)
         return read_scores(self.scratch / "scores.json", log)
 
     def _torchtune(self, options: Mapping[str, Any]) -> dict[str, float]:
@@ -204,7 +211,7 @@ class EvaluationRun:
 
     def _lm_eval(self) -> dict[str, float]:
         if importlib.util.find_spec("lm_eval") is None:
-            raise ValueError(NO_LM_EVAL)
+            raise ValueError(NO_LM_EVAL.format(self.key))
         return self._torchtune(
             {"recipe": "eleuther_eval", "config": lm_eval_config(self.spec.config, self.evaluation.options)}
         )
@@ -227,7 +234,8 @@ class EvaluationRun:
             names = save_merged(self._recipe, merged)
             values |= {"merged": str(merged), "merged_files": f"[{','.join(names)}]"}
             del self._recipe  # so that the program can have its memory
-            self.cache.clear()
+            if self.recipe is None:
+                self.cache.clear()
             torch.cuda.empty_cache()  # torch keeps freed memory until then
         return values
 

@@ -44,12 +44,15 @@ def fill_placeholders(command: Sequence[str], values: Mapping[str, str]) -> list
     return [re.sub(r"\{(\w+)\}", lambda match: values.get(match[1], match[0]), word) for word in command]
 
 
-def run_program(command: Sequence[str], log: Path, seconds: float | None, should_stop: StopSignal) -> None:
+def run_program(
+    command: Sequence[str], log: Path, seconds: float | None, should_stop: StopSignal, key: str = "evaluate"
+) -> None:
     """Run a program to its end.
 
     Args:
         log: the file for its output and errors.
         seconds: after which it is ended; None: no limit.
+        key: of the section in the configuration, for error texts.
 
     Raises:
         FileNotFoundError, PermissionError: there is no such program, or it may not be executed.
@@ -76,7 +79,7 @@ def run_program(command: Sequence[str], log: Path, seconds: float | None, should
                 if stop := should_stop():
                     raise StoppedError(*stop)
                 if time.monotonic() > deadline:
-                    raise EvaluationError(f"{command[0]} timed out after evaluate.seconds={seconds:g}")
+                    raise EvaluationError(f"{command[0]} timed out after {key}.seconds={seconds:g}")
                 time.sleep(POLL_SECONDS)
         finally:
             _end(child)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -78,16 +79,37 @@ def attend(x: Tensor, anchor: Tensor, layer: Linear, table: Tensor, layout: Layo
         return out
     q, k, v = heads.split(PROJECT(x, anchor, layer, layout))
     angles = table[layout.positions]
+    return _padded_attention(_rotate(q, angles), _rotate(k, angles), v, layout)
+
+
+def _padded_attention(q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> Tensor:
+    """Causal attention by torch's own operation, on a rectangle: rotated q, k and v to [T, queries · size]."""
     cells, back = layout.padded_indices()
-    repeats = heads.queries // heads.keys
-    q, k, v = (
-        _rotate(q, angles),
-        _rotate(k, angles).repeat_interleave(repeats, dim=1),
-        v.repeat_interleave(repeats, dim=1),
-    )
+    repeats = q.shape[1] // k.shape[1]
+    k, v = k.repeat_interleave(repeats, dim=1), v.repeat_interleave(repeats, dim=1)
     square = [tensor[cells].transpose(1, 2) for tensor in (q, k, v)]  # [n, queries, longest, size]
     mixed = F.scaled_dot_product_attention(square[0], square[1], square[2], is_causal=True)
     return mixed.transpose(1, 2).flatten(0, 1)[back].flatten(1)
+
+
+def rotated_qkv(x: Tensor, layer: Linear, table: Tensor, layout: Layout, heads: Heads) -> Tensor:
+    """Queries, keys and values side by side, the first two rotated by their positions; without a gradient.
+
+    The arguments are those of `attend`.
+    """
+    if x.is_cuda and x.dtype is torch.bfloat16:
+        return _rotated_qkv(x, layer, table, layout, heads)[0]
+    qkv, _ = project(x, layer, layout)
+    both = heads.rotated(qkv)
+    both.copy_(_rotate(both, table[layout.positions]))
+    return qkv
+
+
+def causal_attention(qkv: Tensor, layout: Layout, heads: Heads) -> Tensor:
+    """Causal attention within each sequence, [T, queries · size], of `rotated_qkv`; without a gradient."""
+    if qkv.is_cuda and qkv.dtype is torch.bfloat16:
+        return attention_forward(qkv, SimpleNamespace(layout=layout, heads=heads, square=None))[0]
+    return _padded_attention(*heads.split(qkv), layout)
 
 
 def _rotate(x: Tensor, angles: Tensor) -> Tensor:

@@ -171,6 +171,25 @@ def build_layout(batches: Sequence[dict[str, torch.Tensor]], first: int, ignored
     return Layout(rows=rows, first=first, bounds=bounds, longest=int(lengths.max()), **moved)
 
 
+def build_prompt_layout(prompts: Sequence[Sequence[Sequence[int]]], first: int, device: torch.device) -> Layout:
+    """The layout of a pass over all tokens of these prompts; `labelled` are the last tokens of each, in their order.
+
+    Args:
+        prompts: token ids of the prompts of the slots first, first + 1, …; a slot may have none.
+        first, device: as `build_layout` takes them.
+    """
+    width = max(len(prompt) for of_slot in prompts for prompt in of_slot) + 1  # one more, which has the label
+    batches = []
+    for of_slot in prompts:
+        tokens = torch.zeros(len(of_slot), width, dtype=torch.int64)
+        labels = torch.full_like(tokens, -1)
+        for index, prompt in enumerate(of_slot):
+            tokens[index, : len(prompt)] = torch.tensor(prompt)
+            labels[index, len(prompt)] = 0
+        batches.append({"tokens": tokens, "labels": labels})
+    return build_layout(batches, first, -1, device)
+
+
 def _padded(batches: Sequence[dict[str, torch.Tensor]], ignored: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Tokens and labels of all rows of all slots, padded to the longest, both of shape [B, S]."""
     tokens = pad_sequence([row for batch in batches for row in batch["tokens"]], batch_first=True)

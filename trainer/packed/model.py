@@ -7,7 +7,7 @@ therefore in memory once, and a trial alone reads the same numbers. `unpackable_
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +24,7 @@ from torchtune.modules import (
 )
 from torchtune.modules.peft import LoRALinear
 
-from trainer.packed.attention import Heads, attend, warm_up_attention
+from trainer.packed.attention import Heads, attend, rotated_qkv, warm_up_attention
 from trainer.packed.layout import UNIT, Layout, build_layout
 from trainer.packed.loss import summed_loss
 from trainer.packed.mlp import MLP, recomputes_activation, warm_up_mlp
@@ -38,6 +38,7 @@ CHUNK = 4096
 
 # The M dropout masks of a group, shape [T, D] each.
 Masks = Sequence[torch.Tensor]
+Attention = Callable[[int, torch.Tensor, Linear], torch.Tensor]
 
 
 @dataclass(slots=True)
@@ -116,7 +117,7 @@ class Decoder:
         self._blocks = [self._block(layer, named) for layer in model.layers]
         self._last_norm = model.norm
         first = model.layers[0].attn
-        self._heads = Heads(first.num_heads, first.num_kv_heads, first.head_dim)
+        self.heads = Heads(first.num_heads, first.num_kv_heads, first.head_dim)
         self._table: torch.Tensor = first.pos_embeddings.cache
         self.max_length = int(model.max_seq_len)
         output: Any = model.output
@@ -129,6 +130,11 @@ class Decoder:
     def like(self) -> torch.Tensor:
         """A tensor of this decoder's dtype, on its device."""
         return self._output
+
+    @property
+    def layers(self) -> int:
+        """How many layers there are."""
+        return len(self._blocks)
 
     @property
     def vocab_size(self) -> int:
@@ -175,7 +181,7 @@ class Decoder:
         masks = [[self.like.new_ones(layout.size, group.weight.shape[1]) for _ in group.names] for group in self.groups]
         self.loss(store, layout, dict(enumerate(masks)), backward=True)
         warm_up_mlp(self.like, self._blocks[0].down.frozen.weight.shape[1])
-        warm_up_attention(self.like, self._blocks[0].qkv.frozen, self._table, self._heads)
+        warm_up_attention(self.like, self._blocks[0].qkv.frozen, self._table, self.heads)
         warm_up_adamw(store)
 
     def loss(self, store: AdapterStore, layout: Layout, masks: dict[int, Masks], backward: bool) -> torch.Tensor:
@@ -185,14 +191,29 @@ class Decoder:
             masks: dropout masks by the index of the group; empty without dropout.
         """
         with torch.set_grad_enabled(backward):
-            hidden = self._hidden(store, layout, masks)
-        sums, gradient = summed_loss(hidden.detach(), self._output, layout, CHUNK, backward)
+            hidden = self.hidden(store, layout, masks, self._attend_causally(layout))
+        sums, gradient, _ = summed_loss(hidden.detach(), self._output, layout, CHUNK, backward)
         if backward:
             torch.autograd.backward(hidden, gradient)
         return sums
 
-    def _hidden(self, store: AdapterStore, layout: Layout, masks: dict[int, Masks]) -> torch.Tensor:
-        """The last norm's output, shape [T, D]."""
+    @torch.no_grad()
+    def loss_and_correct(self, store: AdapterStore, layout: Layout) -> tuple[torch.Tensor, torch.Tensor]:
+        """Nats summed over each slot's labels, and how many of these are the likeliest token, both [k], fp32."""
+        hidden = self.hidden(store, layout, {}, self._attend_causally(layout))
+        sums, _, hits = summed_loss(hidden, self._output, layout, CHUNK, False, correct=True)
+        return sums, hits
+
+    def hidden(
+        self, store: AdapterStore, layout: Layout, masks: dict[int, Masks], attention: Attention
+    ) -> torch.Tensor:
+        """The last norm's output, shape [T, D].
+
+        Args:
+            masks: as `loss` takes them.
+            attention: returns the attention's output, [T, queries · size], from the number of the layer, its
+                normalised input [T, D], and its projection to queries, keys and values.
+        """
         scale = store.scales[layout.owners][:, None]
 
         def linear(group: Group) -> Linear:
@@ -204,13 +225,24 @@ class Decoder:
         first = self._blocks[0].attention_norm
         normed = norm(x, first.scale, first.eps)
         following = [*(block.attention_norm for block in self._blocks[1:]), self._last_norm]
-        for block, after in zip(self._blocks, following, strict=True):
-            mixed = attend(normed, self._anchor, linear(block.qkv), self._table, layout, self._heads)
+        for number, (block, after) in enumerate(zip(self._blocks, following, strict=True)):
+            mixed = attention(number, normed, linear(block.qkv))
             out = PROJECT(mixed, self._anchor, linear(block.out), layout)
             x, normed = ADD_NORM(x, out, block.mlp_norm.scale, block.mlp_norm.eps)
             out = MLP(normed, self._anchor, linear(block.gate_up), linear(block.down), layout)
             x, normed = ADD_NORM(x, out, after.scale, after.eps)
         return normed
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """The output projection, [n, V], of n rows of `hidden`, [n, D]."""
+        return hidden @ self._output.t()
+
+    def rotated_qkv(self, x: torch.Tensor, layer: Linear, layout: Layout) -> torch.Tensor:
+        """Rotated queries and keys, and values, side by side, from a layer's normalised input, without a gradient."""
+        return rotated_qkv(x, layer, self._table, layout, self.heads)
+
+    def _attend_causally(self, layout: Layout) -> Attention:
+        return lambda _, x, layer: attend(x, self._anchor, layer, self._table, layout, self.heads)
 
     def _block(self, layer: TransformerSelfAttentionLayer, named: dict[int, str]) -> Block:
         attn, mlp = layer.attn, layer.mlp

@@ -12,7 +12,7 @@ passes process fewer slots at a time, and no trial ends for it.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from torch import nn
 from torchtune.modules.peft import LoRALinear
 
 from trainer.packed.dropout import dropout_masks
+from trainer.packed.generation import answer_together
 from trainer.packed.layout import Layout, build_layout
 from trainer.packed.memory import MARGIN, Memory, MemoryProbe, Need, device_memory
 from trainer.packed.model import CHUNK, Decoder
@@ -30,7 +31,8 @@ from trainer.packed.store import AdapterStore, bind
 from trainer.packed.undo import PassUndo
 from trainer.packed.update import gradient_norms, take_steps
 from trainer.randomness import Randomness
-from trainer.recipe import LoraRecipe
+from trainer.recipe import LoraRecipe, Scored
+from trainer.sampling import Answer, Prompt, Sampling
 
 _log = logging.getLogger(__name__)
 
@@ -81,7 +83,7 @@ class Pack:
         slot = Slot(recipe, self._store.allocate(layer.alpha / layer.rank), random)
         bind(recipe.model, recipe.optimizer, self._store, slot.row, copy=True)
         self.decoder.share(recipe.model)
-        recipe.join(slot.data_state, lambda batch: self._mean_loss(slot, batch))
+        recipe.join(slot.data_state, lambda batch, correct: self._score(slot, batch, correct))
         self.slots.append(slot)
         return slot
 
@@ -150,6 +152,23 @@ class Pack:
             step = recipe.finish_step(*steps_of[batch.slot]) if batch.slot in steps_of else None
             results.append(SlotResult(batch.slot, recipe.progress(step)))
         return results
+
+    def answer(self, requests: Mapping[Slot, Sequence[Prompt]], sampling: Sampling) -> dict[Slot, list[Answer]]:
+        """Answer prompts, each slot by its own adapter, all in one decoding loop; training continues bit for bit.
+
+        Args:
+            requests: the prompts of the slots that answer.
+
+        Returns:
+            the answers in the order of the prompts, without the prompt and without the token that ended it.
+
+        Raises:
+            ValueError: a prompt cannot be answered; see `trainer.generation.check_prompts`.
+            torch.OutOfMemoryError: not even one sequence fits.
+        """
+        rows = {slot.row: prompts for slot, prompts in requests.items()}
+        answers = answer_together(self.decoder, self.store, rows, sampling, self._memory_probe)
+        return {slot: answers[slot.row] for slot in requests}
 
     @property
     def decoder(self) -> Decoder:
@@ -289,22 +308,28 @@ class Pack:
     def _layout(self, batches: Sequence[Batch], first: Slot) -> Layout:
         return build_layout(batches, first.row, first.recipe.ignored, self.decoder.like.device)
 
-    def _mean_loss(self, slot: Slot, batch: Batch) -> torch.Tensor:
-        """Mean nats per label token of a validation batch; in halves if it exceeds the memory."""
+    def _score(self, slot: Slot, batch: Batch, correct: bool) -> Scored:
+        """Mean nats per label token of a validation batch, and its correct labels; in halves if memory runs out."""
         layout = self._layout([batch], slot)
         try:
-            sums = self.decoder.loss(self.store, layout, {}, backward=False)
-            return sums[0] / layout.rows[0].labels
+            if correct:
+                sums, hits = self.decoder.loss_and_correct(self.store, layout)
+            else:
+                sums, hits = self.decoder.loss(self.store, layout, {}, backward=False), torch.zeros(1)
+            return sums[0] / layout.rows[0].labels, hits[0]
         except torch.OutOfMemoryError:
             if len(batch["tokens"]) == 1:
                 raise
         torch.cuda.empty_cache()
         total, labels = torch.zeros((), dtype=torch.float64), 0
+        counted = torch.zeros((), dtype=torch.float64)
         for half in zip(*(value.tensor_split(2) for value in batch.values()), strict=True):
             part = dict(zip(batch, half, strict=True))
             if count := slot.recipe.label_tokens(part):
-                total, labels = total + self._mean_loss(slot, part).double().cpu() * count, labels + count
-        return total / labels
+                mean, hit = self._score(slot, part, correct)
+                total, labels = total + mean.double().cpu() * count, labels + count
+                counted += hit.double().cpu()
+        return total / labels, counted
 
 
 def _key(group: Sequence[SlotBatch]) -> tuple[int, ...]:

@@ -74,6 +74,7 @@ class Tracker:
         self._hook: Hook | None = None
         self._every = int(spec.config.get("log_every_n_steps") or 1)
         self._last: dict[str, Any] = {}
+        self._logged: dict[str, float] = {}
         self._reports: list[str] = []
         self._last_step: tuple[float, int] | None = None
         self._acts: SimpleQueue[Act | None] = SimpleQueue()
@@ -98,7 +99,8 @@ class Tracker:
             self._acts.put(lambda run: self._log(run, row))
 
     def report(self, report: Report) -> None:
-        row: dict[str, Any] = {"milestone": report.milestone, "current_epoch": report.epoch, "tokens": report.tokens}
+        row: dict[str, Any] = dict(report.scores)
+        row |= {"milestone": report.milestone, "current_epoch": report.epoch, "tokens": report.tokens}
         row |= {"global_step": report.step, "tokens_per_second": report.tokens_per_second}
         row |= {"memory_gib": report.memory_gib} if report.memory_gib else {}
         row |= {"val_loss": report.val_loss} if report.val_loss is not None else {}
@@ -125,6 +127,10 @@ class Tracker:
         self._acts.put(None)
 
     # --- for the worker ------------------------------------------------------------------------------------------
+
+    def logged(self) -> dict[str, float]:
+        """The last number under each name that the hook has returned."""
+        return self._logged
 
     def stop_request(self) -> tuple[StopCause, str] | None:
         """A stop that was requested in W&B: with the button of its page, or by a controller that shares W&B only."""
@@ -262,11 +268,13 @@ class Tracker:
     def _hook_row(self, step: Step) -> dict[str, float]:
         assert self._hook is not None
         try:
-            return {str(key): float(value) for key, value in self._hook(step).items()}
+            row = {str(key): float(value) for key, value in self._hook(step).items()}
         except Exception as error:
             self._warn(f"wandb.hook={self._tracking.hook} failed and is not called again: {_short(error)}")
             self._hook = None
             return {}
+        self._logged |= row
+        return row
 
     def _metadata(self) -> dict[str, Any]:
         cfg, last = self._spec.config, self._last

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from trainer.attempt import describe, innermost_cause
+from trainer.failures import describe, innermost_cause
 
 
 def chained() -> None:
