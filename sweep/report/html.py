@@ -139,7 +139,7 @@ def _sections(state: SweepState, drawn: Sequence[Plot], entries: Sequence[Entry]
     if state.notes or state.unsure:
         sections.append(Section("Damaged files", "text", "\n".join(filter(None, (*state.notes, state.unsure)))))
     if state.finals:
-        sections.append(Section("Finals", "finalists", finalists_text(state.finals, state.metric)))
+        sections.append(Section("Finals", "finalists", finalists_text(state.finals, state.objective)))
     sections += [Section(plot.heading, "plot", plot) for plot in drawn]
     for status, heading in EXPLAINED.items():
         if rows := [row for row in state.rows if row.state is status]:
@@ -147,7 +147,7 @@ def _sections(state: SweepState, drawn: Sequence[Plot], entries: Sequence[Entry]
     if entries:
         sections.append(Section("Ledger", "ledger", Ledger(account(state, entries), entries)))
     scores = list(dict.fromkeys(name for row in state.rows for name in row.scores))
-    sections.append(Section("All trials", "trials", Trials(ranked(state.rows), scores)))
+    sections.append(Section("All trials", "trials", Trials(ranked(state.rows, state.objective), scores)))
     return sections
 
 
