@@ -123,17 +123,18 @@ class Generate(MetricSection):
     Args:
         data: a JSON-lines file with a prompt and a reference in each line, or a torchtune data set with `_component_`
             as in a recipe. null: the recipe's `dataset_val`.
-        prompt: the key of the prompt in the JSON lines.
-        reference: the key of the reference in the JSON lines.
+        prompt: the key of the prompt in the JSON lines: a text, or a list of messages with role and content.
+        reference: the key of the reference in the JSON lines: a text, or a list of texts of which the best counts.
         rows: how many rows are answered, from the first on. More rows cost more and make the mean less noisy.
         max_new_tokens: tokens of an answer at most.
         temperature: 0 takes the likeliest token each time; above 0 tokens are sampled.
         top_k: sample among this many of the likeliest tokens. null: among all.
         seed: of the sampling.
         score: `exact_match`, `number_match` (the last number of each), `regex`, `f1`, `rouge_l`, `json_valid`, or a
-            function of yours, `module:function` or `file.py:function`, from answer and reference to a number; its
-            module or file must be in `recipe.components`.
-        pattern: of the score `regex`: the expression that an answer must match. null: the reference is the expression.
+            function of yours, `module:function` or `file.py:function`, from answer and reference to a number; the
+            name of its module, or of its file without `.py`, must be in `recipe.components`.
+        pattern: of the score `regex`: the expression that extracts from an answer and from its reference what must be
+            equal (its first group, or all of it); without a reference an answer must match it.
         seconds: time limit of a measurement, in seconds. null: no limit.
     """
 
@@ -390,11 +391,15 @@ def user_function(section: MetricSection) -> tuple[str, str] | None:
     return (match["place"], match["name"]) if match and section.score not in SCORES else None  # type: ignore[attr-defined]
 
 
-def is_trusted(place: str, components: Sequence[str]) -> bool:
-    """Whether `recipe.components` allow the module or the file of a user's function."""
-    if place.endswith(".py"):
-        return place in components or Path(place).stem in components
-    return any(f"{place}.".startswith(f"{prefix.rstrip('.')}.") for prefix in components)
+def dotted_path(function: tuple[str, str]) -> str:
+    """The path of a user's function by which `recipe.components` trust it: that of a file is its name without `.py`."""
+    place, name = function
+    return f"{Path(place).stem if place.endswith('.py') else place}.{name}"
+
+
+def is_trusted(function: tuple[str, str], components: Sequence[str]) -> bool:
+    """Whether `recipe.components` allow a user's function; see `trainer.components`."""
+    return any(f"{dotted_path(function)}.".startswith(f"{prefix.rstrip('.')}.") for prefix in components)
 
 
 def _joined(directory: str, path: str) -> str:

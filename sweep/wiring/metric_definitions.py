@@ -20,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from sweep.config.executables import check_executable
 from sweep.config.metrics import (
+    SCORES,
     Command,
     Generate,
     LmEval,
@@ -29,6 +30,7 @@ from sweep.config.metrics import (
     check_metric_name,
     constraints_of,
     directions_of,
+    dotted_path,
     frozen_metric,
     is_trusted,
     metric_of,
@@ -47,6 +49,8 @@ from trainer.shortening import short_text
 
 GROUP = "metric"
 LONGEST_LINE = 10_000_000
+# Scores that judge an answer by itself.
+WITHOUT_REFERENCE = ("regex", "json_valid")
 
 
 def metric_names(config_dir: Path | None = None) -> list[str]:
@@ -180,11 +184,13 @@ def _check_source(settings: Settings, name: str, section: MetricSection) -> None
 
 def _check_generate(settings: Settings, where: str, name: str, section: Generate) -> None:
     function = user_function(section)
-    if function is not None and not is_trusted(function[0], settings.recipe.components):
+    if function is not None and not is_trusted(function, settings.recipe.components):
         raise ConfigError(
-            f"{where}.score={section.score} names code that is not trusted; add {function[0]} to recipe.components if "
-            "you trust it"
+            f"{where}.score={section.score} is code of your own; add {dotted_path(function).rpartition('.')[0]} to "
+            "recipe.components if you trust it"
         )
+    if section.score == "regex" and section.pattern is None:
+        raise ConfigError(f"{where}.pattern is not set, which score=regex needs; set it to a regular expression")
     if section.data is None:
         if not settings.torchtune.get("dataset_val"):
             raise ConfigError(
@@ -220,7 +226,7 @@ def _check_rows(where: str, path: Path, section: Generate) -> None:
     Raises:
         ConfigError: with the line, and the keys that it has.
     """
-    needs_reference = section.score != "json_valid" and not (section.score == "regex" and section.pattern is not None)
+    needs_reference = section.score in SCORES and section.score not in WITHOUT_REFERENCE
     keys = {"prompt": section.prompt, **({"reference": section.reference} if needs_reference else {})}
     count = 0
     for number, line in islice(_lines(where, path), section.rows):
@@ -232,7 +238,7 @@ def _check_rows(where: str, path: Path, section: Generate) -> None:
         if not isinstance(row, dict):
             raise ConfigError(f"{where}.data={path}, line {number} is no JSON object; each line must be one")
         for field, key in keys.items():
-            if not isinstance(row.get(key), str | int | float):
+            if not isinstance(row.get(key), str | int | float | list):
                 raise ConfigError(
                     f"{where}.data={path}, line {number} has no {field} under {key!r}; it has "
                     f"{short_text(', '.join(map(str, row)) or 'no keys')}: set {where}.{field} to the key"
