@@ -15,7 +15,7 @@ import numpy as np
 
 from sweep.search.strategy.encoding import Axis, Floats
 from sweep.search.strategy.gaussian_process import GaussianProcess, condition_on_means, fit
-from sweep.search.strategy.kernel import Ints, KernelParameters, Points
+from sweep.search.strategy.kernel import Ints, KernelParameters, Points, noise
 from sweep.search.strategy.likelihood import DEFAULT, LikelihoodSearch
 from sweep.search.strategy.observations import (
     Observations,
@@ -111,12 +111,28 @@ def fit_model(observations: Observations) -> GaussianProcess:
 
 
 def smooth(observations: Observations, model: GaussianProcess) -> dict[int, Floats]:
-    """What the model takes y of each trial to be without noise, by its number, shape (reports,)."""
+    """y of each trial less what the model takes for its known noise, by its number, shape (reports,).
+
+    Of the reports that the model is fitted to, that is their mean given all of these; another one is weighed against
+    what the model expects there.
+    """
+    assert model.known is not None
     counts = [len(trial.losses) for trial in observations.trials]
     at = observations.ends(observations.trials).rows(np.repeat(np.arange(len(counts)), counts))
-    progress = np.concatenate([np.arange(1, count + 1) / observations.milestones for count in counts])
-    means, _ = model.predict(replace(at, t=progress))
-    parts = np.split(means, np.cumsum(counts)[:-1])
+    places = np.concatenate([np.arange(1, count + 1) for count in counts])
+    at = replace(at, t=places / observations.milestones)
+    y = np.concatenate([observations.y[trial.number] for trial in observations.trials])
+    known = np.concatenate([observations.variances[trial.number] for trial in observations.trials])
+    mean, sd = model.predict(at)
+    expected = sd**2 + model.scale * noise(at.t, model.parameters)
+    less = y + (mean - y) * known / (known + expected)
+    rows = {(int(number), int(place)): row for row, (number, place) in enumerate(zip(at.trial, places, strict=True))}
+    fitted = [
+        rows[int(number), round(float(t) * observations.milestones)]
+        for number, t in zip(model.seen.trial, model.seen.t, strict=True)
+    ]
+    less[fitted] = model.y - model.known / model.scale * model.alpha
+    parts = np.split(less, np.cumsum(counts)[:-1])
     return {trial.number: part for trial, part in zip(observations.trials, parts, strict=True)}
 
 

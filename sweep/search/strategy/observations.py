@@ -61,7 +61,7 @@ class Observations:
         features: how many features each trial has.
         fruitless: complete trials in a row, the newest ones, that were no better than an earlier one.
         variances: known variances of y of each trial by its number, shape (reports,); empty: none is known.
-        smooth: if variances are known, what the model takes y to be without noise; empty before the model is fitted.
+        smooth: if variances are known, y less what the model takes for that noise; empty before the model is fitted.
             Trials are then compared by it, so that a lucky measurement makes none a contender.
         smooth_best: the smallest of that at each milestone (from index 0).
     """
@@ -85,7 +85,7 @@ class Observations:
     smooth_best: Floats = field(default_factory=lambda: np.zeros(0))
 
     def smoothed(self, means: Mapping[int, Floats]) -> Observations:
-        """The same observations, with what the model takes y to be without noise.
+        """The same observations, with y less what the model takes for known noise.
 
         Args:
             means: of each trial by its number, shape (reports,).
