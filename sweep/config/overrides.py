@@ -37,8 +37,8 @@ OPEN = (
     "evaluate.",
     "wandb.init",
     "metric.",
-    "objective.metrics.",
-    "objective.constraints.",
+    "objective.metrics",
+    "objective.constraints",
 )
 SECTION_NAMES = ("experiment", "prior", "space", "derive", "sampler", "pruner", "evaluate", "queue", "metric")
 TOP_KEYS = ("name", "controller", "storage", *SECTION_NAMES, *SECTIONS)

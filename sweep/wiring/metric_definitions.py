@@ -257,5 +257,5 @@ def _lines(where: str, path: Path) -> Iterator[tuple[int, str]]:
                 if line.strip():
                     yield number, line
     except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is no UTF-8"
-        raise ConfigError(f"{where}.data={path} cannot be read: {str(reason).lower()}") from error
+        reason = str(error.strerror or error).lower() if isinstance(error, OSError) else "it is no UTF-8"
+        raise ConfigError(f"{where}.data={path} cannot be read: {reason}") from error
