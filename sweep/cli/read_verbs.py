@@ -228,4 +228,7 @@ def _state_json(state: SweepState) -> dict[str, Any]:
     raw = dataclasses.asdict(state)
     raw["best"] = state.best.number if state.best else None
     raw["metric"], raw["direction"] = state.metric, state.objective.direction.value
+    raw["objectives"] = [{"name": one.name, "direction": one.direction.value} for one in state.objectives]
+    for row in raw["rows"]:  # most reports have no metrics, as in their files
+        row["reports"] = [{key: value for key, value in report.items() if value != {}} for report in row["reports"]]
     return raw

@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trainer.reading import read_bytes
-from trainer.room import Room
+from trainer.room import Room, read_bytes
 from trainer.shortening import short_text
 
 # Rows that are shown of each metric.
@@ -60,7 +59,7 @@ class Answers:
 
 def answers_of(room: Room, trial: int, metrics: Sequence[str]) -> list[Answers]:
     """The newest answers of a trial for each of these metrics that has some: right and wrong ones, by row."""
-    found = []
+    shown = []
     for metric in metrics:
         milestone, path = _newest(room, trial, metric)
         if path is None:
@@ -68,9 +67,9 @@ def answers_of(room: Room, trial: int, metrics: Sequence[str]) -> list[Answers]:
         rows = _read(path)
         base = _read(_of_base(room, metric))
         if rows:
-            shown = [_with_base(answer, base) for answer in _chosen(list(rows.values()))]
-            found.append(Answers(metric, trial, milestone, len(rows), shown))
-    return found
+            chosen = [_with_base(answer, base) for answer in _chosen(list(rows.values()))]
+            shown.append(Answers(metric, trial, milestone, len(rows), chosen))
+    return shown
 
 
 def _newest(room: Room, trial: int, metric: str) -> tuple[int, Path | None]:

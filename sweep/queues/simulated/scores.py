@@ -68,8 +68,8 @@ def base_scores(metrics: Sequence[Metric], table: Table, report: Report) -> dict
     """The metrics of the base: of the largest loss of any trial at its first milestone."""
     losses = table.curves["val_loss" if table.has_validation else "train_loss"][:, 0]
     worst = float(losses[np.isfinite(losses)].max())
-    made = (m for m in metrics if m.source in ("generate", "validation") and m.name not in table.curves)
-    return {metric.name: _of_loss(metric, worst, (-1, 0)) for metric in made if report.milestone == 1}
+    derived = (m for m in metrics if m.source in ("generate", "validation") and m.name not in table.curves)
+    return {metric.name: _of_loss(metric, worst, (-1, 0)) for metric in derived if report.milestone == 1}
 
 
 def recorded_scores(table: Table, row: int, milestone: int) -> dict[str, float]:
