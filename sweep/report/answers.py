@@ -119,8 +119,8 @@ def _answer(line: str) -> Answer | None:
         raw: Any = json.loads(line)
         score = raw.get("score")
         is_number = isinstance(score, int | float) and not isinstance(score, bool)
-        texts = [_text(raw.get(key)) for key in ("prompt", "reference", "answer")]
-        return Answer(int(raw["row"]), *texts, float(score) if is_number else None)
+        prompt, reference, answer = (_text(raw.get(key)) for key in ("prompt", "reference", "answer"))
+        return Answer(int(raw["row"]), prompt, reference, answer, float(score) if is_number else None)
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
         return None
 

@@ -218,12 +218,19 @@ def _budget(plan: Plan) -> Table:
 def _time(plan: Plan) -> Text:
     speed = plan.data.tokens_per_second if plan.data else 0.0
     if plan.seconds:
-        return Text(f"at most about {duration(plan.seconds)} at {speed:,.0f} tokens/s per worker, without validation")
+        return Text(
+            f"at most about {duration(plan.seconds)} at {speed:,.0f} tokens/s per worker, without {_untimed(plan)}"
+        )
     if speed:
         return Text(f"no limit, at {speed:,.0f} tokens/s per worker")
     if plan.unknown:
         return Text(f"not measured: {plan.unknown}", style="yellow")
     return Text("not measured, because of --no-measure", style="dim")
+
+
+def _untimed(plan: Plan) -> str:
+    """What a trial does whose time is not measured."""
+    return "validation and metrics" if plan.settings.measured else "validation"
 
 
 def _tokens(settings: Settings, data: DataProbe | None) -> int | None:

@@ -37,7 +37,8 @@ def played(configured: Settings, finals: int = 0, count: int = TRIALS) -> tuple[
     """Proposals and ends, and decisions, of a sweep whose curves depend on the learning rate alone."""
     sign = -1.0 if configured.objectives[0].maximised else 1.0
     study = OptunaStudy(replace(study_config(configured), finalists=finals, seeds=1), memory_storage())
-    asked, decided, milestone = 0, [], dict[int, int]()
+    asked, milestone = 0, dict[int, int]()
+    decided: Said = []
     while True:
         promotion = study.promote(asked < count)
         if promotion is not None:

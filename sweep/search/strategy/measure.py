@@ -26,8 +26,8 @@ from dataclasses import dataclass
 from sweep.model.objectives import Objective, Spread
 from trainer.contract import Report
 
-# The power of the odds. A quarter of a logit between two accuracies is as much as 5 % between two losses.
-SHARE_UNIT = 0.2
+# The power of the odds: a quarter of a logit between two accuracies is as much as 2.5 % between two losses.
+SHARE_UNIT = 0.1
 # Rows by which a share of unknown rows is drawn towards a half.
 UNKNOWN_ROWS = 4096
 # The variance of a value that was not measured.

@@ -8,6 +8,7 @@ import json
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from omegaconf import DictConfig, OmegaConf
@@ -54,7 +55,9 @@ def changed(*words: str) -> Settings:
     for word in words:
         key, _, text = word.partition("=")
         OmegaConf.update(cfg, key, parse_value(text).value(), merge=False, force_add=True)
-    sections = {name: read_section(kind, section_of(cfg, name), name) for name, kind in SECTIONS.items()}
+    sections: dict[str, Any] = {
+        name: read_section(kind, section_of(cfg, name), name) for name, kind in SECTIONS.items()
+    }
     sections |= {"recipe": replace(plain()[1].recipe, components=sections["recipe"].components)}
     found = replace(plain()[1], **sections, metrics=compose_metrics(cfg, None))
     check_metrics(found)
