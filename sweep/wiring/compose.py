@@ -115,6 +115,7 @@ def freeze(cfg: DictConfig, name: str, config_dir: Path | None = None) -> Compos
     recipe = _recipe(cfg, config_dir)
     path = torchtune_recipe.find_torchtune_config(recipe.config)
     torchtune, changes = torchtune_recipe.load_torchtune_config(path, recipe.overrides)
+    metrics = compose_metrics(cfg, config_dir)
     space, derive = (keyed_section(cfg, key) for key in ("space", "derive"))
     trial = read_section(Trial, section_of(cfg, "trial"), "trial")
     if trial.equal_data:
@@ -137,7 +138,7 @@ def freeze(cfg: DictConfig, name: str, config_dir: Path | None = None) -> Compos
         wandb=read_section(Wandb, section_of(cfg, "wandb"), "wandb"),
         room=read_section(RoomAccess, section_of(cfg, "room"), "room"),
         evaluate=jobs.freeze_evaluator(read_evaluator(_evaluate(cfg))),
-        metrics=compose_metrics(cfg, config_dir),
+        metrics=metrics,
         storage=value_of(cfg, "storage"),
         controller=str(value_of(cfg, "controller")),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import sys
 from dataclasses import replace
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from sweep.config.overrides import section_of
 from sweep.config.settings import Settings
 from sweep.model.effects import Tell
 from sweep.model.states import Ending, Ruling
@@ -20,6 +22,7 @@ from sweep.wiring.session import study_config
 from tests.helpers.made_reports import MILESTONES, report
 
 TRIALS, SLOW = 14, 8
+WORDS = ("space.gradient_accumulation_steps=null", "objective.milestones=6")
 METRIC = ("metric.score.source=command", f"metric.score.command=[{sys.executable}]")
 Said = list[tuple[Any, ...]]
 
@@ -28,9 +31,24 @@ def options(group: str) -> list[str]:
     return sorted(path.stem for path in (conf_dir() / group).glob("*.yaml"))
 
 
-def settings(direction: str, *overrides: str) -> Settings:
-    words = ["space.gradient_accumulation_steps=null", "objective.milestones=6", *METRIC, *overrides]
-    return freeze(compose_config([*words, f"objective.metrics.score.direction={direction}"]), "s").settings
+@functools.cache
+def base() -> Settings:
+    words = [*WORDS, *METRIC, "objective.metrics.score.direction=minimize"]
+    return freeze(compose_config(words), "s").settings
+
+
+@functools.cache
+def chosen(words: tuple[str, ...]) -> Settings:
+    """The same with another sampler and pruner, composed and not checked as a whole: that takes its time."""
+    cfg = compose_config([*WORDS, *words])
+    return replace(base(), sampler=section_of(cfg, "sampler"), pruner=section_of(cfg, "pruner"))
+
+
+def settings(direction: str, *words: str, every: int = 1) -> Settings:
+    configured = chosen(words)
+    objective = replace(configured.objective, metrics={"score": {"direction": direction}})
+    metrics = {"score": replace(configured.metrics["score"], every=every)}
+    return replace(configured, objective=objective, metrics=metrics)
 
 
 def played(configured: Settings, finals: int = 0, count: int = TRIALS) -> tuple[Said, Said, OptunaStudy]:
@@ -76,7 +94,7 @@ def played(configured: Settings, finals: int = 0, count: int = TRIALS) -> tuple[
             if pruner not in ("none", "threshold")
         ),
         ["sampler=forecast", "pruner=freeze_thaw"],
-        ["sampler=tpe", "search.history=50", "pruner=successive_halving"],
+        ["sampler=tpe", "pruner=successive_halving"],
     ],
     ids=",".join,
 )
@@ -110,7 +128,7 @@ def test_the_best_wins_in_either_direction_and_the_study_has_what_was_measured(d
 
 
 def test_a_report_without_the_metric_is_none_for_pruners_and_the_final_one_counts() -> None:
-    configured = settings("maximize", "sampler=random", "pruner=freeze_thaw", "metric.score.every=3")
+    configured = settings("maximize", "sampler=random", "pruner=freeze_thaw", every=3)
     study = OptunaStudy(study_config(configured), memory_storage())
     number = study.ask()
     assert study.record(number, [report(1, 1.0), report(2, 0.9)]) is None
