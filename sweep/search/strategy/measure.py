@@ -22,6 +22,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from sweep.model.objectives import Objective, Spread
 from trainer.contract import Report
@@ -99,7 +100,7 @@ class Measure:
 
     def positions(self, milestones: int) -> int:
         """How many measurements a trial has that runs to its end, of so many milestones."""
-        return len(self._schedule(milestones)) or milestones
+        return len(schedule_of(self.objective, milestones)) or milestones
 
     def read(self, reports: Sequence[Report], milestones: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """The losses of a trial's measurements, and the variances of their logarithms if any is known.
@@ -113,7 +114,7 @@ class Measure:
 
     def read_values(self, values: dict[int, float], milestones: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """As `read`, of the values by milestone."""
-        schedule = self._schedule(milestones)
+        schedule = schedule_of(self.objective, milestones)
         measured: dict[int, float] = {}
         for milestone, value in sorted(values.items()):
             if math.isfinite(value):
@@ -130,14 +131,16 @@ class Measure:
         """A loss as the value that it stands for."""
         return f"{self.value_of(loss):.4f}"
 
-    def _schedule(self, milestones: int) -> list[int]:
-        """The milestones at which it is measured, up to the end."""
-        return [at for at in range(1, milestones + 1) if self.objective.due(at, at == milestones)]
-
     def _drawn_in(self, share: float) -> float:
         """A share of k rows of n as (k + 1/2) of (n + 1)."""
         rows = self.objective.rows or UNKNOWN_ROWS
         return (min(max(share, 0.0), 1.0) * rows + 0.5) / (rows + 1.0)
+
+
+@lru_cache(maxsize=64)
+def schedule_of(objective: Objective, milestones: int) -> tuple[int, ...]:
+    """The milestones at which an objective is measured, up to the end."""
+    return tuple(at for at in range(1, milestones + 1) if objective.due(at, at == milestones))
 
 
 def measure_of(metric: str, objective: Objective | None) -> Measure:
