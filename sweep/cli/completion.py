@@ -60,16 +60,19 @@ def complete_override(ctx: click.Context, param: click.Parameter, incomplete: st
     """Groups, settings, and the values of either, for a new sweep."""
     config_dir = ctx.params.get("config_dir")
     groups = groups_in(_directories(config_dir))
+    metrics = groups.pop("metric", {})  # no choice of one: a name of objective.metrics takes its file by itself
     chosen = {**_defaults(groups), **_chosen(ctx.params.get("overrides") or ())}
     sign = incomplete[: len(incomplete) - len(incomplete.lstrip("+~"))]
     key, equals, _ = incomplete.removeprefix(sign).partition("=")
+    if key.startswith(("metric.", "objective.metrics.", "objective.constraints.")):
+        return _matching((sign + word for word in _metric_words(metrics, key, incomplete)), incomplete)
     if equals:
         values = list(groups.get(key, {})) or _values(key, _sections(groups, chosen))
         return _matching((f"{sign}{key}={value}" for value in values), incomplete)
     section = key.rpartition(".")[0]
     if not section:
         names = {**{f"{name}=": "group" for name in groups}, **{f"{name}=": "setting" for name in TOP_KEYS}}
-        names |= {f"{name}.": "settings" for name in (*_sections(groups, chosen), *FILED, "derive")}
+        names |= {f"{name}.": "settings" for name in (*_sections(groups, chosen), *FILED, "derive", "metric")}
         return [CompletionItem(sign + name, help=text) for name, text in names.items() if name.startswith(key)]
     if section.partition(".")[0] in FILED:
         return _matching((sign + name for name in _file_keys(groups, chosen, section)), incomplete)
@@ -198,7 +201,7 @@ def _settings(sections: Mapping[str, type], section: str) -> dict[str, str]:
         return {}
     docs = "\n".join(base.__doc__ or "" for base in kind.__mro__)
     lines = dict(re.findall(r"^ {8}(\w+): (.+)$", docs, re.MULTILINE))
-    ends = {"recipe.overrides": "."}
+    ends = {"recipe.overrides": ".", "objective.metrics": ".", "objective.constraints": "."}
     keys = {f"{section}.{field.name}": lines.get(field.name, "") for field in dataclasses.fields(kind)}
     return {f"{key}{ends.get(key, '=')}": text for key, text in keys.items()}
 
@@ -214,6 +217,33 @@ def _file_keys(groups: Mapping[str, Mapping[str, Path]], chosen: Mapping[str, st
         keys = content.get(group, content) if isinstance(content, dict) else {}  # a file may hold the group as a key
         return [f"{group}.{str(key).removeprefix('+')}=" for key in keys if not str(key).startswith("_")]
     return []
+
+
+def _metric_words(metrics: Mapping[str, Path], key: str, incomplete: str) -> list[str]:
+    """What may follow `objective.metrics.`, `objective.constraints.` or `metric.`, with the key that is typed.
+
+    Args:
+        metrics: the files of the group, by the names of the metrics.
+    """
+    from sweep.config.metrics import SOURCES
+    from sweep.model.objectives import Direction
+    from trainer.contract import LOSSES
+
+    if key.startswith("objective.metrics."):
+        if "=" in incomplete:
+            return [f"{key}={direction}" for direction in Direction]
+        return [f"objective.metrics.{name}.direction=" for name in (*LOSSES, *metrics)]
+    if key.startswith("objective.constraints."):
+        return [] if "=" in incomplete else [f"objective.constraints.{name}=" for name in (*LOSSES, *metrics)]
+    name, dot, _ = key.removeprefix("metric.").partition(".")
+    if not dot:
+        return [f"metric.{name}." for name in metrics]
+    path = metrics.get(name)
+    source = re.search(r"^source: *(\w+)", path.read_text(encoding="utf-8"), re.MULTILINE) if path else None
+    section = SOURCES.get(source[1]) if source else None
+    if section is None or "=" in incomplete:
+        return []
+    return [f"metric.{name}.{field.name}=" for field in dataclasses.fields(section)]
 
 
 def _values(key: str, sections: Mapping[str, type]) -> list[str]:

@@ -20,6 +20,7 @@ from sweep.controller.disk import Notice
 from sweep.errors import GiveUp, RetryLater
 from sweep.model.effects import Finish
 from sweep.model.states import Finished, Mode
+from sweep.report.metric_notes import scored_names
 from sweep.report.terminal import console
 from sweep.wiring.rooms import controller_lock, controller_whereabouts, load_settings, presence_check, whereabouts
 from sweep.wiring.session import OpenSweep, make_controller, open_world, with_evaluations
@@ -140,7 +141,7 @@ def _run_controller(
 ) -> Finish | None:
     """Run one controller; None if it found no space left and another one may go on."""
     control, notice, waits = parts
-    log = LineLog(opened.study, settings.metric, on_wait=notice.say)
+    log = LineLog(opened.study, settings.objectives[0], scored_names(settings.measured), on_wait=notice.say)
     search = make_controller(room, settings, opened, log, control)
     both = with_evaluations(search, room, settings, (opened.study, prefork), EvaluationLog(log, room))
     with _publishing(room, settings, log), signals_handled(control), _live(log, room, opened.study), both as controller:

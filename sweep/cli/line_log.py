@@ -7,14 +7,16 @@ are warnings, so that `--quiet` shows them.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from sweep.model.effects import Assign, Cancel, Effect, StartWorkers, Stop, Tell
 from sweep.model.facts import View
+from sweep.model.objectives import Objective
 from sweep.model.states import Ending, JobState
 from sweep.report.formatting import number, params_text, scores_text
+from sweep.report.metric_notes import ZERO_TRIALS, zero_text
 from sweep.report.terminal import waiting_text
 from trainer.contract import Report
 from trainer.room import Room
@@ -31,7 +33,8 @@ class LineLog:
     """Logs the events of a controller.
 
     Args:
-        metric: the reported number that is minimised.
+        objective: what the sweep searches for.
+        scored: metrics of which it is said if they are 0 in the first trials.
         log_reports: whether each report is a line; the live view shows reports in its table.
         on_tell: called when a trial has ended.
         on_event: called after each event; the live view redraws itself.
@@ -39,7 +42,8 @@ class LineLog:
     """
 
     study: OptunaStudy
-    metric: str
+    objective: Objective
+    scored: Collection[str] = ()
     log_reports: bool = True
     on_tell: Callable[[], None] = lambda: None
     on_event: Callable[[], None] = lambda: None
@@ -47,13 +51,39 @@ class LineLog:
     _no_space: str = ""
     _waiting: str = ""
     _cancelled: set[str] = field(default_factory=set)
+    _problems: set[tuple[int, str]] = field(default_factory=set)
+    _zeros: dict[str, set[int] | None] = field(default_factory=dict)
 
     def reported(self, trial: int, report: Report) -> None:
         """Log a report."""
         if self.log_reports:
-            metric, value = self.metric, number(getattr(report, self.metric))
-            text = f"{metric} {value} loss {number(report.loss)} grad_norm {number(report.grad_norm, 3)}"
+            name = self.objective.name
+            scores = "".join(f" {key} {number(value)}" for key, value in report.scores.items() if key != name)
+            text = f"{name} {number(report.value(name))} loss {number(report.loss)}{scores}"
+            text += f" grad_norm {number(report.grad_norm, 3)}"
             logger.info("trial %d milestone %d: %s", trial, report.milestone, text)
+        self._watch_metrics(trial, report)
+
+    def _watch_metrics(self, trial: int, report: Report) -> None:
+        """Warn once of each metric that a trial could not measure, and of one that is 0 in the first trials."""
+        if report.base_scores:
+            logger.info("the base has %s", scores_text(report.base_scores))
+        for name, reason in report.problems.items():
+            if (trial, name) not in self._problems:
+                self._problems.add((trial, name))
+                logger.warning(
+                    "trial %d: %s could not be measured at milestone %d: %s", trial, name, report.milestone, reason
+                )
+        for name, value in report.scores.items() if self.scored else ():
+            zeros = self._zeros.setdefault(name, set())
+            if zeros is None or name not in self.scored:
+                continue
+            zeros.add(trial)
+            if value != 0:
+                self._zeros[name] = None
+            elif len(zeros) >= ZERO_TRIALS:
+                self._zeros[name] = None
+                logger.warning("%s", zero_text(name, len(zeros)))
 
     def done(self, effect: Effect) -> None:
         """Log an effect."""
@@ -117,7 +147,9 @@ class LineLog:
 
     def _best_text(self, trial: int) -> str:
         facts = self.study.facts()
-        return f" {self.metric} {number(facts.best)} (best so far)" if facts.best_trial == trial else ""
+        if facts.best_trial != trial or facts.best is None:
+            return ""
+        return f" {self.objective.name} {number(self.objective.minimised(facts.best))} (best so far)"
 
 
 @dataclass

@@ -126,18 +126,18 @@ def show_status(room: Room, state: SweepState) -> None:
     """Print where the controller is, the trials, the workers, and what failed."""
     from rich.text import Text
 
-    from sweep.report.terminal import console, counts_text, trials_table, workers_table
+    from sweep.report.terminal import base_text, console, counts_text, trials_table, workers_table
     from sweep.wiring.rooms import worker_log
+    from trainer.names import harmless
 
     out = console()
     controller = _controller_text(room, state)
     head = Text.assemble((state.name, "bold"), f" in {room.root} – {controller}")
     out.print(head, soft_wrap=True)
     if state.waits:
-        from trainer.names import harmless
-
         out.print(Text(harmless(state.waits), style="yellow"), soft_wrap=True)
     out.print(counts_text(state))
+    out.print(Text(harmless(f"{state.objective.verb} {state.metric}{base_text(state)}")), soft_wrap=True)
     out.print(trials_table(state, state.rows))
     if state.workers:
         out.print(workers_table(state, {worker.name: str(worker_log(room, worker.name)) for worker in state.workers}))
@@ -151,6 +151,8 @@ def print_notes(state: SweepState) -> None:
     from sweep.report.terminal import console
 
     out = console()
+    for problem in state.problems:
+        out.print(problem, soft_wrap=True)
     for note in state.notes:
         out.print(f"damaged: {note}", soft_wrap=True)
     if state.unsure:
@@ -225,4 +227,8 @@ def _state_json(state: SweepState) -> dict[str, Any]:
 
     raw = dataclasses.asdict(state)
     raw["best"] = state.best.number if state.best else None
+    raw["metric"], raw["direction"] = state.metric, state.objective.direction.value
+    raw["objectives"] = [{"name": one.name, "direction": one.direction.value} for one in state.objectives]
+    for row in raw["rows"]:  # most reports have no metrics, as in their files
+        row["reports"] = [{key: value for key, value in report.items() if value != {}} for report in row["reports"]]
     return raw

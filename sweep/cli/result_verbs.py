@@ -185,12 +185,17 @@ def _best_json(state: SweepState, row: TrialRow, path: Path | None) -> dict[str,
     from sweep.report.export import tune_run_line
     from sweep.search.significance import rank_finalists
 
+    finalists = rank_finalists(state.finals, state.objective)
     return {
         "trial": row.number,
+        "metric": state.metric,
+        "direction": state.objective.direction.value,
         "value": row.value,
+        "metrics": {name: row.measured(name) for name in state.metrics},
+        "base_scores": dict(state.base_scores),
         "params": dict(row.params),
         "scores": dict(row.scores),
-        "tied": [other.number for other in rank_finalists(state.finals) if other.tied and other.number != row.number],
+        "tied": [other.number for other in finalists if other.tied and other.number != row.number],
         "yaml": str(path) if path else None,
         "adapter": row.adapter,
         "tune_run": tune_run_line(path) if path else None,
@@ -199,13 +204,14 @@ def _best_json(state: SweepState, row: TrialRow, path: Path | None) -> dict[str,
 
 def _show_best(state: SweepState, row: TrialRow, path: Path | None) -> None:
     from sweep.report.export import tune_run_line
-    from sweep.report.terminal import console, trials_table
+    from sweep.report.terminal import base_text, console, trials_table
     from sweep.search.significance import finalists_text
 
     out = console()
+    out.print(f"{state.objective.verb} {state.metric}{base_text(state)}", soft_wrap=True)
     out.print(trials_table(state, [row]))
     if state.finals:
-        out.print(finalists_text(state.finals, state.metric), markup=False, highlight=False, soft_wrap=True)
+        out.print(finalists_text(state.finals, state.objective), markup=False, highlight=False, soft_wrap=True)
     how = f"sweep export {state.name} -o best.yaml" if path is None else tune_run_line(path)
     out.print(
         f"adapter  {row.adapter}\nyaml     {path or 'not written'}\ntrain it again with\n  {how}",

@@ -212,7 +212,7 @@ def _conclude(room: Room, finish: Finish) -> None:
     if state.finals:
         from sweep.search.significance import finalists_text
 
-        out.print(finalists_text(state.finals, state.metric), markup=False, highlight=False, soft_wrap=True)
+        out.print(finalists_text(state.finals, state.objective), markup=False, highlight=False, soft_wrap=True)
     if state.best is not None:
         try:
             path = write_export(room, reader.settings, state.best, None)

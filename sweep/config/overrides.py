@@ -30,8 +30,17 @@ KEYED = ("recipe.overrides", "space", "derive")
 # The key of a composition below which it keeps the overrides of those sections.
 GIVEN = "given"
 # Sections in which an override may name new keys without Hydra's `+`.
-OPEN = ("sampler.", "pruner.", "queue.", "evaluate.", "wandb.init")
-SECTION_NAMES = ("experiment", "prior", "space", "derive", "sampler", "pruner", "evaluate", "queue")
+OPEN = (
+    "sampler.",
+    "pruner.",
+    "queue.",
+    "evaluate.",
+    "wandb.init",
+    "metric.",
+    "objective.metrics",
+    "objective.constraints",
+)
+SECTION_NAMES = ("experiment", "prior", "space", "derive", "sampler", "pruner", "evaluate", "queue", "metric")
 TOP_KEYS = ("name", "controller", "storage", *SECTION_NAMES, *SECTIONS)
 # Keys that choose a file of a group; `space` takes a mapping too.
 GROUPS = ("experiment", "prior", "sampler", "pruner", "evaluate", "queue", "recipe", "objective", "wandb", "space")

@@ -40,10 +40,11 @@ class Search:
         trials: trials to propose. null: no limit.
         tokens: label tokens to train, summed over all trials. Running trials finish. null: no limit.
         seconds: seconds since the sweep was created. Running trials finish. null: no limit.
-        target: the search ends when a complete trial's objective is at most this value. null: no target.
+        target: the search ends when a complete trial's objective reaches this value: at most this, or at least this if
+            the objective is maximised. null: no target.
         gpu_hours: hours of training, summed over all workers; trials side by side in one worker share its hours.
             null: no limit.
-        min_gain_per_gpu_hour: the search ends when another GPU-hour is expected to lower the objective by less than
+        min_gain_per_gpu_hour: the search ends when another GPU-hour is expected to improve the objective by less than
             this. Set it when compute has a price. null: no such rule.
         finalists: how many of the best trials are trained again at the end, with new seeds. 0: none. Set it to 3 or
             so to learn whether the winner is better or only luckier.
@@ -87,17 +88,24 @@ class Search:
 
 @dataclass
 class Objective:
-    """The number that is minimised, and how often a trial reports it.
+    """What the sweep searches for, and how often a trial reports it.
 
     Args:
-        metric: val_loss (mean nats per label token over `dataset_val`), loss (training loss, mean over a milestone),
-            or auto: val_loss if the recipe has `dataset_val`, otherwise loss.
+        metric: the number that is minimised: val_loss (mean nats per label token over `dataset_val`), loss (training
+            loss, mean over a milestone), or auto: val_loss if the recipe has `dataset_val`, otherwise loss. It must be
+            auto where `metrics` is given.
+        metrics: the metric that is searched for instead, with its direction, for example
+            `{exact_match: {direction: maximize}}`: a name of the group `metric`, or one that `metric.NAME` defines.
+        constraints: bounds on metrics, for example `{peak_memory_gib: "<= 20"}`. The metrics are measured and shown;
+            this version does not act on the bounds.
         milestones: reports of a trial that runs to its end. More reports let a pruner act earlier, and each one costs
             a validation pass.
         milestone_tokens: label tokens between two reports. null: the data's tokens divided by `milestones`.
     """
 
     metric: str = "auto"
+    metrics: dict[str, Any] = field(default_factory=dict)
+    constraints: dict[str, Any] = field(default_factory=dict)
     milestones: int = 12
     milestone_tokens: int | None = None
 

@@ -14,6 +14,15 @@ from functools import cached_property
 from typing import Any
 
 from sweep.config.evaluate import EVALUATORS, Evaluator, NoEvaluation
+from sweep.config.metrics import (
+    Constraint,
+    MetricSection,
+    constraints_of,
+    directions_of,
+    metric_of,
+    objective_of,
+    read_metric,
+)
 from sweep.config.queues import Queue, section_class
 from sweep.config.section_reader import read_section
 from sweep.config.sections import (
@@ -29,11 +38,15 @@ from sweep.config.sections import (
 )
 from sweep.config.space import Space
 from sweep.errors import ConfigError
+from sweep.model import objectives
 from sweep.model.limits import Limits
-from trainer.contract import Guard
+from trainer.contract import LOSSES, Guard, Metric
 from trainer.names import is_name
 
 SCHEMA_VERSION = 1
+# What the frozen form lacks where it is empty.
+LATER_FIELDS = ("metrics",)
+LATER_OBJECTIVE_FIELDS = ("metrics", "constraints")
 # What the fields are that are no section, in the frozen form; a damaged file may hold anything.
 _MAPPING = (dict, "a mapping")
 _TEXT = (str, "a text")
@@ -59,6 +72,7 @@ class Settings:
         derive: torchtune keys with the values that are computed from others, as unresolved interpolations.
         sampler: keyword arguments of the sampler, and its class under `_target_`.
         pruner: likewise of the pruner.
+        metrics: by name, how each metric beside the losses is measured.
         storage: an Optuna storage URL; None: a journal file in the room.
         controller: "here", or "launch" for a job on the sweep's own Launch queue.
         trial_tokens: label tokens of a trial that runs to its end; 0 if they were not counted yet.
@@ -86,6 +100,7 @@ class Settings:
     wandb: Wandb = field(default_factory=Wandb)
     evaluate: Evaluator = field(default_factory=NoEvaluation)
     room: RoomAccess = field(default_factory=RoomAccess)
+    metrics: dict[str, MetricSection] = field(default_factory=dict)
     storage: str | None = None
     controller: str = "here"
     trial_tokens: int = 0
@@ -101,12 +116,32 @@ class Settings:
 
         return parse_space(self.space_raw)
 
+    @cached_property
+    def objectives(self) -> tuple[objectives.Objective, ...]:
+        """What the sweep searches for, at least one."""
+        directions = directions_of(self.objective.metrics)
+        if directions:
+            return tuple(objective_of(name, way, self.metrics.get(name)) for name, way in directions.items())
+        if self.objective.metric != "auto":
+            return (objectives.Objective(self.objective.metric),)
+        return (objectives.Objective("val_loss" if self.torchtune.get("dataset_val") else "loss"),)
+
     @property
     def metric(self) -> str:
-        """The reported number that is minimised: val_loss or loss."""
-        if self.objective.metric != "auto":
-            return self.objective.metric
-        return "val_loss" if self.torchtune.get("dataset_val") else "loss"
+        """The name of the first objective."""
+        return self.objectives[0].name
+
+    @property
+    def constraints(self) -> tuple[Constraint, ...]:
+        """The bounds on metrics."""
+        return constraints_of(self.objective.constraints)
+
+    @property
+    def measured(self) -> tuple[Metric, ...]:
+        """What each trial measures at milestones, beside the losses."""
+        return tuple(
+            metric_of(name, section, self.directory) for name, section in self.metrics.items() if name not in LOSSES
+        )
 
     @property
     def milestone_tokens(self) -> int:
@@ -136,12 +171,12 @@ class Settings:
         Args:
             workers: how many workers may run at once on this machine, after `queue.workers=null` was resolved.
         """
-        search, queue = self.search, self.queue
+        search, queue, objective = self.search, self.queue, self.objectives[0]
         return Limits(
             trials=search.trials,
             tokens=search.tokens,
             seconds=search.seconds,
-            target=search.target,
+            target=None if search.target is None else objective.minimised(search.target),
             gpu_hours=search.gpu_hours,
             min_gain=search.min_gain_per_gpu_hour,
             workers=workers,
@@ -157,7 +192,12 @@ class Settings:
 
     def to_json(self) -> dict[str, Any]:
         """The frozen form, which `settings_from_json` reads."""
-        return {"v": SCHEMA_VERSION, **dataclasses.asdict(self)}
+        raw = {"v": SCHEMA_VERSION, **dataclasses.asdict(self)}
+        for section, names in ((raw, LATER_FIELDS), (raw["objective"], LATER_OBJECTIVE_FIELDS)):
+            for name in names:  # a sweep without them can be read by an older program
+                if not section[name]:
+                    del section[name]
+        return raw
 
 
 def settings_from_json(raw: Mapping[str, Any], where: str) -> Settings:
@@ -172,6 +212,7 @@ def settings_from_json(raw: Mapping[str, Any], where: str) -> Settings:
     if raw.get("v") != SCHEMA_VERSION:
         raise ConfigError(f"{where} has schema version {raw.get('v')}; this program reads {SCHEMA_VERSION}")
     values = {k: v for k, v in raw.items() if k != "v"}
+    values["metrics"] = read_metrics(values.get("metrics") or {})
     for name, kind in SECTIONS.items():
         if name not in LATER_SECTIONS or name in values:
             values[name] = read_section(kind, values.get(name), name)
@@ -198,6 +239,17 @@ def read_queue(raw: Any) -> Queue:
     queue = read_section(section_class(kind), raw, "queue")
     queue.check_section()
     return queue
+
+
+def read_metrics(raw: Any) -> dict[str, MetricSection]:
+    """The definitions of metrics by name.
+
+    Raises:
+        ConfigError: they are no mapping, or what `read_metric` refuses.
+    """
+    if not isinstance(raw, Mapping):
+        raise ConfigError(f"metric={str(raw)[:200]} must map names to definitions, as in metric.NAME.source=command")
+    return {str(name): read_metric(str(name), definition) for name, definition in raw.items()}
 
 
 def read_evaluator(raw: Any) -> Evaluator:

@@ -72,7 +72,7 @@ class Endings:
             case OutcomeKind.COMPLETED if pruned is None and trial.objective is None:
                 return None if self._awaits_final_report(trial) else self._after_failure(trial, pruned)
             case OutcomeKind.COMPLETED if pruned is None and not math.isfinite(trial.objective or 0.0):
-                return Tell(trial.number, Ending.FAIL, "its final report has no finite number to minimise (objective)")
+                return Tell(trial.number, Ending.FAIL, "its final report has no finite number of the objective")
             case OutcomeKind.COMPLETED if pruned is None:
                 return Tell(trial.number, Ending.COMPLETE, outcome.reason)
             case OutcomeKind.DIVERGED:

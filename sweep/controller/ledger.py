@@ -118,12 +118,13 @@ def account(state: SweepState, entries: Sequence[Entry]) -> Account:
     pruned = {row.number: row for row in state.rows if row.state is TrialStatus.PRUNED}
     ended = [row for row in state.rows if row.state in (TrialStatus.PRUNED, TrialStatus.COMPLETE)]
     best = state.best
-    curve = {r.milestone: getattr(r, state.metric) for r in best.reports} if best else {}
+    curve = {r.milestone: state.objective.of(r) for r in best.reports} if best else {}
+    minimised = state.objective.minimised
     last = {entry.trial: entry for entry in entries if entry.trial in pruned and entry.ruling != PROMOTED}
     return Account(
         saved=sum(max(0, state.trial_tokens - row.tokens) for row in pruned.values()),
         whole=state.trial_tokens * len(ended),
-        ahead=sum(1 for entry in last.values() if entry.value < curve.get(entry.milestone, -math.inf)),
+        ahead=sum(1 for entry in last.values() if minimised(entry.value) < curve.get(entry.milestone, -math.inf)),
         pauses=sum(1 for entry in entries if best and entry.trial == best.number and entry.ruling == Ruling.PAUSE),
     )
 

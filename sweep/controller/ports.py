@@ -211,8 +211,8 @@ class Study(Protocol):
         """
 
     def objective(self, number: int) -> float | None:
-        """The number to minimise in the final report of an open trial: NaN if the report has no finite one, None if the
-        report was not recorded yet. A trial is told COMPLETE with this value."""
+        """The objective, as it was measured, in the final report of an open trial: NaN if the report has no finite
+        one, None if the report was not recorded yet. A trial is told COMPLETE with this value."""
 
     def tell(self, result: Tell, tokens: int, seconds: float = 0.0) -> None:
         """Record how a trial ended. Does nothing if its end is recorded already.

@@ -78,14 +78,14 @@ def check(settings: Settings) -> None:
             if not isinstance(config, dict):
                 raise ConfigError("evaluate.config is not set; name the YAML of the evaluation: evaluate.config=PATH")
             check_trusted(with_overrides(config, overrides, "evaluate.overrides"), settings.recipe.components)
-            _check_placeholders("evaluate.overrides", map(str, overrides.values()))
+            check_placeholders("evaluate.overrides", map(str, overrides.values()))
         case Command(command=words):
             if not isinstance(words, list) or not words or not all(isinstance(word, str) for word in words):
                 raise ConfigError(
                     f"evaluate.command={words} is no command; write its words, e.g. "
                     "[python, score.py, --adapter, '{adapter}', --to, '{output}']"
                 )
-            _check_placeholders("evaluate.command", words)
+            check_placeholders("evaluate.command", words)
             check_executable("evaluate.command", shlex.join(words[:1]))
         case LmEval() as asked:
             _check_lm_eval(settings, asked)
@@ -171,7 +171,12 @@ def _yaml(name: str) -> dict[str, Any]:
     return {str(key): value for key, value in raw.items()}
 
 
-def _check_placeholders(key: str, words: Iterable[str]) -> None:
+def check_placeholders(key: str, words: Iterable[str]) -> None:
+    """Refuse a text with a placeholder that is none.
+
+    Raises:
+        ConfigError: with the key and the allowed ones.
+    """
     known = ", ".join(f"{{{name}}}" for name in PLACEHOLDERS)
     for word in words:
         if unknown := [name for name in re.findall(r"\{(\w+)\}", word) if name not in PLACEHOLDERS]:
@@ -181,8 +186,19 @@ def _check_placeholders(key: str, words: Iterable[str]) -> None:
 def _check_lm_eval(settings: Settings, asked: LmEval) -> None:
     if not asked.tasks:
         raise ConfigError("evaluate.tasks is empty; name tasks of lm-eval, e.g. evaluate.tasks=[hellaswag]")
+    check_lm_eval_installed(settings, "evaluate=lm_eval", "choose evaluate=heldout")
+
+
+def check_lm_eval_installed(settings: Settings, where: str, instead: str) -> None:
+    """Refuse lm-eval's tasks where workers use this interpreter, and it lacks lm-eval.
+
+    Args:
+        instead: what else may be done.
+
+    Raises:
+        ConfigError: it says how to install it.
+    """
     if not settings.queue.own_interpreter and importlib.util.find_spec("lm_eval") is None:
         raise ConfigError(
-            "evaluate=lm_eval needs lm-eval, which is not installed here; "
-            "pip install 'sweeps-on-launch[lm-eval]', or choose evaluate=heldout"
+            f"{where} needs lm-eval, which is not installed here; pip install 'sweeps-on-launch[lm-eval]', or {instead}"
         )

@@ -143,7 +143,7 @@ class StudyFacts:
         complete, pruned, failed, cancelled: how many trials ended in each way.
         unbuildable: how many of the failed ones failed by their configuration, or by a file that they lack.
         failure: why the last of the failed ones failed.
-        best: the lowest objective of a complete trial; `best_trial` is its number.
+        best: the best objective of a complete trial, minimised (see `model.objectives`); `best_trial` is its number.
         tokens: label tokens of the ended trials.
         exhausted: the sampler has nothing left to propose.
         none_to_promote: when last asked, it had no paused trial worth resuming, and nothing has changed since.

@@ -13,7 +13,7 @@ class Limits:
         trials: how many trials may be asked for.
         tokens: label tokens over all trials.
         seconds: since the sweep was created.
-        target: an objective that ends the search when a trial reaches it.
+        target: an objective, minimised (see `model.objectives`), that ends the search when a trial reaches it.
         gpu_hours: hours of training. The trials that share a GPU share its hours.
         min_gain: the expected decrease of the objective for each GPU-hour below which nothing more is started.
         workers: how many workers run at a time.

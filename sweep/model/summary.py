@@ -5,12 +5,14 @@ Invariant: frozen values, without behaviour beyond derived properties.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from sweep.model.facts import WorkerFacts
 from sweep.model.limits import Limits
+from sweep.model.objectives import Objective
 from sweep.model.states import EvaluationStatus, TrialStatus
 from trainer.contract import Report
 
@@ -29,7 +31,7 @@ class TrialRow:
         adapter: the path of its adapter; None if it has none.
         final: the number of the trial that this final repeats, and the index of its seed; None if it is no final.
         evaluation_reason: why its evaluation failed.
-        scores: of its evaluation, by name.
+        scores: of its evaluation, by name. What it measured while it trained stands in its reports.
     """
 
     number: int
@@ -51,6 +53,11 @@ class TrialRow:
         """Its last report."""
         return self.reports[-1] if self.reports else None
 
+    def measured(self, metric: str) -> float | None:
+        """The last value of a metric in its reports; None before the first."""
+        values = (report.value(metric) for report in reversed(self.reports))
+        return next((value for value in values if not math.isnan(value)), None)
+
     @property
     def tokens(self) -> int:
         """Label tokens that it has trained by its last report."""
@@ -62,7 +69,11 @@ class SweepState:
     """A whole sweep as a person sees it.
 
     Args:
-        metric: the name of the objective, which is minimised.
+        objectives: what is searched for, at least one; values are shown as they were measured.
+        metrics: the names of what trials measure beside the losses.
+        base_scores: the metrics of the base without an adapter, by name: the line to beat. Empty before a trial has
+            measured them.
+        problems: what could not be measured, and metrics that look wrong, a sentence each.
         workers: those whose jobs are not gone.
         seconds: since the sweep was created; if no controller runs, until its study last changed.
         trial_tokens: label tokens of a trial that runs to its end, measured before the sweep began; 0 if unknown.
@@ -74,7 +85,7 @@ class SweepState:
     """
 
     name: str
-    metric: str
+    objectives: tuple[Objective, ...]
     rows: tuple[TrialRow, ...]
     workers: tuple[WorkerFacts, ...] = ()
     limits: Limits = field(default_factory=Limits)
@@ -85,12 +96,25 @@ class SweepState:
     unseen: str = ""
     unsure: str = ""
     notes: tuple[str, ...] = ()
+    metrics: tuple[str, ...] = ()
+    base_scores: Mapping[str, float] = field(default_factory=dict)
+    problems: tuple[str, ...] = ()
+
+    @property
+    def objective(self) -> Objective:
+        """The first objective."""
+        return self.objectives[0]
+
+    @property
+    def metric(self) -> str:
+        """The name of the first objective."""
+        return self.objective.name
 
     @property
     def best(self) -> TrialRow | None:
-        """The complete trial with the lowest objective, finals left out; None if no trial is complete, or `unsure`.
+        """The complete trial with the best objective, finals left out; None if no trial is complete, or `unsure`.
 
-        If finals have been trained, it is the finalist whose finals have the lowest mean objective.
+        If finals have been trained, it is the finalist whose finals have the best mean objective.
         """
         if self.unsure:
             return None
@@ -98,7 +122,8 @@ class SweepState:
         done = [row for row in done if row.final is None]
         means = {number: sum(values.values()) / len(values) for number, values in self.finals.items()}
         done = [row for row in done if row.number in means] or done
-        return min(done, key=lambda row: means.get(row.number, row.value or 0.0), default=None)
+        minimised = self.objective.minimised
+        return min(done, key=lambda row: minimised(means.get(row.number, row.value or 0.0)), default=None)
 
     @property
     def finals(self) -> dict[int, dict[int, float]]:

@@ -29,14 +29,14 @@ class Point:
     Args:
         value: the objective; of a pruned trial, its last report that the study was told.
         params: stored values by key, as Optuna keeps them.
-        highest: the highest of its finite reports and its value.
+        worst: the worst of its finite reports and its value.
     """
 
     number: int
     pruned: bool
     value: float
     params: dict[str, Any]
-    highest: float
+    worst: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,8 @@ class Axis:
 
     Args:
         key: of the hyperparameter; title: its short name, escaped for Plotly.
-        low, high: the ends of the axis; of a categorical one, 0 and the last choice's index.
+        low, high: the ends of the axis; of a categorical one, 0 and the last choice's index; of the objective, the best
+            and the worst value, whichever is larger.
         choices: of a categorical hyperparameter, in the order of the space.
     """
 
@@ -64,7 +65,7 @@ class Axis:
     def share(self, value: Any) -> float:
         """The position between the axis's ends, 0 at its low and 1 at its high end."""
         low, high, at = (self._scaled(number) for number in (self.low, self.high, self.coordinate(value)))
-        return (at - low) / (high - low) if high > low else 0.5
+        return (at - low) / (high - low) if high != low else 0.5
 
     def label(self, value: Any) -> str:
         return escape(param(value, self.key), quote=False)
@@ -94,11 +95,16 @@ class Axis:
 
 def points_of(study: optuna.Study) -> list[Point]:
     """The complete and the pruned trials of a study, by number; those without a finite value are left out."""
-    points = (_point(trial) for trial in study.get_trials(deepcopy=False))
+    points = (_point(trial, is_maximised(study)) for trial in study.get_trials(deepcopy=False))
     return [point for point in points if point is not None]
 
 
-def _point(trial: FrozenTrial) -> Point | None:
+def is_maximised(study: optuna.Study) -> bool:
+    """Whether more is better."""
+    return study.direction is optuna.study.StudyDirection.MAXIMIZE
+
+
+def _point(trial: FrozenTrial, maximised: bool) -> Point | None:
     pruned = trial.state is TrialState.PRUNED
     if not pruned and trial.state is not TrialState.COMPLETE:
         return None
@@ -106,8 +112,8 @@ def _point(trial: FrozenTrial) -> Point | None:
     value = reported[max(reported)] if pruned and reported else trial.value
     if value is None or not math.isfinite(value):
         return None
-    highest = max(filter(math.isfinite, (value, *reported.values())))
-    return Point(trial.number, pruned, value, trial.params, highest)
+    worst = (min if maximised else max)(filter(math.isfinite, (value, *reported.values())))
+    return Point(trial.number, pruned, value, trial.params, worst)
 
 
 def axes_of(study: optuna.Study, points: Iterable[Point]) -> list[Axis]:
@@ -128,10 +134,11 @@ def _axis(key: str, name: str, distribution: BaseDistribution) -> Axis:
     return Axis(key, title, distribution.low, distribution.high, distribution.log)
 
 
-def value_axis(points: Sequence[Point], metric: str) -> Axis:
-    """The objective's axis: from the best value to the worst of the complete trials.
+def value_axis(points: Sequence[Point], metric: str, maximised: bool = False) -> Axis:
+    """The objective's axis: from the best value, at its lower end, to the worst of the complete trials.
 
     Without a complete trial it spans the pruned ones.
     """
     values = [point.value for point in points if not point.pruned] or [point.value for point in points]
-    return Axis(metric, escape(metric, quote=False), min(values), max(values), is_objective=True)
+    best, worst = (max(values), min(values)) if maximised else (min(values), max(values))
+    return Axis(metric, escape(metric, quote=False), best, worst, is_objective=True)

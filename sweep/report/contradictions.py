@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from sweep.config.settings import Settings
 from sweep.config.torchtune import seed_of_final, value_at
-from trainer.contract import Report
+from sweep.model.objectives import Objective
+from trainer.contract import LOSSES, Report
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
@@ -30,7 +31,7 @@ class Doubt:
 
     Args:
         text: a clause for a person.
-        value: the lowest objective that anything says of the trial.
+        value: the best objective that anything says of the trial, minimised.
     """
 
     text: str
@@ -44,26 +45,28 @@ def doubt_of(settings: Settings, trial: FrozenTrial, config: Any, reports: Seque
         config: of its last attempt, as JSON; anything else than a mapping is not compared.
         reports: of the trial's files, by milestone.
     """
-    witnesses = _witnesses(trial, settings.metric, reports)
+    objective = settings.objectives[0]
+    witnesses = _witnesses(trial, objective, reports)
     text = _of_value(trial, witnesses) or _of_space(settings, trial) or _of_params(trial, config)
     text = text or _of_seed(settings, trial, config)
-    claimed = [value for value in (trial.value, *witnesses) if value is not None]
+    claimed = [objective.minimised(value) for value in (trial.value, *witnesses) if value is not None]
     return Doubt(text, min(claimed, default=-math.inf)) if text else None
 
 
-def overlooked(metric: str, reports: Sequence[Report]) -> Doubt | None:
+def overlooked(objective: Objective, reports: Sequence[Report]) -> Doubt | None:
     """The doubt about a trial that the study calls failed or pruned, while it has completed and nothing stopped it."""
-    value = getattr(reports[-1], metric) if reports and reports[-1].final else None
-    if value is None or not math.isfinite(value):
+    value = reports[-1].value(objective.name) if reports and reports[-1].final else math.nan
+    if not math.isfinite(value):
         return None
-    return Doubt(f"it has completed with {value!r} by its files, and not by the study", value)
+    said = f"it has completed with {value!r} by its files, and not by the study"
+    return Doubt(said, objective.minimised(value))
 
 
 def unsure_text(best: float | None, doubts: Mapping[int, Doubt]) -> str:
     """Why nobody can say which trial is the best; empty if no doubt could change that.
 
     Args:
-        best: the objective of the best trial without doubt; None: there is none, or finals decide.
+        best: the objective of the best trial without doubt, minimised; None: there is none, or finals decide.
         doubts: by trial.
     """
     said = [
@@ -74,13 +77,18 @@ def unsure_text(best: float | None, doubts: Mapping[int, Doubt]) -> str:
     return f"which trial is the best cannot be told ({'; '.join(said)})" if said else ""
 
 
-def _witnesses(trial: FrozenTrial, metric: str, reports: Sequence[Report]) -> list[float]:
+def _witnesses(trial: FrozenTrial, objective: Objective, reports: Sequence[Report]) -> list[float]:
     """The objectives in the last report of the study and in the final one of the files."""
     in_study = trial.intermediate_values
     values = [in_study[max(in_study)]] if in_study else []
-    if reports and reports[-1].final and (said := getattr(reports[-1], metric)) is not None:
-        values.append(said)
+    if reports and reports[-1].final and _has(reports[-1], objective.name):
+        values.append(reports[-1].value(objective.name))
     return values
+
+
+def _has(report: Report, metric: str) -> bool:
+    """Whether a report has a metric, even one that is no number."""
+    return metric in report.scores or (metric in LOSSES and getattr(report, metric) is not None)
 
 
 def _of_value(trial: FrozenTrial, witnesses: Sequence[float]) -> str:

@@ -27,7 +27,7 @@ from sweep.errors import ConfigError, GiveUp
 from sweep.model.summary import TrialRow
 from sweep.processes import clean_env, python_command
 from sweep.report.reader import read_outcome, read_steps
-from trainer.contract import Step
+from trainer.contract import LOSSES, Step
 from trainer.entry.tune_run import FAILURE, STEPS, TRUSTED, remove_places
 from trainer.environment import MissingVariableError, mask, reveal
 from trainer.process_end import how_it_ended, last_line
@@ -84,7 +84,7 @@ def export_text(room: Room, settings: Settings, row: TrialRow) -> str:
     elif row.final is not None:
         changes["seed"] = trained["seed"]
     header = [
-        f"Trial {row.number} of the sweep {settings.name}: {settings.metric} {row.value}",
+        f"Trial {row.number} of the sweep {settings.name}: {settings.metric} {row.value}{_metrics_text(settings, row)}",
         *(f"  {key} = {short_text(str(value))}" for key, value in row.params.items()),
         *([f"Paths are absolute: they were relative to {settings.directory}"] if paths else []),
     ]
@@ -93,6 +93,15 @@ def export_text(room: Room, settings: Settings, row: TrialRow) -> str:
         # The trial skipped an epoch's last micro-batches, which fill no step; torchtune adds them to the next epoch.
         added["max_steps_per_epoch"] = trained["max_steps_per_epoch"] = outcome.steps_per_epoch
     return _edited(room.root / "recipe.yaml", changes, added, trained, "\n".join(header))
+
+
+def _metrics_text(settings: Settings, row: TrialRow) -> str:
+    """The direction of an objective that is no loss, and what else was measured, as an addition to a line."""
+    objective = settings.objectives[0]
+    others = [metric.name for metric in settings.measured if metric.name != objective.name]
+    said = [f"{name} {value}" for name in others if (value := row.measured(name)) is not None]
+    direction = "" if objective.name in LOSSES else f" ({objective.direction})"
+    return ", ".join([direction, *said])
 
 
 def _trained(settings: Settings, row: TrialRow) -> dict[str, Any]:

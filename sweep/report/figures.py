@@ -5,11 +5,14 @@ Invariant: a plot that cannot be drawn yet gives the reason instead.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from html import escape
 from typing import TYPE_CHECKING
 
-from sweep.report.formatting import short_keys
+from sweep.model.states import TrialStatus
+from sweep.model.summary import SweepState
+from sweep.report.formatting import number, short_keys
 from sweep.report.plot import SCALE, LegendEntry, Plot, as_json
 from sweep.report.trial_plots import parallel_coordinates, slices
 
@@ -75,6 +78,34 @@ def curves_figure(study: optuna.Study, metric: str) -> go.Figure:
             trace.update(marker_size=[5] * (points - 1) + [10], marker_line_width=0, name=f"{trace.name} (pruned)")
     figure.update_layout(xaxis_title="milestone", yaxis_title=metric)
     return figure
+
+
+def metric_histories(state: SweepState) -> list[Plot]:
+    """What trials measured beside the objective, one plot for each metric, with the base's score as a line."""
+    names = [name for name in state.metrics if name != state.metric]
+    return [_metric_history(state, name) for name in names]
+
+
+def _metric_history(state: SweepState, name: str) -> Plot:
+    import plotly.graph_objects as go
+
+    heading, base = f"History of {name}", state.base_scores.get(name)
+    figure = go.Figure(layout={"xaxis": {"title": "milestone"}, "yaxis": {"title": escape(name, quote=False)}})
+    for row in state.rows:
+        points = [(report.milestone, report.scores[name]) for report in row.reports if name in report.scores]
+        if points:
+            dotted = {"dash": "dot"} if row.state is TrialStatus.PRUNED else {}
+            milestones, values = zip(*points, strict=True)
+            figure.add_scatter(
+                x=milestones, y=values, mode="lines+markers", line={"width": 1.4, **dotted}, name=f"Trial{row.number}"
+            )
+    if not figure.data:
+        return Plot(heading, "", missing=f"no trial has measured {name} yet")
+    if base is not None and math.isfinite(base):
+        figure.add_hline(y=base, line={"dash": "dash", "color": "#888", "width": 1})
+    text = f"{name} at each milestone at which it was measured; dotted: pruned trials."
+    text += f" The dashed line is the base without an adapter, {number(base)}." if base is not None else ""
+    return Plot(heading, text, (as_json(figure, showlegend=len(figure.data) <= LEGEND_CURVES),))
 
 
 def importance(study: optuna.Study, metric: str) -> Plot:

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from sweep.model.objectives import Objective
 from sweep.model.states import TrialStatus
 from sweep.model.summary import TrialRow
 from trainer.shortening import short_list, short_text
@@ -87,15 +88,15 @@ def scores_text(scores: Mapping[str, float]) -> str:
     return "  ".join(f"{name} {number(value)}" for name, value in scores.items())
 
 
-def ranked(rows: Sequence[TrialRow]) -> list[TrialRow]:
+def ranked(rows: Sequence[TrialRow], objective: Objective) -> list[TrialRow]:
     """Trials with the complete ones first, best to worst, then the others by their last reported value."""
 
     def order(row: TrialRow) -> tuple[bool, float]:
-        return row.state is not TrialStatus.COMPLETE, math.inf if row.value is None else row.value
+        return row.state is not TrialStatus.COMPLETE, math.inf if row.value is None else objective.minimised(row.value)
 
     return sorted(rows, key=order)
 
 
 def curve(row: TrialRow, metric: str) -> list[float]:
     """The objective at each milestone of a trial, without the milestones that have no value."""
-    return [value for report in row.reports if (value := getattr(report, metric)) is not None]
+    return [value for report in row.reports if not math.isnan(value := report.value(metric))]

@@ -19,7 +19,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from sweep.controller.ledger import Account, Entry, account, read_ledger
 from sweep.model.states import Ruling, TrialStatus
 from sweep.model.summary import SweepState, TrialRow
-from sweep.report.figures import plots
+from sweep.report.answers import Answers, answers_of
+from sweep.report.figures import metric_histories, plots
 from sweep.report.formatting import duration, number, params_text, ranked, scores_text
 from sweep.report.plot import Plot
 from sweep.report.reader import SweepReader
@@ -61,7 +62,8 @@ class Section:
     """A heading of the page with what stands below it.
 
     Args:
-        kind: `text`, `finalists`, `plot`, `reasons`, `ledger` or `trials`: how the template shows the content.
+        kind: `text`, `finalists`, `plot`, `answers`, `reasons`, `ledger` or `trials`: how the template shows the
+            content.
     """
 
     heading: str
@@ -83,14 +85,20 @@ class Ledger:
 
 @dataclass(frozen=True, slots=True)
 class Trials:
-    """All trials, best first, and the names of the scores that any of them has."""
+    """All trials, best first.
+
+    Args:
+        scores: names of the scores that any of them has from an evaluation.
+        metrics: names of what they measure beside the objective.
+    """
 
     rows: Sequence[TrialRow]
     scores: Sequence[str]
+    metrics: Sequence[str] = ()
 
     @property
     def score_headings(self) -> list[tuple[str, bool]]:
-        return [(f"eval {name}", True) for name in self.scores]
+        return [*((name, True) for name in self.metrics), *((f"eval {name}", True) for name in self.scores)]
 
 
 def write_report(room: Room, to: Path) -> Path:
@@ -102,12 +110,17 @@ def write_report(room: Room, to: Path) -> Path:
     settings = load_settings(room)
     study = load_study(reading_storage(room, settings), settings.name)
     state = SweepReader(room, settings, lambda: own_trials(study), job_viewer(room, settings)).state()
-    write_atomic(to.absolute(), page(state, plots(study, state.metric), read_ledger(room)))
+    drawn = [*plots(study, state.metric), *metric_histories(state)]
+    generated = [metric.name for metric in settings.measured if metric.source == "generate"]
+    answers = answers_of(room, state.best.number, generated) if state.best is not None else []
+    write_atomic(to.absolute(), page(state, drawn, read_ledger(room), answers))
     return to.absolute()
 
 
-def page(state: SweepState, drawn: Sequence[Plot] = (), entries: Sequence[Entry] = ()) -> str:
-    """The whole document from a state, its plots and its ledger."""
+def page(
+    state: SweepState, drawn: Sequence[Plot] = (), entries: Sequence[Entry] = (), answers: Sequence[Answers] = ()
+) -> str:
+    """The whole document from a state, its plots, its ledger and some answers of its best trial."""
     environment = Environment(
         loader=PackageLoader("sweep.report"),
         autoescape=True,
@@ -128,26 +141,32 @@ def page(state: SweepState, drawn: Sequence[Plot] = (), entries: Sequence[Entry]
         best=state.best,
         written=time.strftime("%Y-%m-%d %H:%M"),
         cards=_cards(state),
-        sections=_sections(state, drawn, entries),
+        sections=_sections(state, drawn, entries, answers),
         policy=POLICY,
         plotly=_packed_plotly() if any(plot.figures for plot in drawn) else "",
     )
 
 
-def _sections(state: SweepState, drawn: Sequence[Plot], entries: Sequence[Entry]) -> list[Section]:
+def _sections(
+    state: SweepState, drawn: Sequence[Plot], entries: Sequence[Entry], answers: Sequence[Answers]
+) -> list[Section]:
     sections = []
+    if state.problems:
+        sections.append(Section("Problems of metrics", "text", "\n".join(state.problems)))
     if state.notes or state.unsure:
         sections.append(Section("Damaged files", "text", "\n".join(filter(None, (*state.notes, state.unsure)))))
     if state.finals:
-        sections.append(Section("Finals", "finalists", finalists_text(state.finals, state.metric)))
+        sections.append(Section("Finals", "finalists", finalists_text(state.finals, state.objective)))
     sections += [Section(plot.heading, "plot", plot) for plot in drawn]
+    sections += [Section(f"Answers for {one.metric}", "answers", one) for one in answers]
     for status, heading in EXPLAINED.items():
         if rows := [row for row in state.rows if row.state is status]:
             sections.append(Section(heading, "reasons", _reasons(rows, entries)))
     if entries:
         sections.append(Section("Ledger", "ledger", Ledger(account(state, entries), entries)))
     scores = list(dict.fromkeys(name for row in state.rows for name in row.scores))
-    sections.append(Section("All trials", "trials", Trials(ranked(state.rows), scores)))
+    metrics = [name for name in state.metrics if name != state.metric]
+    sections.append(Section("All trials", "trials", Trials(ranked(state.rows, state.objective), scores, metrics)))
     return sections
 
 

@@ -23,6 +23,7 @@ from sweep.report.formatting import duration, param, short_keys
 from sweep.report.terminal import add_plain_row, table_of
 from sweep.wiring import backends, rooms, session
 from sweep.wiring.probe import DataProbe, probe_data
+from trainer.contract import Metric
 from trainer.room import Room
 from trainer.shortening import short_text
 
@@ -64,6 +65,9 @@ class Plan:
         """What `sweep plan --json` prints."""
         return {
             "metric": self.settings.metric,
+            "direction": self.settings.objectives[0].direction.value,
+            "metrics": {metric.name: _measured_text(self.settings, metric) for metric in self.settings.measured},
+            "constraints": [str(constraint) for constraint in self.settings.constraints],
             "space": self.settings.space.describe(),
             "derive": self.settings.derive,
             "samples": list(self.samples),
@@ -126,8 +130,45 @@ def sample_trials(settings: Settings, count: int) -> list[dict[str, Any]]:
 
 def plan_view(plan: Plan) -> RenderableType:
     """A plan for a terminal."""
-    title = Text(f"sweep {plan.settings.name} minimises {plan.settings.metric}\n")
-    return Group(title, _space(plan.settings), _samples(plan), _budget(plan), _queue(plan))
+    objective = plan.settings.objectives[0]
+    title = Text(f"sweep {plan.settings.name} {objective.verb} {objective.name}\n")
+    return Group(title, *_metrics(plan.settings), _space(plan.settings), _samples(plan), _budget(plan), _queue(plan))
+
+
+def _metrics(settings: Settings) -> list[Table]:
+    """The metrics beside the losses, and the bounds; nothing without them."""
+    if not settings.measured and not settings.constraints:
+        return []
+    table = table_of(("metric", "how it is measured"), title="metrics")
+    for metric in settings.measured:
+        add_plain_row(table, metric.name, short_text(_measured_text(settings, metric), SPACE_CHARACTERS))
+    for constraint in settings.constraints:
+        add_plain_row(table, constraint.metric, Text(f"bound {constraint}: shown, not acted on", style="yellow"))
+    return [table]
+
+
+def _measured_text(settings: Settings, metric: Metric) -> str:
+    """How and when a metric is measured, in a few words."""
+    options, source = metric.options, metric.source
+    match source:
+        case "generate":
+            data = options["data"] if isinstance(options["data"], str) else "the data set"
+            how = f"{options['rows']} answers of up to {options['max_new_tokens']} tokens, scored by {options['score']}"
+            how += f", on {data if options['data'] is not None else 'dataset_val'}"
+        case "command":
+            how = f"{options['score']} of the program {short_text(' '.join(map(str, options['command'])))}"
+        case "lm_eval":
+            how = f"{options['score']} of {', '.join(map(str, options['tasks']))}"
+        case "logged":
+            how = f"{options['key']} of {settings.wandb.hook}"
+        case _:
+            how = str(options["measure"])
+    when = f"at milestones {', '.join(map(str, metric.at))}" if metric.at else _every_text(metric.every)
+    return f"{source}: {how}; {when}, and at the end"
+
+
+def _every_text(every: int) -> str:
+    return "at each milestone" if every == 1 else f"every {every} milestones"
 
 
 def _space(settings: Settings) -> Table:
@@ -186,12 +227,19 @@ def _budget(plan: Plan) -> Table:
 def _time(plan: Plan) -> Text:
     speed = plan.data.tokens_per_second if plan.data else 0.0
     if plan.seconds:
-        return Text(f"at most about {duration(plan.seconds)} at {speed:,.0f} tokens/s per worker, without validation")
+        return Text(
+            f"at most about {duration(plan.seconds)} at {speed:,.0f} tokens/s per worker, without {_untimed(plan)}"
+        )
     if speed:
         return Text(f"no limit, at {speed:,.0f} tokens/s per worker")
     if plan.unknown:
         return Text(f"not measured: {plan.unknown}", style="yellow")
     return Text("not measured, because of --no-measure", style="dim")
+
+
+def _untimed(plan: Plan) -> str:
+    """What a trial does whose time is not measured."""
+    return "validation and metrics" if plan.settings.measured else "validation"
 
 
 def _tokens(settings: Settings, data: DataProbe | None) -> int | None:

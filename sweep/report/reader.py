@@ -22,10 +22,12 @@ from sweep.model.facts import Job, WorkerFacts
 from sweep.model.states import Ending, EvaluationStatus, JobState, Ruling, TrialStatus
 from sweep.model.summary import SweepState, TrialRow
 from sweep.report.contradictions import Doubt, doubt_of, overlooked, unsure_text
+from sweep.report.metric_notes import base_scores, problems_of
 from sweep.wiring.backends import backend_of, job_viewer
 from sweep.wiring.rooms import controller_runs, journal_path, load_settings, unseen_controller
 from sweep.wiring.session import reading_storage
 from trainer.contract import (
+    LOSSES,
     ContractError,
     Outcome,
     OutcomeKind,
@@ -145,7 +147,7 @@ class SweepReader:
         rows = tuple(self._with_evaluation(self._row(trial, alive), evaluated) for trial in self.trials())
         state = SweepState(
             name=self.settings.name,
-            metric=self.settings.metric,
+            objectives=self.settings.objectives,
             rows=rows,
             workers=workers,
             limits=self.settings.limits(self.settings.queue.workers or len(workers)),
@@ -155,10 +157,14 @@ class SweepReader:
             waits=read_notice(self.room) if running else "",
             unseen=unseen,
             notes=tuple(note for row in rows if (note := self._notes.get(row.number))),
+            metrics=tuple(metric.name for metric in self.settings.measured),
+            base_scores=base_scores(rows),
+            problems=problems_of(rows, self.settings.measured),
         )
         self._doubt_unknown(set(with_files) - {row.number for row in rows})
         best = state.best
-        unsure = unsure_text(None if best is None or state.finals else best.value, self._doubts)
+        known = None if best is None or best.value is None or state.finals else state.objective.minimised(best.value)
+        unsure = unsure_text(known, self._doubts)
         return replace(state, unsure=unsure) if unsure else state
 
     @property
@@ -171,7 +177,7 @@ class SweepReader:
         for number in numbers:
             files = TrialFiles(self.room, number, self.room.attempts(number))
             has_completed = files.outcome is not None and files.outcome.kind is OutcomeKind.COMPLETED
-            doubt = overlooked(self.settings.metric, self._read_reports(files)) if has_completed else None
+            doubt = overlooked(self.settings.objectives[0], self._read_reports(files)) if has_completed else None
             if doubt is not None:
                 self._doubts[number] = doubt
 
@@ -181,7 +187,7 @@ class SweepReader:
         if status is TrialStatus.COMPLETE:
             doubt = doubt_of(self.settings, trial, files.config, reports)
         elif status.is_final and files.outcome is not None and files.outcome.kind is OutcomeKind.COMPLETED:
-            doubt = overlooked(self.settings.metric, reports)
+            doubt = overlooked(self.settings.objectives[0], reports)
             if doubt is not None and (files.was_stopped() or self._was_judged(trial.number)):
                 doubt = None
         self._doubts.pop(trial.number, None)
@@ -242,7 +248,11 @@ class SweepReader:
         """The objective of a complete trial, else the last one that was reported."""
         if status is TrialStatus.COMPLETE:
             return trial.value
-        return getattr(reports[-1], self.settings.metric) if reports else None
+        metric = self.settings.metric
+        if metric in LOSSES:
+            return getattr(reports[-1], metric) if reports else None
+        values = [report.scores[metric] for report in reports if metric in report.scores]  # not each report has it
+        return values[-1] if values else None
 
     def _adapter(self, trial: int, attempts: list[int]) -> str | None:
         """The directory of the adapter that the last attempt exported."""

@@ -20,7 +20,7 @@ from sweep.model.limits import Limits
 from sweep.model.states import TrialStatus
 from sweep.model.summary import SweepState, TrialRow
 from sweep.queues.simulated.section import SimulationModel
-from sweep.queues.simulated.tables import Table
+from sweep.queues.simulated.tables import CURVES, Table
 from sweep.queues.simulated.world import RECORD_ENDS, World
 from sweep.report.formatting import number
 from sweep.search.attributes import REASON
@@ -149,7 +149,7 @@ def replay(state: SweepState, settings: Settings, pruner: Mapping[str, Any]) -> 
         sweep_tokens=sum(row.tokens for row in rows),
         tokens=study.facts().tokens,
         sweep_best=winner.value,
-        best=study.facts().best,
+        best=None if (best := study.facts().best) is None else state.objective.minimised(best),
         winner=winner.number,
         winner_ending=replayed_winner.state.name.lower(),
         winner_reason=str(replayed_winner.user_attrs.get(REASON, "")),
@@ -161,10 +161,13 @@ def replay(state: SweepState, settings: Settings, pruner: Mapping[str, Any]) -> 
 def recorded(rows: Sequence[TrialRow]) -> Table:
     """The reports of these trials as a table of learning curves with one curve for each trial.
 
-    A milestone that a trial did not report repeats its last report before it.
+    A milestone that a trial did not report repeats its last report before it. A metric is only at the milestones at
+    which it was measured.
     """
     length = _length(rows)
     curves = {name: np.zeros((len(rows), length)) for name in ("tokens", "train_loss", "grad_norm", "val_loss")}
+    metrics = sorted({name for row in rows for report in row.reports for name in report.scores} - {*curves, *CURVES})
+    curves |= {name: np.full((len(rows), length), math.nan) for name in metrics}
     ends = {}
     for index, row in enumerate(rows):
         reports = {report.milestone: report for report in row.reports}
@@ -172,8 +175,11 @@ def recorded(rows: Sequence[TrialRow]) -> Table:
         for milestone in range(1, length + 1):
             last = reports.get(milestone, last)
             values = (last.tokens, last.loss, last.grad_norm, math.nan if last.val_loss is None else last.val_loss)
-            for name, value in zip(curves, values, strict=True):
+            for name, value in zip(("tokens", "train_loss", "grad_norm", "val_loss"), values, strict=True):
                 curves[name][index, milestone - 1] = value
+            if milestone in reports:
+                for name in metrics:
+                    curves[name][index, milestone - 1] = last.scores.get(name, math.nan)
         if row.state is not TrialStatus.COMPLETE:
             ends[index] = row.reports[-1].milestone
         tokens = curves["tokens"][index]  # simulated time follows them, so they must rise at each milestone

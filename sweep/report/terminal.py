@@ -37,7 +37,9 @@ COLOURS = {
     TrialStatus.CANCELLED: "dim",
 }
 # Lines of the live view apart from running trials and events.
-FIXED_LINES = 17
+FIXED_LINES = 18
+# Problems of metrics that the live view shows, the last ones.
+MOST_PROBLEMS = 2
 CONTROLLER_HINT = "Ctrl-C: detach, running trials continue · twice: stop them with a checkpoint"
 LEFT_COLUMNS = ("state", "curve")
 NUMBER_COLUMNS = ("trial", "loss", "grad_norm", "tok/s")
@@ -75,11 +77,12 @@ def live_view(state: SweepState, events: Sequence[str], height: int) -> Renderab
 
 def trials_table(state: SweepState, rows: Sequence[TrialRow], limit: int | None = None) -> Table:
     """Trials as a table, best first; `limit` rows at most."""
-    shown = ranked(rows)[:limit]
+    shown = ranked(rows, state.objective)[:limit]
     keys = list(dict.fromkeys(key for row in shown for key in row.params))
     names = short_keys(keys)
     scores = list(dict.fromkeys(name for row in shown for name in row.scores))
-    headings = ["trial", "state", *(names[key] for key in keys), state.metric, "grad_norm", "tokens"]
+    others = [name for name in state.metrics if name != state.metric]
+    headings = ["trial", "state", *(names[key] for key in keys), state.metric, *others, "grad_norm", "tokens"]
     headings += [*(f"eval {name}" for name in scores), "curve"]
     table = table_of(headings, right=[heading for heading in headings if heading not in LEFT_COLUMNS])
     for column in table.columns:
@@ -91,6 +94,7 @@ def trials_table(state: SweepState, rows: Sequence[TrialRow], limit: int | None 
             Text(row.state, style=COLOURS[row.state]),
             *(param(row.params[key], key) if key in row.params else "–" for key in keys),
             number(row.value),
+            *(number(row.measured(name)) for name in others),
             number(row.last.grad_norm if row.last else None, 3),
             f"{row.tokens:,}",
             *(_score(row, name) for name in scores),
@@ -102,6 +106,12 @@ def trials_table(state: SweepState, rows: Sequence[TrialRow], limit: int | None 
 def _score(row: TrialRow, name: str) -> str:
     """A score of a trial; without it, the state of the trial's evaluation."""
     return number(row.scores[name]) if name in row.scores else row.evaluation or "–"
+
+
+def base_text(state: SweepState) -> str:
+    """What the base without an adapter scores, as an addition to a line; empty if nobody has measured it."""
+    said = ", ".join(f"{name} {number(value)}" for name, value in state.base_scores.items())
+    return f"; the base has {said}" if said else ""
 
 
 def counts_text(state: SweepState) -> Text:
@@ -161,8 +171,9 @@ def _header(state: SweepState) -> RenderableType:
     parts.append(Text(f"{duration(state.seconds)}{time_limit}"))
     budget.add_row(*parts)
     pending = waiting_text(state.workers)
-    waits = [Text(text, style="yellow") for text in (state.waits, pending) if text]
-    return Group(counts_text(state), budget, *waits)
+    waits = [Text(text, style="yellow") for text in (state.waits, pending, *state.problems[-MOST_PROBLEMS:]) if text]
+    aim = Text(f"{state.objective.verb} {state.metric}{base_text(state)}", style="dim")
+    return Group(counts_text(state), aim, budget, *waits)
 
 
 def _running_table(state: SweepState, running: Sequence[TrialRow]) -> RenderableType:
@@ -179,7 +190,7 @@ def _running_table(state: SweepState, running: Sequence[TrialRow]) -> Renderable
             Text(f"{row.number}{attempts}", style=COLOURS[row.state]),
             Text(params_text(row.params), no_wrap=True, overflow="ellipsis"),
             ProgressBar(total=1.0, completed=trained, width=10),
-            number(getattr(last, state.metric) if last else None),
+            number(row.value),
             sparkline(curve(row, state.metric)),
             number(last.loss if last else None),
             number(last.grad_norm if last else None, 3),
@@ -198,14 +209,16 @@ def _nothing_runs(state: SweepState) -> str:
 def _best_line(state: SweepState) -> RenderableType:
     best = state.best
     if best is not None:
-        details = f"  {state.metric} {number(best.value)}  {params_text(best.params)}"
+        details = f"  {state.metric} {number(best.value)}{base_text(state)}  {params_text(best.params)}"
         return Text.assemble(("best ", "bold"), (f"trial {best.number}", "green"), details)
     if state.unsure:
         return Text(state.unsure, style="yellow")
-    reported = [(row.value, row.number) for row in state.rows if row.value is not None]
+    turn = state.objective.minimised
+    reported = [(turn(row.value), row.number) for row in state.rows if row.value is not None]
     if not reported:
         return Text("no trial is complete yet", style="dim")
-    value, leader = min(reported)
+    best_value, leader = min(reported)
+    value = turn(best_value)
     return Text(f"no trial is complete yet; trial {leader} leads with {state.metric} {number(value)}", style="dim")
 
 

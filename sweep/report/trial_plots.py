@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
-from sweep.report.axes import Axis, Point, axes_of, points_of, value_axis
+from sweep.report.axes import Axis, Point, axes_of, is_maximised, points_of, value_axis
 from sweep.report.formatting import number
 from sweep.report.plot import COLOURSCALE, PRUNED, SCALE, LegendEntry, Plot, as_json, colour_at
 
@@ -25,41 +25,47 @@ SLICE_WIDTH, AXIS_WIDTH = 280, 120
 
 def slices(study: optuna.Study, metric: str) -> Plot:
     """The objective against each hyperparameter, one small figure each."""
-    points = _points(study)
-    limit = upper_limit(points)
+    points, maximised = _points(study), is_maximised(study)
+    limit = worst_limit(points, maximised)
     numbers = [point.number for point in points]
     legend = [LegendEntry("scale", f"complete, from trial {min(numbers)} to trial {max(numbers)}", SCALE)]
     if any(point.pruned for point in points):
         legend.append(LegendEntry("point", "pruned, at its last report"))
-    if any(point.value > limit for point in points):
-        legend.append(LegendEntry("triangle", f"pruned above {number(limit)}"))
-    figures = [as_json(slice_figure(axis, points, metric), height=300) for axis in axes_of(study, points)]
+    if any(_is_beyond(point.value, limit, maximised) for point in points):
+        legend.append(LegendEntry("triangle", f"pruned {'below' if maximised else 'above'} {number(limit)}"))
+    figures = [as_json(slice_figure(axis, points, metric, maximised), height=300) for axis in axes_of(study, points)]
     text = f"{metric} against each hyperparameter; each point is a trial."
     return Plot("Slices", text, tuple(figures), tuple(legend), SLICE_WIDTH)
 
 
-def upper_limit(points: Sequence[Point]) -> float:
-    """The upper end of the objective's axis in a slice.
+def worst_limit(points: Sequence[Point], maximised: bool = False) -> float:
+    """The worse end of the objective's axis in a slice: the upper one, or the lower one if more is better.
 
-    It is the highest value that a complete trial has ever reported, so that a pruned trial that was as good as those
-    stands within the axis. Without a complete trial it is the highest value of all.
+    It is the worst value that a complete trial has ever reported, so that a pruned trial that was as good as those
+    stands within the axis. Without a complete trial it is the worst value of all.
     """
+    worst = min if maximised else max
     complete = [point for point in points if not point.pruned]
     if len(complete) == len(points):
-        return max(point.value for point in complete)
-    return max((point.highest for point in complete), default=max(point.value for point in points))
+        return worst(point.value for point in complete)
+    return worst((point.worst for point in complete), default=worst(point.value for point in points))
 
 
-def slice_figure(axis: Axis, points: Sequence[Point], metric: str) -> go.Figure:
-    """The objective against one hyperparameter; pruned trials above the axis are triangles at its upper end."""
+def _is_beyond(value: float, limit: float, maximised: bool) -> bool:
+    return value < limit if maximised else value > limit
+
+
+def slice_figure(axis: Axis, points: Sequence[Point], metric: str, maximised: bool = False) -> go.Figure:
+    """The objective against one hyperparameter; pruned trials beyond the axis are triangles at its worse end."""
     import plotly.graph_objects as go
 
-    limit = upper_limit(points)
+    limit = worst_limit(points, maximised)
     numbers = [point.number for point in points]
     shown = [point for point in points if axis.key in point.params]
     pruned = [point for point in shown if point.pruned]
     complete = [point for point in shown if not point.pruned]
-    symbols = ["triangle-up" if point.value > limit else "circle" for point in pruned]
+    arrow = "triangle-down" if maximised else "triangle-up"
+    symbols = [arrow if _is_beyond(point.value, limit, maximised) else "circle" for point in pruned]
     scale = {"colorscale": COLOURSCALE, "cmin": min(numbers), "cmax": max(numbers)}
     markers = (
         {"color": PRUNED, "size": 6, "symbol": symbols, "opacity": 0.7},
@@ -69,7 +75,7 @@ def slice_figure(axis: Axis, points: Sequence[Point], metric: str) -> go.Figure:
     for group, marker in zip((pruned, complete), markers, strict=True):
         figure.add_scatter(
             x=[axis.coordinate(point.params[axis.key]) for point in group],
-            y=[min(point.value, limit) for point in group],
+            y=[limit if _is_beyond(point.value, limit, maximised) else point.value for point in group],
             mode="markers",
             marker=marker,
             hovertext=[_hover_text(axis, point, metric) for point in group],
@@ -85,7 +91,7 @@ def slice_figure(axis: Axis, points: Sequence[Point], metric: str) -> go.Figure:
 def parallel_coordinates(study: optuna.Study, metric: str) -> Plot:
     """One line for each trial over an axis for the objective and one for each hyperparameter."""
     points = _points(study)
-    value, axes = value_axis(points, metric), axes_of(study, points)
+    value, axes = value_axis(points, metric, is_maximised(study)), axes_of(study, points)
     scale = f"complete, from {metric} {number(value.low)} to {number(value.high)}"
     legend = [LegendEntry("scale", scale, SCALE)]
     if any(point.pruned for point in points):
@@ -104,7 +110,7 @@ def parallel_figure(value: Axis, axes: Sequence[Axis], points: Sequence[Point]) 
     import plotly.graph_objects as go
 
     all_axes = [value, *axes]
-    complete = sorted((point for point in points if not point.pruned), key=lambda point: -point.value)
+    complete = sorted((point for point in points if not point.pruned), key=lambda point: -value.share(point.value))
     traces = [_lines(all_axes, [point for point in points if point.pruned], PRUNED, opacity=0.4)]
     for point in complete:
         traces.append(_lines(all_axes, [point], colour_at(value.share(point.value)), opacity=0.85))

@@ -15,6 +15,7 @@ from typing import Any
 
 from sweep.config.settings import Settings
 from sweep.errors import ConfigError
+from sweep.model.objectives import Objective
 from sweep.resources import conf_dir
 
 # Modules whose classes a section may name, also as arguments of each other.
@@ -32,6 +33,8 @@ MOVED = {
     "sweep.strategy.AsynchronousHalving": "sweep.search.strategy.halving.AsynchronousHalving",
     "sweep.strategy.freeze_thaw.FreezeThaw": "sweep.search.strategy.freeze_thaw.FreezeThaw",
 }
+# The argument of our classes that is the sweep's objective.
+OBJECTIVE = "objective"
 # Methods by which a sampler and a pruner are recognised.
 METHODS = {"sampler": ("sample_relative",), "pruner": ("prune", "verdict")}
 # Types of arguments that are checked before anything runs, as error messages name them.
@@ -52,11 +55,11 @@ def build_sampler(settings: Settings, seed: int) -> Any:
         node["search_space"] = grid_of(settings.space)
     if node.get("seed") is None and "seed" in inspect.signature(kind).parameters:
         node["seed"] = seed
-    return _build("sampler", node, kind)
+    return _build("sampler", node, kind, settings.objectives[0])
 
 
 def build_pruner(settings: Settings) -> Any:
-    """The pruner of a configuration: one of Optuna, or a strategy of ours, which is given the objective's metric.
+    """The pruner of a configuration: one of Optuna, or a strategy of ours, which is given the objective.
 
     Raises:
         ConfigError: the target is no pruner, or refuses its arguments.
@@ -65,7 +68,7 @@ def build_pruner(settings: Settings) -> Any:
     kind = _class_of("pruner", node)
     if "metric" in inspect.signature(kind).parameters:
         node.setdefault("metric", settings.metric)
-    return _build("pruner", node, kind)
+    return _build("pruner", node, kind, settings.objectives[0])
 
 
 def _check_types(section: str, node: Mapping[str, Any], kind: type) -> None:
@@ -143,16 +146,21 @@ def _module(key: str, name: str) -> ModuleType:
         raise ConfigError(f"{key}._target_: {name} cannot be imported: {error}") from error
 
 
-def _build(key: str, node: Mapping[str, Any], kind: type) -> Any:
+def _build(key: str, node: Mapping[str, Any], kind: type, objective: Objective | None = None) -> Any:
     """An object of this class, with the objects that its arguments name by `_target_`.
 
     Args:
         key: the dotted key of the node, for error texts.
+        objective: what a class of ours is given beside its arguments.
     """
     arguments = {str(name): _argument(f"{key}.{name}", value) for name, value in node.items() if name != "_target_"}
     if special := [name for name in arguments if not name.isidentifier() or name.startswith("_")]:
         raise ConfigError(f"{key}.{special[0]} is no argument of {kind.__name__}; remove it")
     _check_types(key, arguments, kind)
+    if OBJECTIVE in arguments and f"{kind.__module__}.{kind.__name__}" in OWN:
+        raise ConfigError(f"{key}.{OBJECTIVE} cannot be set; the section objective says what is searched for")
+    if objective is not None and f"{kind.__module__}.{kind.__name__}" in OWN:
+        arguments[OBJECTIVE] = objective
     try:
         return kind(**arguments)
     except (TypeError, ValueError, ImportError, AttributeError, NotImplementedError) as error:

@@ -28,7 +28,7 @@ class TrialCounts:
     """
 
     finals: FinalsPlan
-    statistics: Statistics = field(default_factory=Statistics)
+    statistics: Statistics
     open: dict[int, OpenTrial] = field(default_factory=dict)
     suspended: set[int] = field(default_factory=set)
     trained: set[int] = field(default_factory=set)

@@ -36,7 +36,7 @@ class FinalsPlan:
         """The finals that were not asked yet: each of the best trials with each seed, seed by seed.
 
         Args:
-            ranks: value and number of the complete trials, best first.
+            ranks: minimised value and number of the complete trials, best first.
         """
         best = [number for _, number in ranks[: self._finalists]]
         planned = [(number, seed) for seed in range(self._seeds) for number in best]

@@ -16,11 +16,13 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState
 
+from sweep.model.objectives import Objective
 from sweep.search.optuna_private import visible_trials
 from sweep.search.strategy.acquisition import Acquisition, acquisition, centres, radius
 from sweep.search.strategy.encoding import Axis, Floats, axis, encode, gaps, is_number
 from sweep.search.strategy.forecast import forecast
-from sweep.search.strategy.observations import TrialData
+from sweep.search.strategy.measure import AUTO, Measure
+from sweep.search.strategy.observations import Observations, TrialData
 
 # States of the trials that proposals are based on.
 STATES = (TrialState.RUNNING, TrialState.PRUNED, TrialState.COMPLETE)
@@ -36,6 +38,7 @@ class ForecastSampler(optuna.samplers.BaseSampler):
         prior: where the optimum is expected, by parameter: `centre` and `spread`, the standard deviation in decades.
             The prior weighs as much as one complete trial: its weight falls with the number of reports (Hvarfner et
             al., πBO, 2022).
+        objective: what the study searches for. None: a loss, in the study's direction.
 
     Raises:
         ValueError: an argument is out of range.
@@ -48,11 +51,13 @@ class ForecastSampler(optuna.samplers.BaseSampler):
         candidates: int = 192,
         prior: Mapping[str, Mapping[str, float]] | None = None,
         seed: int | None = None,
+        objective: Objective | None = None,
     ) -> None:
         if design < 2 or candidates < 1:
             raise ValueError("design must be at least 2, and candidates at least 1")
         self._milestones, self._design, self._candidates = milestones, design, candidates
         self._prior = {key: _centre_and_spread(key, given) for key, given in (prior or {}).items()}
+        self._measure = Measure(objective or Objective(AUTO))
         self._rng = np.random.default_rng(seed)
         self._independent = optuna.samplers.RandomSampler(seed=seed)
 
@@ -77,8 +82,9 @@ class ForecastSampler(optuna.samplers.BaseSampler):
             return {}
         trials = [t for t in visible_trials(study, STATES) if t.number != trial.number and t.params]
         axes = tuple(_axis(key, space) for key, space in search_space.items())
-        data = [_trial_data(other, search_space) for other in trials]
-        milestones = self._milestones or max((len(other.losses) for other in data), default=1) or 1
+        longest = self._milestones or max((other.last_step or 1 for other in trials), default=1)
+        data = [_trial_data(other, search_space, self._measure, longest) for other in trials]
+        milestones = self._positions(data)
         fitted = forecast(data, axes, milestones) if len(trials) >= self._design else None
         if fitted is None:
             return self._spread(search_space, trials[0] if trials else None, trial.number)
@@ -92,6 +98,12 @@ class ForecastSampler(optuna.samplers.BaseSampler):
         self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
         return self._independent.sample_independent(study, trial, param_name, param_distribution)
+
+    def _positions(self, data: Sequence[TrialData]) -> int:
+        """The number of measurements of a trial that runs to its end."""
+        if self._milestones:
+            return self._measure.positions(self._milestones)
+        return max((len(other.losses) for other in data), default=1) or 1
 
     def _neighbours(
         self, values: Acquisition, data: Sequence[TrialData], drawn: Sequence[dict[str, Any]], turn: int
@@ -108,7 +120,7 @@ class ForecastSampler(optuna.samplers.BaseSampler):
         """
         seen, count = values.observations, len(drawn)
         axes, policy = seen.axes, seen.policy
-        best = sorted((trial for trial in data if trial.complete), key=lambda trial: trial.losses[-1])[: centres(seen)]
+        best = sorted((trial for trial in data if trial.complete), key=lambda trial: _end(seen, trial))[: centres(seen)]
         bases = [best[n % len(best)].params for n in range(count)]
         existing, centre = encode(axes, [trial.params for trial in data]), encode(axes, bases)
         for later in range(len(axes)):
@@ -207,13 +219,25 @@ def _axis(key: str, kind: BaseDistribution) -> Axis:
     return axis(key, (kind.low, kind.high), log=kind.log)
 
 
-def _trial_data(trial: FrozenTrial, space: Mapping[str, BaseDistribution]) -> TrialData:
-    losses = tuple(float(trial.intermediate_values[m]) for m in sorted(trial.intermediate_values))
+def _trial_data(
+    trial: FrozenTrial, space: Mapping[str, BaseDistribution], measure: Measure, milestones: int
+) -> TrialData:
+    variances: tuple[float, ...] = ()
+    if measure.is_loss:
+        losses = tuple(float(trial.intermediate_values[m]) for m in sorted(trial.intermediate_values))
+    else:
+        losses, variances = measure.read_values(trial.intermediate_values, milestones)
     complete = trial.state is TrialState.COMPLETE
     if complete and trial.value is not None and not losses:
-        losses = (float(trial.value),)
+        losses = (measure.loss_of(float(trial.value)),)
+        variances = (known,) if (known := measure.variance(float(trial.value))) else ()
     params = {key: trial.params[key] for key in space if key in trial.params}
-    return TrialData(trial.number, params, losses, (), trial.state is TrialState.RUNNING, complete)
+    return TrialData(trial.number, params, losses, (), trial.state is TrialState.RUNNING, complete, variances)
+
+
+def _end(seen: Observations, trial: TrialData) -> float:
+    """What complete trials are compared by: the last loss, or what the model takes it to be without noise."""
+    return seen.end_of(trial) if seen.smooth else trial.losses[-1]
 
 
 def _centre_and_spread(key: str, given: Any) -> tuple[float, float]:

@@ -19,6 +19,8 @@ from optuna.distributions import BaseDistribution
 from optuna.search_space import IntersectionSearchSpace
 from optuna.trial import FrozenTrial, TrialState
 
+from sweep.model.objectives import Objective
+
 # Best trials that a bound always keeps: twice the 25 that TPE's default gamma counts as good, since ties and paused
 # trials come and go.
 BEST = 50
@@ -32,9 +34,11 @@ class History:
 
     Args:
         bound: the most ended trials to show; None: all.
+        objective: says which trials are the best.
     """
 
     bound: int | None
+    objective: Objective
     _ended: dict[int, FrozenTrial] = field(default_factory=dict)
     _open: dict[int, FrozenTrial] = field(default_factory=dict)
     _numbers: list[int] = field(default_factory=list)
@@ -54,7 +58,7 @@ class History:
         insort(self._numbers, trial.number)
         if trial.state in COMPARED:
             self._spaces[frozenset(trial.distributions.items())] += 1
-        if (rank := _rank(trial)) is not None:
+        if (rank := _rank(trial, self.objective)) is not None:
             insort(self._ranks, (rank, trial.number))
 
     def add_paused(self, trial: FrozenTrial) -> None:
@@ -97,7 +101,7 @@ class History:
                 self._spaces[space] -= 1
                 if not self._spaces[space]:
                     del self._spaces[space]
-            if (rank := _rank(old)) is not None:
+            if (rank := _rank(old, self.objective)) is not None:
                 del self._ranks[bisect_left(self._ranks, (rank, number))]
 
 
@@ -116,11 +120,11 @@ class SharedSearchSpace(IntersectionSearchSpace):
         return copy.deepcopy(self._history.shared_distributions())
 
 
-def _rank(trial: FrozenTrial) -> tuple[float, float, float] | None:
+def _rank(trial: FrozenTrial, objective: Objective) -> tuple[float, float, float] | None:
     """The sort key of TPE: complete trials by value, then pruned ones by progress. None: the trial is left out."""
     if trial.state is TrialState.COMPLETE and trial.value is not None:
-        return 0.0, 0.0, trial.value
+        return 0.0, 0.0, objective.minimised(trial.value)
     if trial.state is TrialState.PRUNED and trial.last_step is not None:
         value = trial.intermediate_values[trial.last_step]
-        return 1.0, -float(trial.last_step), math.inf if math.isnan(value) else value
+        return 1.0, -float(trial.last_step), math.inf if math.isnan(value) else objective.minimised(value)
     return None

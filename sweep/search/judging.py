@@ -14,6 +14,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from sweep.model.facts import Verdict
+from sweep.model.objectives import Objective
 from sweep.model.states import Ruling
 from sweep.search.attributes import STOPPED
 from sweep.search.curves import Curves
@@ -40,15 +41,15 @@ class TrialJudge:
 
     Args:
         pruner: a pruner of Optuna, which only stops; or a strategy of ours, which may also pause and promote.
-        metric: the report's field that a pruner of Optuna is shown.
+        objective: what a pruner of Optuna is shown.
         milestones: the number of reports of a trial that runs to its end.
     """
 
-    def __init__(self, pruner: optuna.pruners.BasePruner | Strategy, metric: str, milestones: int) -> None:
+    def __init__(self, pruner: optuna.pruners.BasePruner | Strategy, objective: Objective, milestones: int) -> None:
         self._curves = None if isinstance(pruner, optuna.pruners.BasePruner) else Curves(pruner, milestones)
         self._pruner = optuna_pruner(pruner)
-        self._metric = metric
-        self._ranking = Ranking()
+        self._objective = objective
+        self._ranking = Ranking(objective)
 
     @property
     def can_pause(self) -> bool:
@@ -99,9 +100,8 @@ class TrialJudge:
         return True
 
     def value(self, report: Report) -> float:
-        """The number to minimise in a report; NaN if the report has none."""
-        value: float | None = getattr(report, self._metric)
-        return math.nan if value is None else value
+        """The objective in a report, as it was measured; NaN if the report has none."""
+        return report.value(self._objective.name)
 
     def add_to_curve(self, number: int, report: Report, worker: str = "") -> None:
         """Add a report to the curve of a trial; see `Curves.add`."""
@@ -121,7 +121,7 @@ class TrialJudge:
         # NopPruner is not called: Optuna would copy the trial for it
         elif not isinstance(self._pruner, optuna.pruners.NopPruner) and trial.trial.should_prune():
             name = type(self._pruner).__name__
-            trial.verdict = self._ranking.stop_verdict(name, self._metric, report.milestone, self.value(report))
+            trial.verdict = self._ranking.stop_verdict(name, report.milestone, self.value(report))
             trial.trial.set_user_attr(STOPPED, trial.verdict.to_json())
         return trial.verdict
 

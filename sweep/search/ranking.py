@@ -11,35 +11,40 @@ from bisect import bisect_left, insort
 from collections.abc import Mapping
 
 from sweep.model.facts import Verdict
+from sweep.model.objectives import Objective
 
 
 class Ranking:
-    """The values of all trials at each milestone; smaller is better."""
+    """The values of all trials at each milestone.
 
-    def __init__(self) -> None:
-        self._values: dict[int, list[float]] = {}
+    Args:
+        objective: says which values are better.
+    """
+
+    def __init__(self, objective: Objective) -> None:
+        self._objective = objective
+        self._values: dict[int, list[float]] = {}  # minimised
 
     def add(self, milestone: int, value: float) -> None:
-        insort(self._values.setdefault(milestone, []), value)
+        insort(self._values.setdefault(milestone, []), self._objective.minimised(value))
 
     def add_all(self, values: Mapping[int, float]) -> None:
         """Add what a trial reported, by milestone."""
         for milestone, value in values.items():
             self.add(milestone, value)
 
-    def stop_verdict(self, pruner: str, metric: str, milestone: int, value: float) -> Verdict:
+    def stop_verdict(self, pruner: str, milestone: int, value: float) -> Verdict:
         """The verdict of a pruner that stops a trial for a value, which must have been added.
 
         Args:
             pruner: the name of the pruner, for the reason.
-            metric: the name of the value, for the reason.
         """
-        values = self._values[milestone]
-        others, better = len(values) - 1, bisect_left(values, value)
-        reason = f"{pruner} at milestone {milestone}: {metric} {value:.4f}"
+        values, minimised = self._values[milestone], self._objective.minimised
+        others, better = len(values) - 1, bisect_left(values, minimised(value))
+        reason = f"{pruner} at milestone {milestone}: {self._objective.name} {value:.4f}"
         if not others:
             return Verdict(milestone, value, reason)
-        best = values[0] if better else values[1]
+        best = minimised(values[0] if better else values[1])
         reason += f" is worse than {better} of {others} trials there (best {best:.4f})"
         basis = {"value": value, "better": float(better), "others": float(others), "best": best}
         return Verdict(milestone, value, reason, basis=basis)

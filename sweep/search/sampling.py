@@ -14,6 +14,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from sweep.config.space import Space
+from sweep.model.objectives import Objective
 from sweep.search.distributions import suggest
 from sweep.search.grid import GridProgress
 from sweep.search.history import History, SharedSearchSpace
@@ -30,6 +31,7 @@ class TrialSampler:
         seed: the seed of the sweep.
         per_trial_seed: whether each trial gets a sampler with a seed of its own.
         history_bound: the most ended trials that a TPE sampler is shown; None: all.
+        objective: says which of them are the best.
         trials: all trials that the study holds so far.
     """
 
@@ -42,12 +44,14 @@ class TrialSampler:
         *,
         per_trial_seed: bool,
         history_bound: int | None,
+        objective: Objective,
         trials: Sequence[FrozenTrial],
     ) -> None:
         self._study, self._space, self._factory = study, space, factory
         self._seed, self._per_trial_seed = seed, per_trial_seed
         sampler = study.sampler
-        self.history = History(history_bound if isinstance(sampler, optuna.samplers.TPESampler) else None)
+        bound = history_bound if isinstance(sampler, optuna.samplers.TPESampler) else None
+        self.history = History(bound, objective)
         self._grid = GridProgress(sampler, trials) if isinstance(sampler, optuna.samplers.GridSampler) else None
         self._stopped = False
 

@@ -9,6 +9,8 @@ import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from sweep.model.objectives import Objective
+
 # Significance level of the tests.
 LEVEL = 0.05
 
@@ -34,31 +36,34 @@ class Finalist:
     tied: bool
 
 
-def rank_finalists(finals: Mapping[int, Mapping[int, float]]) -> list[Finalist]:
+def rank_finalists(measured: Mapping[int, Mapping[int, float]], objective: Objective) -> list[Finalist]:
     """The finalists, best mean first.
 
     Args:
-        finals: by trial, the values of its finals by seed. Two trials are compared over the seeds that both have.
+        measured: by trial, the values of its finals by seed. Two trials are compared over the seeds that both have.
+        objective: says which values are better.
     """
+    turn = objective.minimised
+    finals = {number: {seed: turn(value) for seed, value in seeds.items()} for number, seeds in measured.items()}
     ranked = sorted(finals, key=lambda number: statistics.fmean(finals[number].values()))
     raw = {number: _worse(finals[ranked[0]], finals[number]) for number in ranked[1:]}
     corrected = _holm({number: p for number, p in raw.items() if p is not None})
     finalists = []
     for number in ranked:
-        values = tuple(finals[number][seed] for seed in sorted(finals[number]))
+        values = tuple(measured[number][seed] for seed in sorted(measured[number]))
         spread = statistics.stdev(values) if len(values) > 1 else 0.0
         p = corrected.get(number)
         finalists.append(Finalist(number, values, statistics.fmean(values), spread, p, p is None or p >= LEVEL))
     return finalists
 
 
-def finalists_text(finals: Mapping[int, Mapping[int, float]], metric: str) -> str:
+def finalists_text(finals: Mapping[int, Mapping[int, float]], objective: Objective) -> str:
     """The results as lines of text; empty without finals."""
-    finalists = rank_finalists(finals)
+    finalists = rank_finalists(finals, objective)
     if not finalists:
         return ""
     seeds = len(finalists[0].values)
-    lines = [f"finals over {seeds} seed{'s' if seeds > 1 else ''}, mean {metric} ± standard deviation:"]
+    lines = [f"finals over {seeds} seed{'s' if seeds > 1 else ''}, mean {objective.name} ± standard deviation:"]
     for finalist in finalists:
         test = "" if finalist.p is None else f"  p {finalist.p:.3f}"
         tied = "tied with the first" if finalist.tied else "worse"

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from optuna.trial import FrozenTrial, TrialState
 
+from sweep.model.objectives import Objective
 from sweep.search.attributes import CANCELLED, FINAL, REASON, SECONDS, TOKENS, UNBUILDABLE
 
 # The gain of the next trial is estimated from the last `GAIN_WINDOW` trials, if at least `GAIN_VALUES` completed.
@@ -21,9 +22,10 @@ GAIN_VALUES = 5
 
 @dataclass(slots=True)
 class Statistics:
-    """The numbers behind `StudyFacts`.
+    """The numbers behind `StudyFacts`. Values are minimised.
 
     Args:
+        objective: says which values are better.
         counts: ended trials by state, finals left out.
         cancelled: those of the failed ones that were cancelled.
         unbuildable: those of the failed ones that could not be built.
@@ -34,6 +36,7 @@ class Statistics:
         recent: value (None unless complete) and seconds of the last trials.
     """
 
+    objective: Objective
     counts: dict[TrialState, int] = field(default_factory=lambda: dict.fromkeys(TrialState, 0))
     cancelled: int = 0
     unbuildable: int = 0
@@ -56,7 +59,8 @@ class Statistics:
         if trial.state is TrialState.FAIL:
             self._add_failed(trial)
         self.tokens += int(trial.user_attrs.get(TOKENS, 0))
-        value = trial.value if trial.state is TrialState.COMPLETE else None
+        complete = trial.state is TrialState.COMPLETE and trial.value is not None
+        value = self.objective.minimised(trial.value) if complete else None  # type: ignore[arg-type]
         self.recent.append((value, seconds))
         if value is not None:
             insort(self.ranks, (value, trial.number))

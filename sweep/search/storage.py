@@ -17,6 +17,7 @@ from optuna.storages import BaseStorage, InMemoryStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from sweep.errors import ConfigError, GiveUp
+from sweep.model.objectives import Objective
 from sweep.search.attributes import (
     FINAL,
     IMPORTED,
@@ -118,13 +119,13 @@ def own_trials(study: optuna.Study) -> list[FrozenTrial]:
     ]
 
 
-def winners(trials: Sequence[FrozenTrial]) -> list[int]:
+def winners(trials: Sequence[FrozenTrial], objective: Objective) -> list[int]:
     """The numbers of the trials that were the best when they ended, in that order; finals are left out."""
     complete = [trial for trial in trials if trial.state is TrialState.COMPLETE and FINAL not in trial.user_attrs]
     best, numbers = math.inf, []
     for trial in sorted(complete, key=lambda trial: (str(trial.datetime_complete), trial.number)):
-        if trial.value is not None and trial.value < best:
-            best = trial.value
+        if trial.value is not None and objective.minimised(trial.value) < best:
+            best = objective.minimised(trial.value)
             numbers.append(trial.number)
     return numbers
 

@@ -20,6 +20,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from sweep.model.effects import Tell
 from sweep.model.facts import StudyFacts, Verdict
+from sweep.model.objectives import Objective
 from sweep.model.states import Ending, Ruling
 from sweep.search.attributes import (
     CANCELLED,
@@ -47,6 +48,7 @@ from sweep.search.optuna_private import (
     stored_trial_of,
 )
 from sweep.search.sampling import TrialSampler
+from sweep.search.statistics import Statistics
 from sweep.search.storage import load_study, own_trials, winners
 from sweep.search.strategy.protocol import Promotion
 from sweep.search.study_config import StudyConfig
@@ -54,9 +56,11 @@ from sweep.search.warm_start import importable_trials
 from trainer.contract import Report
 
 
-def create_or_load(storage: BaseStorage, name: str) -> optuna.Study:
+def create_or_load(storage: BaseStorage, name: str, objective: Objective) -> optuna.Study:
     """The study of this name in a storage, as it is or a new one."""
-    return optuna.create_study(storage=storage, study_name=name, load_if_exists=True, direction="minimize")
+    return optuna.create_study(
+        storage=storage, study_name=name, load_if_exists=True, direction=objective.direction.value
+    )
 
 
 class OptunaStudy:
@@ -77,7 +81,10 @@ class OptunaStudy:
             load_study(storage, config.name)
             if exists
             else optuna.create_study(
-                storage=storage, study_name=config.name, load_if_exists=exists is None, direction="minimize"
+                storage=storage,
+                study_name=config.name,
+                load_if_exists=exists is None,
+                direction=config.objective.direction.value,
             )
         )
         self._study = filtered(study, sampler, optuna_pruner(config.pruner))
@@ -87,10 +94,12 @@ class OptunaStudy:
         """Read everything from the storage."""
         config, trials = self._config, self._study.get_trials(deepcopy=False)
         self._asked = len(trials)
+        own = (trial.number for trial in trials if IMPORTED not in trial.user_attrs)
+        self._first = next(own, self._asked)
         self._waiting = {t.number for t in trials if t.state is TrialState.WAITING and FINAL not in t.user_attrs}
         self._finals = FinalsPlan(config.finalists, config.seeds, trials)
-        self._counts = TrialCounts(self._finals)
-        self._judge = TrialJudge(config.pruner, config.metric, config.milestones)
+        self._counts = TrialCounts(self._finals, Statistics(config.objective))
+        self._judge = TrialJudge(config.pruner, config.objective, config.milestones)
         self._sampler = TrialSampler(
             self._study,
             config.space,
@@ -98,6 +107,7 @@ class OptunaStudy:
             config.seed,
             per_trial_seed=config.per_trial_seed,
             history_bound=config.history,
+            objective=config.objective,
             trials=trials,
         )
         for trial in trials:
@@ -191,7 +201,7 @@ class OptunaStudy:
 
     def suspend(self, number: int, trained: bool = False) -> None:
         trial = self._counts.open[number]
-        finals = [getattr(report, self._config.metric) for report, _ in trial.held_back if report.final]
+        finals = [self._judge.value(report) for report, _ in trial.held_back if report.final]
         value = finals[-1] if finals else trial.objective
         self._counts.suspend(number, trained and value is not None and math.isfinite(value))
 
@@ -240,9 +250,14 @@ class OptunaStudy:
 
     # --- what the commands ask of a study ---------------------------------------------------------------------
 
+    @property
+    def first(self) -> int:
+        """The number of the first trial that this sweep asks itself: before it are those that were imported."""
+        return self._first
+
     def winners(self) -> list[int]:
         """The trials that were the best when they ended, in that order; finals are left out."""
-        return winners(self.frozen())
+        return winners(self.frozen(), self._config.objective)
 
     def frozen(self) -> list[FrozenTrial]:
         """The stored trials that this sweep asked."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import optuna
 
 from sweep.config.space import Space
+from sweep.model.objectives import Objective
 from sweep.search.sampling import SamplerFactory
 from sweep.search.strategy.protocol import Strategy
 
@@ -20,7 +21,7 @@ class StudyConfig:
 
     Args:
         name: of the study in its storage.
-        metric: the report's field that is minimised.
+        objective: what is searched for.
         seed: the seed of the sweep.
         sampler: builds a sampler from a seed.
         pruner: a pruner of Optuna, which only stops; or a strategy of ours, which may also pause and promote.
@@ -34,7 +35,7 @@ class StudyConfig:
 
     name: str
     space: Space
-    metric: str
+    objective: Objective
     seed: int
     sampler: SamplerFactory
     pruner: optuna.pruners.BasePruner | Strategy

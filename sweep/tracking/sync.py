@@ -29,7 +29,7 @@ from trainer.names import is_name
 from trainer.process_end import how_it_ended, last_line
 from trainer.room import AttemptDir, Room, read_text, usable, write_atomic
 from trainer.tracking.runs import declare_inputs
-from trainer.tracking.summary import REASON, STATE, exit_code, score_summary
+from trainer.tracking.summary import REASON, STATE, exit_code, metric_summary, score_summary
 
 SYNCED = "synced"
 _log = logging.getLogger(__name__)
@@ -210,6 +210,7 @@ def _runs(path: str, group: str) -> list[Any]:
 def _publish_end(run: Any, row: TrialRow) -> bool:
     """Write into a run's summary how its trial ended, and its scores; returns whether that changed the summary."""
     values: dict[str, str | float] = {STATE: row.state.value, REASON: row.reason, **score_summary(row.scores)}
+    values |= metric_summary(_last_scores(row))
     current = summary(run)
     if all(_same(current.get(key), value) for key, value in values.items()):
         return False
@@ -219,6 +220,14 @@ def _publish_end(run: Any, row: TrialRow) -> bool:
 
     translated(change, f"the run {run.id}")
     return True
+
+
+def _last_scores(row: TrialRow) -> dict[str, float]:
+    """The last value of each metric that a trial measured while it trained."""
+    scores: dict[str, float] = {}
+    for report in row.reports:
+        scores |= report.scores
+    return scores
 
 
 def _same(current: Any, value: str | float) -> bool:

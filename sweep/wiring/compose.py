@@ -46,6 +46,7 @@ from sweep.resources import conf_dir, launch_queues_dir
 from sweep.search.build import build_pruner, build_sampler
 from sweep.tracking import runs
 from sweep.wiring.access import group_id
+from sweep.wiring.metric_definitions import check_metrics, compose_metrics
 from trainer.names import is_name
 
 # A file name has 255 bytes. Names that are made of a sweep's own have a number, a worker and a suffix beside it.
@@ -114,6 +115,7 @@ def freeze(cfg: DictConfig, name: str, config_dir: Path | None = None) -> Compos
     recipe = _recipe(cfg, config_dir)
     path = torchtune_recipe.find_torchtune_config(recipe.config)
     torchtune, changes = torchtune_recipe.load_torchtune_config(path, recipe.overrides)
+    metrics = compose_metrics(cfg, config_dir)
     space, derive = (keyed_section(cfg, key) for key in ("space", "derive"))
     trial = read_section(Trial, section_of(cfg, "trial"), "trial")
     if trial.equal_data:
@@ -136,6 +138,7 @@ def freeze(cfg: DictConfig, name: str, config_dir: Path | None = None) -> Compos
         wandb=read_section(Wandb, section_of(cfg, "wandb"), "wandb"),
         room=read_section(RoomAccess, section_of(cfg, "room"), "room"),
         evaluate=jobs.freeze_evaluator(read_evaluator(_evaluate(cfg))),
+        metrics=metrics,
         storage=value_of(cfg, "storage"),
         controller=str(value_of(cfg, "controller")),
     )
@@ -188,6 +191,7 @@ def check(settings: Settings) -> None:
         from sweep.search.storage import check_url
 
         check_url(settings.storage)
+    check_metrics(settings)
     if settings.metric == "val_loss" and not settings.torchtune.get("dataset_val"):
         raise ConfigError(
             "objective.metric=val_loss needs validation data: add +dataset_val to recipe.overrides, "

@@ -180,16 +180,23 @@ def _ended_trials(settings: Settings, source: str) -> list[optuna.trial.FrozenTr
     """The trials of another sweep that a new one takes over.
 
     Raises:
-        ConfigError: that sweep minimised another number, or searched another space.
+        ConfigError: that sweep had another objective, or measured it in another way, or searched another space.
     """
     from sweep.search.distributions import same_space
     from sweep.search.storage import load_study
 
     room = find_room(source)
     other = load_settings(room)
-    if other.metric != settings.metric:
+    theirs, ours = other.objectives[0], settings.objectives[0]
+    if (theirs.name, theirs.direction) != (ours.name, ours.direction):
         raise ConfigError(
-            f"warm_start.import_from: {source} minimised {other.metric}, this sweep minimises {settings.metric}"
+            f"warm_start.import_from: {source} {theirs.verb.removesuffix('s')}d {theirs.name}, this sweep {ours.verb} "
+            f"{ours.name}; name a sweep with the same objective"
+        )
+    if other.metrics.get(ours.name) != settings.metrics.get(ours.name):
+        raise ConfigError(
+            f"warm_start.import_from: {source} measured {ours.name} in another way (metric.{ours.name}), so that its "
+            "values cannot be compared; name a sweep with the same definition"
         )
     loaded = load_study(reading_storage(room, other), other.name)
     if not same_space(loaded, settings.space):

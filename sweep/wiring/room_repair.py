@@ -79,7 +79,7 @@ def _rebuild(room: Room, settings: Settings) -> Iterator[str]:
     new = room.root / f".{journal.name}.{secrets.token_hex(8)}"
     try:
         write_entries(new, entries)
-        study = create_or_load(journal_storage(new), settings.name)
+        study = create_or_load(journal_storage(new), settings.name, settings.objectives[0])
         warm = settings.warm_start
         done = rebuild(study, settings.space, records, warm.enqueue, bool(warm.import_from))
         kept = _keep(journal)

@@ -26,7 +26,8 @@ from sweep.wiring.rooms import journal_path, presence_check, save_settings
 from sweep.wiring.specifications import spec_factory
 from sweep.wiring.trust import check_owner
 from trainer.clock import WallAges, boot_seconds
-from trainer.room import NOT_THE_VALUE, Room, make_directory, read_object, reason_of, usable, write_atomic
+from trainer.contract import ContractError, Report, decode
+from trainer.room import NOT_THE_VALUE, Room, Tail, make_directory, read_object, reason_of, usable, write_atomic
 
 if TYPE_CHECKING:
     from optuna.storages import BaseStorage
@@ -69,7 +70,7 @@ def study_config(settings: Settings) -> StudyConfig:
     return StudyConfig(
         name=settings.name,
         space=settings.space,
-        metric=settings.metric,
+        objective=settings.objectives[0],
         seed=settings.search.seed,
         sampler=lambda seed: build_sampler(settings, seed),
         pruner=build_pruner(settings),
@@ -190,7 +191,13 @@ def make_controller(
     return Controller(
         ports=ports,
         limits=settings.limits(worker_count(settings)),
-        spec=spec_factory(settings, study.params, study.seed_of, partial(stopped_runs, room)),
+        spec=spec_factory(
+            settings,
+            study.params,
+            study.seed_of,
+            partial(stopped_runs, room),
+            partial(measures_base, room, study.first),
+        ),
         listener=listener,
         mode=mode,
         created=created_at(settings),
@@ -198,6 +205,25 @@ def make_controller(
         ledger=RoomLedger(room),
         check=presence_check(room, settings),
     )
+
+
+def measures_base(room: Room, first: int, trial: int) -> bool:
+    """Whether the next attempt of a trial measures the metrics of the base too: the first trial, until it has them.
+
+    Args:
+        first: the number of the sweep's first trial.
+    """
+    if trial != first:
+        return False
+    for attempt in room.attempts(trial):
+        files = room.attempt(trial, attempt)
+        for line in Tail(files.reports).lines(files.counted()):
+            try:
+                if decode(Report, line).base_scores:
+                    return False
+            except ContractError:
+                continue
+    return True
 
 
 def created_at(settings: Settings) -> float:

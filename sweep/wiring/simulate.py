@@ -19,7 +19,7 @@ from sweep.model.limits import Limits
 from sweep.model.states import Mode
 from sweep.queues.simulated.dispatcher import simulated_ports
 from sweep.queues.simulated.world import World
-from trainer.contract import Report, TrialSpec
+from trainer.contract import Metric, Report, TrialSpec
 
 if TYPE_CHECKING:
     from sweep.search.strategy.protocol import Promotion
@@ -58,6 +58,7 @@ def simulate(  # noqa: PLR0913
     ledger: Ledger | None = None,
     listener: Any = None,
     configure: Callable[[int], Mapping[str, Any]] | None = None,
+    metrics: tuple[Metric, ...] = (),
 ) -> Finish:
     """Run a sweep to its end on simulated workers; returns how it ended.
 
@@ -65,11 +66,12 @@ def simulate(  # noqa: PLR0913
         base: values of those keys of the table that the study does not propose.
         look_seconds, charge: see `sweep.queues.simulated.section`.
         configure: the configuration of a trial by its number; None: what the study proposed, over `base`.
+        metrics: what each trial measures, beside what the table has.
     """
 
     def spec(trial: int, attempt: int, worker: str) -> TrialSpec:
         config = configure(trial) if configure else {**(base or {}), **study.params(trial)}
-        return TrialSpec("simulated", trial, attempt, worker, config, milestone_tokens=1)
+        return TrialSpec("simulated", trial, attempt, worker, config, milestone_tokens=1, metrics=metrics)
 
     controller = Controller(
         ports=simulated_ports(world, study, look_seconds, charge),

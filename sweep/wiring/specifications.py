@@ -6,6 +6,7 @@ Invariant: a specification holds all that its attempt needs, so that a worker re
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from sweep.config.settings import Settings
@@ -24,6 +25,7 @@ def spec_factory(
     params: Callable[[int], Mapping[str, Any]],
     seed_of: Callable[[int], int | None],
     stopped: Callable[[], Collection[str]] = tuple,
+    measures_base: Callable[[int], bool] = lambda trial: False,
 ) -> SpecFactory:
     """What builds the specification of an attempt: of a torchtune configuration, or as the queue builds it.
 
@@ -31,14 +33,16 @@ def spec_factory(
         params: the hyperparameters of a trial.
         seed_of: the number of the seed that a final is trained with; None if the trial is no final.
         stopped: the W&B runs that no attempt resumes.
+        measures_base: whether the next attempt of a trial measures the metrics of the base too.
     """
     build = backend_of(settings).spec_builder(settings)
 
     def spec(trial: int, attempt: int, worker: str) -> TrialSpec:
-        identity = AttemptId(trial, attempt, worker)
+        identity, base = AttemptId(trial, attempt, worker), measures_base(trial)
         if build is not None:
-            return build(identity, params(trial), seed_of(trial))
-        return trial_spec(settings, params(trial), identity, seed_of(trial), stopped())
+            built = build(identity, params(trial), seed_of(trial))
+            return replace(built, metrics=settings.measured, measure_base=base and bool(settings.measured))
+        return trial_spec(settings, params(trial), identity, seed_of(trial), stopped(), base)
 
     return spec
 
@@ -49,12 +53,14 @@ def trial_spec(
     identity: AttemptId,
     final_seed: int | None = None,
     stopped: Collection[str] = (),
+    measure_base: bool = False,
 ) -> TrialSpec:
     """The specification of an attempt that trains a torchtune configuration.
 
     Args:
         final_seed: number of the final's seed; the seed itself differs from the one that the search trained with.
         stopped: see `spec_factory`.
+        measure_base: the attempt measures the metrics of the base too.
     """
     config = resolve(settings.torchtune, params, settings.derive, settings.directory)
     if config.get("seed") is None:
@@ -76,4 +82,6 @@ def trial_spec(
         tracking=tracking,
         token=settings.token,
         directory=settings.directory,
+        metrics=settings.measured,
+        measure_base=measure_base and bool(settings.measured),
     )

@@ -178,8 +178,8 @@ def _ended(
         case OutcomeKind.COMPLETED if pruned:
             return Ended(Ending.PRUNED, reason, at=at)
         case OutcomeKind.COMPLETED if not _is_paused(last, entries) and reports and reports[-1].final:
-            value = getattr(reports[-1], metric)
-            if value is not None and math.isfinite(value):
+            value = reports[-1].value(metric)
+            if math.isfinite(value):
                 return Ended(Ending.COMPLETE, outcome.reason, value, at=at)
     return None
 
@@ -201,8 +201,8 @@ def _promoted_at(entries: Sequence[Entry]) -> int | None:
 
 
 def _values(metric: str, reports: Sequence[Report]) -> dict[int, float]:
-    values = {report.milestone: getattr(report, metric) for report in reports}
-    return {milestone: value for milestone, value in values.items() if value is not None and math.isfinite(value)}
+    values = {report.milestone: report.value(metric) for report in reports}
+    return {milestone: value for milestone, value in values.items() if math.isfinite(value)}
 
 
 def _seconds(attempt: _Attempt) -> float:

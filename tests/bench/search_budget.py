@@ -24,6 +24,7 @@ import yaml
 
 from sweep.config.space_grammar import parse_space
 from sweep.model.limits import Limits
+from sweep.model.objectives import Objective
 from sweep.model.states import Finished
 from sweep.queues.simulated.section import SimulationModel
 from sweep.queues.simulated.tables import Table, load_table
@@ -88,7 +89,7 @@ def sweep(table: Table, arm: str, trials: int, workers: int, seed: int) -> tuple
     config = StudyConfig(
         name="budget",
         space=parse_space(space(table)),
-        metric="val_loss",
+        objective=Objective("val_loss"),
         seed=seed,
         sampler=sampler,
         pruner=pruner,

@@ -24,6 +24,7 @@ import optuna
 from sweep.config.space_grammar import parse_space
 from sweep.model.effects import Effect, Tell
 from sweep.model.limits import Limits
+from sweep.model.objectives import Objective
 from sweep.model.states import Finished
 from sweep.queues.simulated.section import SimulationModel
 from sweep.queues.simulated.state import SimulatedAttempt
@@ -90,7 +91,7 @@ def run(table: Table, trials: int, workers: int, sampler: str = "random", pruner
     config = StudyConfig(
         name="scale",
         space=parse_space(SPACE),
-        metric="val_loss",
+        objective=Objective("val_loss"),
         seed=0,
         sampler=lambda seed: samplers[sampler](seed=seed),
         pruner=rule,

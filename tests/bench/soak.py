@@ -28,6 +28,7 @@ from sweep.controller.loop import Controller
 from sweep.controller.ports import Ports
 from sweep.model.effects import Effect, Tell
 from sweep.model.limits import Limits
+from sweep.model.objectives import Objective
 from sweep.model.states import Finished, Mode
 from sweep.queues.simulated.dispatcher import SimulatedChannel, SimulatedClock, SimulatedDispatcher
 from sweep.queues.simulated.recorder import world_of
@@ -105,7 +106,7 @@ def run(folder: Path, trials: int, sampler: str, pruner: str, in_memory: bool) -
     config = StudyConfig(
         name="soak",
         space=parse_space(SPACE),
-        metric="val_loss",
+        objective=Objective("val_loss"),
         seed=0,
         sampler=lambda seed: samplers[sampler](seed=seed),
         pruner=AsynchronousHalving(metric="val_loss") if pruner == "asha" else optuna.pruners.NopPruner(),

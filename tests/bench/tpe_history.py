@@ -26,6 +26,7 @@ from scipy.stats import ttest_rel
 
 from sweep.config.space_grammar import parse_space
 from sweep.model.effects import Tell
+from sweep.model.objectives import Objective
 from sweep.model.states import Ending
 from sweep.search.storage import memory_storage
 from sweep.search.study import OptunaStudy
@@ -67,7 +68,7 @@ def search(table: Table, seed: int, trials: int, history: int | None, workers: i
     config = StudyConfig(
         name="history",
         space=parse_space(space),
-        metric="val_loss",
+        objective=Objective("val_loss"),
         seed=seed,
         sampler=lambda number: optuna.samplers.TPESampler(seed=number),
         pruner=optuna.pruners.NopPruner(),

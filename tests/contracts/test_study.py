@@ -20,6 +20,7 @@ from sweep.controller.ports import Channel, Dispatcher, Ports, SearchStudy, Stud
 from sweep.evaluation.controller import EvaluationStudy
 from sweep.model.effects import Tell
 from sweep.model.facts import Verdict
+from sweep.model.objectives import Objective
 from sweep.model.states import Ending, Ruling
 from sweep.queues.simulated.dispatcher import ChargedStudy
 from sweep.resources import conf_dir
@@ -53,7 +54,7 @@ def study_config(
     return StudyConfig(
         name="s",
         space=parse_space(space or SPACE),
-        metric="loss",
+        objective=Objective("loss"),
         seed=1,
         sampler=lambda seed: sampler(seed=seed),
         pruner=pruner or optuna.pruners.NopPruner(),

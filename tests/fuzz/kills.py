@@ -328,7 +328,8 @@ class Runner:
 
     def _check_evaluations(self) -> None:
         room, inner = self.room, evaluations_room(self.room)
-        best = winners(_frozen(room, load_settings(room)))
+        settings = load_settings(room)
+        best = winners(_frozen(room, settings), settings.objectives[0])
         assert inner.trials() == sorted(best), "other trials were evaluated than those that were the best"
         values = {row.number: row.value for row in open_reader(room).state().rows}
         for number in best:

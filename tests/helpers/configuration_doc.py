@@ -22,6 +22,7 @@ from typing import Any
 import yaml
 
 from sweep.config.evaluate import EVALUATORS
+from sweep.config.metrics import SOURCES, MetricSection
 from sweep.config.queues import Queue
 from sweep.config.section_reader import ranges_of
 from sweep.config.sections import SECTIONS
@@ -38,7 +39,8 @@ GROUPS = {
     "sampler": "how the next trial's hyperparameters are chosen",
     "pruner": "which trials are stopped or paused",
     "prior": "what the sampler `forecast` assumes before the first trial",
-    "objective": "what is minimised",
+    "objective": "what the sweep searches for",
+    "metric": "how a metric is measured; a name of `objective.metrics` takes the file of that name",
     "queue": "where workers run",
     "evaluate": "how the adapter of each new best trial is judged",
     "wandb": "what is logged to Weights & Biases",
@@ -109,7 +111,7 @@ def section_keys(kind: type, where: str) -> list[Key]:
     ranges = ranges_of(kind)
     keys = []
     for field in dataclasses.fields(kind):
-        if field.name == "kind":
+        if field.name in ("kind", "source"):  # each kind and each source has a heading of its own
             continue
         allowed = f"; {ranges[field.name][1]}" if field.name in ranges else ""
         text = described.get(field.name, "")
@@ -163,6 +165,8 @@ def _all_keys() -> Iterator[tuple[str, list[Key]]]:
         yield name, section_keys(section, name)
     for name, evaluator in EVALUATORS.items():
         yield f"evaluate={name}", section_keys(evaluator, "evaluate")
+    for name, source in SOURCES.items():
+        yield f"metric, source {name}", section_keys(source, "metric")
     for name, queue in queue_sections().items():
         yield f"queue, kind {name}", section_keys(queue, "queue")
     for group in UNTYPED:
@@ -183,6 +187,12 @@ def _blocks() -> dict[str, str]:
         for name, kind in EVALUATORS.items()
         if section_keys(kind, "evaluate")
     )
+    every_metric = [key for key in section_keys(MetricSection, "metric") if key.name != "source"]
+    blocks["metric"] = f"{_table(every_metric)}\n" + "".join(
+        f"**source {name}.** {_summary(kind)}\n\n{_table(own)}\n"
+        for name, kind in SOURCES.items()
+        if (own := [key for key in section_keys(kind, "metric") if key not in every_metric and key.name != "source"])
+    )
     common = section_keys(Queue, "queue")
     blocks["queue"] = f"{_table(common)}\n" + "".join(
         f"**kind {name}.** {_summary(kind)}\n\n{_table(own)}\n"
@@ -196,10 +206,10 @@ def _groups() -> str:
     defaults: dict[str, Any] = {}
     for entry in yaml.safe_load((conf_dir() / "config.yaml").read_text())["defaults"]:
         defaults |= entry if isinstance(entry, dict) else {}
-    rows = [
-        (f"`{group}`", f"`{_shown(defaults[group])}`", what, ", ".join(f"`{path.stem}`" for path in choices(group)))
-        for group, what in GROUPS.items()
-    ]
+    rows = []
+    for group, what in GROUPS.items():
+        default = f"`{_shown(defaults[group])}`" if group in defaults else "–"
+        rows.append((f"`{group}`", default, what, ", ".join(f"`{path.stem}`" for path in choices(group))))
     return _rows(("group", "default", "decides", "choices"), rows)
 
 

@@ -15,6 +15,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from sweep.model.limits import Limits
+from sweep.model.objectives import Objective
 from sweep.model.states import TrialStatus
 from sweep.model.summary import SweepState, TrialRow
 from trainer.contract import Report
@@ -35,7 +36,7 @@ def midway_state() -> SweepState:
     rows = [_row(trial, running.get(trial["number"])) for trial in RECORD["trials"][: moment["trials"]]]
     return SweepState(
         name="demo-1",
-        metric=METRIC,
+        objectives=(Objective(METRIC),),
         rows=tuple(rows),
         limits=Limits(trials=len(RECORD["trials"])),
         seconds=moment["seconds"],

@@ -47,7 +47,7 @@ FIXTURES = Path(__file__).resolve().parents[1] / "rooms_of_0_1"
 pytestmark = pytest.mark.usefixtures("warm")
 BINARY = {".pt", ".safetensors", ".pkl", ".db"}
 # What `sweep status` says since, of a room in which nothing is wrong.
-SINCE = {"waits": "", "unseen": "", "unsure": "", "notes": []}
+SINCE = {"waits": "", "unseen": "", "unsure": "", "notes": [], "metrics": [], "base_scores": {}, "problems": []}
 LIMITS_SINCE = {"first_alone": False, "needs_complete": True}
 JOBS = ["trial_room", "trial_wandb", "warm_store", "warm_wandb", "controller_store"]
 
@@ -92,12 +92,20 @@ def then(root: Path, name: str) -> Any:
     return {key: value for key, value in said.items() if key != "seconds"}
 
 
+def as_now(written: dict[str, Any]) -> dict[str, Any]:
+    """What `sweep status` of version 0.1 said, with what it says since."""
+    objective = {"name": written["metric"], "direction": "minimize"}
+    since = {**SINCE, "direction": "minimize", "objectives": [objective]}
+    return {**written, **since, "limits": {**written["limits"], **LIMITS_SINCE}}
+
+
 @pytest.mark.parametrize("name", ["finished", "halfway", "sqlite"])
 def test_a_room_is_read_as_the_version_that_wrote_it_read_it(restore: Any, name: str) -> None:
     root = restore(name)
     written = then(root, "status")
-    assert status(name) == {**written, **SINCE, "limits": {**written["limits"], **LIMITS_SINCE}}
-    assert json.loads(sweep("best", name, "--json").stdout) == then(root, "best")
+    assert status(name) == as_now(written)
+    objective = {"metric": written["metric"], "direction": "minimize", "metrics": {}, "base_scores": {}}
+    assert json.loads(sweep("best", name, "--json").stdout) == {**then(root, "best"), **objective}
     assert sweep("export", name, "-o", "-").stdout == (root / "export.yaml").read_text()
 
 
@@ -106,7 +114,7 @@ def test_a_room_in_a_store_is_read_and_left_as_it_was(restore: Any) -> None:
     url = f"file://{root}/stores/stored"
     before = {path: path.read_bytes() for path in (root / "stores").rglob("*") if path.is_file()}
     written = then(root, "status")
-    assert status(url) == {**written, **SINCE, "limits": {**written["limits"], **LIMITS_SINCE}}
+    assert status(url) == as_now(written)
     assert sweep("export", url, "-o", "-").stdout == (root / "export.yaml").read_text()
     assert {path: path.read_bytes() for path in (root / "stores").rglob("*") if path.is_file()} == before
 

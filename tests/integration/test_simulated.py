@@ -24,6 +24,7 @@ from sweep.errors import ConfigError
 from sweep.model.effects import Ask, Effect, Finish, Stop
 from sweep.model.identifiers import AttemptId
 from sweep.model.limits import Limits
+from sweep.model.objectives import Objective
 from sweep.model.states import Finished, Mode
 from sweep.queues.simulated.dispatcher import simulated_ports
 from sweep.queues.simulated.section import SimulationModel
@@ -58,7 +59,7 @@ def config(pruner: Any, seed: int = 1, sampler: Any = optuna.samplers.TPESampler
     return StudyConfig(
         name="s",
         space=parse_space(SPACE),
-        metric="val_loss",
+        objective=Objective("val_loss"),
         seed=seed,
         sampler=lambda number: sampler(seed=number),
         pruner=pruner,

@@ -27,6 +27,11 @@ def score_summary(scores: Mapping[str, float]) -> dict[str, float]:
     return {f"eval/{name}": value for name, value in scores.items()}
 
 
+def metric_summary(scores: Mapping[str, float]) -> dict[str, float]:
+    """What a trial measured while it trained, by its keys in a run's history and summary."""
+    return {f"metric/{name}": value for name, value in scores.items()}
+
+
 def exit_code(outcome: Outcome | None) -> int:
     """A run's exit code: 143 for a preempted attempt, 1 for one that failed or has no outcome, else 0."""
     if outcome is None or outcome.kind is OutcomeKind.FAILED:

@@ -40,7 +40,7 @@ from trainer.contract import (
 from trainer.room import Room, read_text, write_atomic
 from trainer.shortening import short_values
 from trainer.tracking.runs import await_others, declare_inputs, stop_cause
-from trainer.tracking.summary import exit_code, summary_of
+from trainer.tracking.summary import exit_code, metric_summary, summary_of
 
 _log = logging.getLogger(__name__)
 
@@ -104,6 +104,7 @@ class Tracker:
         row |= {"global_step": report.step, "tokens_per_second": report.tokens_per_second}
         row |= {"memory_gib": report.memory_gib} if report.memory_gib else {}
         row |= {"val_loss": report.val_loss} if report.val_loss is not None else {}
+        row |= metric_summary(report.scores)
         self._last |= row
         self._reports.append(encode(report))
         message = {REPORTS_KEY: self._message("reports", list(self._reports))} if self._tracking.checkpoint else {}
@@ -291,6 +292,7 @@ class Tracker:
             "milestone": last.get("milestone"),
             "loss": last.get("loss"),
             "val_loss": last.get("val_loss"),
+            **{key: value for key, value in last.items() if key.startswith("metric/")},
         }
         return {key: value for key, value in metadata.items() if value is not None}
 

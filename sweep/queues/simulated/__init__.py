@@ -54,12 +54,16 @@ class SimulatedBackend(Backend):
 
     def check(self, settings: Settings) -> None:
         from sweep.config.torchtune import has_key, value_at
+        from sweep.queues.simulated.scores import refusal
 
         queue = _section(settings.queue)
         if queue.workers is None or queue.slots == "auto":
             raise ConfigError("queue=simulated needs numbers for queue.workers and queue.slots")
         table, base = _table(queue), settings.torchtune
         table.check(settings.space, {key: value_at(base, key) for key in table.grid if has_key(base, key)})
+        for metric in settings.measured:
+            if reason := refusal(metric, table):
+                raise ConfigError(f"metric.{metric.name}: {reason}; take another metric, or another queue")
         if settings.metric == "val_loss" and not table.has_validation:
             raise ConfigError(f"objective.metric=val_loss: queue.table={queue.table} has no val_loss; set it to loss")
 

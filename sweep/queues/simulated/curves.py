@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
+from sweep.queues.simulated.scores import base_scores, recorded_scores, scores_of
 from sweep.queues.simulated.state import SimulatedAttempt
-from sweep.queues.simulated.tables import Table
+from sweep.queues.simulated.tables import CURVES, Table
 from trainer.contract import Report
 
 
@@ -16,7 +19,9 @@ class Curves:
     """
 
     def __init__(self, table: Table) -> None:
+        self._table = table
         self._milestones, self._has_validation = table.milestones, table.has_validation
+        self._has_scores = any(name not in CURVES for name in table.curves)
         self._tokens = table.curves["tokens"]
         # Lists, since each report reads single elements.
         self._curves: dict[str, list[list[float]]] = {name: curve.tolist() for name, curve in table.curves.items()}
@@ -41,7 +46,7 @@ class Curves:
         at, curves = milestone - 1, self._curves
         tokens = curves["tokens"][row]
         steps = curves.get("optimizer_steps")
-        return Report(
+        report = Report(
             milestone=milestone,
             step=int(steps[row][at]) if steps is not None else milestone,
             tokens=int(tokens[at]),
@@ -54,3 +59,11 @@ class Curves:
             val_loss=curves["val_loss"][row][at] if self._has_validation else None,
             final=milestone == self._milestones,
         )
+        spec = attempt.spec
+        if spec.metrics:
+            scores = scores_of(spec.metrics, self._table, row, report, spec.config)
+            base = base_scores(spec.metrics, self._table, report) if spec.measure_base else {}
+            return replace(report, scores=scores, base_scores=base)
+        if self._has_scores:
+            return replace(report, scores=recorded_scores(self._table, row, milestone))
+        return report

@@ -3,7 +3,7 @@
 The format is a `.npz` file (docs/simulated.md) with one row for each trial. One-dimensional arrays of numbers are
 hyperparameters; `seed` distinguishes rows of equal hyperparameters. Arrays of shape (trials, milestones) are `tokens`
 (label tokens seen, summed), `train_loss` and `grad_norm` (means since the last milestone), and `val_loss` if there is
-validation.
+validation. Any other array of that shape is a metric by its name; NaN: it was not measured there.
 
 Invariants: every combination of the grid's values has a row for every seed. A choice that the grid lacks is refused
 with its key; a number within an interval is read at the nearest point.
@@ -141,8 +141,9 @@ def load_table(path: str, columns: Mapping[str, str] = {}) -> Table:
     missing = [name for name in NEEDED if name not in arrays]
     if missing:
         raise ConfigError(f"queue.table={path} lacks {', '.join(missing)}; it has {', '.join(arrays)}")
-    curves = {name: arrays.pop(name) for name in CURVES if name in arrays}
-    shape = curves["tokens"].shape
+    shape = arrays["tokens"].shape
+    metrics = [name for name, array in arrays.items() if len(shape) == 2 and array.shape == shape]
+    curves = {name: arrays.pop(name) for name in dict.fromkeys((*CURVES, *metrics)) if name in arrays}
     if len(shape) != 2 or any(curve.shape != shape for curve in curves.values()):
         raise ConfigError(f"queue.table={path}: the curves must all have the shape (trials, milestones) of tokens")
     if any(array.shape != shape[:1] for array in arrays.values()):

@@ -9,12 +9,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
 from sweep.search.strategy.encoding import Axis, Floats
 from sweep.search.strategy.gaussian_process import GaussianProcess, condition_on_means, fit
-from sweep.search.strategy.kernel import Ints, KernelParameters, Points
+from sweep.search.strategy.kernel import Ints, KernelParameters, Points, noise
 from sweep.search.strategy.likelihood import DEFAULT, LikelihoodSearch
 from sweep.search.strategy.observations import (
     Observations,
@@ -84,8 +85,10 @@ def forecast(
     if observations is None:
         return None
     model = fit_model(observations)
+    if observations.variances:
+        observations = observations.smoothed(smooth(observations, model))
     ends = observations.ends(observations.trials)
-    y_end = np.array([observations.y[t.number][-1] if t.complete else math.inf for t in observations.trials])
+    y_end = np.array([observations.end_of(t) if t.complete else math.inf for t in observations.trials])
     complete = bool(observations.complete.any())
     if not complete:
         y_end, _ = model.predict(ends)
@@ -104,7 +107,40 @@ def fit_model(observations: Observations) -> GaussianProcess:
     ends = observations.ends([trial for trial, _ in reports])
     points = replace(ends, t=np.array([milestone / observations.milestones for _, milestone in reports]))
     y = np.array([observations.y[trial.number][milestone - 1] for trial, milestone in reports])
-    return fit(points, y, parameters)
+    return fit(points, y, parameters, known=_known(observations, reports))
+
+
+def smooth(observations: Observations, model: GaussianProcess) -> dict[int, Floats]:
+    """y of each trial less what the model takes for its known noise, by its number, shape (reports,).
+
+    Of the reports that the model is fitted to, that is their mean given all of these; another one is weighed against
+    what the model expects there.
+    """
+    assert model.known is not None
+    counts = [len(trial.losses) for trial in observations.trials]
+    at = observations.ends(observations.trials).rows(np.repeat(np.arange(len(counts)), counts))
+    places = np.concatenate([np.arange(1, count + 1) for count in counts])
+    at = replace(at, t=places / observations.milestones)
+    y = np.concatenate([observations.y[trial.number] for trial in observations.trials])
+    known = np.concatenate([observations.variances[trial.number] for trial in observations.trials])
+    mean, sd = model.predict(at)
+    expected = sd**2 + model.scale * noise(at.t, model.parameters)
+    less = y + (mean - y) * known / (known + expected)
+    rows = {(int(number), int(place)): row for row, (number, place) in enumerate(zip(at.trial, places, strict=True))}
+    fitted = [
+        rows[int(number), round(float(t) * observations.milestones)]
+        for number, t in zip(model.seen.trial, model.seen.t, strict=True)
+    ]
+    less[fitted] = model.y - model.known / model.scale * model.alpha
+    parts = np.split(less, np.cumsum(counts)[:-1])
+    return {trial.number: part for trial, part in zip(observations.trials, parts, strict=True)}
+
+
+def _known(observations: Observations, reports: Sequence[tuple[TrialData, int]]) -> Floats | None:
+    """The known variances of y at these reports; None if none is known."""
+    if not observations.variances:
+        return None
+    return np.array([observations.variances[trial.number][milestone - 1] for trial, milestone in reports])
 
 
 def kernel_parameters(observations: Observations) -> KernelParameters:
@@ -116,13 +152,15 @@ def kernel_parameters(observations: Observations) -> KernelParameters:
     reports = [(trial, mark) for trial in order for mark in reached[trial.number]][: policy.shape_reports]
     gaps = {number: observations.y[number][m[-1] - 1] - observations.best[m[-1] - 1] for number, m in reached.items()}
     rows = np.array([observations.rows[trial.number] for trial, _ in reports])
-    data = (
+    data: tuple[np.ndarray[Any, Any], ...] = (
         observations.x[rows],
         np.array([mark / observations.milestones for _, mark in reports]),
         rows,
         np.array([own_deviation(gaps[trial.number], policy) for trial, _ in reports]),
         np.array([observations.y[trial.number][mark - 1] for trial, mark in reports]),
     )
+    known = _known(observations, reports)
+    data = data if known is None else (*data, known)
     rounds = 2 if len(reports) < policy.shape_reports else 1
     return _most_likely(tuple(array.tobytes() for array in data), tuple(_column_groups(observations.axes)), rounds)
 
@@ -141,9 +179,11 @@ def _most_likely(data: tuple[bytes, ...], groups: tuple[tuple[int, ...], ...], r
     """The most likely parameters. The cache is what `Policy.shape_marks` is for: most reports leave the data as is.
 
     Args:
-        data: x, t, trial, own and y of the reports, as bytes, since arrays are no keys of a cache.
+        data: x, t, trial, own and y of the reports, and known variances of y if there are any, as bytes, since arrays
+            are no keys of a cache.
     """
     x, t, own, y = (np.frombuffer(data[k]) for k in (0, 1, 3, 4))
     n = len(t)
     seen = Points(x.reshape(n, -1), t, np.frombuffer(data[2], dtype=np.int64), np.zeros((n, 0)), own)
-    return LikelihoodSearch(seen, y, DEFAULT, groups).run(rounds)
+    known = np.frombuffer(data[5]) if len(data) > 5 else None
+    return LikelihoodSearch(seen, y, DEFAULT, groups, known).run(rounds)

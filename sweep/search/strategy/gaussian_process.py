@@ -31,6 +31,8 @@ Machine Learning, 2006. Pausing trials by a joint process over hyperparameters a
 Freeze-Thaw Bayesian Optimization, 2014. The additive part says that the best learning rate depends little on the rank
 until the data say otherwise.
 
+A metric that is a mean over few rows has a known variance beside σ² K: it enters the diagonal in units of y.
+
 Invariants: pure and deterministic. A trial far worse than the best at its milestone has a large o: how bad it is says
 little about where the optimum is, and must not bend the surface there.
 """
@@ -44,6 +46,9 @@ import numpy as np
 from scipy.linalg.lapack import dpotrf, dpotrs, dtrtrs
 
 from sweep.search.strategy.kernel import Floats, KernelParameters, Pairs, Points, covariance, noise, pairs, variance
+
+# Scales that are tried where variances are known, as shares of the scale that explains everything without them.
+SCALES = (1.0, 0.5, 0.25, 0.1, 0.03, 0.01)
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,7 @@ class GaussianProcess:
         alpha: K⁻¹ (y - c), shape (n,).
         ones: K⁻¹ 1, shape (n,), for the flat prior on c.
         evidence: the log likelihood, up to a constant.
+        known: known variances of y beside the noise of a report, shape (n,); None: none is known.
     """
 
     seen: Points
@@ -70,6 +76,7 @@ class GaussianProcess:
     alpha: Floats
     ones: Floats
     evidence: float
+    known: Floats | None = None
 
     def predict(self, at: Points, against: Points | None = None) -> tuple[Floats, Floats]:
         """Mean and standard deviation of y without the noise of a report, each of shape (len(at),).
@@ -91,18 +98,48 @@ class GaussianProcess:
         return mean, np.sqrt(self.scale * np.maximum(var, 1e-10))
 
 
-def fit(seen: Points, y: Floats, parameters: KernelParameters, among: Pairs | None = None) -> GaussianProcess:
+def fit(
+    seen: Points, y: Floats, parameters: KernelParameters, among: Pairs | None = None, known: Floats | None = None
+) -> GaussianProcess:
     """The process with these parameters, with the scale that maximises the likelihood; c is integrated out.
 
     Args:
         among: the pairs of `seen` with itself, if they are computed already.
+        known: known variances of y beside the noise of a report, shape (n,). They are in units of y, and all others in
+            units of the scale, which is then searched for.
 
     Raises:
         LinAlgError: the covariance is not positive definite.
     """
-    n = len(y)
     cov = covariance(among or pairs(seen, seen), parameters)
-    cov[np.diag_indices(n)] += noise(seen.t, parameters)
+    cov[np.diag_indices(len(y))] += noise(seen.t, parameters)
+    without = _solved(seen, y, parameters, cov)
+    if known is None:
+        return without
+    tried = [without.scale * share for share in SCALES]
+    return max((_with_known(seen, y, parameters, cov, known, scale) for scale in tried), key=lambda one: one.evidence)
+
+
+def _with_known(
+    seen: Points, y: Floats, parameters: KernelParameters, cov: Floats, known: Floats, scale: float
+) -> GaussianProcess:
+    """The process with this scale and known variances.
+
+    Args:
+        cov: the covariance of y in units of the scale, without the known variances.
+    """
+    noisy = cov.copy()
+    noisy[np.diag_indices(len(y))] += known / scale
+    solved, n = _solved(seen, y, parameters, noisy), len(y)
+    misfit = float((y - solved.centre) @ solved.alpha) + 0.04
+    at_its_own = 0.5 * n * math.log(solved.scale)
+    evidence = solved.evidence + at_its_own - 0.5 * (n + 2.0) * math.log(scale) - 0.5 * misfit / scale
+    return replace(solved, scale=scale, evidence=evidence, known=known)
+
+
+def _solved(seen: Points, y: Floats, parameters: KernelParameters, cov: Floats) -> GaussianProcess:
+    """The process whose observations have this covariance, in units of the scale, which maximises the likelihood."""
+    n = len(y)
     chol, failed = dpotrf(cov, lower=1, clean=1)
     if failed:
         raise np.linalg.LinAlgError(f"the covariance of {n} reports is not positive definite")
@@ -123,5 +160,10 @@ def condition_on_means(model: GaussianProcess, at: Points) -> GaussianProcess:
     optimization, 2010.
     """
     mean, _ = model.predict(at)
-    fitted = fit(model.seen.with_rows(at), np.concatenate([model.y, mean]), model.parameters)
-    return replace(fitted, scale=model.scale)
+    seen, y = model.seen.with_rows(at), np.concatenate([model.y, mean])
+    if model.known is None:
+        return replace(fit(seen, y, model.parameters), scale=model.scale)
+    cov = covariance(pairs(seen, seen), model.parameters)
+    cov[np.diag_indices(len(y))] += noise(seen.t, model.parameters)
+    known = np.concatenate([model.known, np.zeros(len(at))])
+    return _with_known(seen, y, model.parameters, cov, known, model.scale)

@@ -36,12 +36,14 @@ class LikelihoodSearch:
     Args:
         start: gives the parameters that are not searched.
         groups: coordinates that share a length scale: those of one parameter.
+        known: known variances of y, see `fit`.
     """
 
     seen: Points
     y: Floats
     start: KernelParameters
     groups: Sequence[Sequence[int]]
+    known: Floats | None = None
     _among: Pairs = field(init=False)
     _values: dict[KernelParameters, float] = field(default_factory=dict)
 
@@ -83,7 +85,7 @@ class LikelihoodSearch:
         parameters = self._parameters(at)
         if parameters not in self._values:
             away = sum((a - b) ** 2 for a, b in zip(at, self._origin, strict=True))
-            evidence = fit(self.seen, self.y, parameters, self._among).evidence
+            evidence = fit(self.seen, self.y, parameters, self._among, self.known).evidence
             self._values[parameters] = evidence - STEP_COST * away
         return self._values[parameters]
 

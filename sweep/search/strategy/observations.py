@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +30,7 @@ class TrialData:
         features: numbers that predict further progress (see `trial_data`), empty if they are not used.
         running: it is being trained, so that its end will be known without a decision.
         complete: its last loss is that of its end.
+        variances: known variances of the logarithms of the losses; empty: none is known.
     """
 
     number: int
@@ -38,6 +39,7 @@ class TrialData:
     features: tuple[float, ...] = ()
     running: bool = False
     complete: bool = False
+    variances: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,10 @@ class Observations:
         ranked: losses of all trials at each milestone (from 0), ascending.
         features: how many features each trial has.
         fruitless: complete trials in a row, the newest ones, that were no better than an earlier one.
+        variances: known variances of y of each trial by its number, shape (reports,); empty: none is known.
+        smooth: if variances are known, y less what the model takes for that noise; empty before the model is fitted.
+            Trials are then compared by it, so that a lucky measurement makes none a contender.
+        smooth_best: the smallest of that at each milestone (from index 0).
     """
 
     trials: tuple[TrialData, ...]
@@ -74,6 +80,29 @@ class Observations:
     ranked: Mapping[int, Floats]
     features: int
     fruitless: int
+    variances: Mapping[int, Floats] = field(default_factory=dict)
+    smooth: Mapping[int, Floats] = field(default_factory=dict)
+    smooth_best: Floats = field(default_factory=lambda: np.zeros(0))
+
+    def smoothed(self, means: Mapping[int, Floats]) -> Observations:
+        """The same observations, with y less what the model takes for known noise.
+
+        Args:
+            means: of each trial by its number, shape (reports,).
+        """
+        longest = max(map(len, means.values()))
+        columns = [np.array([mean[at] for mean in means.values() if len(mean) > at]) for at in range(longest)]
+        return replace(
+            self,
+            smooth=means,
+            smooth_best=np.array([column.min() for column in columns]),
+            ranked={at: np.sort(column) for at, column in enumerate(columns)},
+            fruitless=fruitless([float(means[t.number][-1]) for t in self.trials if t.complete], self.policy),
+        )
+
+    def end_of(self, trial: TrialData) -> float:
+        """y of an observed trial at its last report, without noise if that is known."""
+        return float(self.smooth[trial.number][-1] if self.smooth else self.y[trial.number][-1])
 
     def ends(self, trials: Sequence[TrialData]) -> Points:
         """The ends of trials, observed or not, as points."""
@@ -95,17 +124,22 @@ class Observations:
         """The compressed gap of a trial at its last milestone; 0 without reports."""
         if not trial.losses:
             return 0.0
+        if trial.number in self.smooth:
+            return float(self.smooth[trial.number][-1] - self.smooth_best[len(trial.losses) - 1])
         gap = log_loss(trial.losses[-1], self.worst) - float(self.best[len(trial.losses) - 1])
         linear = self.policy.linear_gap
         return gap if gap < linear else linear * (1.0 + math.log(gap / linear))  # as `compress`, of one number
 
     def final_gap(self, trial: TrialData) -> float:
         """The compressed gap of an observed trial at its last milestone, from the compressed log losses."""
+        if self.smooth:
+            return self.gap(trial)
         return float(self.y[trial.number][-1] - self.best[len(trial.losses) - 1])
 
     def rank(self, trial: TrialData, milestone: int) -> tuple[int, int]:
         """How many trials were better at a milestone, and how many have reached it."""
-        losses, loss = self.ranked[milestone - 1], trial.losses[milestone - 1]
+        losses = self.ranked[milestone - 1]
+        loss = float(self.smooth[trial.number][milestone - 1]) if self.smooth else trial.losses[milestone - 1]
         return int(np.searchsorted(losses, loss if math.isfinite(loss) else math.inf)), len(losses)
 
     def loss_of_end(self, y: float) -> float:
@@ -129,6 +163,7 @@ def observe(
     worst = max(finite)
     best, compressed = compressed_losses(seen, worst, milestones, policy)
     y = {trial.number: row[: len(trial.losses)] for trial, row in zip(seen, compressed, strict=True)}
+    known = any(trial.variances for trial in seen)
     return Observations(
         trials=tuple(seen),
         axes=axes,
@@ -144,7 +179,18 @@ def observe(
         ranked=ranked_losses(seen),
         features=max((len(trial.features) for trial in seen), default=0),
         fruitless=fruitless([float(y[trial.number][-1]) for trial in seen if trial.complete], policy),
+        variances={t.number: _compressed_variances(t, y[t.number], best, policy) for t in seen} if known else {},
     )
+
+
+def _compressed_variances(trial: TrialData, y: Floats, best: Floats, policy: Policy) -> Floats:
+    """The known variances of a trial's compressed log losses: beyond `Policy.linear_gap` they shrink as gaps do."""
+    if not trial.variances:
+        return np.zeros(len(y))
+    beyond = np.maximum(0.0, (y - best[: len(y)]) / policy.linear_gap - 1.0)
+    slope = np.exp(-beyond)  # of linear (1 + log(gap / linear)), in terms of its value
+    variances: Floats = np.array(trial.variances) * slope**2
+    return variances
 
 
 def compress(gap: Floats, policy: Policy) -> Floats:

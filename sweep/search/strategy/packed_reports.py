@@ -1,18 +1,20 @@
 """The reports of a trial that has ended, in a third of the memory.
 
-Invariants: pure. The sequence equals the one that it was made of, element by element; each access makes a new `Report`,
+Invariants: pure. What no strategy reads, the problems of metrics and the base's scores, is left out; for the rest the
+sequence equals the one that it was made of, element by element; each access makes a new `Report`,
 except for the last one, which strategies read most.
 """
 
 from __future__ import annotations
 
+import math
 from array import array
 from collections.abc import Iterable, Sequence
 from typing import overload
 
 from trainer.contract import Report
 
-FIELDS = 12  # numbers for each report
+FIELDS = 12  # numbers for each report, beside its metrics
 FINAL, NO_VAL_LOSS = 1, 2  # bits of the last of them
 
 
@@ -23,17 +25,24 @@ class PackedReports(Sequence[Report]):
         reports: in order.
     """
 
-    __slots__ = ("_last", "_numbers")
+    __slots__ = ("_last", "_metrics", "_numbers")
 
     def __init__(self, reports: Iterable[Report]) -> None:
         self._numbers = array("d")
-        self._last: Report | None = None
+        reports = tuple(reports)
+        self._last: Report | None = reports[-1] if reports else None
+        self._metrics = tuple(sorted({name for report in reports for name in report.scores}))
         for report in reports:
             self._numbers.extend(_pack(report))
-            self._last = report
+            self._numbers.extend(report.scores.get(name, math.nan) for name in self._metrics)
 
     def __len__(self) -> int:
-        return len(self._numbers) // FIELDS
+        return len(self._numbers) // self._width
+
+    @property
+    def _width(self) -> int:
+        """Numbers for each report: those of every report, and the metrics that any of them has."""
+        return FIELDS + len(self._metrics)
 
     @overload
     def __getitem__(self, index: int) -> Report: ...
@@ -49,7 +58,7 @@ class PackedReports(Sequence[Report]):
             raise IndexError(index)
         if at == len(self) - 1 and self._last is not None:
             return self._last
-        return _unpack(self._numbers[at * FIELDS : (at + 1) * FIELDS])
+        return _unpack(self._numbers[at * self._width : (at + 1) * self._width], self._metrics)
 
     def __eq__(self, other: object) -> bool:
         return tuple(self) == tuple(other) if isinstance(other, Sequence) else NotImplemented
@@ -79,8 +88,9 @@ def _pack(report: Report) -> tuple[float, ...]:
     )
 
 
-def _unpack(numbers: Sequence[float]) -> Report:
+def _unpack(numbers: Sequence[float], metrics: Sequence[str]) -> Report:
     flags = int(numbers[11])
+    scores = {name: value for name, value in zip(metrics, numbers[FIELDS:], strict=True) if not math.isnan(value)}
     return Report(
         milestone=int(numbers[0]),
         step=int(numbers[1]),
@@ -94,4 +104,5 @@ def _unpack(numbers: Sequence[float]) -> Report:
         memory_gib=numbers[9],
         val_loss=None if flags & NO_VAL_LOSS else numbers[10],
         final=bool(flags & FINAL),
+        scores=scores,
     )

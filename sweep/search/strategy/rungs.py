@@ -10,6 +10,7 @@ from bisect import bisect_left, insort
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from sweep.model.objectives import Objective
 from sweep.search.strategy.protocol import Curve, CurveStatus
 from trainer.contract import Report
 
@@ -19,11 +20,11 @@ class Rung:
     """The trials that have reported at one milestone. A value that is missing or not finite counts as infinite.
 
     Args:
-        reached: value and number of each of these trials, best first, ties by number.
+        reached: minimised value and number of each of these trials, best first, ties by number.
         paused: those of them whose last report is at this milestone and that are paused.
     """
 
-    metric: str
+    objective: Objective
     milestone: int
     reached: list[tuple[float, int]] = field(default_factory=list)
     paused: list[tuple[float, int]] = field(default_factory=list)
@@ -54,8 +55,8 @@ class Rung:
             return None
         reports = curve.reports
         if len(reports) >= at and reports[at - 1].milestone == at:  # no report is missing: no search is needed
-            return finite(reports[at - 1], self.metric), curve.number
-        return next(((finite(r, self.metric), curve.number) for r in reports if r.milestone == at), None)
+            return finite(reports[at - 1], self.objective), curve.number
+        return next(((finite(r, self.objective), curve.number) for r in reports if r.milestone == at), None)
 
 
 class RankedCurves(dict[int, Curve]):
@@ -66,7 +67,7 @@ class RankedCurves(dict[int, Curve]):
 
     def __init__(self) -> None:
         super().__init__()
-        self._rungs: dict[tuple[str, int], Rung] = {}
+        self._rungs: dict[tuple[Objective, int], Rung] = {}
 
     def __setitem__(self, number: int, curve: Curve) -> None:
         old = self.get(number)
@@ -74,26 +75,26 @@ class RankedCurves(dict[int, Curve]):
         for rung in self._rungs.values():
             rung.change(old, curve)
 
-    def rung(self, metric: str, milestone: int) -> Rung:
-        if (metric, milestone) not in self._rungs:
-            self._rungs[metric, milestone] = rung_of(dict(self), metric, milestone)
-        return self._rungs[metric, milestone]
+    def rung(self, objective: Objective, milestone: int) -> Rung:
+        if (objective, milestone) not in self._rungs:
+            self._rungs[objective, milestone] = rung_of(dict(self), objective, milestone)
+        return self._rungs[objective, milestone]
 
 
-def rung_of(curves: Mapping[int, Curve], metric: str, milestone: int) -> Rung:
+def rung_of(curves: Mapping[int, Curve], objective: Objective, milestone: int) -> Rung:
     """The rung at a milestone, not to be changed. `RankedCurves` keep it; for any other mapping it is sorted now."""
     if isinstance(curves, RankedCurves):
-        return curves.rung(metric, milestone)
-    rung = Rung(metric, milestone)
+        return curves.rung(objective, milestone)
+    rung = Rung(objective, milestone)
     for curve in curves.values():
         rung.change(None, curve)
     return rung
 
 
-def finite(report: Report, metric: str) -> float:
-    """The value of a report; infinity if it is missing or not finite."""
-    value = getattr(report, metric)
-    return math.inf if value is None or not math.isfinite(value) else float(value)
+def finite(report: Report, objective: Objective) -> float:
+    """The minimised value of a report; infinity if it is missing or not finite."""
+    value = objective.of(report)
+    return float(value) if math.isfinite(value) else math.inf
 
 
 def _exchange(ranks: list[tuple[float, int]], old: tuple[float, int] | None, new: tuple[float, int] | None) -> None:

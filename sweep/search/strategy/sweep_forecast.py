@@ -14,6 +14,7 @@ import numpy as np
 from sweep.search.strategy.acquisition import Acquisition, acquisition
 from sweep.search.strategy.encoding import Floats, axes_of, encode
 from sweep.search.strategy.forecast import forecast
+from sweep.search.strategy.measure import Measure
 from sweep.search.strategy.observations import TrialData
 from sweep.search.strategy.protocol import Curve, CurveStatus
 from sweep.search.strategy.trial_data import CurveNumbers, trial_data
@@ -27,7 +28,7 @@ class SweepForecast:
     """What the next steps of a sweep are worth.
 
     Args:
-        milestones: the number of reports of a trial that runs to its end.
+        milestones: the number of measurements of a trial that runs to its end.
         trials: the data of all trials that have not failed, by number.
     """
 
@@ -103,7 +104,7 @@ class SweepForecast:
         return waiting
 
     def _remaining(self, number: int) -> int:
-        return self.milestones - len(self.curves[number].reports)
+        return self.milestones - len(self.trials[number].losses)
 
     def _worker_speeds(self) -> WorkerSpeeds | None:
         """None if no worker is known to be faster than another."""
@@ -125,11 +126,11 @@ class ForecastCache:
     """The last forecast, kept until a trial reports or ends.
 
     Args:
-        metric: see `trial_data.loss_of`.
+        measure: how the objective is read.
         with_features: whether features are used.
     """
 
-    metric: str
+    measure: Measure
     with_features: bool
     _key: object = None
     _trials: dict[int, TrialData] = field(default_factory=dict)
@@ -137,7 +138,11 @@ class ForecastCache:
     _numbers: CurveNumbers = field(init=False)
 
     def __post_init__(self) -> None:
-        self._numbers = CurveNumbers(self.metric)
+        self._numbers = CurveNumbers(self.measure)
+
+    def losses(self, curve: Curve, milestones: int) -> tuple[float, ...]:
+        """The losses of a curve's measurements."""
+        return self._numbers.read(curve, milestones)[0]
 
     def get(self, curves: Mapping[int, Curve], milestones: int, judged: int | None = None) -> SweepForecast | None:
         """The forecast of a sweep; None if too little is observed.
@@ -147,15 +152,16 @@ class ForecastCache:
         """
         ends = [(n, len(c.reports), c.status if c.status in ENDED else None) for n, c in sorted(curves.items())]
         if self._key != (milestones, ends):
-            self._trials = trial_data(curves, self.metric, self.with_features, self._numbers)
+            self._trials = trial_data(curves, milestones, self.with_features, self._numbers)
             axes = axes_of([trial.params for trial in self._trials.values()])
-            fitted = forecast(list(self._trials.values()), axes, milestones)
+            fitted = forecast(list(self._trials.values()), axes, self.measure.positions(milestones))
             self._acquisition = acquisition(fitted) if fitted is not None else None
             self._key = (milestones, ends)
         if self._acquisition is None:
             return None
         running = [self._trials[n] for n, c in curves.items() if c.status is CurveStatus.RUNNING and n != judged]
-        return SweepForecast(curves, milestones, self._trials, self._acquisition.assuming(running))
+        positions = self.measure.positions(milestones)
+        return SweepForecast(curves, positions, self._trials, self._acquisition.assuming(running))
 
 
 def sample_points(existing: Floats, count: int) -> Floats:

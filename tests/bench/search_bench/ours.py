@@ -9,6 +9,7 @@ from dataclasses import replace
 import optuna
 
 from sweep.model.facts import Verdict
+from sweep.model.objectives import Objective
 from sweep.model.states import Ruling
 from sweep.search.forecast_sampler import ForecastSampler
 from sweep.search.history import History
@@ -30,7 +31,7 @@ class OurMethod:
     def __init__(self, table: Table, sampler: optuna.samplers.BaseSampler, strategy: Strategy) -> None:
         self._table, self._strategy = table, strategy
         self._study = filtered(optuna.create_study(sampler=sampler), sampler)
-        self._history = History(None)
+        self._history = History(None, Objective("val_loss"))
         self.last: Verdict | None = None
         self._open: dict[int, optuna.Trial] = {}
         self._curves: dict[int, Curve] = {}

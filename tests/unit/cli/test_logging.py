@@ -20,6 +20,7 @@ from sweep.cli.line_log import EvaluationLog, LineLog
 from sweep.cli.live_view import LiveView
 from sweep.cli.main import main
 from sweep.model.effects import Assign, Cancel, Drain, StartWorkers, Stop, Tell
+from sweep.model.objectives import Objective
 from sweep.model.states import Ending
 from tests.helpers.tables import write_table
 from trainer import logs
@@ -46,7 +47,7 @@ def as_before(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def log() -> LineLog:
     facts = SimpleNamespace(best_trial=3, best=1.5)
     study = SimpleNamespace(facts=lambda: facts, params=lambda trial: {"optimizer.lr": 0.001})
-    return LineLog(cast(Any, study), "loss")
+    return LineLog(cast(Any, study), Objective("loss"))
 
 
 def lines(text: str) -> list[tuple[str, str]]:

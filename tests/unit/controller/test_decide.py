@@ -218,7 +218,7 @@ LEFT = "it was paused, and not promoted before the end"
         ),
         pytest.param(
             view(trial(0, attempt(COMPLETED), objective=float("nan"))),
-            [Tell(0, Ending.FAIL, "its final report has no finite number to minimise (objective)"), ASK],
+            [Tell(0, Ending.FAIL, "its final report has no finite number of the objective"), ASK],
             id="a trial without a finite objective is never told COMPLETE",
         ),
         pytest.param(

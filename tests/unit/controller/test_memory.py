@@ -20,6 +20,7 @@ from sweep.controller.loop import Controller
 from sweep.controller.ports import Ports
 from sweep.model.effects import Effect, Tell
 from sweep.model.limits import Limits
+from sweep.model.objectives import Objective
 from sweep.model.states import Finished, Mode
 from sweep.queues.simulated.dispatcher import SimulatedChannel, SimulatedClock, SimulatedDispatcher
 from sweep.queues.simulated.recorder import world_of
@@ -66,7 +67,7 @@ def grown(folder: Path, pruner: BasePruner | Strategy) -> tuple[float, float]:
     config = StudyConfig(
         name="s",
         space=parse_space(SPACE),
-        metric="val_loss",
+        objective=Objective("val_loss"),
         seed=0,
         sampler=lambda seed: RandomSampler(seed=seed),
         pruner=pruner,

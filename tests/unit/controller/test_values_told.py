@@ -143,7 +143,7 @@ def test_a_value_that_is_no_number_is_never_told_as_complete(rooms: Path, loss: 
     played.report(1, 2.7)
     played.report(2, loss, final=True)
     played.end(COMPLETED)
-    reason = "its final report has no finite number to minimise (objective)"
+    reason = "its final report has no finite number of the objective"
     assert Tell(0, Ending.FAIL, reason) in played.rounds()
     assert played.study.frozen()[0].intermediate_values == {1: 2.7}
 

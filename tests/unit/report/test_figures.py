@@ -14,7 +14,7 @@ from optuna.trial import TrialState, create_trial
 from sweep.report.axes import Axis, axes_of, points_of, value_axis
 from sweep.report.figures import plots
 from sweep.report.plot import PRUNED, SCALE, colour_at
-from sweep.report.trial_plots import ABSENT_SHARE, PRUNED_SHARE, parallel_figure, slice_figure, upper_limit
+from sweep.report.trial_plots import ABSENT_SHARE, PRUNED_SHARE, parallel_figure, slice_figure, worst_limit
 from tests.helpers.recorded import METRIC, finished_study
 
 RATE = FloatDistribution(1e-4, 1e-2, log=True)
@@ -66,7 +66,7 @@ def test_points_are_the_complete_and_the_pruned_trials_with_a_value() -> None:
         (2, True, 3.5),
         (3, True, 5.0),
     ]
-    assert [point.highest for point in points] == [4.0, 3.0, 3.5, 5.0]
+    assert [point.worst for point in points] == [4.0, 3.0, 3.5, 5.0]
 
 
 @pytest.mark.parametrize(
@@ -111,9 +111,9 @@ def test_colours_of_the_scale(share: float, colour: str) -> None:
 
 def test_a_slice_shows_pruned_trials_in_grey_within_the_axis() -> None:
     points = points_of(STUDY)
-    assert upper_limit(points) == 4.0, "the highest value that a complete trial has ever reported"
-    assert upper_limit(points[:2]) == 2.0, "without a pruned trial, of the values that count"
-    assert upper_limit(points[2:]) == 5.0
+    assert worst_limit(points) == 4.0, "the worst value that a complete trial has ever reported"
+    assert worst_limit(points[:2]) == 2.0, "without a pruned trial, of the values that count"
+    assert worst_limit(points[2:]) == 5.0
     pruned, complete = slice_figure(axis("optimizer.lr"), points, METRIC).data
     assert (pruned.marker.color, list(pruned.y), list(pruned.marker.symbol)) == (
         PRUNED,

@@ -12,6 +12,7 @@ import pytest
 
 import sweep.report
 from sweep.controller.ledger import Entry, read_ledger
+from sweep.model.objectives import Objective
 from sweep.model.states import TrialStatus
 from sweep.model.summary import SweepState, TrialRow
 from sweep.report.html import page
@@ -71,7 +72,7 @@ def reasons(text: str) -> dict[int, str]:
 ENDED = "it was paused, and not promoted before the end"
 STATE = SweepState(
     "s",
-    "val_loss",
+    (Objective("val_loss"),),
     (
         row(0, "complete", 1.0, "it has reached its end"),
         row(1, "pruned", 2.0, ENDED),
@@ -159,7 +160,7 @@ def test_nothing_of_a_user_s_becomes_markup() -> None:
     )
     entries = (Entry(1, EVIL, 1, 2.0, 10, EVIL, {EVIL: 1.0}),)
     plots = (Plot(EVIL, EVIL, (FIGURE,), (LegendEntry("point", EVIL),)), Plot("Importance", "", missing=EVIL))
-    text = page(SweepState(EVIL, "val_loss", rows), plots, entries)
+    text = page(SweepState(EVIL, (Objective("val_loss"),), rows), plots, entries)
     assert Page(text).attributes("img", "src") == []
     assert "<img" not in text
     assert "<script>alert" not in text
@@ -174,7 +175,7 @@ def test_a_numeric_column_sorts_by_the_number_and_not_by_its_text() -> None:
         TrialRow(1, TrialStatus.FAILED, {}, None, ""),
         TrialRow(2, TrialStatus.FAILED, {}, float("nan"), ""),
     )
-    text = page(SweepState("s", "val_loss", rows), ())
+    text = page(SweepState("s", (Objective("val_loss"),), rows), ())
     section = text[text.index('<section id="all-trials">') :]
     assert '<td class="number" data-value="1.23456">1.2346</td>' in section
     assert '<td class="number" data-value="12345">12,345</td>' in section
@@ -201,5 +202,5 @@ def test_a_ledger_of_somebody_else_s_making_is_numbers_and_text(tmp_path: Path) 
     (tmp_path / "ledger.jsonl").write_text("\n".join(lines) + "\n")
     entries = read_ledger(room)
     assert [(entry.trial, entry.ruling) for entry in entries] == [(1, script)]
-    state = SweepState(script, "val_loss", (row(1, "pruned", 2.0, script),))
+    state = SweepState(script, (Objective("val_loss"),), (row(1, "pruned", 2.0, script),))
     assert page(state, entries=entries).count(script) == 0

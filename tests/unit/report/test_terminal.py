@@ -15,6 +15,7 @@ from rich.console import Console, RenderableType
 
 from sweep.model.facts import WorkerFacts
 from sweep.model.limits import Limits
+from sweep.model.objectives import Objective
 from sweep.model.states import JobState, TrialStatus
 from sweep.model.summary import SweepState, TrialRow
 from sweep.report.formatting import (
@@ -189,7 +190,7 @@ def row(number: int, state: str, *values: float | None, **more: Any) -> TrialRow
 
 def sweep(*rows: TrialRow, workers: tuple[WorkerFacts, ...] = (), **more: Any) -> SweepState:
     limits = more.pop("limits", Limits(trials=24))
-    return SweepState("demo-1", "val_loss", rows, workers, limits, 75.0, 4000, **more)
+    return SweepState("demo-1", (Objective("val_loss"),), rows, workers, limits, 75.0, 4000, **more)
 
 
 def shown(drawn: RenderableType, width: int = 100) -> str:
@@ -294,7 +295,7 @@ def test_nothing_that_a_user_names_is_parsed_as_markup() -> None:
         TrialRow(1, TrialStatus.COMPLETE, MARKUP, value=1.0, scores={"[/score]": 0.5}),
     )
     pending = WorkerFacts("w0001", 0, JobState.PENDING, reason="[/QOS]")
-    state = SweepState("[/s]", "val_loss", rows, workers=(pending,))
+    state = SweepState("[/s]", (Objective("val_loss"),), rows, workers=(pending,))
     live = shown(live_view(state, ["[/event]"], 40), 140)
     table = shown(trials_table(state, rows), 140)
     workers = shown(workers_table(state, {"w0001": "/rooms/[/x]/log"}), 140)
@@ -311,7 +312,7 @@ def test_counts_stay_on_one_line_of_the_live_view() -> None:
     assert "2 complete  1 pruned  1 failed" in shown(live_view(MIXED, [], 40))
 
 
-@pytest.mark.parametrize(("height", "count"), [(24, 5), (40, 21), (17, 1), (0, 1)])
+@pytest.mark.parametrize(("height", "count"), [(24, 4), (40, 20), (17, 1), (0, 1)])
 def test_live_view_shows_the_last_events_that_fit(height: int, count: int) -> None:
     events = [f"event {index} [/no markup]" for index in range(50)]
     lines = [line for line in shown(live_view(MIXED, events, height)).splitlines() if "event" in line]
@@ -373,8 +374,8 @@ def test_counts_text(state: SweepState, text: str) -> None:
 
 
 def test_ranked_puts_complete_trials_first_and_values_before_none() -> None:
-    assert [row.number for row in ranked(MIXED.rows)] == [1, 0, 6, 5, 2, 3, 4]
-    assert ranked([]) == []
+    assert [row.number for row in ranked(MIXED.rows, MIXED.objective)] == [1, 0, 6, 5, 2, 3, 4]
+    assert ranked([], MIXED.objective) == []
 
 
 def test_curve_leaves_out_milestones_without_a_value() -> None:
@@ -415,7 +416,7 @@ def job(name: str, **more: Any) -> WorkerFacts:
 )
 def test_a_cluster_s_workers_have_a_job_and_a_node(worker: WorkerFacts, status: str) -> None:
     with_job = dataclasses.replace(worker, handle="12_3", node="n7")
-    text = shown(workers_table(SweepState("s", "loss", (), workers=(with_job,)), {"w0001": "/room/log"}))
+    text = shown(workers_table(SweepState("s", (Objective("loss"),), (), workers=(with_job,)), {"w0001": "/room/log"}))
     for part in ("job", "node", "12_3", "n7", status, "/room/log"):
         assert part in text
 
@@ -426,7 +427,7 @@ def test_pending_jobs_are_counted_by_their_reason() -> None:
     assert waiting_text(workers) == "2 jobs pending: a"
     assert waiting_text((*workers, job("w0004", reason="b", **waits))) == "2 jobs pending: a; 1 job pending: b"
     assert waiting_text(workers[:1]) == ""
-    assert "2 jobs pending: a" in shown(live_view(SweepState("s", "loss", (), workers=workers), [], 30))
+    assert "2 jobs pending: a" in shown(live_view(SweepState("s", (Objective("loss"),), (), workers=workers), [], 30))
 
 
 # --- texts that are not ours ----------------------------------------------------------------------------------------
@@ -436,7 +437,7 @@ def test_pending_jobs_are_counted_by_their_reason() -> None:
 def test_no_text_is_markup_or_moves_the_cursor(text: str) -> None:
     row = TrialRow(0, TrialStatus.RUNNING, {"x": text}, reason=text, worker=text)
     worker = WorkerFacts(text, 0, JobState.PENDING, handle=text, node=text, reason=text)
-    state = SweepState(text, "val_loss", (row,), workers=(worker,))
+    state = SweepState(text, (Objective("val_loss"),), (row,), workers=(worker,))
     out = PlainConsole(width=400)
     with out.capture() as captured:
         out.print(text)

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sweep.model.objectives import Objective
 from sweep.model.states import Ruling
 from sweep.search.curves import Curves
 from sweep.search.strategy.halving import AsynchronousHalving
@@ -103,10 +104,10 @@ def test_a_trial_that_is_begun_anew_leaves_its_rungs() -> None:
     found = kept.verdict(2)
     assert found is not None
     assert (found.basis["reached"], found.basis["bar"]) == (2.0, 2.0)
-    assert rung_of({}, "loss", 1).reached == []
+    assert rung_of({}, Objective("loss"), 1).reached == []
 
 
 @pytest.mark.parametrize("arguments", [{"min_resource": 0}, {"reduction_factor": 1}])
 def test_what_makes_no_rungs_is_refused(arguments: dict[str, int]) -> None:
     with pytest.raises(ValueError, match="must be"):
-        AsynchronousHalving("loss", **arguments)
+        AsynchronousHalving("loss", **arguments)  # type: ignore[arg-type]
