@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import subprocess
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,7 @@ def probe_data(settings: Settings, prefork: PreforkServer | None = None, speed: 
         "directory": settings.directory,
         "components": settings.recipe.components,
         "cases": _cases(settings),
+        "metrics": [asdict(metric) for metric in settings.measured],
         "device_here": settings.queue.on_this_machine,
         "speed": speed,
     }

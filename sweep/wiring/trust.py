@@ -19,6 +19,8 @@ from trainer.room import Room
 
 # Keys of the section `evaluate` that name a program; those of a queue are its section's own (`Queue.PROGRAMS`).
 EVALUATE_PROGRAMS = ("command", "recipe", "include_path")
+# Those of a metric. A function of the person's own stands in `recipe.components` too.
+METRIC_PROGRAMS = ("command", "include_path")
 # Samplers whose state in the study is a pickle.
 PICKLING_SAMPLERS = ("CmaEsSampler",)
 
@@ -28,6 +30,7 @@ def programs(settings: Settings) -> Iterator[tuple[str, Any]]:
     for name, section, keys in (
         ("queue", settings.queue, settings.queue.PROGRAMS),
         ("evaluate", settings.evaluate, EVALUATE_PROGRAMS),
+        *((f"metric.{name}", section, METRIC_PROGRAMS) for name, section in settings.metrics.items()),
     ):
         for field in dataclasses.fields(section):
             value = getattr(section, field.name)

@@ -25,6 +25,7 @@ from trainer.room import append_line, read_text
 
 EXITING = 0x4  # PF_EXITING of the flags in /proc/PID/stat: the process runs nothing of its program any more
 PAUSE_SECONDS = 0.002
+END_SECONDS = 20.0  # between an outcome, or a fence, and the end of its process on a busy machine
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,28 +67,41 @@ def read_marks(directory: Path) -> list[Mark]:
     return [Mark(**json.loads(line)) for line in (read_text(directory / "log") or "").splitlines()]
 
 
-def check_executions(directory: Path, overlapping: Collection[int] = ()) -> None:
-    """No trial was trained by two processes at once, and no attempt twice; and none is being trained now.
+def check_executions(directory: Path, overlapping: Collection[int] = (), seconds: float = END_SECONDS) -> None:
+    """No trial was trained by two processes at once, and no attempt twice; and none goes on being trained.
 
     Args:
         overlapping: trials of which an attempt may have trained beside a later one, since nobody could end it: its
             node was silent, or its job was taken after all. A fence or a run of its own keeps it apart.
+        seconds: how long a process may take that has an end, but has not left it yet.
 
     Raises:
         AssertionError: it names the trial, the attempts and the processes.
     """
-    marks = read_marks(directory)
-    begun = [mark for mark in marks if mark.what == "begin"]
-    ended = {(mark.trial, mark.attempt, mark.pid): mark.at for mark in marks if mark.what == "end"}
+    begun, ended = _begun_and_ended(directory)
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline and any(_goes_on(mark, ended) for mark in begun):
+        time.sleep(0.05)
+        begun, ended = _begun_and_ended(directory)
     assert begun, f"{directory} has no marks: nothing was trained, or nobody left any"
     twice = [key for key, count in Counter((mark.trial, mark.attempt) for mark in begun).items() if count > 1]
     assert not twice, f"trained twice, as (trial, attempt): {twice}"
     for mark in begun:
         where = f"trial {mark.trial}: process {mark.pid} began attempt {mark.attempt}"
         assert mark.beside is None or mark.trial in overlapping, f"{where} at the same time as process {mark.beside}"
-        over = (mark.trial, mark.attempt, mark.pid) in ended or not _runs(mark.pid)
-        assert over, f"{where}, and still trains it"
+        assert not _goes_on(mark, ended), f"{where}, and still trains it"
     _check_times([mark for mark in begun if mark.trial not in overlapping], ended)
+
+
+def _begun_and_ended(directory: Path) -> tuple[list[Mark], dict[tuple[int, int, int], int]]:
+    """The marks of beginnings, and when which execution ended."""
+    marks = read_marks(directory)
+    ended = {(mark.trial, mark.attempt, mark.pid): mark.at for mark in marks if mark.what == "end"}
+    return [mark for mark in marks if mark.what == "begin"], ended
+
+
+def _goes_on(mark: Mark, ended: Collection[tuple[int, int, int]]) -> bool:
+    return (mark.trial, mark.attempt, mark.pid) not in ended and _runs(mark.pid)
 
 
 def _check_times(begun: list[Mark], ended: dict[tuple[int, int, int], int]) -> None:

@@ -29,7 +29,7 @@ TYPED = (
     ("sweep sta\tfi\t", ["status", "first"]),
     ("sweep run que\t=loc\t", ["run", "queue=local"]),
     ("sweep run search.tri\t8", ["run", "search.trials=8"]),
-    ("sweep run expe\tde\t--det\t", ["run", "experiment=demo", "--detach"]),
+    ("sweep run expe\tgs\t--det\t", ["run", "experiment=gsm8k_base1m", "--detach"]),
     ("sweep run queue=slurm queue.slurm_part\tgpu", ["run", "queue=slurm", "queue.slurm_partition=gpu"]),
     ("sweep run --config-d\tmy\t experiment=mi\t", ["run", "--config-dir", "my/", "experiment=mine"]),
     ("sweep queue cre\tqueue=launch_d\t", ["queue", "create", "queue=launch_docker"]),

@@ -44,6 +44,10 @@ def room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Room:
 NAMED: dict[str, tuple[str, ...]] = {
     "evaluate.command": ("evaluate=command", 'evaluate.command="python score.py {output}"'),
     "evaluate.recipe": ("evaluate=torchtune", "evaluate.config=eleuther_evaluation", "evaluate.recipe=mine.py"),
+    "metric.mine.command": (
+        "objective.metrics.mine.direction=maximize",
+        "metric.mine={source: command, command: [python, score.py]}",
+    ),
     "recipe.components": ("recipe.components=[mine]",),
     "wandb.hook": ("recipe.components=[mine]", "wandb.hook=mine.values"),
     "wandb.init.settings": ("+wandb.init.settings.program=x",),
