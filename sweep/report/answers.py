@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from trainer.shortening import short_text
 # Rows that are shown of each metric.
 SHOWN = 6
 LONGEST = 600
+# Characters with which all prompts begin, from which on they are left out.
+SHARED = 40
 MOST_BYTES = 4_000_000
 # The milestone under which the answers of the base stand.
 BASE = 0
@@ -67,7 +70,7 @@ def answers_of(room: Room, trial: int, metrics: Sequence[str]) -> list[Answers]:
         rows = _read(path)
         base = _read(_of_base(room, metric))
         if rows:
-            chosen = [_with_base(answer, base) for answer in _chosen(list(rows.values()))]
+            chosen = [_with_base(answer, base) for answer in _chosen(_without_shared(list(rows.values())))]
             shown.append(Answers(metric, trial, milestone, len(rows), chosen))
     return shown
 
@@ -129,6 +132,20 @@ def _text(value: Any) -> str:
     if isinstance(value, list):
         return short_text(" | ".join(map(str, value)), LONGEST)
     return "" if value is None else short_text(str(value), LONGEST)
+
+
+def _without_shared(answers: Sequence[Answer]) -> list[Answer]:
+    """The answers without the words with which all prompts begin, such as those of Alpaca's template."""
+    prompts = [answer.prompt for answer in answers if answer.prompt]
+    first, last = min(prompts, default=""), max(prompts, default="")  # what these two share, all between them do
+    equal = takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False))
+    shared = "".join(letter for letter, _ in equal) if first != last else ""
+    shared = shared[: max(shared.rfind(" "), shared.rfind("\n")) + 1]
+    if len(shared) < SHARED:
+        return list(answers)
+    return [
+        replace(answer, prompt=f"… {answer.prompt[len(shared) :]}") if answer.prompt else answer for answer in answers
+    ]
 
 
 def _chosen(answers: Sequence[Answer]) -> list[Answer]:

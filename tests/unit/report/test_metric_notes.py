@@ -154,6 +154,17 @@ def test_the_newest_answers_stand_beside_the_references_and_the_base(tmp_path: P
     assert "&lt;script&gt;alert(1)" in text
 
 
+def test_what_all_prompts_begin_with_is_left_out(tmp_path: Path) -> None:
+    template = "Below is an instruction that describes a task, and a question that follows: What is "
+    lines = [{"row": n, "prompt": f"{template}{word}?", "answer": "", "score": 0} for n, word in enumerate("ab")]
+    written(Room(tmp_path), 0, "em.1.jsonl", [*lines, {"row": 7, "answer": "x", "score": 1}])
+    (shown,) = answers_of(Room(tmp_path), 0, ["em"])
+    assert [answer.prompt for answer in shown.rows] == ["… a?", "… b?", ""]
+    written(Room(tmp_path), 0, "em.2.jsonl", lines[:1])
+    (shown,) = answers_of(Room(tmp_path), 0, ["em"])
+    assert shown.rows[0].prompt.startswith("Below is"), "one prompt is shown whole"
+
+
 def test_each_other_metric_has_a_history_with_the_line_of_the_base() -> None:
     rows = (row(0, report(1, em=0.1, peak_memory_gib=2.0), report(2, em=0.2, peak_memory_gib=2.5)), row(1))
     (plot,) = metric_histories(state(*rows, base_scores={"peak_memory_gib": 1.0}))
