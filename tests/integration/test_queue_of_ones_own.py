@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import fcntl
 import re
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from sweep.errors import ConfigError
+from sweep.model.states import JobState
 from sweep.report.plan import make_plan
+from sweep.wiring.backends import make_dispatcher
 from sweep.wiring.compose import Composed, compose_config, freeze
 from tests.helpers.cli import SMALL, status, sweep
 from tests.helpers.own_queue import install_own_queue, write_own_queue
+from tests.helpers.waiting import until
 from trainer.room import Room, held, read_json
 
 
@@ -47,6 +54,23 @@ def test_plan_shows_what_it_would_start(conf: Path, rooms: Path) -> None:
     plan = make_plan(composed(conf).settings, 1, measure=False)
     assert plan.workers == 2
     assert re.match(r"nice -n 10 \S+ -P -m trainer serve --lock-held --room \S+ --worker w0001", plan.preview)
+
+
+def test_it_ends_a_worker_by_what_its_lock_says(conf: Path, rooms: Path, tmp_path: Path) -> None:
+    settings, room = composed(conf).settings, Room(tmp_path / "room")
+    files = room.worker("w0001")
+    files.path.mkdir(parents=True)
+    code = "import time; from trainer.identity import own_identity; print(own_identity(), flush=True); time.sleep(600)"
+    with files.lock.open("a+") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        worker = subprocess.Popen([sys.executable, "-c", code], stdout=lock, start_new_session=True)
+    until(lambda: files.lock.read_text().endswith("\n"), worker)
+    dispatcher = make_dispatcher(room, settings)
+    assert dispatcher.poll()["w0001"].state is JobState.RUNNING
+    dispatcher.cancel(["w0001"])
+    assert worker.wait() == -signal.SIGKILL
+    assert dispatcher.poll()["w0001"].state is JobState.GONE
+    dispatcher.cancel(["w0001"])
 
 
 @pytest.mark.parametrize(
