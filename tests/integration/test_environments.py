@@ -158,15 +158,18 @@ def test_two_times_ctrl_c_ends_a_sweep_in_any_terminal(tmp_path: Path, size: tup
 
 
 def test_ctrl_c_while_the_data_are_counted_leaves_no_process(tmp_path: Path) -> None:
-    env = environment(tmp_path)
-    words = ("run", "experiment=demo", "objective.milestone_tokens=null", "name=a")
+    """The data take as long as it needs until the key was pressed."""
+    (tmp_path / "endless.py").write_text("import time\n\ndef rows(tokenizer, **options):\n    time.sleep(3600)\n")
+    env = environment(tmp_path, PYTHONPATH=str(tmp_path))
+    data = ("recipe.components=[endless]", "recipe.overrides.dataset._component_=endless.rows")
+    words = ("run", "experiment=demo", *data, "objective.milestone_tokens=null", "name=a")
     with Terminal(command(*words), environment=env) as terminal:
         terminal.wait_for("counting the data")
         until(lambda: descendants(terminal.process.pid), terminal.process)
         children = descendants(terminal.process.pid)
         terminal.press(INTERRUPT)
-        assert terminal.wait(120) == 130
-        until(lambda: not any(Path(f"/proc/{child}").exists() for child in children), seconds=30)
+        assert terminal.wait(600) == 130
+        until(lambda: not any(Path(f"/proc/{child}").exists() for child in children))
     assert "Traceback" not in terminal.text
 
 
