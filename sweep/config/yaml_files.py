@@ -72,8 +72,7 @@ def parse_yaml(text: str, where: str) -> DictConfig | ListConfig:
         ConfigError: it is no YAML, holds what no configuration can, or is out of bounds.
     """
     try:
-        _check_bounds(text, where)
-        value = _value_of(text)
+        value = _value_of(text, where)
     except yaml.YAMLError as error:
         raise ConfigError(f"{where}{yaml_reason(error, text)}") from error
     if value is not None and not isinstance(value, dict | list):
@@ -87,11 +86,20 @@ def parse_yaml(text: str, where: str) -> DictConfig | ListConfig:
     return config
 
 
-def _value_of(text: str) -> Any:
-    """What a text describes. If libyaml cannot read it, the parser with the better words for errors says why."""
+def _value_of(text: str, where: str) -> Any:
+    """What a text describes, after its bounds were checked.
+
+    If libyaml cannot read it, the other parser says why, in better words.
+    """
     with suppress(yaml.YAMLError, UnicodeError):
-        return yaml.load(text, Loader=_FastLoader)
-    return yaml.load(text, Loader=_Loader)
+        return _read_by(_FastLoader, text, where)
+    return _read_by(_Loader, text, where)
+
+
+def _read_by(loader: Any, text: str, where: str) -> Any:
+    """What a text describes. It is refused first if it is nested too deeply, or if its aliases stand for too much."""
+    _count(yaml.parse(text, Loader=loader), where)
+    return yaml.load(text, Loader=loader)
 
 
 def yaml_reason(error: yaml.YAMLError, text: str = "") -> str:
@@ -123,18 +131,6 @@ def yaml_reason(error: yaml.YAMLError, text: str = "") -> str:
 def _place(before: str) -> str:
     line = before.count("\n") + 1
     return f", line {line}, column {len(before) - (before.rfind(chr(10)) + 1) + 1}"
-
-
-def _check_bounds(text: str, where: str) -> None:
-    """Refuse a text that is nested too deeply, or whose aliases stand for too much."""
-    fast = getattr(yaml, "CSafeLoader", None)
-    if fast is not None:
-        try:
-            _count(yaml.parse(text, Loader=fast), where)
-            return
-        except yaml.YAMLError:
-            pass
-    _count(yaml.parse(text, Loader=yaml.SafeLoader), where)
 
 
 def _count(events: Iterable[Any], where: str) -> None:

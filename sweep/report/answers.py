@@ -157,6 +157,4 @@ def _chosen(answers: Sequence[Answer]) -> list[Answer]:
 
 def _with_base(answer: Answer, base: dict[int, Answer]) -> Answer:
     other = base.get(answer.row)
-    if other is None:
-        return answer
-    return Answer(answer.row, answer.prompt, answer.reference, answer.answer, answer.score, other.answer)
+    return answer if other is None else replace(answer, base=other.answer)
